@@ -1,0 +1,109 @@
+"""A run's state on disk: whole or not there, verified when read, the newest valid one first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.config import Config, setting
+from lorakit.project import write_json
+
+STATE, COMPLETE = "state.pt", "COMPLETE.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig(Config):
+    """When and what to save; none of it changes the result."""
+
+    every_epochs: int = setting(1, help="export a LoRA file after every so many epochs; 0: not by epochs", minimum=0)
+    every_steps: int = setting(0, help="export a LoRA file after every so many steps; 0: not by steps", minimum=0)
+    every_minutes: float = setting(
+        10.0, help="save the state for resuming at least this often; 0: only with exports", minimum=0
+    )
+    keep_states: int = setting(2, help="states kept for resuming; the older ones are removed", minimum=2, maximum=100)
+    dtype: str = setting("fp16", help="precision of exported files", choices=("fp16", "bf16", "fp32"))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `newest` found: the state (None: start from the beginning) and why newer ones were passed over."""
+
+    state: dict[str, Any] | None
+    problems: tuple[str, ...]
+
+
+def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Save `state` as that of `step`: written aside, flushed, renamed, marked complete last; then old ones removed.
+
+    A kill at any moment leaves the states before intact. Raises ValueError if a tensor of the adapter is not finite.
+    """
+    import torch
+
+    broken = [name for name, weight in state["adapter"].items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(
+            f"The state of step {step} was not saved: {len(broken)} weights are not finite, the first is {broken[0]}."
+        )
+    folder, aside = states / f"{step:08d}", states / f".{step:08d}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with open(aside / STATE, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    digest, size = _digest(aside / STATE), (aside / STATE).stat().st_size
+    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of this step, or the same state again
+    os.replace(aside, folder)
+    write_json(folder / COMPLETE, {"step": step, "sha256": digest, "bytes": size})
+    whole = [found for found in _folders(states) if (found / COMPLETE).exists()]
+    for old in set(_folders(states)) - set(whole[:keep]):
+        shutil.rmtree(old)
+    return folder
+
+
+def newest(states: Path) -> Found:
+    """The newest state that is whole, with a sentence for every newer one that is not."""
+    import torch
+
+    problems: list[str] = []
+    for folder in _folders(states):
+        problem = _problem(folder)
+        if problem is None:
+            return Found(torch.load(folder / STATE, map_location="cpu", weights_only=True), tuple(problems))
+        problems.append(f"The state of step {int(folder.name)} is passed over: {problem}.")
+    return Found(None, tuple(problems))
+
+
+def _folders(states: Path) -> list[Path]:
+    return sorted((p for p in states.glob("[0-9]*") if p.is_dir()), reverse=True)
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a state cannot be used, or None."""
+    if not (folder / COMPLETE).exists():
+        return f"{COMPLETE} is missing, so it was not written to the end"
+    try:
+        mark = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        size, digest = mark["bytes"], mark["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return f"{COMPLETE} is damaged"
+    if not (folder / STATE).exists():
+        return f"{STATE} is missing"
+    if (folder / STATE).stat().st_size != size:
+        return f"{STATE} has {(folder / STATE).stat().st_size} bytes instead of {size}"
+    if _digest(folder / STATE) != digest:
+        return f"{STATE} is damaged (its SHA-256 differs)"
+    return None
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

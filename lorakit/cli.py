@@ -1,0 +1,238 @@
+"""The same verbs for a terminal: `lorakit train`, `status`, `grid`, `export`, `doctor`, `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lorakit.errors import UserError
+
+BAD_INPUT = 2  # exit status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 1 for a check that failed, 2 (with one message) for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except UserError as error:
+        print(f"lorakit: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lorakit", description="Train LoRAs for diffusion models; stop and resume exactly."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(verb, help: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(verb.__name__.lstrip("_"), help=help, description=help)
+        made.set_defaults(verb=verb)
+        return made
+
+    demo = add(_demo, "train, compare and export on the embedded base model; leaves everything in one folder")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="the folder (default: demo-output)")
+
+    doctor = add(_doctor, "what this machine has and what to do about what is missing")
+    doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project is to be")
+
+    train = add(_train, "train a run; the same command again goes on from its newest state")
+    train.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    train.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
+    train.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, e.g. adapter.rank=32"
+    )
+
+    status = add(_status, "the runs of a project")
+    status.add_argument("project", type=Path)
+    status.add_argument("--json", action="store_true", help="machine-readable")
+
+    grid = add(_grid, "an XY grid of a run's LoRA files")
+    grid.add_argument("project", type=Path)
+    grid.add_argument("--run", default="run1", metavar="NAME")
+    grid.add_argument(
+        "--x",
+        default="checkpoint",
+        metavar="AXIS[=VALUES]",
+        help="checkpoint (all, with the LoRA off first), strength=0.6,0.8,1, seed=1,2, prompt='one | two'",
+    )
+    grid.add_argument("--y", default="strength=0.6,0.8,1", metavar="AXIS[=VALUES]", help="as --x")
+    grid.add_argument("--prompt", help="where no axis is prompt (default: the first sample prompt, or the trigger)")
+    grid.add_argument("--name", default="grid", help="folder of the grid inside the run (default: grid)")
+    grid.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="look of the pictures, e.g. steps=30"
+    )
+
+    export = add(_export, "check a run's LoRA file and copy it out")
+    export.add_argument("project", type=Path)
+    export.add_argument("--run", default="run1", metavar="NAME")
+    export.add_argument("--step", type=int, help="default: the newest")
+    export.add_argument("--output", type=Path, default=Path(), help="folder or file name (default: here)")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from lorakit.demo.quickstart import execute
+
+    execute(options.output)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from lorakit.doctor import examine
+
+    for finding in examine(options.folder.absolute()):
+        print(f"{finding.name:16} {finding.value}" + (f"   ! {finding.cure}" if finding.cure else ""))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from lorakit.config import from_dict, read_yaml, to_dict
+    from lorakit.project import Project
+    from lorakit.run import RunConfig, read_config, start
+    from lorakit.train import train
+
+    run = Project(options.project).run(options.run)
+    if options.config:
+        settings = read_yaml(options.config)
+    else:
+        settings = to_dict(read_config(run)) if run.exists() else {"model": {"family": "sd15"}}
+    start(run, from_dict(RunConfig, _with(settings, options.set)))
+    for event in train(run):
+        _print(event)
+    return 0
+
+
+def _with(settings: dict, changes: list[str]) -> dict:
+    from lorakit.config import ConfigError, assign
+
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: write it as key=value, e.g. adapter.rank=32.")
+        assign(settings, name, value)
+    return settings
+
+
+def _print(event) -> None:
+    """One line on the terminal; steps overwrite each other there, and are thinned out in a log file."""
+    from lorakit import events
+
+    if isinstance(event, events.Stepped):
+        loss = "left out" if event.loss is None else f"{event.loss:.4f}"
+        line = f"step {event.step}  epoch {event.epoch}  loss {loss}  lr {event.lr:.2e}"
+        line += f"  {event.images_per_second:.2f} images/s"
+        if sys.stdout.isatty():
+            print(f"\r{line}  {event.memory_gb:.1f} GB  ", end="", flush=True)
+        elif event.step % 10 == 0:
+            print(line, flush=True)
+        return
+    told = {
+        events.Started: "{images} pictures, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
+        events.Progress: "encoding {what}: {done} of {total}",
+        events.Saved: "saved step {step}  {lora}  {matched}",
+        events.Sampled: "sample {image}",
+        events.Warned: "! {text}",
+        events.Stopped: "stopped after step {step}: {reason}",
+        events.Finished: "finished after step {step}: {lora}",
+    }
+    print(("\n" if sys.stdout.isatty() else "") + told[type(event)].format(**vars(event)), flush=True)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from lorakit.project import Project, ProjectError
+    from lorakit.status import project_status
+
+    project = Project(options.project)
+    if not project.folder.is_dir():
+        raise ProjectError(f"{project.folder} does not exist; name the folder of a project.")
+    found = project_status(project)
+    if options.json:
+        print(json.dumps([vars(run) for run in found], indent=1, ensure_ascii=False))
+        return 0
+    for run in found:
+        loss = "" if run.loss is None else f"  loss {run.loss:.4f}"
+        print(
+            f"{run.name:20} {run.state:9} step {run.step} of {run.steps}{loss}"
+            f"  saved at {run.saved_step}, {len(run.loras)} files"
+        )
+    if not found:
+        print(f"No runs yet in {project.folder}.")
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from lorakit.config import from_dict, to_dict
+    from lorakit.grid import Done, grid
+    from lorakit.project import Project
+    from lorakit.run import read_config
+    from lorakit.sample import PaintConfig
+
+    run = Project(options.project).run(options.run)
+    config = read_config(run)
+    look = {name: value for name, value in to_dict(config.sample).items() if name in PaintConfig.__dataclass_fields__}
+    prompt = options.prompt or next(iter(config.sample.prompts), config.data.trigger)
+    for event in grid(
+        run,
+        _axis(options.x, run),
+        _axis(options.y, run),
+        prompt=prompt,
+        name=options.name,
+        look=from_dict(PaintConfig, _with(look, options.set)),
+    ):
+        print(
+            f"grid {event.picture}\nrecord {event.record}"
+            if isinstance(event, Done)
+            else f"picture {event.done} of {event.total}",
+            flush=True,
+        )
+    return 0
+
+
+def _axis(text: str, run):
+    from lorakit.config import ConfigError
+    from lorakit.grid import OFF, Axis
+
+    name, _, values = text.partition("=")
+    if name == "checkpoint" and not values:
+        return Axis(name, (OFF, *run.lora_steps()))
+    items = [item.strip() for item in values.split("|" if name == "prompt" else ",") if item.strip()]
+    kinds = {
+        "checkpoint": lambda item: item if item == OFF else int(item),
+        "strength": float,
+        "seed": int,
+        "prompt": str,
+    }
+    try:
+        values = (
+            tuple(kinds[name](item) for item in items) if name in kinds else tuple(items)
+        )  # Axis refuses other names
+    except ValueError:
+        raise ConfigError(f"{text} is not an axis: {name} wants numbers, e.g. {name}=1,2.") from None
+    return Axis(name, values)
+
+
+def _export(options: argparse.Namespace) -> int:
+    import shutil
+
+    from lorakit.project import Project, ProjectError
+    from lorakit.run import read_config
+
+    run = Project(options.project).run(options.run)
+    read_config(run)
+    steps = run.lora_steps()
+    step = options.step if options.step is not None else max(steps, default=None)
+    if step not in steps:
+        raise ProjectError(
+            f"Run {run.name!r} has no LoRA file of step {step}; it has {', '.join(map(str, steps)) or 'none yet'}."
+        )
+    from lorakit.grid import Painter
+
+    matched = Painter(run).check(step)
+    target = shutil.copy2(run.lora_file(step), options.output)
+    print(f"{target}: {matched} modules matched")
+    return 0

@@ -1,0 +1,236 @@
+"""Settings that know their help, unit and range; a Config that checks itself; YAML both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import UserError
+
+
+class ConfigError(UserError):
+    """One or more settings are wrong; the message names each with what was given and what is allowed."""
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    help: str,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Callable[[], typing.Iterable[Any]] | tuple | None = None,
+) -> Any:
+    """A field of a Config: its default, one line of help, unit, closed range and allowed values.
+
+    `choices` is a tuple, or a function of no argument that returns one (for registries that are read late).
+    """
+    described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=described)
+    return field(default=default, metadata=described)
+
+
+def part(
+    config_class: type[Config] | None = None,
+    *,
+    tag: str = "",
+    variants: Callable[[str], type[Config]] | None = None,
+    help: str,
+    free: bool = False,
+) -> Any:
+    """A field that holds another Config.
+
+    With `variants`, the value of the part's own field `tag` chooses its class (a model family owns its Config).
+    A `free` part may change between the sessions of one run: it does not decide the result.
+    """
+    described = {"help": help, "tag": tag, "variants": variants, "free": free}
+    return field(default_factory=config_class, metadata=described) if config_class else field(metadata=described)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of all configs: frozen, keyword-only, checked on construction (ConfigError names every problem)."""
+
+    def __post_init__(self) -> None:
+        problems = [problem for f in dataclasses.fields(self) for problem in _problems(self, f)]
+        problems += self.conflicts()
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def conflicts(self) -> list[str]:
+        """Sentences about settings that do not go together; a Config overrides this."""
+        return []
+
+
+def _hints(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
+
+
+def _problems(config: Config, f: dataclasses.Field) -> list[str]:
+    value, meta = getattr(config, f.name), f.metadata
+    if isinstance(value, Config):
+        return []
+    wanted = _hints(type(config))[f.name]
+    if not _fits(value, wanted):
+        return [f"{f.name} is {value!r}, but {_type_name(wanted)} is wanted: {meta['help']}."]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = meta["minimum"], meta["maximum"]
+        if (low is not None and value < low) or (high is not None and value > high) or value != value:
+            return [
+                f"{f.name} is {value!r}; allowed is {_range(low, high)}{' ' + meta['unit'] if meta['unit'] else ''}: "
+                f"{meta['help']}."
+            ]
+    allowed = choices_of(f)
+    if allowed is not None and value not in allowed:
+        hint = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+        return [
+            f"{f.name} is {value!r}; allowed are {', '.join(map(str, allowed))}."
+            + (f" Did you mean {hint[0]}?" if hint else "")
+        ]
+    return []
+
+
+def choices_of(f: dataclasses.Field) -> tuple | None:
+    """The allowed values of a field, or None when any value of its type and range will do."""
+    choices = f.metadata["choices"]
+    return tuple(choices()) if callable(choices) else choices
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    origin = typing.get_origin(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(wanted))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(wanted)[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted)
+
+
+def _type_name(wanted: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if typing.get_origin(wanted) is tuple:
+        return "a list"
+    return names[wanted] if wanted in names else str(wanted)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"{low} to {high}"
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict of a config, ready for YAML or JSON (tuples become lists)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
+    """The config that `data` describes. Raises ConfigError for unknown names and bad values, each with its path."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path or 'the configuration'} is {data!r}, but a table of settings is wanted.")
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    problems = [_unknown(name, list(fields), path) for name in data if name not in fields]
+    values = {}
+    hints = _hints(config_class)
+    for name, f in fields.items():
+        try:
+            if name in data:
+                values[name] = _parse(data[name], f, hints[name], f"{path}{name}")
+            elif f.default is MISSING and f.default_factory is MISSING:
+                problems.append(f"{path}{name} is missing: {f.metadata['help']}.")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        return config_class(**values)
+    except ConfigError as error:
+        raise ConfigError("\n".join(path + line for line in str(error).splitlines())) from None
+
+
+def _unknown(name: str, known: list[str], path: str) -> str:
+    hint = difflib.get_close_matches(str(name), known, n=1)
+    return f"{path}{name} is not a setting." + (
+        f" Did you mean {path}{hint[0]}?" if hint else f" Known here: {', '.join(known)}."
+    )
+
+
+def _parse(value: Any, f: dataclasses.Field, wanted: Any, path: str) -> Any:
+    if "variants" in f.metadata:
+        inner = wanted
+        if f.metadata["variants"]:
+            tag = f.metadata["tag"]
+            if not isinstance(value, dict) or tag not in value:
+                raise ConfigError(f"{path}.{tag} is missing: it says which kind of {path} this is.")
+            inner = f.metadata["variants"](value[tag])
+        return from_dict(inner, value, path + ".")
+    if isinstance(value, list):
+        return tuple(value)
+    if wanted is float and isinstance(value, str):
+        try:  # YAML reads 1e-4 as text; people mean the number
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def to_yaml(config: Config) -> str:
+    """YAML text of a config; `from_yaml` gives back an equal one."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, not yet checked. Raises ConfigError when it is not YAML."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.") from None
+    return {} if data is None else data
+
+
+def assign(data: dict[str, Any], dotted: str, text: str) -> None:
+    """Write one `--set key.sub=value` into nested settings; the value is read as YAML (1, true, [a, b], text)."""
+    import yaml
+
+    *tables, name = dotted.split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{dotted} is not a setting: {table} is a value, not a table.")
+    data[name] = yaml.safe_load(text)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Sentences `path: old -> new` for every leaf in which two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(old) + [name for name in new if name not in old]
+        return [
+            line
+            for name in names
+            for line in differences(old.get(name, "-"), new.get(name, "-"), f"{path}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path}: {old} -> {new}"]

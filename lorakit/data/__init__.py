@@ -1,0 +1,65 @@
+"""The training data: what it is, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorakit.config import Config, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Everything about the data that decides a run's result."""
+
+    folder: str = setting(
+        "dataset",
+        help="folder with the pictures, inside the project or anywhere; "
+        "kohya's <repeats>_<name>/ and reg/ folders are understood",
+    )
+    trigger: str = setting(
+        "", help="word that calls the character or style; put first in every caption when it is missing there"
+    )
+    repeats: int = setting(
+        1, help="how often each picture of a plain folder is seen in an epoch", minimum=1, maximum=10_000
+    )
+    caption_extension: str = setting(".txt", help="ending of the caption files", choices=(".txt", ".caption"))
+    resolution: int = setting(
+        512, help="a picture's area in training is at most this squared", unit="px", minimum=64, maximum=4096
+    )
+    enable_bucket: bool = setting(True, help="keep each picture's shape (buckets); off: crop everything to a square")
+    min_bucket_reso: int = setting(256, help="shortest side of a bucket", unit="px", minimum=64, maximum=4096)
+    max_bucket_reso: int = setting(1024, help="longest side of a bucket", unit="px", minimum=64, maximum=8192)
+    bucket_reso_steps: int = setting(64, help="bucket sides are multiples of this", unit="px", minimum=8, maximum=512)
+    bucket_no_upscale: bool = setting(True, help="never enlarge a picture: small ones get a smaller bucket")
+    flip_aug: bool = setting(
+        False, help="mirror half of the pictures at random; not for characters with one-sided details"
+    )
+    shuffle_caption: bool = setting(False, help="shuffle the tags, so that none depends on its place")
+    keep_tokens: int = setting(1, help="how many first tags stay in place and are never dropped", minimum=0, maximum=64)
+    caption_variants: int = setting(
+        8, help="how many shuffles of each caption there are; each is encoded once", minimum=1, maximum=256
+    )
+    caption_dropout_rate: float = setting(0.0, help="share of pictures trained without caption", minimum=0, maximum=1)
+    caption_tag_dropout_rate: float = setting(
+        0.0, help="share of tags left out of each caption variant", minimum=0, maximum=1
+    )
+    cache_latents: bool = setting(True, help="encode each picture once and keep the result on disk; frees the VAE")
+    cache_text: bool = setting(
+        True, help="encode each caption once while the text encoder is not trained; frees the text encoder"
+    )
+
+    def conflicts(self) -> list[str]:
+        found = []
+        if self.min_bucket_reso > self.max_bucket_reso:
+            found.append(
+                f"min_bucket_reso is {self.min_bucket_reso} and max_bucket_reso {self.max_bucket_reso}; exchange them."
+            )
+        for name in ("resolution", "min_bucket_reso", "max_bucket_reso"):
+            if getattr(self, name) % self.bucket_reso_steps and self.enable_bucket:
+                found.append(
+                    f"{name} is {getattr(self, name)}; it must be a multiple of bucket_reso_steps "
+                    f"({self.bucket_reso_steps})."
+                )
+        if self.bucket_reso_steps % 8:
+            found.append(f"bucket_reso_steps is {self.bucket_reso_steps}; it must be a multiple of 8 px, one latent.")
+        return found

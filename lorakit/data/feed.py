@@ -1,0 +1,137 @@
+"""From samples to what a step needs: encoded pictures and captions, through the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.data import DataConfig, buckets, captions
+from lorakit.data.cache import Cache, Tensors
+from lorakit.data.images import open_rgb, to_tensor
+from lorakit.data.scan import DataError, Sample
+from lorakit.events import Progress
+from lorakit.randomness import rng
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: encoded pictures, captions, and how much each sample counts."""
+
+    images: list[Tensors]
+    captions: list[str]
+    weights: list[float]
+
+
+class Feed:
+    """The samples of a run as a model sees them.
+
+    Each picture is encoded alone, whether it is cached or not, so that caches change no bit of a step.
+    """
+
+    def __init__(
+        self,
+        samples: tuple[Sample, ...],
+        config: DataConfig,
+        model: Any,
+        cache: Path,
+        *,
+        seed: int,
+        prior_loss_weight: float,
+        text_is_trained: bool,
+    ):
+        self.samples, self.config, self.model, self.seed = samples, config, model, seed
+        self.prior_loss_weight = prior_loss_weight
+        self.caches_text = config.cache_text and not text_is_trained
+        self.latents, self.text = Cache(cache / "latents"), Cache(cache / "text")
+
+    def fill(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
+        """Encode what the caches lack: pictures (and mirror images), every text that can be drawn, and `prompts`."""
+        if self.config.cache_latents:
+            wanted = [(sample, flip) for sample in self.samples for flip in self._flips()]
+            yield from self._fill(
+                "pictures",
+                {self._image_path(*item): item for item in wanted},
+                self.latents,
+                lambda item: self._encode_image(*item),
+            )
+        if self.caches_text:
+            texts = [text for sample in self.samples for text in captions.texts(sample.caption, self.config, self.seed)]
+            yield from self._fill(
+                "captions", {self._text_path(text): text for text in [*texts, *prompts]}, self.text, self._encode_text
+            )
+
+    def _fill(self, what: str, wanted: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
+        missing = cache.missing(wanted)
+        for done, path in enumerate(missing, 1):
+            cache.write(path, encode(wanted[path]))
+            if done * 20 // len(missing) > (done - 1) * 20 // len(missing):  # at most 20 lines in the log
+                yield Progress(what=what, done=done, total=len(missing))
+
+    def batch(self, indexes: list[int], step: int, first_place: int) -> Batch:
+        """The micro-batch of these samples; `first_place` is the number of samples of the step before it."""
+        chosen = [self.samples[index] for index in indexes]
+        places = range(first_place, first_place + len(chosen))
+        return Batch(
+            [self._image(sample, self._drawn_flip(step, place)) for sample, place in zip(chosen, places, strict=True)],
+            [
+                captions.drawn(sample.caption, self.config, self.seed, step, place)
+                for sample, place in zip(chosen, places, strict=True)
+            ],
+            [self.prior_loss_weight if sample.is_reg else 1.0 for sample in chosen],
+        )
+
+    def conditioning(self, texts: list[str]) -> Tensors:
+        """The frozen text encoder's answer to each text, stacked, on the model's device."""
+        import torch
+
+        encoded = [
+            self.text.get(self._text_path(text), lambda text=text: self._encode_text(text))
+            if self.caches_text
+            else self._encode_text(text)
+            for text in texts
+        ]
+        return {name: torch.stack([item[name] for item in encoded]).to(self.model.device) for name in encoded[0]}
+
+    # ---- pictures ------------------------------------------------------------------------------------------------
+
+    def _flips(self) -> tuple[bool, ...]:
+        return (False, True) if self.config.flip_aug else (False,)
+
+    def _drawn_flip(self, step: int, place: int) -> bool:
+        return self.config.flip_aug and rng(self.seed, step, place, "flip").random() < 0.5
+
+    def _image(self, sample: Sample, flip: bool) -> Tensors:
+        if self.config.cache_latents:
+            return self.latents.get(self._image_path(sample, flip), lambda: self._encode_image(sample, flip))
+        return {name: tensor.cpu() for name, tensor in self._encode_image(sample, flip).items()}
+
+    def _image_path(self, sample: Sample, flip: bool) -> Path:
+        how = buckets.fit(sample.width, sample.height, self.config)
+        return self.latents.path(*self.model.image_key(), sample.digest, how.size, how.resized, how.crop, flip)
+
+    def _encode_image(self, sample: Sample, flip: bool) -> Tensors:
+        import torch
+
+        image = buckets.apply(open_rgb(sample.path), buckets.fit(sample.width, sample.height, self.config), flip=flip)
+        encoded: dict[str, torch.Tensor] = self.model.encode_image(to_tensor(image))
+        if not all(torch.isfinite(tensor).all() for tensor in encoded.values()):
+            raise DataError(
+                f"{sample.name} becomes not-a-number in the VAE, which is broken or overflows in its precision."
+            )
+        return encoded
+
+    # ---- captions ------------------------------------------------------------------------------------------------
+
+    def _text_path(self, text: str) -> Path:
+        return self.text.path(*self.model.text_key(), text)
+
+    def _encode_text(self, text: str) -> Tensors:
+        import torch
+
+        with torch.no_grad():
+            return {name: tensor[0] for name, tensor in self.model.encode_text([text]).items()}

@@ -1,0 +1,48 @@
+"""Reading one picture file as upright RGB, and as the tensor that a VAE wants."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+
+from lorakit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+
+
+class ImageError(UserError):
+    """A file cannot be used as a picture; the message says what it is."""
+
+
+def open_rgb(source: Path | bytes) -> Image.Image:
+    """The picture, upright (EXIF), RGB, transparency on white; of an animation the first frame.
+
+    Raises ImageError for anything that is not a whole picture.
+    """
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        raise ImageError(f"not a readable picture ({error})") from None
+    if image.mode.startswith(("I;16", "I")):
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """float32 [3, height, width] in -1..1."""
+    import numpy as np
+    import torch
+
+    pixels = np.asarray(image, dtype=np.float32) / 127.5 - 1.0
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

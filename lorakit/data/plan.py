@@ -1,0 +1,61 @@
+"""Which samples each step trains: a function of (seed, epoch), with nothing to rewind after a resume."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from math import ceil
+
+from lorakit.randomness import rng
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run.
+
+    `buckets` holds, for each bucket, the sample indexes of one epoch: each index stands there `repeats` times.
+    A micro-batch has one bucket's shape and at most `batch_size` samples; a step has at most `accumulation`
+    micro-batches and never reaches into the next epoch, so that every sample is seen exactly `repeats` times an epoch.
+    """
+
+    buckets: tuple[tuple[int, ...], ...]
+    batch_size: int
+    accumulation: int
+    epochs: int
+    max_steps: int  # 0: as many as the epochs have
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch; every epoch has as many."""
+        return ceil(sum(ceil(len(bucket) / self.batch_size) for bucket in self.buckets) / self.accumulation)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_steps or self.epochs * self.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 1, that step `step` (counted from 1) belongs to."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def ends_epoch(self, step: int) -> bool:
+        """True when step `step` (counted from 1) is the last of its epoch."""
+        return step % self.steps_per_epoch == 0
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The micro-batches of step `step` (counted from 1), each a list of sample indexes."""
+        first = (step - 1) % self.steps_per_epoch * self.accumulation
+        return _epoch(self, self.epoch_of(step))[first : first + self.accumulation]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch(plan: Plan, epoch: int) -> list[list[int]]:
+    """All micro-batches of an epoch: shuffled within each bucket, cut, then the batches shuffled."""
+    random = rng(plan.seed, epoch, "order")
+    batches = []
+    for bucket in plan.buckets:
+        order = random.sample(bucket, len(bucket))
+        batches += [order[i : i + plan.batch_size] for i in range(0, len(order), plan.batch_size)]
+    random.shuffle(batches)
+    return batches

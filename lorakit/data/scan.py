@@ -1,0 +1,116 @@
+"""From a folder of pictures to samples and a report of everything that is not used."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of, with_trigger
+from lorakit.data.images import EXTENSIONS, ImageError, open_rgb
+from lorakit.errors import UserError
+
+
+class DataError(UserError):
+    """The data set cannot be trained on; the message says what was found, where and what to do."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One usable picture. `name` is its path inside the data set, `digest` the SHA-256 of its bytes."""
+
+    name: str
+    path: Path
+    digest: str
+    width: int
+    height: int
+    caption: str
+    repeats: int
+    is_reg: bool = False
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All usable pictures in a fixed order, and a sentence for each file that is left out or treated specially."""
+
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+
+    def tag_frequency(self) -> dict[str, int]:
+        """How many pictures have each tag, most frequent first."""
+        counts = Counter(tag for sample in self.samples if not sample.is_reg for tag in tags_of(sample.caption))
+        return dict(counts.most_common())
+
+
+def scan(config: DataConfig, project: Path) -> Scan:
+    """Read a data set. Raises DataError when the folder is missing or holds no usable picture.
+
+    Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts; otherwise every picture
+    below the folder, with the config's repeats. A picture without caption file is called by its folder's name.
+    """
+    root = Path(project, Path(config.folder).expanduser())
+    if not root.is_dir():
+        raise DataError(f"The data folder {root} does not exist: put the pictures there or set data.folder.")
+    samples: list[Sample] = []
+    notes: list[str] = []
+    for folder, repeats, concept, is_reg in _concepts(root, config.repeats):
+        seen: dict[str, str] = {}
+        for path in _files(folder, recursive=folder == root):
+            name = path.relative_to(root).as_posix()
+            if path.suffix.lower() not in EXTENSIONS:
+                if path.suffix.lower() not in (".txt", ".caption", ".json"):
+                    notes.append(f"{name}: left out, not a picture ({', '.join(EXTENSIONS)} are).")
+                continue
+            stem = str(path.with_suffix(""))
+            if stem in seen:
+                notes.append(f"{name}: shares its caption file with {seen[stem]}; rename one of them.")
+            seen[stem] = name
+            try:
+                samples.append(_sample(path, name, repeats, concept, is_reg, config, notes))
+            except (ImageError, UnicodeDecodeError) as error:
+                notes.append(f"{name}: left out, {error}.")
+    if not any(not sample.is_reg for sample in samples):
+        raise DataError(
+            f"No usable picture in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
+            "<repeats>_<name>/ folders." + ("\n" + "\n".join(notes[:10]) if notes else "")
+        )
+    return Scan(tuple(samples), tuple(notes))
+
+
+def _concepts(root: Path, repeats: int) -> list[tuple[Path, int, str, bool]]:
+    """(folder, repeats, name, is regularization) for each concept folder, or the root itself for a plain folder."""
+    found = []
+    for parent, is_reg in ((root, False), (root / "reg", True)):
+        for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
+            match = re.fullmatch(r"(\d+)_(.+)", folder.name)
+            if match and folder.is_dir() and int(match[1]) > 0:
+                found.append((folder, int(match[1]), match[2], is_reg))
+    return found if any(not is_reg for *_, is_reg in found) else [(root, repeats, "", False), *found]
+
+
+def _files(folder: Path, recursive: bool) -> list[Path]:
+    paths = folder.rglob("*") if recursive else folder.glob("*")
+    reg = folder / "reg"
+    return sorted(
+        p for p in paths if p.is_file() and not p.name.startswith(".") and not (recursive and reg in p.parents)
+    )
+
+
+def _sample(
+    path: Path, name: str, repeats: int, concept: str, is_reg: bool, config: DataConfig, notes: list[str]
+) -> Sample:
+    data = path.read_bytes()
+    image = open_rgb(data)
+    caption_file = path.with_suffix(config.caption_extension)
+    caption = caption_file.read_text(encoding="utf-8-sig").strip().replace("\n", ", ") if caption_file.exists() else ""
+    if not caption:
+        caption = concept.replace("_", " ")
+        notes.append(
+            f"{name}: no caption in {caption_file.name}; trained as {with_trigger(caption, config.trigger)!r}."
+        )
+    if not is_reg:
+        caption = with_trigger(caption, config.trigger)
+    return Sample(name, path, hashlib.sha256(data).hexdigest(), *image.size, caption, repeats, is_reg)

@@ -1,0 +1,124 @@
+"""What can happen in a run, as frozen data, and the log file that remembers it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events; `time` is seconds since 1970, written when the event is logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """A session begins (or goes on) after `step` finished steps of `steps`."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+    images: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """Preparing: `done` of `total` things of one kind (encoding images, encoding captions) are ready."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Event):
+    """One optimizer step is done; `step` counts from 1. `loss` is None when every micro-batch of it was skipped."""
+
+    step: int
+    epoch: int
+    loss: float | None
+    lr: float  # of the denoiser: base rate x schedule (x d for optimizers that find their own rate)
+    grad_norm: float | None  # None: it was not finite, and the step changed nothing
+    skipped: int  # samples left out because their loss was not finite
+    images_per_second: float
+    memory_gb: float  # peak of the process on a CPU, of the device on a GPU; 1e9 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Event):
+    """The state after `step` is safe on disk; `lora` is the exported file, "" when only the state was saved."""
+
+    step: int
+    state: str
+    lora: str
+    matched: str  # "192/192": how many modules of the file were found again when it was read back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Event):
+    """A picture was painted with the weights after `step`; `image` is relative to the run folder."""
+
+    step: int
+    prompt: str
+    image: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know, in plain words; training goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Event):
+    """The session ended before the run did: everything up to `step` is saved."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The run is complete; `lora` is the file of its last step, relative to the run folder."""
+
+    step: int
+    lora: str
+
+
+KINDS = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
+
+
+def append(log: Path, event: Event, *, time: float) -> None:
+    """Add one line to the log; a half-written last line of a killed process is closed first."""
+    line = json.dumps(
+        {"kind": type(event).__name__.lower(), "time": round(time, 3), **dataclasses.asdict(event)}, ensure_ascii=False
+    )
+    with open(log, "ab+") as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
+def read(log: Path) -> Iterator[tuple[float, Event]]:
+    """(time, event) for every whole line of the log, oldest first; a torn line of a killed process is passed over."""
+    if not log.exists():
+        return
+    for line in log.read_bytes().splitlines():
+        try:
+            data = json.loads(line)
+        except ValueError:
+            continue
+        time, kind = data.pop("time"), data.pop("kind")
+        yield time, KINDS[kind](**data)
+
+
+def steps(log: Path) -> dict[int, Stepped]:
+    """The last `Stepped` of every step: after a resume the steps that were done again replace the first ones."""
+    return {event.step: event for _, event in read(log) if isinstance(event, Stepped)}

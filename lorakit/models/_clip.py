@@ -1,0 +1,45 @@
+"""CLIP text encoding as the Stable Diffusion families use it: long captions in chunks, clip skip."""
+
+from __future__ import annotations
+
+import torch
+
+CHUNK = 75  # caption tokens in each of CLIP's windows of 77, beside its begin and end marks
+
+
+def token_ids(tokenizer, captions: list[str], max_token_length: int) -> torch.Tensor:
+    """int64 [B, chunks, 77] with chunks = max_token_length / 75; what does not fit is cut.
+
+    Each chunk is a whole window (begin, 75 tokens, end, padding), as A1111 and ComfyUI split long prompts.
+    """
+    chunks = max_token_length // CHUNK
+    ids = tokenizer(captions, truncation=True, max_length=max_token_length + 2, add_special_tokens=True)["input_ids"]
+    rows = []
+    for row in ids:
+        tokens = row[1:-1]
+        windows = (tokens[i * CHUNK : (i + 1) * CHUNK] for i in range(chunks))
+        rows.append(
+            [
+                [tokenizer.bos_token_id, *window, tokenizer.eos_token_id]
+                + [tokenizer.pad_token_id] * (CHUNK - len(window))
+                for window in windows
+            ]
+        )
+    return torch.tensor(rows)
+
+
+def hidden_states(text_encoder: torch.nn.Module, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
+    """[B, chunks x 77, width]: the `clip_skip`-th layer from the end (1 is the last), then the final layer norm (as kohya)."""
+    output = text_encoder(ids.flatten(0, 1), output_hidden_states=True)
+    hidden = final_layer_norm(text_encoder)(output.hidden_states[-clip_skip])
+    return hidden.reshape(ids.shape[0], -1, hidden.shape[-1])
+
+
+def final_layer_norm(text_encoder: torch.nn.Module) -> torch.nn.Module:
+    """The last layer norm; transformers 5 keeps it on the model itself, older ones below `text_model`."""
+    return getattr(text_encoder, "text_model", text_encoder).final_layer_norm
+
+
+def with_text_model(module: str) -> str:
+    """The module's name below `text_model.`, as LoRA files have it whatever the installed transformers calls it."""
+    return module if module.startswith("text_model.") else f"text_model.{module}"

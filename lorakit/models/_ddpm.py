@@ -1,0 +1,50 @@
+"""The maths of DDPM training (Ho et al. 2020, arXiv:2006.11239), shared by the families that are trained so."""
+
+from __future__ import annotations
+
+import torch
+
+STEPS = 1000  # training timesteps t = 0..999
+
+
+def alphas_cumprod(scheduler: dict) -> torch.Tensor:
+    """abar_t, float32 [1000], of a diffusers scheduler configuration (beta_schedule, beta_start, beta_end)."""
+    from diffusers import DDPMScheduler
+
+    names = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+    return DDPMScheduler(STEPS, **{name: scheduler[name] for name in names if name in scheduler}).alphas_cumprod
+
+
+def draw(x0: torch.Tensor, generator: torch.Generator, noise_offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise eps, like x0, and timesteps t, int64 [B]; drawn on the CPU, moved to x0's device.
+
+    noise_offset adds a normal shift per picture and channel (crosslabs.org, "Diffusion with Offset Noise", 2023).
+    """
+    batch, channels = x0.shape[:2]
+    eps = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(0, STEPS, (batch,), generator=generator)
+    if noise_offset:
+        eps += noise_offset * torch.randn((batch, channels, 1, 1), generator=generator)
+    return eps.to(x0.device), t.to(x0.device)
+
+
+def mix(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (eq. 4); abar is [B, 1, 1, 1]."""
+    return abar.sqrt() * x0 + (1 - abar).sqrt() * eps
+
+
+def target(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """What the model should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho, arXiv:2202.00512)."""
+    return eps if prediction_type == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * x0
+
+
+def scheduler(sampler: str, config: dict):
+    """The diffusers scheduler of a sampler (ddim, euler_a, dpmpp_2m) for a base's scheduler configuration."""
+    import diffusers
+
+    name = {
+        "ddim": "DDIMScheduler",
+        "euler_a": "EulerAncestralDiscreteScheduler",
+        "dpmpp_2m": "DPMSolverMultistepScheduler",
+    }
+    return getattr(diffusers, name[sampler]).from_config(config)

@@ -1,0 +1,69 @@
+"""Which device trains and in which floating point type."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorakit.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The device and the type that the frozen model computes in; adapter weights are always float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+    name: str  # fp32, bf16 or fp16
+
+    @property
+    def scales_loss(self) -> bool:
+        """fp16 gradients would vanish without loss scaling."""
+        return self.name == "fp16"
+
+
+def choose(wanted: str) -> Precision:
+    """The precision of this machine: bf16 from compute capability 8.0, fp16 below, fp32 on a CPU.
+
+    By capability, not by torch's own answer, which counts slow emulation of bf16 as support.
+    Raises ConfigError when fp16 is asked for on a CPU.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        wanted = ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16") if cuda else "fp32"
+    if wanted == "fp16" and not cuda:
+        raise ConfigError("precision is fp16, which needs a GPU; on a CPU use auto, fp32 or bf16.")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+    return Precision(torch.device("cuda" if cuda else "cpu"), dtype, wanted)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Let equal inputs give equal bits on a GPU too; a CPU does so by itself."""
+    import torch
+
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.cudnn.benchmark = False
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far, in 1e9 bytes: of the GPU, or of this process on a CPU."""
+    import resource
+    import sys
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,78 @@
+"""The folders of a project and of a run: the only database there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import UserError
+
+
+class ProjectError(UserError):
+    """A project or run folder is not what was expected."""
+
+
+class Run:
+    """The files of one run, below `<project>/runs/<name>/`."""
+
+    def __init__(self, project: Project, name: str):
+        if not re.fullmatch(r"[\w.-]{1,64}", name):
+            raise ProjectError(f"{name!r} cannot be a run's name: use up to 64 letters, digits, '-', '_' and '.'.")
+        self.project = project
+        self.name = name
+        self.folder = project.folder / "runs" / name
+        self.config_file = self.folder / "config.yaml"
+        self.fingerprint_file = self.folder / "fingerprint.json"
+        self.log = self.folder / "events.jsonl"
+        self.states = self.folder / "states"
+        self.loras = self.folder / "lora"
+        self.samples = self.folder / "samples"
+        self.grids = self.folder / "grids"
+
+    def exists(self) -> bool:
+        """True once the run's config has been written."""
+        return self.config_file.exists()
+
+    def lora_file(self, step: int) -> Path:
+        """The exported LoRA after `step`."""
+        return self.loras / f"{self.name}-{step:06d}.safetensors"
+
+    def lora_steps(self) -> list[int]:
+        """Steps for which an exported LoRA is there, in order."""
+        found = (re.fullmatch(rf"{re.escape(self.name)}-(\d{{6,}})", p.stem) for p in self.loras.glob("*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
+
+
+class Project:
+    """One folder with everything of one training project: data set, caches, runs."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser().absolute()
+        self.dataset = self.folder / "dataset"
+        self.cache = self.folder / "cache"
+
+    def run(self, name: str) -> Run:
+        """The run of that name, which need not exist yet."""
+        return Run(self, name)
+
+    def runs(self) -> list[Run]:
+        """All runs of the project, by name."""
+        return [Run(self, p.parent.name) for p in sorted((self.folder / "runs").glob("*/config.yaml"))]
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole."""
+    write_whole(path, json.dumps(data, indent=1, ensure_ascii=False))

@@ -1,0 +1,128 @@
+"""One run: everything that decides its result, frozen before the first step and compared before every later one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lorakit import models
+from lorakit.adapters import AdapterConfig
+from lorakit.checkpoint import SaveConfig
+from lorakit.config import Config, differences, from_dict, part, read_yaml, setting, to_dict, to_yaml
+from lorakit.data import DataConfig, buckets
+from lorakit.data.plan import Plan
+from lorakit.data.scan import Scan
+from lorakit.optimizers import OptimizerConfig
+from lorakit.precision import PRECISIONS
+from lorakit.project import ProjectError, Run, write_json, write_whole
+from lorakit.randomness import seed_of
+from lorakit.sample import SampleConfig
+from lorakit.schedules import ScheduleConfig
+from lorakit.weightings import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Config):
+    """How long and how large the steps are."""
+
+    epochs: int = setting(10, help="how often every picture is seen repeats times", minimum=1, maximum=10_000)
+    steps: int = setting(0, help="stop after this many steps instead of after the epochs; 0: by epochs", minimum=0)
+    batch_size: int = setting(1, help="pictures at once; more need more memory", minimum=1, maximum=256)
+    gradient_accumulation_steps: int = setting(
+        1, help="batches summed up for one step: a larger batch without more memory", minimum=1, maximum=256
+    )
+    gradient_checkpointing: bool = setting(False, help="less memory, a quarter slower")
+    precision: str = setting(
+        "auto", help="auto: bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU", choices=PRECISIONS
+    )
+    seed: int = setting(42, help="another seed is another run of the same settings", minimum=0, maximum=2**32 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """Everything that decides a run, by part; `save` and `sample` may change between sessions."""
+
+    model: Config = part(tag="family", variants=models.config_class, help="the base model")
+    data: DataConfig = part(DataConfig, help="the pictures and captions")
+    adapter: AdapterConfig = part(AdapterConfig, help="what is trained")
+    loss: LossConfig = part(LossConfig, help="what is minimised")
+    optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
+    schedule: ScheduleConfig = part(ScheduleConfig, help="how the learning rate moves")
+    loop: LoopConfig = part(LoopConfig, help="how long")
+    save: SaveConfig = part(SaveConfig, help="when to save", free=True)
+    sample: SampleConfig = part(SampleConfig, help="when to paint samples", free=True)
+
+
+class RunChanged(ProjectError):
+    """A run was asked to go on with another config, data set or base than it began with."""
+
+
+def read_config(run: Run) -> RunConfig:
+    """The config that a run was started with. Raises ProjectError when there is no such run."""
+    if not run.exists():
+        known = ", ".join(r.name for r in run.project.runs())
+        raise ProjectError(
+            f"There is no run {run.name!r} in {run.project.folder}"
+            + (f"; its runs are {known}." if known else ", which has no runs yet.")
+        )
+    return from_dict(RunConfig, read_yaml(run.config_file))
+
+
+def start(run: Run, config: RunConfig) -> RunConfig:
+    """Freeze `config` as the run's, or check it against the one the run began with.
+
+    Parts marked free take their new values. Raises RunChanged with the list of differences.
+    """
+    if run.exists():
+        refuse_changes(run, decisive(read_config(run)), decisive(config))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(run.config_file, to_yaml(config))
+    return config
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the result, as a plain dict."""
+    return {f.name: to_dict(getattr(config, f.name)) for f in fields(config) if not f.metadata["free"]}
+
+
+def freeze_inputs(run: Run, found: Scan, base: dict[str, str]) -> None:
+    """Remember which data and base files a run is made of, or refuse to go on with others (RunChanged)."""
+    inputs = {
+        "base": base,
+        "data": {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples},
+    }
+    if run.fingerprint_file.exists():
+        refuse_changes(run, json.loads(run.fingerprint_file.read_text(encoding="utf-8")), inputs)
+    else:
+        write_json(run.fingerprint_file, inputs)
+
+
+def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise RunChanged naming every difference and the two ways on; return when there is none."""
+    found = differences(old, new)
+    if found:
+        shown = "\n".join(f"  {line}" for line in found[:20]) + (
+            f"\n  and {len(found) - 20} more" if len(found) > 20 else ""
+        )
+        raise RunChanged(
+            f"Run {run.name!r} cannot go on: it was started with something else (old -> new).\n{shown}\n"
+            "Either put back what it was and train again to resume it, or start a new run under another name."
+        )
+
+
+def make_plan(config: RunConfig, found: Scan) -> Plan:
+    """All steps of a run over its samples."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, sample in enumerate(found.samples):
+        size = buckets.fit(sample.width, sample.height, config.data).size
+        by_size.setdefault(size, []).extend([index] * sample.repeats)
+    loop = config.loop
+    return Plan(
+        tuple(tuple(by_size[size]) for size in sorted(by_size)),
+        loop.batch_size,
+        loop.gradient_accumulation_steps,
+        loop.epochs,
+        loop.steps,
+        seed_of(loop.seed, "plan"),
+    )

@@ -1,0 +1,72 @@
+"""Sample pictures while training: when, of what, and how they are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.config import Config, setting
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SAMPLERS = ("ddim", "euler_a", "dpmpp_2m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintConfig(Config):
+    """How pictures are painted, in samples and in grids."""
+
+    negative_prompt: str = setting("", help="what should not be in the pictures")
+    width: int = setting(512, help="width", unit="px", minimum=64, maximum=4096)
+    height: int = setting(512, help="height", unit="px", minimum=64, maximum=4096)
+    steps: int = setting(25, help="sampling steps", minimum=1, maximum=200)
+    guidance_scale: float = setting(7.0, help="how strictly the prompt is followed (CFG)", minimum=1, maximum=30)
+    sampler: str = setting("ddim", help="sampler", choices=SAMPLERS)
+    seed: int = setting(42, help="the noise that pictures start from", minimum=0, maximum=2**32 - 1)
+
+    def conflicts(self) -> list[str]:
+        return [
+            f"{name} is {getattr(self, name)}; it must be a multiple of 8."
+            for name in ("width", "height")
+            if getattr(self, name) % 8
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(PaintConfig):
+    """Which samples are painted while training; they change nothing in it."""
+
+    prompts: tuple[str, ...] = setting((), help="a picture is painted for each; none: no samples")
+    every_epochs: int = setting(1, help="paint after every so many epochs; 0: not by epochs", minimum=0)
+    every_steps: int = setting(0, help="paint after every so many steps; 0: not by steps", minimum=0)
+
+
+def paint(model: Any, prompt: dict, negative: dict, config: PaintConfig, seed: int) -> Image.Image:
+    """One picture from encoded texts (batch of 1) with the model's current weights."""
+    return model.paint(
+        prompt,
+        negative,
+        width=config.width,
+        height=config.height,
+        seed=seed,
+        steps=config.steps,
+        guidance_scale=config.guidance_scale,
+        sampler=config.sampler,
+    )
+
+
+def store(image: Image.Image, file: Path, parameters: dict[str, Any]) -> None:
+    """Write a PNG with its parameters inside (text chunk `parameters`, JSON), whole or not at all."""
+    import json
+    import os
+
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("parameters", json.dumps(parameters, ensure_ascii=False))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    image.save(part, "PNG", pnginfo=info)
+    os.replace(part, file)

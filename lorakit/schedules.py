@@ -1,0 +1,47 @@
+"""Learning rate schedules: factor = f(absolute step, planned steps), a row each; nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorakit.config import Config, setting
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One row: `factor(x, cycles)` for x = share of the run after warm-up, 0 <= x < 1."""
+
+    help: str
+    factor: Callable[[float, int], float]
+
+
+SCHEDULES = {
+    "constant": Schedule("the same rate all the time", lambda x, cycles: 1.0),
+    "linear": Schedule("falls evenly to zero", lambda x, cycles: 1.0 - x),
+    "cosine": Schedule("falls to zero, slowly at both ends", lambda x, cycles: (1 + math.cos(math.pi * x)) / 2),
+    "cosine_with_restarts": Schedule(
+        "falls to zero several times, jumping back up in between",
+        lambda x, cycles: (1 + math.cos(math.pi * (x * cycles % 1.0))) / 2,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """How the learning rate moves over the run."""
+
+    name: str = setting("cosine", help="shape of the learning rate over the run", choices=lambda: tuple(SCHEDULES))
+    warmup: float = setting(
+        0.0, help="rise from zero over this many steps; a value below 1 is a share of the run", minimum=0
+    )
+    cycles: int = setting(1, help="how often cosine_with_restarts falls to zero", minimum=1, maximum=100)
+
+
+def factor(config: ScheduleConfig, step: int, steps: int) -> float:
+    """What the base learning rate is multiplied with at step `step` (counted from 1) of `steps`; 0 to 1."""
+    warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    if step <= warmup:
+        return step / (warmup + 1)
+    return SCHEDULES[config.name].factor((step - 1 - warmup) / max(1, steps - warmup), config.cycles)

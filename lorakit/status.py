@@ -1,0 +1,49 @@
+"""The state of a project's runs, told from their folders alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorakit.events import Finished, Sampled, Saved, Started, Stepped, Stopped, read
+from lorakit.project import Project, Run
+
+SMOOTHING = 0.95  # share of the old value in the smoothed loss
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a run has reached."""
+
+    name: str
+    state: str  # new, started, stopped or finished
+    step: int
+    steps: int
+    loss: float | None  # smoothed over about 20 steps
+    saved_step: int  # 0: nothing saved yet
+    loras: tuple[str, ...]  # exported files, relative to the run's folder
+    newest_sample: str
+
+
+def run_status(run: Run) -> RunStatus:
+    """Read one run's log from its beginning."""
+    state, step, steps, loss, saved, sample = "new", 0, 0, None, 0, ""
+    for _, event in read(run.log):
+        if isinstance(event, Started):
+            state, step, steps = "started", event.step, event.steps
+        elif isinstance(event, Stepped):
+            step = event.step
+            if event.loss is not None:
+                loss = event.loss if loss is None else SMOOTHING * loss + (1 - SMOOTHING) * event.loss
+        elif isinstance(event, Saved):
+            saved = event.step
+        elif isinstance(event, Sampled):
+            sample = event.image
+        elif isinstance(event, (Stopped, Finished)):
+            state = type(event).__name__.lower()
+    loras = tuple(f"lora/{run.lora_file(step).name}" for step in run.lora_steps())
+    return RunStatus(run.name, state, step, steps, loss, saved, loras, sample)
+
+
+def project_status(project: Project) -> list[RunStatus]:
+    """All runs of a project, by name."""
+    return [run_status(run) for run in project.runs()]

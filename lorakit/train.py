@@ -1,0 +1,317 @@
+"""The training algorithm: a run goes from its newest state to its end, as a stream of events."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lorakit import checkpoint, events, export, optimizers, schedules
+from lorakit.adapters import Adapter
+from lorakit.config import to_dict
+from lorakit.data.feed import Feed
+from lorakit.data.scan import scan
+from lorakit.errors import UserError
+from lorakit.events import Event, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
+from lorakit.hub import fetch
+from lorakit.models import family
+from lorakit.precision import Precision, choose, make_deterministic, peak_memory_gb
+from lorakit.project import Run
+from lorakit.randomness import generator, seed_of
+from lorakit.run import RunConfig, freeze_inputs, make_plan, read_config
+from lorakit.sample import paint, store
+
+if TYPE_CHECKING:
+    import torch
+
+BAD_STEPS_IN_A_ROW = 20
+
+
+class TrainingDiverged(UserError):
+    """Losses or gradients were not finite for many steps in a row; the last good state is kept."""
+
+
+def train(run: Run) -> Iterator[Event]:
+    """Train a run (made with `lorakit.run.start`) from its newest whole state to its end.
+
+    Yields events and appends them to the run's log. SIGINT and SIGTERM finish the step, save and end with `Stopped`.
+    Raises RunChanged, DataError, ModelFileError, ConfigError before the first step, TrainingDiverged later.
+    """
+    with _stop_signals() as stop:
+        session = Session(run)
+        for event in session.events(stop):
+            events.append(run.log, event, time=time.time())
+            yield event
+
+
+class Session:
+    """One sitting of a run: what is in memory between its steps."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.config: RunConfig = read_config(run)
+        self.precision: Precision = choose(self.config.loop.precision)
+        make_deterministic(self.precision.device)
+        config = self.config
+        self.model = family(config.model.family).Model(
+            config.model, fetch(config.model.source), self.precision.device, self.precision.dtype
+        )
+        rates = {self.model.denoiser: config.optimizer.learning_rate}
+        rates |= {name: config.optimizer.text_encoder_lr for name in self.model.text_encoders}
+        self.rates = {part: rate for part, rate in rates.items() if rate > 0}
+        self.text_is_trained = any(name in self.rates for name in self.model.text_encoders)
+        self.scan = scan(config.data, run.project.folder)
+        self.plan = make_plan(config, self.scan)
+        self.feed = Feed(
+            self.scan.samples,
+            config.data,
+            self.model,
+            run.project.cache,
+            seed=config.loop.seed,
+            prior_loss_weight=config.loss.prior_loss_weight,
+            text_is_trained=self.text_is_trained,
+        )
+        self.bad_steps = 0  # in a row, up to now
+
+    def events(self, stop: threading.Event) -> Iterator[Event]:
+        """The whole sitting, top to bottom."""
+        parts = (self.model.denoiser, *self.model.text_encoders, "vae")
+        freeze_inputs(self.run, self.scan, {part: self.model.fingerprint(part) for part in parts})
+        yield from (Warned(text=note) for note in self.scan.notes)
+        for progress in self._encode():
+            yield progress
+            if stop.is_set():
+                yield Stopped(step=0, reason="stop was asked for; what is encoded is kept, train again to go on")
+                return
+        self._attach()
+        done = yield from self._resume()
+        yield Started(
+            step=done,
+            steps=self.plan.steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            images=len(self.scan.samples),
+            precision=self.precision.name,
+            device=str(self.precision.device),
+        )
+        saved_at, last_saved = time.monotonic(), done
+        for step in range(done + 1, self.plan.steps + 1):
+            stepped = self._step(step)
+            yield stepped
+            yield from self._watch(stepped)
+            exports, samples = self._due(step, self.config.save), self._due(step, self.config.sample)
+            minutes = self.config.save.every_minutes
+            if exports or stop.is_set() or (minutes and time.monotonic() - saved_at >= 60 * minutes):
+                yield self._save(step, exports)
+                saved_at, last_saved = time.monotonic(), step
+            if samples:
+                yield from self._sample(step)
+            if stop.is_set() and step < self.plan.steps:
+                yield Stopped(step=last_saved, reason="stop was asked for; train again to go on from here")
+                return
+        yield Finished(step=self.plan.steps, lora=str(self.run.lora_file(self.plan.steps).relative_to(self.run.folder)))
+
+    # ---- before the first step -----------------------------------------------------------------------------------
+
+    def _encode(self) -> Iterator[Event]:
+        """Fill the caches, then let go of everything that training does not need."""
+        sample = self.config.sample
+        yield from self.feed.fill((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
+        if self.config.data.cache_latents:
+            self.model.release("vae")
+        if self.feed.caches_text:
+            self.model.release(*self.model.text_encoders)
+
+    def _attach(self) -> None:
+        """Put the adapter on the model, and the optimizer on the adapter."""
+        import torch
+
+        config = self.config
+        self.adapter = Adapter(config.adapter, self.model, list(self.rates), config.loop.seed)
+        if config.loop.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.optimizer = optimizers.build(
+            config.optimizer, {part: (self.adapter.parameters(part), rate) for part, rate in self.rates.items()}
+        )
+        self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scales_loss)
+
+    def _resume(self) -> Iterator[Event]:
+        """Put back the newest whole state; returns how many steps it has behind it."""
+        found = checkpoint.newest(self.run.states)
+        yield from (Warned(text=problem) for problem in found.problems)
+        if found.state is None:
+            return 0
+        self.adapter.load(found.state["adapter"])
+        self.optimizer.load_state_dict(found.state["optimizer"])
+        self.scaler.load_state_dict(found.state["scaler"])
+        self.bad_steps = found.state["bad_steps"]
+        return found.state["step"]
+
+    # ---- one step ------------------------------------------------------------------------------------------------
+
+    def _step(self, step: int) -> Stepped:
+        """One optimizer step: the mean loss over all samples of its micro-batches, whatever their sizes."""
+        begun, config = time.perf_counter(), self.config
+        micro_batches = self.plan.micro_batches(step)
+        count = sum(map(len, micro_batches))
+        optimizers.set_rates(self.optimizer, schedules.factor(config.schedule, step, self.plan.steps))
+        self._stop_text_encoders(step)
+        total, good = 0.0, 0
+        for micro, indexes in enumerate(micro_batches):
+            loss = self._loss(indexes, step, micro, first_place=sum(map(len, micro_batches[:micro]))) / count
+            if math.isfinite(value := loss.item()):
+                self.scaler.scale(loss).backward()
+                total, good = total + value, good + len(indexes)
+        grad_norm = self._update(count / good) if good else None
+        return Stepped(
+            step=step,
+            epoch=self.plan.epoch_of(step),
+            loss=total * count / good if good else None,
+            lr=optimizers.effective_rate(self.optimizer),
+            grad_norm=grad_norm,
+            skipped=count - good,
+            images_per_second=count / (time.perf_counter() - begun),
+            memory_gb=peak_memory_gb(self.precision.device),
+        )
+
+    def _loss(self, indexes: list[int], step: int, micro: int, first_place: int) -> torch.Tensor:
+        """Sum of the weighted losses of one micro-batch."""
+        import torch
+
+        seed = self.config.loop.seed
+        batch = self.feed.batch(indexes, step, first_place)
+        draws = generator(seed, step, micro, "noise")
+        x0 = self.model.latents(batch.images, draws)
+        eps, t = self.model.draw(x0, draws, self.config.loss)
+        torch.manual_seed(
+            seed_of(seed, step, micro, "dropout")
+        )  # the modules' own dropout uses torch's global generator
+        text = (
+            self.model.encode_text(batch.captions) if self.text_is_trained else self.feed.conditioning(batch.captions)
+        )
+        losses = self.model.loss(x0, eps, t, text, self.config.loss)
+        return (losses * torch.tensor(batch.weights, device=losses.device)).sum()
+
+    def _update(self, share: float) -> float | None:
+        """Clip and step; returns the gradient's norm, None when it was not finite and the step was left out.
+
+        `share` is all samples over those with a finite loss, so that the gradient is the mean over the latter.
+        """
+        import torch
+
+        self.scaler.unscale_(self.optimizer)
+        weights = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if share != 1:
+            torch._foreach_mul_([p.grad for p in weights], share)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm or math.inf).item()
+        if (
+            math.isfinite(norm) or self.scaler.is_enabled()
+        ):  # the scaler leaves such a step out by itself, and learns from it
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm if math.isfinite(norm) else None
+
+    def _stop_text_encoders(self, step: int) -> None:
+        """Freeze the text encoders' adapters after their last step; without gradients an optimizer passes them over."""
+        last = self.config.optimizer.text_encoder_stop_step
+        for name in self.model.text_encoders:
+            for weight in self.adapter.parameters(name):
+                weight.requires_grad_(not last or step <= last)
+
+    def _watch(self, stepped: Stepped) -> Iterator[Warned]:
+        """Report steps that were not finite; raise TrainingDiverged when there are many in a row."""
+        if stepped.grad_norm is not None and not stepped.skipped:
+            self.bad_steps = 0
+            return
+        self.bad_steps += stepped.grad_norm is None
+        if self.bad_steps <= 1:
+            yield Warned(
+                text=f"Step {stepped.step}: {stepped.skipped} samples had a loss that is not finite, or the gradient "
+                "overflowed; they are left out. Now and then this is harmless."
+            )
+        if self.bad_steps >= BAD_STEPS_IN_A_ROW:
+            raise TrainingDiverged(
+                f"{self.bad_steps} steps in a row, up to step {stepped.step}, had no finite gradient. Likely causes: "
+                f"the learning rate is too high (it is {stepped.lr:g}: try a tenth), "
+                + (
+                    "fp16 overflows in this base (try precision bf16 or fp32), "
+                    if self.precision.name == "fp16"
+                    else ""
+                )
+                + "a broken base or VAE. The last saved state is kept; start a new run with other settings."
+            )
+
+    # ---- now and then --------------------------------------------------------------------------------------------
+
+    def _due(self, step: int, when: Any) -> bool:
+        """True when `when` (every_steps, every_epochs) falls on this step; the last step always counts."""
+        epoch = self.plan.epoch_of(step)
+        return bool(
+            step == self.plan.steps
+            or (when.every_steps and step % when.every_steps == 0)
+            or (when.every_epochs and self.plan.ends_epoch(step) and epoch % when.every_epochs == 0)
+        )
+
+    def _save(self, step: int, exports: bool) -> Saved:
+        """Save the state; with `exports` write a LoRA file first, and prove that it loads."""
+        lora, matched = "", ""
+        if exports:
+            file = self.run.lora_file(step)
+            metadata = export.metadata(self.config, self.model, self.scan, self.plan, step, self.run.name)
+            matched = export.write(file, self.adapter, self.model, metadata, self.config.save.dtype)
+            lora = str(file.relative_to(self.run.folder))
+        state = {
+            "step": step,
+            "adapter": self.adapter.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "bad_steps": self.bad_steps,
+        }
+        folder = checkpoint.write(self.run.states, step, state, self.config.save.keep_states)
+        return Saved(step=step, state=str(folder.relative_to(self.run.folder)), lora=lora, matched=matched)
+
+    def _sample(self, step: int) -> Iterator[Sampled]:
+        """Paint the sample prompts; nothing here draws from a generator that training draws from."""
+        config = self.config.sample
+        with self.model.painting():
+            for index, prompt in enumerate(config.prompts):
+                image = paint(
+                    self.model, self._encoded(prompt), self._encoded(config.negative_prompt), config, config.seed
+                )
+                file = self.run.samples / f"{step:06d}-{index:02d}.png"
+                store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
+                yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
+        if self.config.data.cache_latents:
+            self.model.release("vae")
+
+    def _encoded(self, text: str) -> dict[str, torch.Tensor]:
+        return self.feed.conditioning([text])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as if we were not here."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.set()
+        restore()
+
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,49 @@
+"""How much each timestep's error counts, and each picture's: a row for each weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorakit.config import Config, setting
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """One row: `weight(snr, prediction_type, gamma)` -> factor of the squared error, like snr [B]."""
+
+    help: str
+    weight: Callable[[torch.Tensor, str, float], torch.Tensor]
+
+
+def _none(snr: torch.Tensor, prediction_type: str, gamma: float) -> torch.Tensor:
+    return snr.new_ones(snr.shape)
+
+
+def _min_snr(snr: torch.Tensor, prediction_type: str, gamma: float) -> torch.Tensor:
+    """Hang et al. 2023, arXiv:2303.09556: min(snr, gamma) of the x0 error, said in terms of eps or v."""
+    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+
+
+WEIGHTINGS = {
+    "none": Weighting("every timestep counts alike", _none),
+    "min_snr": Weighting("easy (nearly clean) timesteps count less: steadier, usually faster learning", _min_snr),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Config):
+    """What is summed up as the loss."""
+
+    weighting: str = setting("none", help="how timesteps are weighted", choices=lambda: tuple(WEIGHTINGS))
+    min_snr_gamma: float = setting(
+        5.0, help="with min_snr: 1 is the strongest, 20 hardly does anything", minimum=0.1, maximum=20
+    )
+    noise_offset: float = setting(
+        0.0, help="helps very dark and very bright pictures; 0.05 to 0.1 when used", minimum=0, maximum=1
+    )
+    prior_loss_weight: float = setting(1.0, help="how much regularization pictures count", minimum=0, maximum=10)
