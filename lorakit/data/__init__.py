@@ -27,8 +27,8 @@ class DataConfig(Config):
         512, help="a picture's area in training is at most this squared", unit="px", minimum=64, maximum=4096
     )
     enable_bucket: bool = setting(True, help="keep each picture's shape (buckets); off: crop everything to a square")
-    min_bucket_reso: int = setting(256, help="shortest side of a bucket", unit="px", minimum=64, maximum=4096)
-    max_bucket_reso: int = setting(1024, help="longest side of a bucket", unit="px", minimum=64, maximum=8192)
+    min_bucket_reso: int = setting(256, help="shortest side of a bucket", unit="px", minimum=32, maximum=4096)
+    max_bucket_reso: int = setting(1024, help="longest side of a bucket", unit="px", minimum=32, maximum=8192)
     bucket_reso_steps: int = setting(64, help="bucket sides are multiples of this", unit="px", minimum=8, maximum=512)
     bucket_no_upscale: bool = setting(True, help="never enlarge a picture: small ones get a smaller bucket")
     flip_aug: bool = setting(
