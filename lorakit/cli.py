@@ -195,7 +195,8 @@ def _grid(options: argparse.Namespace) -> int:
 
 def _axis(text: str, run):
     from lorakit.config import ConfigError
-    from lorakit.grid import OFF, Axis
+    from lorakit.grid import Axis
+    from lorakit.painter import OFF
 
     name, _, values = text.partition("=")
     if name == "checkpoint" and not values:
@@ -217,22 +218,13 @@ def _axis(text: str, run):
 
 
 def _export(options: argparse.Namespace) -> int:
-    import shutil
-
-    from lorakit.project import Project, ProjectError
+    from lorakit.painter import deliver
+    from lorakit.project import Project
     from lorakit.run import read_config
 
     run = Project(options.project).run(options.run)
     read_config(run)
-    steps = run.lora_steps()
-    step = options.step if options.step is not None else max(steps, default=None)
-    if step not in steps:
-        raise ProjectError(
-            f"Run {run.name!r} has no LoRA file of step {step}; it has {', '.join(map(str, steps)) or 'none yet'}."
-        )
-    from lorakit.grid import Painter
-
-    matched = Painter(run).check(step)
-    target = shutil.copy2(run.lora_file(step), options.output)
-    print(f"{target}: {matched} modules matched")
+    step = options.step if options.step is not None else max(run.lora_steps(), default=0)
+    file, matched = deliver(run, step, options.output)
+    print(f"{file}: {matched} modules matched")
     return 0

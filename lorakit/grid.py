@@ -9,20 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit import export
-from lorakit.adapters import Adapter
 from lorakit.config import ConfigError, to_dict
 from lorakit.contact import labelled
 from lorakit.fingerprint import file_digest
-from lorakit.hub import fetch
-from lorakit.models import family
-from lorakit.precision import choose
-from lorakit.project import ProjectError, Run, write_json
-from lorakit.run import read_config
-from lorakit.sample import PaintConfig, paint, store
+from lorakit.painter import OFF, Painter, lora_file
+from lorakit.project import Run, write_json
+from lorakit.sample import PaintConfig, store
 
 AXES = ("checkpoint", "strength", "prompt", "seed")
-OFF = "off"  # a checkpoint value: the base model alone
 
 
 @dataclass(frozen=True)
@@ -101,17 +95,14 @@ def grid(
         checkpoint = steps[-1] if steps else OFF
     cells = _cells(x, y, Cell(0, 0, checkpoint, strength, prompt, look.seed))
     for cell in cells:
-        if cell.checkpoint != OFF and cell.checkpoint not in steps:
-            raise ProjectError(
-                f"Run {run.name!r} has no LoRA file of step {cell.checkpoint}; "
-                f"it has {', '.join(map(str, steps)) or 'none'}."
-            )
+        if cell.checkpoint != OFF:
+            lora_file(run, cell.checkpoint)
     painter = Painter(run)
     folder = run.grids / name
     files = []
     # painted checkpoint by checkpoint, so that each file is read once; stored by place
     for done, cell in enumerate(sorted(cells, key=lambda c: (str(c.checkpoint), c.strength)), 1):
-        file = painter.stored(cell, look, folder / "cells")
+        file = _stored(painter, cell, look, folder / "cells")
         files.append((cell, file))
         yield Painted(cell, file, done, len(cells))
     files.sort(key=lambda item: (item[0].row, item[0].column))
@@ -145,68 +136,14 @@ def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple
     return Done(picture, record)
 
 
-class Painter:
-    """A run's base model with its adapter, whose weights are exchanged in place."""
-
-    def __init__(self, run: Run):
-        self.run, self.config = run, read_config(run)
-        self.precision = choose(self.config.loop.precision)
-        self.model = family(self.config.model.family).Model(
-            self.config.model, fetch(self.config.model.source), self.precision.device, self.precision.dtype
-        )
-        self.base = Path(self.config.model.source).name
-        self._adapter: Adapter | None = None
-        self._checkpoint: int | str = OFF
-        self._texts: dict[str, dict] = {}
-
-    def stored(self, cell: Cell, look: PaintConfig, folder: Path) -> Path:
-        """The cell's file, painted unless it is there: its name is the hash of all that decides the picture."""
-        lora = OFF if cell.checkpoint == OFF else file_digest([self.run.lora_file(cell.checkpoint)])
-        base = [self.model.fingerprint(part) for part in (self.model.denoiser, *self.model.text_encoders, "vae")]
-        strength = 0.0 if cell.checkpoint == OFF else cell.strength
-        decides = [
-            base,
-            lora,
-            strength,
-            cell.prompt,
-            {**to_dict(look), "seed": cell.seed},
-            to_dict(self.config.model),
-            self.precision.name,
-        ]
-        file = folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
-        if not file.exists():
-            store(self._paint(cell, look), file, {**vars(cell), **to_dict(look), "seed": cell.seed, "base": self.base})
-        return file
-
-    def check(self, step: int) -> str:
-        """Load a checkpoint's file into the base; returns "matched/all". Raises LoraFileError when it does not fit."""
-        adapter = self._with(step)
-        return f"{len(adapter.layers)}/{len(adapter.layers)}"
-
-    def _paint(self, cell: Cell, look: PaintConfig):
-        import torch
-
-        adapter = self._with(cell.checkpoint)
-        adapter.set_strength(0.0 if cell.checkpoint == OFF else cell.strength)
-        with torch.no_grad(), self.model.painting():
-            return paint(self.model, self._text(cell.prompt), self._text(look.negative_prompt), look, cell.seed)
-
-    def _with(self, checkpoint: int | str) -> Adapter:
-        """The adapter with the weights of a checkpoint."""
-        if self._adapter is None:
-            parts = [self.model.denoiser]
-            if self.config.optimizer.text_encoder_lr:
-                parts += self.model.text_encoders
-            self._adapter = Adapter(self.config.adapter, self.model, parts, self.config.loop.seed)
-        if checkpoint not in (OFF, self._checkpoint):
-            self._adapter.load(export.weights(self.run.lora_file(checkpoint), self._adapter, self.model))
-            self._checkpoint = checkpoint
-        return self._adapter
-
-    def _text(self, prompt: str) -> dict:
-        """The encoded prompt; remembered while no adapter sits on the text encoder."""
-        if self.config.optimizer.text_encoder_lr:
-            return self.model.encode_text([prompt])
-        if prompt not in self._texts:
-            self._texts[prompt] = self.model.encode_text([prompt])
-        return self._texts[prompt]
+def _stored(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+    """The cell's file, painted unless it is there: its name is the hash of all that decides the picture."""
+    lora = OFF if cell.checkpoint == OFF else file_digest([painter.run.lora_file(cell.checkpoint)])
+    strength = 0.0 if cell.checkpoint == OFF else cell.strength
+    decides = [painter.fingerprint(), lora, strength, cell.prompt, {**to_dict(look), "seed": cell.seed}]
+    file = folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
+    if not file.exists():
+        painter.use(cell.checkpoint, strength)
+        image = painter.paint(cell.prompt, replace(look, seed=cell.seed))
+        store(image, file, {**vars(cell), **to_dict(look), "seed": cell.seed, "base": painter.base})
+    return file

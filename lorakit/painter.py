@@ -1,0 +1,88 @@
+"""A run's base model with its adapter, whose weights are exchanged in place: for grids and for checking files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit import export
+from lorakit.adapters import Adapter
+from lorakit.config import to_dict
+from lorakit.hub import fetch
+from lorakit.models import family
+from lorakit.precision import choose
+from lorakit.project import ProjectError, Run
+from lorakit.run import read_config
+from lorakit.sample import PaintConfig, paint
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OFF = "off"  # instead of a checkpoint's step: the base model alone
+
+
+class Painter:
+    """Paints with any checkpoint of a run at any strength; the base is loaded once."""
+
+    def __init__(self, run: Run):
+        self.run, self.config = run, read_config(run)
+        self.precision = choose(self.config.loop.precision)
+        self.model = family(self.config.model.family).Model(
+            self.config.model, fetch(self.config.model.source), self.precision.device, self.precision.dtype
+        )
+        self.base = Path(self.config.model.source).name
+        self._adapter: Adapter | None = None
+        self._checkpoint: int | str = OFF
+        self._texts: dict[str, dict] = {}
+
+    def fingerprint(self) -> list:
+        """What all pictures depend on beside the LoRA file and the look: the base, how it is used, the precision."""
+        parts = (self.model.denoiser, *self.model.text_encoders, "vae")
+        return [[self.model.fingerprint(part) for part in parts], to_dict(self.config.model), self.precision.name]
+
+    def use(self, checkpoint: int | str, strength: float = 1.0) -> str:
+        """Put a checkpoint's file (a step, or OFF) on the model; returns "matched/all" modules.
+
+        Raises ProjectError when there is no such file and LoraFileError when it does not fit.
+        """
+        if self._adapter is None:
+            parts = [self.model.denoiser]
+            if self.config.optimizer.text_encoder_lr:
+                parts += self.model.text_encoders
+            self._adapter = Adapter(self.config.adapter, self.model, parts, self.config.loop.seed)
+        if checkpoint not in (OFF, self._checkpoint):
+            self._adapter.load(export.weights(lora_file(self.run, checkpoint), self._adapter, self.model))
+            self._checkpoint = checkpoint
+        self._adapter.set_strength(0.0 if checkpoint == OFF else strength)
+        return f"{len(self._adapter.layers)}/{len(self._adapter.layers)}"
+
+    def paint(self, prompt: str, look: PaintConfig) -> Image.Image:
+        """One picture with the weights in use."""
+        import torch
+
+        with torch.no_grad(), self.model.painting():
+            return paint(self.model, self._text(prompt), self._text(look.negative_prompt), look, look.seed)
+
+    def _text(self, prompt: str) -> dict:
+        """The encoded prompt; remembered while no adapter sits on the text encoder."""
+        if self.config.optimizer.text_encoder_lr:
+            return self.model.encode_text([prompt])
+        if prompt not in self._texts:
+            self._texts[prompt] = self.model.encode_text([prompt])
+        return self._texts[prompt]
+
+
+def lora_file(run: Run, step: int) -> Path:
+    """The exported file of a step. Raises ProjectError naming those that are there."""
+    steps = run.lora_steps()
+    if step not in steps:
+        there = ", ".join(map(str, steps)) or "none yet"
+        raise ProjectError(f"Run {run.name!r} has no LoRA file of step {step}; it has {there}.")
+    return run.lora_file(step)
+
+
+def deliver(run: Run, step: int, target: Path) -> tuple[Path, str]:
+    """Load a step's file into the base once more, then copy it to `target` (a folder or file); returns it and "matched/all"."""
+    matched = Painter(run).use(step)
+    return Path(shutil.copy2(lora_file(run, step), target)), matched
