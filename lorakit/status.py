@@ -10,6 +10,14 @@ from lorakit.project import Project, Run
 SMOOTHING = 0.95  # share of the old value in the smoothed loss
 
 
+def smoothed(losses: list[float]) -> list[float]:
+    """Exponential mean over about 20 steps; a function of the whole log, so a resume leaves no mark in it."""
+    found: list[float] = []
+    for loss in losses:
+        found.append(loss if not found else SMOOTHING * found[-1] + (1 - SMOOTHING) * loss)
+    return found
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """What a run has reached."""
@@ -26,20 +34,22 @@ class RunStatus:
 
 def run_status(run: Run) -> RunStatus:
     """Read one run's log from its beginning."""
-    state, step, steps, loss, saved, sample = "new", 0, 0, None, 0, ""
+    state, step, steps, saved, sample = "new", 0, 0, 0, ""
+    losses: dict[int, float] = {}  # of the last time each step was done
     for _, event in read(run.log):
         if isinstance(event, Started):
             state, step, steps = "started", event.step, event.steps
         elif isinstance(event, Stepped):
             step = event.step
             if event.loss is not None:
-                loss = event.loss if loss is None else SMOOTHING * loss + (1 - SMOOTHING) * event.loss
+                losses[step] = event.loss
         elif isinstance(event, Saved):
             saved = event.step
         elif isinstance(event, Sampled):
             sample = event.image
         elif isinstance(event, (Stopped, Finished)):
             state = type(event).__name__.lower()
+    loss = smoothed([losses[step] for step in sorted(losses)])[-1] if losses else None
     loras = tuple(f"lora/{run.lora_file(step).name}" for step in run.lora_steps())
     return RunStatus(run.name, state, step, steps, loss, saved, loras, sample)
 
