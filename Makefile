@@ -1,0 +1,69 @@
+# Each target makes .venv if it has to, and says what it does. `make PYTHON=python3.12 test` picks the Python.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab lint slow clean install packages
+
+# On Linux PyPI's torch brings gigabytes of CUDA; without an NVIDIA driver the CPU build does. A mirror can be named here.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+LOG := $(VENV)/install.log
+PIP := $(RUN) -m pip --disable-pip-version-check install --constraint constraints.txt
+
+CANDIDATES := $(or $(PYTHON),$(RUN) python3 python3.13 python3.12 python3.11 python3.10)
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+BASE := $(firstword $(foreach python,$(CANDIDATES),$(shell $(python) -c '$(SUPPORTED)' 2>/dev/null && echo $(python))))
+VERSION = $(shell $(BASE) --version)
+FOUND = $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1)
+# What .venv was made for: these files, this folder, this Python. While the stamp still says so there is nothing to do.
+WANTED := $(shell { $(BASE) --version; pwd; cat pyproject.toml constraints.txt; } 2>/dev/null | cksum)
+CPU_ONLY = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && echo yes)
+
+help:
+	@echo "make demo    train a LoRA on the tiny base model that comes along: pictures, grid and file in demo-output/"
+	@echo "make test    check the code and run the fast tests"
+	@echo "make lab     open JupyterLab on the notebooks"
+	@echo "make lint    check code and notebooks only"
+	@echo "make slow    run the tests that take minutes"
+	@echo "make clean   remove .venv, demo-output and what was built"
+
+demo: install
+	@echo "Running notebooks/0_quickstart.ipynb: pictures and files go to demo-output/ (up to 5 minutes)."
+	@$(RUN) -m lorakit.cli demo
+
+test: lint
+	@echo "Running the fast tests."
+	@$(RUN) -m pytest
+
+lab: install
+	@echo "Opening JupyterLab on notebooks/ (Ctrl-C ends it)."
+	@$(RUN) -m jupyterlab notebooks
+
+lint: install
+	@echo "Checking code and notebooks with ruff."
+	@$(RUN) -m ruff check
+
+slow: install
+	@echo "Running the slow tests (minutes)."
+	@$(RUN) -m pytest -m slow
+
+clean:
+	@echo "Removing $(VENV), demo-output and what was built."
+	@rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install:
+	@test "$$(cat $(STAMP) 2>/dev/null)" = "$(WANTED)" || $(MAKE) --no-print-directory packages
+
+packages:
+	@test -n "$(BASE)" || { echo "Python 3.10 to 3.13 is needed, and $(or $(PYTHON),python3) is: $(FOUND)." \
+		"Name one that you have, e.g. make PYTHON=/usr/local/bin/python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV) with $(VERSION) (1 to 3 minutes the first time)."
+	@test "$$($(RUN) --version 2>/dev/null)" = "$(VERSION)" || $(BASE) -m venv --clear $(VENV)
+	@rm -f $(STAMP)
+	@{ $(if $(CPU_ONLY),$(PIP) --retries 1 --no-deps --index-url $(TORCH_CPU_INDEX) torch;) \
+		$(PIP) --editable '.[dev]' && echo "$(WANTED)" >$(STAMP); } 2>&1 \
+		| tee $(LOG) | grep --line-buffered -o 'Downloading .* MB)'; test -f $(STAMP) \
+		|| { tail -n 15 $(LOG); echo "The installation failed; all it said is in $(LOG)."; exit 1; } >&2
