@@ -1,0 +1,127 @@
+"""What model files look like on disk: which of a folder's files are its weights, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # of diffusers folders
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?"
+    r"\.(safetensors|bin)"
+)
+FOREIGN = (  # first bytes of what is often saved under a model's name
+    (b"<", "a web page: the download got an HTML page instead of the file; download the file itself"),
+    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` in that folder, or download the file itself"),
+    (b"PK\x03\x04", "a zip archive; if it is a PyTorch checkpoint, give it the suffix .ckpt"),
+    (b"\x80\x02", "a Python pickle; if it is a PyTorch checkpoint, give it the suffix .ckpt"),
+)
+
+
+class ModelFileError(ValueError):
+    """A file is not what it should be: truncated, empty, another kind of file, another kind of model."""
+
+
+def verify_safetensors(path: Path) -> dict:
+    """The header of a safetensors file: {name: {dtype, shape, data_offsets}} and `__metadata__`.
+
+    Reads the header alone and checks its length and that of the data. Raises ModelFileError for anything that is not a
+    whole safetensors file. Format: 8 bytes of header length (little endian), header as JSON, data
+    (https://github.com/huggingface/safetensors).
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ModelFileError(f"{path} is empty (0 bytes); a .safetensors file was expected: download it again.")
+    with open(path, "rb") as file:
+        start = file.read(64)
+        for magic, what in FOREIGN:
+            if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(magic):
+                raise ModelFileError(f"{path} is not a .safetensors file but {what}.")
+        length = struct.unpack("<Q", start[:8])[0] if size >= 8 else 0
+        if not 2 <= length <= MAX_HEADER:
+            raise ModelFileError(
+                f"{path} ({size} bytes) does not begin like a .safetensors file: it is damaged or another "
+                "kind of file; download it again."
+            )
+        if 8 + length > size:
+            raise ModelFileError(
+                f"{path} is truncated inside its header ({size} of more than {8 + length} bytes); download it again."
+            )
+        file.seek(8)
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} has no readable .safetensors header: it is damaged or another kind of file; download it again."
+        ) from error
+    if 8 + length + end != size:
+        state = "truncated" if size < 8 + length + end else "longer than it should be"
+        raise ModelFileError(f"{path} is {state}: {size} of {8 + length + end} bytes; download it again.")
+    return header
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Of the file names in one part's folder, those of its weights: one format, one variant, all its shards.
+
+    Prefers .safetensors to .bin, and what diffusers loads by itself (no variant) to fp16, bf16 and then all others.
+    """
+    found: dict[tuple, list[str]] = {}
+    for name in names:
+        if known := WEIGHTS.fullmatch(name):
+            variant = known["variant"] or ""
+            order = ("", "fp16", "bf16").index(variant) if variant in ("", "fp16", "bf16") else 3
+            found.setdefault((name.endswith(".bin"), order, variant), []).append(name)
+    files = sorted(found[min(found)]) if found else []
+    return [name for name in files if "-of-" not in name] or files
+
+
+def all_shards(files: list[str]) -> bool:
+    """Whether a part's weight files are all there: a single one, or as many shards as their names say."""
+    shards = re.search(r"-of-(\d+)\.", files[0]) if files else None
+    return len(files) == int(shards[1]) if shards else bool(files)
+
+
+def folder_files(names: Iterable[str]) -> list[str]:
+    """Of all files of a diffusers repository, those worth having: settings, tokenizers, one set of weights a part."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        part, _, inside = name.rpartition("/")
+        parts.setdefault(part, []).append(inside)
+    kept = ["model_index.json"]
+    for part, inside in sorted(parts.items()):
+        if part and "/" not in part and part not in UNUSED_PARTS and any(name.endswith(".json") for name in inside):
+            settings = [name for name in inside if name.endswith((".json", ".txt", ".model", ".jinja"))]
+            kept += [f"{part}/{name}" for name in settings + weight_files(inside)]
+    return kept
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a diffusers folder has its configurations and, for every part with a model, all weights."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list) or value[0] is None or part in UNUSED_PARTS:
+            continue
+        names = [file.name for file in (folder / part).glob("*")]
+        if not any(name.endswith(".json") for name in names):
+            return False
+        if "config.json" in names and not all_shards(weight_files(names)):
+            return False
+    return True
+
+
+def verify_folder(folder: Path) -> None:
+    """Checks every safetensors file that a diffusers folder would be loaded from; raises ModelFileError."""
+    for part in folder.iterdir():
+        if part.is_dir() and part.name not in UNUSED_PARTS:
+            for name in weight_files(file.name for file in part.iterdir()):
+                if name.endswith(".safetensors"):
+                    verify_safetensors(part / name)

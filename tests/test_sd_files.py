@@ -1,0 +1,348 @@
+"""Promise: each part of a base model loads bit for bit from any form people have, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from original_layout import PARTS, original_names, original_state
+from safetensors.torch import load_file, save_file
+from tiny import save_sd15
+
+from lorakit.hub import fetch
+from lorakit.model_files import ModelFileError, folder_files, verify_safetensors, weight_files
+from lorakit.models._sd_files import SD15_CONFIG, open_sd
+
+FORMS = ("folder", "fp16 folder", "sharded folder", "bin folder", "single file", "NAI form", "ckpt", "old ckpt")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A diffusers folder with random weights."""
+    return save_sd15(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def single(tiny, tmp_path_factory) -> Path:
+    """The same weights as one file of the original layout."""
+    path = tmp_path_factory.mktemp("single") / "model.safetensors"
+    save_file(original_state(tiny), path)
+    return path
+
+
+def bare(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors under names without the `text_model.` that came and went in transformers."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+
+
+def weights_of(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """The weights of a part as they lie in a diffusers folder."""
+    return bare(load_file(next((folder / part).glob("*.safetensors"))))
+
+
+def make_form(form: str, tiny: Path, target: Path) -> Path:
+    """The tiny model in one of the FORMS."""
+    if "folder" in form:
+        shutil.copytree(tiny, target)
+        for part in PARTS:
+            file = next((target / part).glob("*.safetensors"))
+            weights = load_file(file)
+            file.unlink()
+            if form == "fp16 folder":
+                save_file({n: t.half() for n, t in weights.items()}, file.with_name(f"{file.stem}.fp16.safetensors"))
+            elif form == "sharded folder":
+                for i in range(3):
+                    shard = {name: weights[name] for name in sorted(weights)[i::3]}
+                    save_file(shard, file.with_name(f"{file.stem}-0000{i + 1}-of-00003.safetensors"))
+            elif form == "bin folder":
+                torch.save(weights, file.with_suffix(".bin"))
+            else:
+                save_file(weights, file)
+                save_file({}, file.with_name(f"{file.stem}.fp16.safetensors"))
+        return target
+    state = original_state(tiny)
+    if form == "NAI form":
+        state = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in state.items()}
+    if "ckpt" in form:
+        path = target.with_suffix(".ckpt")
+        torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=form == "ckpt")
+        return path
+    save_file(state, target.with_suffix(".safetensors"))
+    return target.with_suffix(".safetensors")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_part_is_equal_bit_for_bit_in_every_form(form, part, tiny, tmp_path):
+    files = open_sd(make_form(form, tiny, tmp_path / "model"), defaults=tiny)
+    dtype = torch.float16 if form == "fp16 folder" else torch.float32
+    module = getattr(files, part)(dtype)
+    loaded, expected = bare(module.state_dict()), weights_of(tiny, part)
+    assert loaded.keys() == expected.keys()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, expected[name].to(dtype)), name
+    assert not module.training and not any(weight.requires_grad for weight in module.parameters())
+    assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+    assert all(file.is_file() for file in files.files(part))
+
+
+@pytest.mark.parametrize("part", ("unet", "vae"))
+def test_single_files_load_as_diffusers_loads_them(part, tiny, single):
+    import diffusers
+
+    kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    reference = kind.from_single_file(str(single), config=str(tiny), subfolder=part, local_files_only=True).state_dict()
+    ours = getattr(open_sd(single, defaults=tiny), part)(torch.float32).state_dict()
+    assert ours.keys() == reference.keys() and all(torch.equal(ours[name], reference[name]) for name in reference)
+
+
+def test_loaded_parts_compute_what_diffusers_pipeline_computes(tiny):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline, files = StableDiffusionPipeline.from_pretrained(tiny), open_sd(tiny)
+    ids = pipeline.tokenizer(["red hair, smile"], return_tensors="pt").input_ids
+    assert torch.equal(files.tokenizer()(["red hair, smile"], return_tensors="pt").input_ids, ids)
+    context = pipeline.text_encoder(ids).last_hidden_state
+    assert torch.equal(files.text_encoder(torch.float32)(ids).last_hidden_state, context)
+    latents, t = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), torch.tensor([500])
+    prediction = pipeline.unet(latents, t, context).sample
+    assert torch.equal(files.unet(torch.float32)(latents, t, context).sample, prediction)
+    assert torch.equal(files.vae(torch.float32).decode(latents).sample, pipeline.vae.decode(latents).sample)
+
+
+def test_asking_for_one_part_does_not_read_another(tiny, tmp_path):
+    folder = make_form("folder", tiny, tmp_path / "model")
+    for part in ("vae", "text_encoder"):
+        shutil.rmtree(folder / part)
+    assert open_sd(folder).unet(torch.float32).dtype == torch.float32
+
+
+def test_weights_of_the_right_dtype_are_the_file_and_not_a_copy_of_it(single, tiny):
+    """A view of the file starts where its header says; a copy would start where the allocator likes."""
+    weights = open_sd(single, defaults=tiny).unet(torch.float32).state_dict()
+    header = verify_safetensors(single)
+    config = json.loads((tiny / "unet" / "config.json").read_text())
+    starts = {n: header[o]["data_offsets"][0] for n, o in original_names("unet", config, list(weights)).items()}
+    bases = {weights[name].data_ptr() - start for name, start in starts.items()}
+    assert len(bases) == 1
+
+
+@pytest.mark.parametrize(("mark", "told"), ((None, "epsilon"), ("v_pred", "v_prediction")))
+def test_a_v_prediction_file_says_so(mark, told, single, tiny, tmp_path):
+    state = load_file(single) | ({mark: torch.tensor([])} if mark else {})
+    save_file(state, tmp_path / "v.safetensors")
+    config = open_sd(tmp_path / "v.safetensors", defaults=tiny).scheduler_config()
+    assert config["prediction_type"] == told and config["beta_end"] == 0.012
+
+
+def test_a_diffusers_folder_tells_its_own_prediction_type(tmp_path):
+    folder = save_sd15(tmp_path, prediction_type="v_prediction")
+    assert open_sd(folder).scheduler_config()["prediction_type"] == "v_prediction"
+    assert open_sd(folder).vae_config()["scaling_factor"] == 0.18215
+
+
+def test_the_bundled_configuration_fits_a_checkpoint_of_true_size(tmp_path):
+    """A sparse file with the names and shapes of every tensor of SD 1.5 in fp16, opened without reading the weights."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    configs = {part: json.loads((SD15_CONFIG / part / "config.json").read_text()) for part in PARTS}
+    with init_empty_weights():
+        models = {"unet": UNet2DConditionModel.from_config(configs["unet"])}
+        models["vae"] = AutoencoderKL.from_config(configs["vae"])
+        models["text_encoder"] = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
+    header, end = {}, 0
+    for part, model in models.items():
+        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name, old in original_names(part, configs[part], list(shapes)).items():
+            size = 2 * torch.Size(shapes[name]).numel()
+            header[old] = {"dtype": "F16", "shape": shapes[name], "data_offsets": [end, end + size]}
+            end += size
+    text = json.dumps(header).encode()
+    path = tmp_path / "true-size.safetensors"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    files = open_sd(path)
+    count = {part: sum(w.numel() for w in getattr(files, part)(torch.float16).parameters()) for part in PARTS}
+    path.unlink()
+    assert count == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight" in models["unet"].state_dict()
+
+
+def test_the_bundled_vocabulary_is_that_of_clip():
+    tokenizer = open_sd_tokenizer()
+    assert len(tokenizer) == 49408 and tokenizer.model_max_length == 77 and tokenizer.pad_token_id == 49407
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer("A Photo  of a CAT").input_ids == tokenizer("a photo of a cat").input_ids
+    assert tokenizer("").input_ids == [49406, 49407]
+
+
+def open_sd_tokenizer():
+    """The tokenizer that single files get."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(SD15_CONFIG / "tokenizer")
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, how: str) -> None:
+    """Makes a whole file into one that people really have."""
+    data = path.read_bytes()
+    length = 8 + struct.unpack("<Q", data[:8])[0]
+    path.write_bytes(
+        {
+            "empty": b"",
+            "three bytes": data[:3],
+            "cut in the header": data[: length // 2],
+            "cut in the data": data[:-1000],
+            "too long": data + b"\0" * 16,
+            "zeroed": b"\0" * len(data),
+            "header garbage": data[:8] + b"\xff" * (length - 8) + data[length:],
+            "no header at all": struct.pack("<Q", 4) + b"null" + data,
+            "HTML": b"<!DOCTYPE html><html><body>Sign in</body></html>",
+            "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4265146304\n",
+            "renamed ckpt": b"PK\x03\x04" + data,
+        }[how]
+    )
+
+
+DAMAGES = {
+    "empty": "is empty (0 bytes)",
+    "three bytes": "does not begin like",
+    "cut in the header": "truncated inside its header",
+    "cut in the data": "is truncated:",
+    "too long": "longer than it should be",
+    "zeroed": "does not begin like",
+    "header garbage": "no readable .safetensors header",
+    "no header at all": "no readable .safetensors header",
+    "HTML": "a web page",
+    "LFS pointer": "git lfs pull",
+    "renamed ckpt": "suffix .ckpt",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_is_refused_in_one_sentence(how, single, tiny, tmp_path):
+    path = shutil.copy(single, tmp_path / "broken.safetensors")
+    damage(path, how)
+    for read in (verify_safetensors, open_sd, lambda path: fetch(str(path))):
+        with pytest.raises(ModelFileError) as refused:
+            read(path)
+        assert DAMAGES[how] in str(refused.value) and "broken.safetensors" in str(refused.value)
+        assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", ("empty", "cut", "garbage", "HTML", "code inside"))
+def test_a_damaged_or_dangerous_ckpt_is_refused_in_one_sentence(how, tiny, tmp_path):
+    path = make_form("ckpt", tiny, tmp_path / "model")
+    data = path.read_bytes()
+    if how == "code inside":
+        torch.save({"state_dict": original_state(tiny), "callbacks": subprocess.Popen}, path)
+    else:
+        path.write_bytes({"empty": b"", "cut": data[:-5000], "garbage": b"\x01\x02" * 500, "HTML": b"<html>"}[how])
+    with pytest.raises(ModelFileError, match="model.ckpt"):
+        open_sd(path, defaults=tiny)
+
+
+FOREIGN = {
+    "a LoRA": ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
+    "a Stable Diffusion XL": ["model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.0.transformer.x"],
+    "a Stable Diffusion 2": ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.model.ln_final.bias"],
+    "a VAE alone": ["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight"],
+    "one part of a diffusers folder": ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
+    "a textual inversion": ["emb_params"],
+    "a ControlNet": ["control_model.input_blocks.0.0.weight"],
+    "no model known here": ["layers.0.weight"],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_another_kind_of_file_is_named_and_refused(kind, tmp_path):
+    save_file({name: torch.zeros(2) for name in FOREIGN[kind]}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelFileError, match=f"other.safetensors is {kind}.*expected was a Stable Diffusion 1.x"):
+        open_sd(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    (
+        (lambda state: state.pop("model.diffusion_model.out.2.bias"), "1 are missing, such as conv_out.bias"),
+        (
+            lambda state: state.update({"model.diffusion_model.extra": torch.zeros(3)}),
+            "such as model.diffusion_model.extra",
+        ),
+        (lambda state: state.update({"model.diffusion_model.out.2.bias": torch.zeros(9)}), r"conv_out.bias is \(9,\)"),
+    ),
+)
+def test_weights_that_are_missing_left_over_or_of_another_shape_are_told(change, told, single, tiny, tmp_path):
+    state = load_file(single)
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelFileError, match=told):
+        open_sd(tmp_path / "model.safetensors", defaults=tiny).unet(torch.float32)
+
+
+def test_a_file_without_vae_trains_but_says_so_when_the_vae_is_asked_for(single, tiny, tmp_path):
+    state = {name: tensor for name, tensor in load_file(single).items() if not name.startswith("first_stage_model.")}
+    save_file(state, tmp_path / "pruned.safetensors")
+    files = open_sd(tmp_path / "pruned.safetensors", defaults=tiny)
+    assert files.unet(torch.float32)
+    with pytest.raises(ModelFileError, match="holds no vae"):
+        files.vae(torch.float32)
+
+
+def test_a_folder_that_lacks_a_shard_or_is_of_another_family_is_refused(tiny, tmp_path):
+    folder = make_form("sharded folder", tiny, tmp_path / "model")
+    next((folder / "unet").glob("*-00002-*")).unlink()
+    with pytest.raises(ModelFileError, match="unet lacks weights"):
+        open_sd(folder).unet(torch.float32)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match="StableDiffusionXLPipeline"):
+        open_sd(folder)
+
+
+# ---- which files of a folder -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    (
+        ("model.bin model.fp16.safetensors model.safetensors", "model.safetensors"),
+        ("diffusion_pytorch_model.non_ema.safetensors diffusion_pytorch_model.fp16.safetensors",) * 1
+        + ("diffusion_pytorch_model.fp16.safetensors",),
+        ("diffusion_pytorch_model.bin config.json model.onnx", "diffusion_pytorch_model.bin"),
+        ("model-00001-of-00002.safetensors model-00002-of-00002.safetensors",) * 2,
+        ("model.fp16-00001-of-00002.safetensors model.fp16-00002-of-00002.safetensors",) * 2,
+        ("config.json flax_model.msgpack", ""),
+    ),
+)
+def test_of_several_variants_one_is_chosen(names, chosen):
+    assert weight_files(names.split()) == chosen.split()
+
+
+def test_only_what_training_needs_is_taken_from_a_repository():
+    names = "model_index.json v1-5-pruned.ckpt v1-5.safetensors README.md unet/config.json unet/model.onnx".split()
+    names += [f"unet/diffusion_pytorch_model{x}" for x in (".bin", ".safetensors", ".fp16.safetensors")]
+    names += ["safety_checker/config.json", "safety_checker/model.safetensors", "scheduler/scheduler_config.json"]
+    names += ["tokenizer/vocab.json", "tokenizer/merges.txt", "vae_decoder/model.onnx"]
+    wanted = (
+        "model_index.json scheduler/scheduler_config.json tokenizer/vocab.json tokenizer/merges.txt unet/config.json"
+    )
+    assert folder_files(names) == [*wanted.split(), "unet/diffusion_pytorch_model.safetensors"]
+
+
+def test_opening_the_hub_module_loads_neither_torch_nor_the_hub_client():
+    code = "import sys, lorakit.hub; print([m for m in ('torch', 'huggingface_hub', 'requests') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
