@@ -15,7 +15,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check install --constraint constraint
 CANDIDATES := $(or $(PYTHON),$(RUN) python3 python3.13 python3.12 python3.11 python3.10)
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 BASE := $(firstword $(foreach python,$(CANDIDATES),$(shell $(python) -c '$(SUPPORTED)' 2>/dev/null && echo $(python))))
-VERSION = $(shell $(BASE) --version)
+VERSION = $(if $(BASE),$(shell $(BASE) --version))
 FOUND = $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1)
 # What .venv was made for: these files, this folder, this Python. While the stamp still says so there is nothing to do.
 WANTED := $(shell { $(BASE) --version; pwd; cat pyproject.toml constraints.txt; } 2>/dev/null | cksum)

@@ -1,0 +1,146 @@
+"""The shape of the code: imports point down only, notebooks only read, and the README's map is complete."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the ground up. What is not named here is a verb. `sample` paints for a run and owns a part of its config.
+LAYERS = {
+    "ground": ["errors", "config", "events", "project", "randomness", "fingerprint", "hub", "model_files", "precision"],
+    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "_lora"],
+    "run": ["data", "run", "checkpoint", "mirror", "sample"],
+    "verbs": [],
+    "terminal": ["cli", "doctor", "demo"],
+    "widgets": ["widgets"],
+}
+ORDER = list(LAYERS)
+HEAVY = ["torch", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "ipywidgets", "IPython"]
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the two packages by its dotted name."""
+    files = [path for package in ("lorakit", "widgets") for path in sorted((ROOT / package).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names imported anywhere in a file, inside functions too; `from a import b` counts as a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Which of our modules each of our modules imports."""
+    known = modules()
+    arrows = {}
+    for name, path in known.items():
+        targets = {target if target in known else target.rpartition(".")[0] for target in imports(path)}
+        arrows[name] = (targets & set(known)) - {name, "lorakit", "widgets"}
+    return arrows
+
+
+def layer(module: str) -> str:
+    package, _, rest = module.partition(".")
+    part = rest.partition(".")[0] if package == "lorakit" else package
+    return next((name for name, parts in LAYERS.items() if part in parts), "verbs")
+
+
+def notebooks() -> list[tuple[str, dict]]:
+    """Every code cell of every notebook, with where it is."""
+    found = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        found += [(f"{path.name}, cell {i}", cell) for i, cell in enumerate(cells) if cell["cell_type"] == "code"]
+    return found
+
+
+def test_imports_point_down_only():
+    upward = [
+        f"{name} ({layer(name)}) imports {target} ({layer(target)})"
+        for name, targets in graph().items()
+        for target in sorted(targets)
+        if name != "lorakit" and ORDER.index(layer(target)) > ORDER.index(layer(name))
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_two_modules_import_each_other_even_by_a_detour():
+    open_arrows = graph()
+    while free := {name for name, targets in open_arrows.items() if not targets & set(open_arrows)}:
+        open_arrows = {name: targets for name, targets in open_arrows.items() if name not in free}
+    ring = {name: sorted(targets & set(open_arrows)) for name, targets in open_arrows.items()}
+    assert not ring, f"in a ring, or leaning on one: {ring}"
+
+
+def test_lorakit_knows_nothing_of_notebook_frontends():
+    frontends = {"widgets", "ipywidgets", "IPython", "google"}
+    known = [
+        f"{path.relative_to(ROOT)} imports {target}"
+        for name, path in modules().items()
+        if name.partition(".")[0] == "lorakit"
+        for target in imports(path)
+        if target.partition(".")[0] in frontends
+    ]
+    assert not known, "\n".join(known)
+
+
+@pytest.mark.parametrize("module", ["lorakit", "lorakit.cli"])
+def test_importing_loads_nothing_heavy(module):
+    if module not in modules():
+        pytest.skip(f"there is no {module} yet")
+    code = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_no_file_is_named_for_whatever_fits_nowhere():
+    vague = re.compile(r"utils?|commons?|helpers?|managers?|misc")
+    named = [name for name in modules() if any(vague.fullmatch(word) for word in re.split(r"[._]", name))]
+    assert not named
+
+
+def test_every_file_opens_with_its_sentence():
+    silent = [name for name, path in modules().items() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert not silent
+
+
+def test_notebooks_are_committed_without_outputs():
+    full = [where for where, cell in notebooks() if cell["outputs"] or cell["execution_count"] is not None]
+    assert not full
+
+
+def test_notebook_cells_are_short_and_define_nothing():
+    wrong = []
+    for where, cell in notebooks():
+        lines = "".join(cell["source"]).splitlines()
+        plain = "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in lines)
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        wrong += [f"{where}: {len(lines)} lines"] if len(lines) > 15 else []
+        wrong += [f"{where}: defines {node.name}" for node in ast.walk(ast.parse(plain)) if isinstance(node, kinds)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_readme_map_names_every_module():
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("there is no README.md yet")
+    parts = re.split(r"(?im)^#+ .*map of the code.*$", readme.read_text(encoding="utf-8"))
+    assert len(parts) == 2, "README.md needs one heading with the words 'map of the code'"
+    the_map = re.split(r"(?m)^#+ ", parts[1])[0]
+    named = Counter(Path(word).name for word in re.findall(r"[\w/]+\.py\b", the_map))
+    there = Counter(path.name for path in modules().values() if path.name != "__init__.py")
+    assert not there - named, f"the map of the code lacks {sorted((there - named).elements())}"
