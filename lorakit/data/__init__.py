@@ -60,6 +60,13 @@ class DataConfig(Config):
                     f"{name} is {getattr(self, name)}; it must be a multiple of bucket_reso_steps "
                     f"({self.bucket_reso_steps})."
                 )
+        if self.enable_bucket and not self.min_bucket_reso <= self.resolution <= self.max_bucket_reso:
+            found.append(
+                f"resolution is {self.resolution}; it must lie between min_bucket_reso ({self.min_bucket_reso}) and "
+                f"max_bucket_reso ({self.max_bucket_reso})."
+            )
+        if self.resolution % 8:
+            found.append(f"resolution is {self.resolution}; it must be a multiple of 8 px, one latent.")
         if self.bucket_reso_steps % 8:
             found.append(f"bucket_reso_steps is {self.bucket_reso_steps}; it must be a multiple of 8 px, one latent.")
         return found

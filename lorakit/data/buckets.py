@@ -30,18 +30,28 @@ def sizes(config: DataConfig) -> list[tuple[int, int]]:
 
 
 def fit(width: int, height: int, config: DataConfig) -> Fit:
-    """The bucket of a picture: the one whose shape is nearest, never larger than the picture with bucket_no_upscale."""
+    """The bucket of a picture: the one whose shape is nearest. With bucket_no_upscale no picture is enlarged, unless a
+    side is shorter than one step.
+    """
     if not config.enable_bucket:
         size = (config.resolution, config.resolution)
     else:
         ratio = width / height
         size = min(sizes(config), key=lambda s: (abs(s[0] / s[1] - ratio), -s[0] * s[1]))
-        if config.bucket_no_upscale and width * height < size[0] * size[1]:
-            step = config.bucket_reso_steps
-            size = (max(step, width // step * step), max(step, height // step * step))
+        if config.bucket_no_upscale and (width < size[0] or height < size[1]):
+            size = _inside(width, height, config)
     scale = max(size[0] / width, size[1] / height)
     resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
     return Fit(size, resized, ((resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2))
+
+
+def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
+    """The size of a picture that no bucket fits into: its own in whole steps, within the longest side and the area."""
+    step = config.bucket_reso_steps
+    short = max(step, min(width, height) // step * step)
+    longest = min(config.max_bucket_reso, config.resolution**2 // short // step * step)
+    long = max(step, min(longest, max(width, height) // step * step))
+    return (long, short) if width >= height else (short, long)
 
 
 def apply(image: Image.Image, how: Fit, *, flip: bool = False) -> Image.Image:
