@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -75,14 +77,15 @@ def _hints(config_class: type) -> dict[str, Any]:
 
 def _problems(config: Config, f: dataclasses.Field) -> list[str]:
     value, meta = getattr(config, f.name), f.metadata
-    if isinstance(value, Config):
-        return []
     wanted = _hints(type(config))[f.name]
     if not _fits(value, wanted):
         return [f"{f.name} is {value!r}, but {_type_name(wanted)} is wanted: {meta['help']}."]
+    if isinstance(value, Config):
+        return []
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = meta["minimum"], meta["maximum"]
-        if (low is not None and value < low) or (high is not None and value > high) or value != value:
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if infinite or (low is not None and value < low) or (high is not None and value > high):
             return [
                 f"{f.name} is {value!r}; allowed is {_range(low, high)}{' ' + meta['unit'] if meta['unit'] else ''}: "
                 f"{meta['help']}."
@@ -119,15 +122,21 @@ def _fits(value: Any, wanted: Any) -> bool:
 
 
 def _type_name(wanted: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text (in quotes where YAML would read a number, a date or yes/no)",
+        bool: "true or false",
+        dict: "a table of names and values",
+    }
     if typing.get_origin(wanted) is tuple:
-        return "a list"
-    return names[wanted] if wanted in names else str(wanted)
+        return f"a list, each of its items {_type_name(typing.get_args(wanted)[0])},"
+    return names[wanted] if wanted in names else wanted.__name__
 
 
 def _range(low: float | None, high: float | None) -> str:
     if low is None:
-        return f"at most {high}"
+        return "any finite number" if high is None else f"at most {high}"
     return f"at least {low}" if high is None else f"{low} to {high}"
 
 
@@ -139,13 +148,15 @@ def to_dict(config: Config) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Config):
         return to_dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
     """The config that `data` describes. Raises ConfigError for unknown names and bad values, each with its path."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{path or 'the configuration'} is {data!r}, but a table of settings is wanted.")
+        raise ConfigError(f"{path.rstrip('.') or 'the configuration'} is {data!r}, but a table of settings is wanted.")
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     problems = [_unknown(name, list(fields), path) for name in data if name not in fields]
     values = {}
@@ -184,44 +195,53 @@ def _parse(value: Any, f: dataclasses.Field, wanted: Any, path: str) -> Any:
         return from_dict(inner, value, path + ".")
     if isinstance(value, list):
         return tuple(value)
-    if wanted is float and isinstance(value, str):
-        try:  # YAML reads 1e-4 as text; people mean the number
-            return float(value)
-        except ValueError:
-            return value
     return value
 
 
 def to_yaml(config: Config) -> str:
-    """YAML text of a config; `from_yaml` gives back an equal one."""
+    """YAML text of a config; `from_dict` makes an equal one of what `read_yaml` reads from it."""
     import yaml
 
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, not yet checked. Raises ConfigError when it is not YAML."""
+    """The settings in a YAML file, not yet checked. Raises ConfigError when there is no such file or no table in it."""
+    try:
+        data = _load_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}; save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path} is not a table of settings; write lines such as `adapter: {{rank: 32}}`.")
+    return data or {}
+
+
+def _load_yaml(text: str, source: str) -> Any:
+    """What YAML text says, with 1e-4 read as the number that people mean (YAML 1.1 wants 1.0e-4)."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+    )
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {error}") from None
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist.") from None
-    return {} if data is None else data
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date that is none
+        raise ConfigError(f"{source} is not YAML: {error}") from None
 
 
 def assign(data: dict[str, Any], dotted: str, text: str) -> None:
     """Write one `--set key.sub=value` into nested settings; the value is read as YAML (1, true, [a, b], text)."""
-    import yaml
-
     *tables, name = dotted.split(".")
     for table in tables:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):
             raise ConfigError(f"{dotted} is not a setting: {table} is a value, not a table.")
-    data[name] = yaml.safe_load(text)
+    data[name] = _load_yaml(text, f"--set {dotted}={text}") if text else ""  # an empty value empties a text
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
