@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lorakit.errors import UserError
 
@@ -25,11 +26,23 @@ def open_rgb(source: Path | bytes) -> Image.Image:
 
     Raises ImageError for anything that is not a whole picture.
     """
+    if source == b"":
+        raise ImageError("the file is empty")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
         image = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except UnidentifiedImageError:
+        raise ImageError("its content is no picture that can be read (is it something else under this name?)") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        RuntimeError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:  # what Pillow's decoders raise for damaged files
         raise ImageError(f"not a readable picture ({error})") from None
     if image.mode.startswith(("I;16", "I")):
         image = image.point(lambda value: value / 256).convert("L")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,17 +51,21 @@ def scan(config: DataConfig, project: Path) -> Scan:
     """Read a data set. Raises DataError when the folder is missing or holds no usable picture.
 
     Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts; otherwise every picture
-    below the folder, with the config's repeats. A picture without caption file is called by its folder's name.
+    below the folder, with the config's repeats. A picture without caption is called by its concept folder's name.
+    Hidden files and folders are passed over.
     """
     root = Path(project, Path(config.folder).expanduser())
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist: put the pictures there or set data.folder.")
     samples: list[Sample] = []
     notes: list[str] = []
+    found: set[Path] = set()
     for folder, repeats, concept, is_reg in _concepts(root, config.repeats):
         seen: dict[str, str] = {}
-        for path in _files(folder, recursive=folder == root):
-            name = path.relative_to(root).as_posix()
+        files = _files(folder, root)
+        found.update(files)
+        for path in files:
+            name = _name(path, root)
             if path.suffix.lower() not in EXTENSIONS:
                 if path.suffix.lower() not in (".txt", ".caption", ".json"):
                     notes.append(f"{name}: left out, not a picture ({', '.join(EXTENSIONS)} are).")
@@ -70,8 +76,11 @@ def scan(config: DataConfig, project: Path) -> Scan:
             seen[stem] = name
             try:
                 samples.append(_sample(path, name, repeats, concept, is_reg, config, notes))
-            except (ImageError, UnicodeDecodeError) as error:
+            except (ImageError, DataError) as error:
                 notes.append(f"{name}: left out, {error}.")
+            except OSError as error:
+                notes.append(f"{name}: left out, it cannot be read ({error.strerror}).")
+    notes += _overlooked(root, found)
     if not any(not sample.is_reg for sample in samples):
         raise DataError(
             f"No usable picture in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
@@ -87,16 +96,47 @@ def _concepts(root: Path, repeats: int) -> list[tuple[Path, int, str, bool]]:
         for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
             match = re.fullmatch(r"(\d+)_(.+)", folder.name)
             if match and folder.is_dir() and int(match[1]) > 0:
-                found.append((folder, int(match[1]), match[2], is_reg))
+                found.append((folder, int(match[1]), _name(folder, parent).partition("_")[2], is_reg))
     return found if any(not is_reg for *_, is_reg in found) else [(root, repeats, "", False), *found]
 
 
-def _files(folder: Path, recursive: bool) -> list[Path]:
-    paths = folder.rglob("*") if recursive else folder.glob("*")
-    reg = folder / "reg"
-    return sorted(
-        p for p in paths if p.is_file() and not p.name.startswith(".") and not (recursive and reg in p.parents)
-    )
+def _files(folder: Path, root: Path) -> list[Path]:
+    """The files of a concept folder, or, for the root, all files below it but those of reg/."""
+    if folder != root:
+        return _visible(folder.glob("*"), root)
+    return [path for path in _visible(root.rglob("*"), root) if root / "reg" not in path.parents]
+
+
+def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
+    def hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+    return sorted(path for path in paths if not hidden(path) and not path.is_dir())
+
+
+def _overlooked(root: Path, found: set[Path]) -> list[str]:
+    """A note for each folder with pictures that belong to no concept, e.g. beside kohya's folders."""
+    others = [p for p in _visible(root.rglob("*"), root) if p not in found and p.suffix.lower() in EXTENSIONS]
+    return [
+        f"{'the data folder' if folder == root else _name(folder, root) + '/'}: {count} pictures left out; "
+        "beside <repeats>_<name>/ folders, only pictures directly in these are used."
+        for folder, count in Counter(p.parent for p in others).items()
+    ]
+
+
+def _name(path: Path, root: Path) -> str:
+    """The path inside `root`, always valid text: bytes of a name that is not UTF-8 are spelled out."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _read_caption(file: Path) -> str:
+    """The text of a caption file on one line, "" when there is none. Raises DataError when it is not UTF-8."""
+    if not file.is_file():
+        return ""
+    try:
+        return file.read_text(encoding="utf-8-sig").strip().replace("\n", ", ")
+    except UnicodeDecodeError:
+        raise DataError("its caption file is not UTF-8 text: save it as UTF-8") from None
 
 
 def _sample(
@@ -104,13 +144,10 @@ def _sample(
 ) -> Sample:
     data = path.read_bytes()
     image = open_rgb(data)
-    caption_file = path.with_suffix(config.caption_extension)
-    caption = caption_file.read_text(encoding="utf-8-sig").strip().replace("\n", ", ") if caption_file.exists() else ""
-    if not caption:
-        caption = concept.replace("_", " ")
-        notes.append(
-            f"{name}: no caption in {caption_file.name}; trained as {with_trigger(caption, config.trigger)!r}."
-        )
+    written = _read_caption(path.with_suffix(config.caption_extension))
+    caption = written or concept.replace("_", " ")
     if not is_reg:
         caption = with_trigger(caption, config.trigger)
+    if not written:
+        notes.append(f"{name}: no {config.caption_extension} file with a caption; trained as {caption!r}.")
     return Sample(name, path, hashlib.sha256(data).hexdigest(), *image.size, caption, repeats, is_reg)
