@@ -113,7 +113,12 @@ def build(config: OptimizerConfig, groups: dict[str, tuple[list, float]]) -> tor
     Raises ConfigError for an argument that the optimizer does not know.
     """
     row = OPTIMIZERS[config.name]
+    if "lr" in config.args:
+        raise ConfigError("optimizer.args has lr; set optimizer.learning_rate and optimizer.text_encoder_lr instead.")
     args = {**row.defaults, **{name: tuple(v) if isinstance(v, list) else v for name, v in config.args.items()}}
+    for name, default in row.defaults.items():
+        if isinstance(default, tuple) and not (isinstance(args[name], tuple) and len(args[name]) == len(default)):
+            raise ConfigError(f"optimizer.args.{name} is {args[name]!r}; a list like {list(default)} is wanted.")
     try:
         return row.build(
             [
@@ -122,6 +127,8 @@ def build(config: OptimizerConfig, groups: dict[str, tuple[list, float]]) -> tor
             ],
             args,
         )
+    except ConfigError:  # the package is missing
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.args {config.args} do not fit {config.name}: {error}.") from None
 
