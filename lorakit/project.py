@@ -10,6 +10,8 @@ from typing import Any
 
 from lorakit.errors import UserError
 
+NAME = r"\w[\w.-]{0,63}"  # of a run
+
 
 class ProjectError(UserError):
     """A project or run folder is not what was expected."""
@@ -19,8 +21,11 @@ class Run:
     """The files of one run, below `<project>/runs/<name>/`."""
 
     def __init__(self, project: Project, name: str):
-        if not re.fullmatch(r"[\w.-]{1,64}", name):
-            raise ProjectError(f"{name!r} cannot be a run's name: use up to 64 letters, digits, '-', '_' and '.'.")
+        if not re.fullmatch(NAME, name):
+            raise ProjectError(
+                f"{name!r} cannot be a run's name: use up to 64 letters, digits, '-', '_' and '.', the first of them "
+                "a letter, a digit or '_'."
+            )
         self.project = project
         self.name = name
         self.folder = project.folder / "runs" / name
@@ -59,13 +64,14 @@ class Project:
         return Run(self, name)
 
     def runs(self) -> list[Run]:
-        """All runs of the project, by name."""
-        return [Run(self, p.parent.name) for p in sorted((self.folder / "runs").glob("*/config.yaml"))]
+        """All runs of the project, by name; folders that cannot be runs ("run1 (copy)") are passed over."""
+        names = (p.parent.name for p in sorted((self.folder / "runs").glob("*/config.yaml")))
+        return [Run(self, name) for name in names if re.fullmatch(NAME, name)]
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same file
     with open(part, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
