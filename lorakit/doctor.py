@@ -18,6 +18,8 @@ REQUIRED = (
     "huggingface-hub",
     "pillow",
     "numpy",
+    "pyyaml",
+    "ipython",
     "ipywidgets",
     "matplotlib",
 )

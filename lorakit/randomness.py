@@ -8,7 +8,7 @@ import random
 
 def seed_of(*keys: int | str) -> int:
     """A 63-bit seed from any keys, e.g. seed_of(run_seed, step, "noise"); equal on every machine and Python."""
-    return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(ascii(keys).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def rng(*keys: int | str) -> random.Random:

@@ -23,7 +23,8 @@ SCHEDULES = {
     "cosine": Schedule("falls to zero, slowly at both ends", lambda x, cycles: (1 + math.cos(math.pi * x)) / 2),
     "cosine_with_restarts": Schedule(
         "falls to zero several times, jumping back up in between",
-        lambda x, cycles: (1 + math.cos(math.pi * (x * cycles % 1.0))) / 2,
+        # rounded, so that a restart that falls on a step is not put off to the next
+        lambda x, cycles: (1 + math.cos(math.pi * (round(x * cycles, 9) % 1.0))) / 2,
     ),
 }
 
