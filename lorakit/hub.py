@@ -20,7 +20,7 @@ HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
 HUB_PAGE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(blob|resolve|tree)/(?P<revision>[\w.-]+)(/(?P<file>.+))?)?/?")
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".onnx")
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 16  # bytes; what a dropped connection costs at most
 TRIES = 5  # in a row without a single new byte
 TIMEOUT = (15, 60)  # s to connect, s without a byte
 LOGIN = "log in with `hf auth login` or HF_TOKEN"
@@ -297,7 +297,13 @@ def _stream(url: str, part: Path, headers: dict[str, str], size: int | None) -> 
         resumed = reply.status_code == 206  # else the server sends all of it again
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=size, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem[-40:]) as bar,
+            tqdm(
+                total=size,
+                initial=have if resumed else 0,
+                unit="B",
+                unit_scale=True,
+                desc=_bare(url).rpartition("/")[2][-40:],
+            ) as bar,
         ):
             for block in reply.iter_content(CHUNK):
                 file.write(block)
