@@ -111,6 +111,7 @@ class Adapter:
                 raise ValueError(
                     f"{name} is {tuple(weight.shape)}, this adapter has {tuple(mine[name].shape)} (another rank?)."
                 )
+        for name, weight in weights.items():
             mine[name].data.copy_(weight)
 
     def set_strength(self, strength: float) -> None:
