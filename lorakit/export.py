@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lorakit import __version__
@@ -34,8 +34,9 @@ class LoraFileError(UserError):
 def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str) -> str:
     """Write the adapter in kohya's form and prove the file; returns "matched/all" modules, e.g. "192/192".
 
-    Each module has `<name>.lora_down.weight` [rank, in, ...], `<name>.lora_up.weight` [out, rank, ...] and `<name>.alpha`; a
-    host adds alpha / rank * up @ down to the weight. Raises LoraFileError, and writes nothing, when a number is not finite.
+    Each module has `<name>.lora_down.weight` [rank, in, ...], `<name>.lora_up.weight` [out, rank, ...] and
+    `<name>.alpha`; a host adds alpha / rank * up @ down to the weight. Raises LoraFileError, and writes nothing, when a
+    number is not finite.
     """
     import torch
     from safetensors.torch import save_file
@@ -72,7 +73,8 @@ def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> str:
     for (part, module), (down, up, alpha) in pairs.items():
         trained, stored = adapter.delta(part, module), delta(down, up, alpha)
         bound = EPSILON[dtype] * (abs(alpha) / down.shape[0] * up.flatten(1).abs() @ down.flatten(1).abs()).max() + 1e-6
-        if trained.shape != stored.shape or (trained - stored).abs().max() > bound:
+        # not written as "> bound", which would let NaN pass
+        if trained.shape != stored.shape or not (trained - stored).abs().max() <= bound:
             raise LoraFileError(f"{file.name}: the change of {module} is not the trained one.")
     return f"{len(pairs)}/{len(names)}"
 
@@ -87,11 +89,16 @@ def read(
 ) -> dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor, float]]:
     """(part, module) -> (down, up, alpha), float32, of a file in kohya's form.
 
-    `names` says which module each name means. Raises LoraFileError for names that it lacks and for incomplete modules.
+    `names` says which module each name means. Raises LoraFileError for a damaged file, for names that it lacks and for
+    incomplete modules.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(file)
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise LoraFileError(f"{file} is damaged or no .safetensors file ({error}).") from None
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.partition(".")
@@ -108,7 +115,13 @@ def read(
             raise LoraFileError(
                 f"{file.name}: {name} has {', '.join(sorted(kinds))}; lora_down, lora_up and alpha are wanted."
             )
-        pairs[names[name]] = kinds["lora_down.weight"], kinds["lora_up.weight"], kinds["alpha"].item()
+        down, up = kinds["lora_down.weight"], kinds["lora_up.weight"]
+        if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
+            raise LoraFileError(
+                f"{file.name}: {name} has lora_down {tuple(down.shape)} and lora_up {tuple(up.shape)}, "
+                "which do not go together."
+            )
+        pairs[names[name]] = down, up, kinds["alpha"].item()
     return pairs
 
 
@@ -128,6 +141,11 @@ def weights(file: Path, adapter: Adapter, model: Any) -> dict[str, torch.Tensor]
     return found
 
 
+def base_name(source: str) -> str:
+    """What to call a base in files that go to others: no folder, and of an address no query, which may hold a token."""
+    return PurePosixPath(source.partition("?")[0].replace("\\", "/")).name
+
+
 def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, name: str) -> dict[str, str]:
     """What a LoRA file tells about itself: kohya's `ss_*` keys and modelspec 1.0.0; no local path."""
     images = sum(sample.repeats for sample in found.samples if not sample.is_reg)
@@ -137,7 +155,7 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         "ss_network_alpha": config.adapter.scale * config.adapter.rank,
         "ss_network_dropout": config.adapter.dropout,
         "ss_output_name": name,
-        "ss_sd_model_name": Path(config.model.source).name,
+        "ss_sd_model_name": base_name(config.model.source),
         "ss_seed": config.loop.seed,
         "ss_unet_lr": config.optimizer.learning_rate,
         "ss_text_encoder_lr": config.optimizer.text_encoder_lr,

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from lorakit.errors import UserError
 from lorakit.model_files import ModelFileError, folder_files, is_whole, verify_folder, verify_safetensors
 
 DEMO = Path(__file__).parent / "demo" / "base"
@@ -27,7 +28,7 @@ LOGIN = "log in with `hf auth login` or HF_TOKEN"
 MIRROR = "if the hub is out of reach, set HF_ENDPOINT=https://hf-mirror.com (or another mirror) or give a local path"
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """A model that was asked for cannot be had: wrong name, no access, no connection."""
 
 

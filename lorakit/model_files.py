@@ -8,6 +8,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from lorakit.errors import UserError
+
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # of diffusers folders
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 WEIGHTS = re.compile(
@@ -22,7 +24,7 @@ FOREIGN = (  # first bytes of what is often saved under a model's name
 )
 
 
-class ModelFileError(ValueError):
+class ModelFileError(UserError):
     """A file is not what it should be: truncated, empty, another kind of file, another kind of model."""
 
 

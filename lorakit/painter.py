@@ -31,7 +31,7 @@ class Painter:
         self.model = family(self.config.model.family).Model(
             self.config.model, fetch(self.config.model.source), self.precision.device, self.precision.dtype
         )
-        self.base = Path(self.config.model.source).name
+        self.base = export.base_name(self.config.model.source)
         self._adapter: Adapter | None = None
         self._checkpoint: int | str = OFF
         self._texts: dict[str, dict] = {}
@@ -83,6 +83,13 @@ def lora_file(run: Run, step: int) -> Path:
 
 
 def deliver(run: Run, step: int, target: Path) -> tuple[Path, str]:
-    """Load a step's file into the base once more, then copy it to `target` (a folder or file); returns it and "matched/all"."""
+    """Load a step's file into the base once more, then copy it out; returns the copy and "matched/all".
+
+    `target` is a file name in .safetensors, or a folder; folders that are not there are made.
+    """
+    file = lora_file(run, step)
     matched = Painter(run).use(step)
-    return Path(shutil.copy2(lora_file(run, step), target)), matched
+    if target.suffix != file.suffix:
+        target = target / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy2(file, target)), matched

@@ -31,7 +31,7 @@ def token_ids(tokenizer, captions: list[str], max_token_length: int) -> torch.Te
 
 
 def hidden_states(text_encoder: torch.nn.Module, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
-    """[B, chunks x 77, width]: the `clip_skip`-th layer from the end (1 is the last), then the final layer norm (as kohya).
+    """[B, chunks x 77, width]: the `clip_skip`-th layer from the end (1 is the last), then the final norm, as kohya.
 
     Raises ConfigError when the text encoder has fewer layers.
     """
