@@ -62,7 +62,7 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [problem for f in dataclasses.fields(self) for problem in _problems(self, f)]
-        problems += self.conflicts()
+        problems = problems or self.conflicts()  # which compare values of the right types only
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -195,7 +195,17 @@ def _parse(value: Any, f: dataclasses.Field, wanted: Any, path: str) -> Any:
         return from_dict(inner, value, path + ".")
     if isinstance(value, list):
         return tuple(value)
-    return value
+    return _with_numbers(value) if wanted in (float, dict) else value
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML reads 1e-4 as text; people mean the number, in tables too."""
+    if isinstance(value, dict):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 def to_yaml(config: Config) -> str:
@@ -219,17 +229,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load_yaml(text: str, source: str) -> Any:
-    """What YAML text says, with 1e-4 read as the number that people mean (YAML 1.1 wants 1.0e-4)."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-    )
     try:
-        return yaml.load(text, Loader)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date that is none
         raise ConfigError(f"{source} is not YAML: {error}") from None
 

@@ -134,9 +134,10 @@ def _read_caption(file: Path) -> str:
     if not file.is_file():
         return ""
     try:
-        return file.read_text(encoding="utf-8-sig").strip().replace("\n", ", ")
+        lines = [line.strip().rstrip(",") for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise DataError("its caption file is not UTF-8 text: save it as UTF-8") from None
+    return ", ".join(line for line in lines if line)
 
 
 def _sample(
