@@ -1,0 +1,307 @@
+"""What a folder of pictures becomes: every picture used or named with the reason, and never a crash."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lorakit.data import DataConfig
+from lorakit.data.images import EXTENSIONS, ImageError, open_rgb, to_tensor
+from lorakit.data.scan import DataError, Scan, scan
+from lorakit.randomness import rng
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+PNG = encoded(Image.new("RGB", (40, 30), RED))
+
+
+def laid_out(root: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = root / "dataset" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def scanned(root: Path, files: dict[str, bytes | str], **settings) -> Scan:
+    return scan(DataConfig(**settings), laid_out(root, files))
+
+
+def told(found: Scan) -> dict[str, tuple]:
+    return {s.name: (s.caption, s.repeats, s.is_reg) for s in found.samples}
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_kohyas_folders_give_repeats_names_and_regularization_pictures(tmp_path):
+    files = {
+        "3_mofu/a.png": PNG,
+        "3_mofu/a.txt": "girl, hat",
+        "10_red_scarf/b.png": PNG,
+        "reg/2_girl/r.png": PNG,
+    }
+    found = scanned(tmp_path, files, trigger="mofu", repeats=7)
+    assert told(found) == {
+        "10_red_scarf/b.png": ("mofu, red scarf", 10, False),
+        "3_mofu/a.png": ("mofu, girl, hat", 3, False),
+        "reg/2_girl/r.png": ("girl", 2, True),
+    }
+    assert any("10_red_scarf/b.png: no .txt file" in n and "'mofu, red scarf'" in n for n in found.notes)
+    assert (
+        any("reg/2_girl/r.png: no .txt file" in n and "as 'girl'" in n for n in found.notes) and len(found.notes) == 2
+    )
+
+
+def test_a_plain_folder_is_searched_in_depth_with_the_repeats_of_the_settings(tmp_path):
+    files = {"a.png": PNG, "a.txt": "hat", "day/one/b.png": PNG, "reg/1_girl/r.png": PNG, "reg/1_girl/r.txt": "girl"}
+    found = scanned(tmp_path, files, repeats=7)
+    assert told(found) == {
+        "a.png": ("hat", 7, False),
+        "day/one/b.png": ("", 7, False),
+        "reg/1_girl/r.png": ("girl", 1, True),
+    }
+
+
+@pytest.mark.parametrize("name", ["extra.png", "more/b.png", "0_off/b.png", "3_mofu/deeper/b.png", "reg/b.png"])
+def test_a_picture_beside_kohyas_folders_is_not_used_in_silence(name, tmp_path):
+    found = scanned(tmp_path, {"3_mofu/a.png": PNG, "3_mofu/a.txt": "hat", name: PNG})
+    assert list(told(found)) == ["3_mofu/a.png"]
+    where = f"{name.rpartition('/')[0]}/" if "/" in name else "the data folder"
+    assert [n for n in found.notes if n.startswith(f"{where}: 1 pictures left out")] == list(found.notes)
+
+
+@pytest.mark.parametrize("layout", ["", "2_mofu/"])
+def test_hidden_files_and_folders_are_passed_over(layout, tmp_path):
+    files = {f"{layout}a.png": PNG, f"{layout}a.txt": "hat", f"{layout}._a.png": b"x"}
+    found = scanned(tmp_path, {**files, f"{layout}.ipynb_checkpoints/a-checkpoint.png": PNG, ".hidden/b.png": PNG})
+    assert (list(told(found)), found.notes) == ([f"{layout}a.png"], ())
+
+
+def test_the_order_and_the_digests_depend_on_names_and_bytes_alone(tmp_path):
+    files = {f"2_x/{name}.png": encoded(Image.new("L", (9, 9), 7 * i)) for i, name in enumerate("cab")}
+    one, two = scanned(tmp_path / "1", files), scanned(tmp_path / "2", dict(reversed(files.items())))
+    told_of = [[(s.name, s.digest, s.width, s.height) for s in found.samples] for found in (one, two)]
+    assert told_of[0] == told_of[1] and [s[0] for s in told_of[0]] == ["2_x/a.png", "2_x/b.png", "2_x/c.png"]
+    assert len({s[1] for s in told_of[0]}) == 3
+    laid_out(tmp_path / "2", {"2_x/a.png": PNG})
+    assert scan(DataConfig(), tmp_path / "2").samples[0].digest != told_of[0][0][1]
+
+
+def test_a_data_folder_may_lie_anywhere(tmp_path):
+    laid_out(tmp_path / "elsewhere", {"a.png": PNG})
+    assert len(scan(DataConfig(folder=str(tmp_path / "elsewhere/dataset")), tmp_path / "project").samples) == 1
+
+
+def test_a_missing_an_empty_and_a_useless_folder_are_refused_with_the_reasons(tmp_path):
+    with pytest.raises(DataError, match="dataset does not exist: put the pictures there or set data.folder"):
+        scan(DataConfig(), tmp_path)
+    with pytest.raises(DataError, match="No usable picture in .*dataset: .png, .jpg"):
+        scanned(tmp_path, {"a.txt": "hat"})
+    with pytest.raises(DataError, match="(?s)No usable picture.*b.png: left out, the file is empty"):
+        scanned(tmp_path, {"b.png": b"", "reg/1_girl/a.png": PNG})
+
+
+def test_tags_are_counted_over_the_pictures_that_are_not_regularization(tmp_path):
+    files = {"1_a/a.png": PNG, "1_a/a.txt": "hat, red", "1_a/b.png": PNG, "1_a/b.txt": "red", "reg/1_g/c.png": PNG}
+    assert scanned(tmp_path, files).tag_frequency() == {"red": 2, "hat": 1}
+
+
+# ---- files that cannot be used -----------------------------------------------------------------------------------
+
+NOISE = Image.frombytes("RGB", (64, 64), rng("noise").randbytes(64 * 64 * 3))
+WHOLE = {kind: encoded(NOISE, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP")}
+BROKEN = {f"half.{kind.lower()}": data[: len(data) // 2] for kind, data in WHOLE.items()}
+BROKEN |= {f"head.{kind.lower()}": data[:20] for kind, data in WHOLE.items()}
+BROKEN |= {
+    "empty.png": b"",
+    "page.jpg": b"<!DOCTYPE html><html>403</html>",
+    "zeros.webp": bytes(999),
+    "zip.png": b"PK\3\4",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_is_left_out_and_named_with_a_reason(name, tmp_path):
+    found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", name: BROKEN[name]})
+    assert list(told(found)) == ["a.png"]
+    (note,) = found.notes
+    assert note.startswith(f"{name}: left out, ") and note.endswith(".") and "0x" not in note
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_picture_damaged_anywhere_is_read_or_refused_and_never_a_crash(kind):
+    random = rng("damage", kind)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(WHOLE[kind])
+        for _ in range(random.choice((1, 3, 20))):
+            data[random.randrange(random.choice((40, len(data))))] = random.randrange(256)
+        try:
+            assert open_rgb(bytes(data)).mode == "RGB"
+        except ImageError:
+            refused += 1
+    assert refused > 5
+
+
+def test_other_files_are_named_unless_they_belong_to_a_picture(tmp_path):
+    others = {"film.mp4": b"x", "a.psd": b"x", "b.gif": PNG, "noextension": b"x"}
+    silent = {"a.txt": "hat", "a.caption": "hat", "a.json": "{}"}
+    found = scanned(tmp_path, {"a.png": PNG, **others, **silent})
+    assert sorted(n.split(":")[0] for n in found.notes) == sorted(others)
+    assert all("left out, not a picture (.png, .jpg" in n for n in found.notes)
+
+
+def test_a_link_to_nothing_a_folder_called_like_a_picture_and_a_caption_folder_are_survived(tmp_path):
+    root = laid_out(tmp_path, {"a.png": PNG, "b.png/c.png": PNG}) / "dataset"
+    (root / "gone.png").symlink_to(root / "nowhere")
+    (root / "a.txt").mkdir()
+    found = scan(DataConfig(), tmp_path)
+    assert list(told(found)) == ["a.png", "b.png/c.png"]
+    assert "gone.png: left out, it cannot be read (No such file or directory)." in found.notes
+
+
+def test_a_name_that_is_not_utf8_is_spelled_out(tmp_path):
+    root = laid_out(tmp_path, {"a.png": PNG}) / "dataset"
+    folder = os.fsencode(root) + b"/2_\x83\x8e"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    Path(os.fsdecode(folder), "b.png").write_bytes(PNG)
+    (sample,) = scan(DataConfig(), tmp_path).samples
+    assert (sample.name, sample.caption) == (r"2_\x83\x8e/b.png", r"\x83\x8e")
+    assert open_rgb(sample.path).size == (40, 30)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_endings_count_in_either_case(extension, tmp_path):
+    found = scanned(tmp_path, {f"a{extension}": PNG, f"B{extension.upper()}": PNG})
+    assert len(found.samples) == 2
+
+
+def test_pictures_that_share_a_caption_file_are_both_used_and_named(tmp_path):
+    found = scanned(tmp_path, {"a.png": PNG, "a.jpg": PNG, "a.txt": "hat", "day/a.png": PNG, "day/a.txt": "cap"})
+    assert {c for c, *_ in told(found).values()} == {"hat", "cap"} and len(found.samples) == 3
+    assert found.notes == ("a.png: shares its caption file with a.jpg; rename one of them.",)
+
+
+# ---- captions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "caption"),
+    [
+        (b"girl, hat", "girl, hat"),
+        (b"\xef\xbb\xbfgirl, hat", "girl, hat"),
+        (b" girl,\r\nhat \r\n\r\n", "girl, hat"),
+        (b"girl\nhat\n", "girl, hat"),
+        ("帽子, café".encode(), "帽子, café"),
+        (b" \n\t", "my concept"),
+        (b"", "my concept"),
+    ],
+)
+def test_a_caption_is_one_line_without_byte_order_mark_and_an_empty_one_is_the_folders_name(content, caption, tmp_path):
+    found = scanned(tmp_path, {"1_my_concept/a.b.png": PNG, "1_my_concept/a.b.txt": content})
+    assert found.samples[0].caption == caption
+    assert bool(found.notes) == (caption == "my concept")
+
+
+@pytest.mark.parametrize("content", ["帽子".encode("gbk"), "girl".encode("utf-16"), b"\xff\xfe"])
+def test_a_caption_in_another_encoding_is_refused_and_not_guessed(content, tmp_path):
+    found = scanned(tmp_path, {"a.png": PNG, "b.png": PNG, "b.txt": content, "a.txt": "hat"})
+    assert list(told(found)) == ["a.png"]
+    assert found.notes == ("b.png: left out, its caption file is not UTF-8 text: save it as UTF-8.",)
+
+
+def test_captions_have_the_ending_that_was_asked_for(tmp_path):
+    files = {"a.png": PNG, "a.txt": "text", "a.caption": "caption"}
+    assert scanned(tmp_path, files, caption_extension=".caption").samples[0].caption == "caption"
+
+
+# ---- every kind of picture becomes upright RGB -------------------------------------------------------------------
+
+
+def grey16() -> Image.Image:
+    return Image.frombytes("I;16", (2, 1), (0x1234).to_bytes(2, "little") + (0xFFFF).to_bytes(2, "little"))
+
+
+HALF_RED = (255, 127, 127)
+KINDS = {
+    "1 bit": (encoded(Image.new("1", (2, 1), 1)), (255, 255, 255)),
+    "grey": (encoded(Image.new("L", (2, 1), 77)), (77, 77, 77)),
+    "16 bit": (encoded(grey16()), (0x12, 0x12, 0x12)),
+    "palette": (encoded(Image.new("RGB", (2, 1), GREEN).quantize(4)), GREEN),
+    "palette, transparent": (encoded(Image.new("P", (2, 1), 0), transparency=0), (255, 255, 255)),
+    "CMYK": (encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"), RED),
+    "alpha": (encoded(Image.new("RGBA", (2, 1), (*RED, 128))), HALF_RED),
+    "transparent": (encoded(Image.new("RGBA", (2, 1), (*BLUE, 0))), (255, 255, 255)),
+    "grey and alpha": (encoded(Image.new("LA", (2, 1), (0, 0))), (255, 255, 255)),
+    "one transparent colour": (encoded(Image.new("RGB", (2, 1), BLUE), transparency=BLUE), (255, 255, 255)),
+    "moving png": (
+        encoded(Image.new("RGB", (2, 1), RED), save_all=True, append_images=[Image.new("RGB", (2, 1))]),
+        RED,
+    ),
+    "moving webp": (
+        encoded(
+            Image.new("RGB", (2, 1), RED),
+            "WEBP",
+            lossless=True,
+            save_all=True,
+            append_images=[Image.new("RGB", (2, 1))],
+        ),
+        RED,
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "colour"), KINDS.values(), ids=KINDS)
+def test_every_kind_of_picture_becomes_rgb_on_white_its_first_frame(data, colour):
+    image = open_rgb(data)
+    assert image.mode == "RGB"
+    assert all(abs(a - b) <= 1 for a, b in zip(image.getpixel((0, 0)), colour, strict=True)), image.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_stands_upright_as_its_exif_says(orientation, kind, tmp_path):
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste(RED, (0, 0, 24, 16))
+    upright.paste(BLUE, (24, 0, 48, 16))
+    turn = Image.Transpose  # what a camera held so stores: the inverse of what a viewer must do
+    stored = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_90,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = upright.transpose(stored[orientation]) if orientation > 1 else upright
+    data = encoded(image, kind, exif=exif, **({} if kind == "PNG" else {"quality": 95}))
+    (sample,) = scanned(tmp_path, {"a.png": data}).samples
+    assert (sample.width, sample.height) == (48, 32) == open_rgb(data).size
+    for at, colour in (((8, 8), RED), ((40, 8), BLUE), ((8, 24), (255, 255, 255))):
+        assert all(abs(a - b) < 40 for a, b in zip(open_rgb(data).getpixel(at), colour, strict=True)), at
+
+
+def test_the_tensor_of_a_picture_is_float32_channels_first_from_minus_one_to_one():
+    image = Image.new("RGB", (3, 2), RED)
+    image.putpixel((2, 0), (0, 51, 255))
+    tensor = to_tensor(image)
+    assert (tensor.shape, str(tensor.dtype)) == ((3, 2, 3), "torch.float32")
+    assert tensor[:, 0, 0].tolist() == [1, -1, -1] and tensor[:, 0, 2].tolist() == pytest.approx([-1, -0.6, 1])
