@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 INK, PAPER, GAP = "#222222", "#ffffff", 6  # px between pictures
+LINES, LETTERS = 6, 18  # most lines of a label above a column, letters in a line beside a row
 
 
 def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Image:
-    """Pictures in reading order, len(columns) x len(rows), all of one size, with labels above and to the left."""
-    width, height = Image.open(files[0]).size
+    """Pictures in reading order, len(columns) x len(rows), all of one size, with labels above and to the left.
+
+    Labels that are longer than there is room for end in an ellipsis.
+    """
+    with Image.open(files[0]) as first:
+        width, height = first.size
     font = ImageFont.load_default(size=max(12, min(28, width // 9)))
-    letter = font.getlength("n")
-    top = [textwrap.wrap(label, max(6, int(width / letter))) for label in columns]
-    side = [textwrap.wrap(label, 18) for label in rows]
     line = round(font.size * 1.3)
+    top = _wrapped(columns, max(6, int(width / font.getlength("n"))), LINES)
+    side = _wrapped(rows, LETTERS, max(1, height // line))
     above = GAP + line * max(map(len, top))
     left = round(2 * GAP + max((font.getlength(part) for label in side for part in label), default=0))
     sheet = Image.new("RGB", (left + len(columns) * (width + GAP), above + len(rows) * (height + GAP)), PAPER)
@@ -47,6 +52,15 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
         with Image.open(file) as picture:
             sheet.paste(picture, (left + column * (width + GAP), above + row * (height + GAP)))
     return sheet
+
+
+def _wrapped(labels: list[str], letters: int, lines: int) -> list[list[str]]:
+    """Each label in at most `lines` lines; if one needs more, without the tags that all of them begin with."""
+    if len(set(labels)) > 1 and any(len(textwrap.wrap(label, letters)) > lines for label in labels):
+        tags = [label.split(", ") for label in labels]
+        common = min(len(os.path.commonprefix(tags)), *(len(own) - 1 for own in tags))
+        labels = [("… " if common else "") + ", ".join(own[common:]) for own in tags]
+    return [textwrap.wrap(label, letters, max_lines=lines, placeholder=" …") for label in labels]
 
 
 def sheet(files: list[Path], columns: int, width: int) -> Image.Image:
