@@ -18,7 +18,7 @@ from safetensors.torch import save
 from tiny import save_sd15
 
 from lorakit.hub import CHUNK, SourceError, download, fetch
-from lorakit.model_files import ModelFileError
+from lorakit.model_files import ModelFileError, folder_files, weight_files
 
 WEIGHTS = f"/someone/tiny/resolve/{COMMIT}/unet/diffusion_pytorch_model.safetensors"
 
@@ -81,11 +81,10 @@ def test_what_is_cached_is_used_without_the_network(hub, tmp_path):
 
 def test_a_snapshot_that_lacks_a_file_is_completed(hub, model, tmp_path):
     folder = fetch("someone/tiny", tmp_path / "hub")
-    (folder / "vae" / "config.json").unlink()
-    (folder / "text_encoder" / "model.safetensors").unlink()
-    assert fetch("someone/tiny", tmp_path / "hub") == folder
-    assert (folder / "text_encoder" / "model.safetensors").read_bytes() == model["text_encoder/model.safetensors"]
-    assert (folder / "vae" / "config.json").is_file()
+    for name in ("vae/config.json", "text_encoder/model.safetensors"):
+        (folder / name).unlink()
+        assert fetch("someone/tiny", tmp_path / "hub") == folder
+        assert (folder / name).read_bytes() == model[name]
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(hub, model, tmp_path):
@@ -226,3 +225,38 @@ def test_a_path_that_is_not_there_is_told_in_one_sentence(source, tmp_path):
 def test_a_folder_that_is_no_model_offers_the_files_in_it(tmp_path):
     (tmp_path / "a.safetensors").touch()
     assert "name one of its files: a.safetensors" in refusal(str(tmp_path), tmp_path, ModelFileError)
+
+
+# ---- which files of a folder -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    (
+        ("model.bin model.fp16.safetensors model.safetensors", "model.safetensors"),
+        ("diffusion_pytorch_model.non_ema.safetensors diffusion_pytorch_model.fp16.safetensors",) * 1
+        + ("diffusion_pytorch_model.fp16.safetensors",),
+        ("diffusion_pytorch_model.bin config.json model.onnx", "diffusion_pytorch_model.bin"),
+        ("model-00001-of-00002.safetensors model-00002-of-00002.safetensors",) * 2,
+        ("model.fp16-00001-of-00002.safetensors model.fp16-00002-of-00002.safetensors",) * 2,
+        ("config.json flax_model.msgpack", ""),
+    ),
+)
+def test_of_several_variants_one_is_chosen(names, chosen):
+    assert weight_files(names.split()) == chosen.split()
+
+
+def test_only_what_training_needs_is_taken_from_a_repository():
+    names = "model_index.json v1-5-pruned.ckpt v1-5.safetensors README.md unet/config.json unet/model.onnx".split()
+    names += [f"unet/diffusion_pytorch_model{x}" for x in (".bin", ".safetensors", ".fp16.safetensors")]
+    names += ["safety_checker/config.json", "safety_checker/model.safetensors", "scheduler/scheduler_config.json"]
+    names += ["tokenizer/vocab.json", "tokenizer/merges.txt", "vae_decoder/model.onnx"]
+    wanted = (
+        "model_index.json scheduler/scheduler_config.json tokenizer/vocab.json tokenizer/merges.txt unet/config.json"
+    )
+    assert folder_files(names) == [*wanted.split(), "unet/diffusion_pytorch_model.safetensors"]
+
+
+def test_opening_the_hub_module_loads_neither_torch_nor_the_hub_client():
+    code = "import sys, lorakit.hub; print([m for m in ('torch', 'huggingface_hub', 'requests') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -6,7 +6,6 @@ import json
 import shutil
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,20 @@ from safetensors.torch import load_file, save_file
 from tiny import save_sd15
 
 from lorakit.hub import fetch
-from lorakit.model_files import ModelFileError, folder_files, verify_safetensors, weight_files
+from lorakit.model_files import ModelFileError, verify_safetensors
 from lorakit.models._sd_files import SD15_CONFIG, open_sd
 
-FORMS = ("folder", "fp16 folder", "sharded folder", "bin folder", "single file", "NAI form", "ckpt", "old ckpt")
+FORMS = (
+    "folder",
+    "fp16 folder",
+    "sharded folder",
+    "bin folder",
+    "old names folder",
+    "single file",
+    "NAI form",
+    "ckpt",
+    "old ckpt",
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +55,14 @@ def weights_of(folder: Path, part: str) -> dict[str, torch.Tensor]:
     return bare(load_file(next((folder / part).glob("*.safetensors"))))
 
 
+def old_name(name: str) -> str:
+    """How diffusers called the weights of a VAE's attention when SD 1.5 was published."""
+    if name.startswith(("encoder.mid", "decoder.mid")):
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
 def make_form(form: str, tiny: Path, target: Path) -> Path:
     """The tiny model in one of the FORMS."""
     if "folder" in form:
@@ -60,6 +77,8 @@ def make_form(form: str, tiny: Path, target: Path) -> Path:
                 for i in range(3):
                     shard = {name: weights[name] for name in sorted(weights)[i::3]}
                     save_file(shard, file.with_name(f"{file.stem}-0000{i + 1}-of-00003.safetensors"))
+            elif form == "old names folder":
+                save_file({old_name(name): tensor for name, tensor in weights.items()}, file)
             elif form == "bin folder":
                 torch.save(weights, file.with_suffix(".bin"))
             else:
@@ -139,6 +158,8 @@ def test_a_v_prediction_file_says_so(mark, told, single, tiny, tmp_path):
     save_file(state, tmp_path / "v.safetensors")
     config = open_sd(tmp_path / "v.safetensors", defaults=tiny).scheduler_config()
     assert config["prediction_type"] == told and config["beta_end"] == 0.012
+    save_file(state | {"ztsnr": torch.tensor([])}, tmp_path / "z.safetensors")
+    assert open_sd(tmp_path / "z.safetensors", defaults=tiny).scheduler_config()["rescale_betas_zero_snr"] is True
 
 
 def test_a_diffusers_folder_tells_its_own_prediction_type(tmp_path):
@@ -311,38 +332,3 @@ def test_a_folder_that_lacks_a_shard_or_is_of_another_family_is_refused(tiny, tm
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ModelFileError, match="StableDiffusionXLPipeline"):
         open_sd(folder)
-
-
-# ---- which files of a folder -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("names", "chosen"),
-    (
-        ("model.bin model.fp16.safetensors model.safetensors", "model.safetensors"),
-        ("diffusion_pytorch_model.non_ema.safetensors diffusion_pytorch_model.fp16.safetensors",) * 1
-        + ("diffusion_pytorch_model.fp16.safetensors",),
-        ("diffusion_pytorch_model.bin config.json model.onnx", "diffusion_pytorch_model.bin"),
-        ("model-00001-of-00002.safetensors model-00002-of-00002.safetensors",) * 2,
-        ("model.fp16-00001-of-00002.safetensors model.fp16-00002-of-00002.safetensors",) * 2,
-        ("config.json flax_model.msgpack", ""),
-    ),
-)
-def test_of_several_variants_one_is_chosen(names, chosen):
-    assert weight_files(names.split()) == chosen.split()
-
-
-def test_only_what_training_needs_is_taken_from_a_repository():
-    names = "model_index.json v1-5-pruned.ckpt v1-5.safetensors README.md unet/config.json unet/model.onnx".split()
-    names += [f"unet/diffusion_pytorch_model{x}" for x in (".bin", ".safetensors", ".fp16.safetensors")]
-    names += ["safety_checker/config.json", "safety_checker/model.safetensors", "scheduler/scheduler_config.json"]
-    names += ["tokenizer/vocab.json", "tokenizer/merges.txt", "vae_decoder/model.onnx"]
-    wanted = (
-        "model_index.json scheduler/scheduler_config.json tokenizer/vocab.json tokenizer/merges.txt unet/config.json"
-    )
-    assert folder_files(names) == [*wanted.split(), "unet/diffusion_pytorch_model.safetensors"]
-
-
-def test_opening_the_hub_module_loads_neither_torch_nor_the_hub_client():
-    code = "import sys, lorakit.hub; print([m for m in ('torch', 'huggingface_hub', 'requests') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -16,6 +16,8 @@ from lorakit.model_files import ModelFileError, all_shards, verify_safetensors, 
 SD15_CONFIG = Path(__file__).parent / "sd15_config"
 # In the original files beside the weights: computed buffers, and parts of CLIP that text conditioning does not use.
 SPARE = ("position_ids", "text_projection.weight", "logit_scale")
+# How the VAE's attention was called in diffusers before 0.18; SD 1.5's own folder on the hub still has these names.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -196,7 +198,8 @@ class SDFolder(_Parts):
         return [folder / name for name in names]
 
     def _tensors(self, part: str, config: dict) -> Tensors:
-        return {name: tensor for file in self.files(part) for name, tensor in read_tensors(file, "").items()}
+        found = {name: tensor for file in self.files(part) for name, tensor in read_tensors(file, "").items()}
+        return {today(name): tensor for name, tensor in found.items()}
 
 
 class SDFile(_Parts):
@@ -287,6 +290,15 @@ def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
                 f"{tuple(expected[name].shape)}; it is a model of another size or kind."
             )
     return weights
+
+
+def today(name: str) -> str:
+    """The name that diffusers now has for a tensor of a folder that an older one wrote."""
+    head, _, tail = name.rpartition(".")
+    layer = head.rpartition(".")[2]
+    if ".attentions." in name and layer in OLD_ATTENTION:
+        return f"{head.removesuffix(layer)}{OLD_ATTENTION[layer]}.{tail}"
+    return name
 
 
 def read_tensors(path: Path, prefix: str) -> Tensors:
