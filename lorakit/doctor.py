@@ -19,6 +19,7 @@ REQUIRED = (
     "pillow",
     "numpy",
     "pyyaml",
+    "requests",
     "ipython",
     "ipywidgets",
     "matplotlib",

@@ -21,7 +21,7 @@ def file_digest(files: list[Path]) -> str:
     """One SHA-256 over the contents of files in their order, as hexadecimal text."""
     memo = memo_file()
     try:
-        known = json.loads(memo.read_text())
+        known = json.loads(memo.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         known = {}
     digests = []
