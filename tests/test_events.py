@@ -1,0 +1,167 @@
+"""The log remembers a run: every event comes back, a killed process leaves it readable, and the view is rebuilt from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from lorakit.events import (
+    KINDS,
+    Event,
+    Finished,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+    Warned,
+    append,
+    read,
+    steps,
+)
+from lorakit.project import Project
+from lorakit.status import project_status, run_status
+
+SAMPLE = {
+    int: 3,
+    float: 0.1 + 0.2,
+    str: '帽子 “x”\u2028\\ "\n\r\x85\x00 end',
+    float | None: None,
+}
+
+
+def sample_of(kind: type[Event]) -> Event:
+    hints = typing.get_type_hints(kind)
+    return kind(**{f.name: SAMPLE[hints[f.name]] for f in dataclasses.fields(kind)})
+
+
+def stepped(step: int, loss: float | None = 0.5) -> Stepped:
+    return Stepped(
+        step=step, epoch=1, loss=loss, lr=1e-4, grad_norm=1.0, skipped=0, images_per_second=2.0, memory_gb=1.5
+    )
+
+
+def started(step: int) -> Started:
+    return Started(step=step, steps=9, steps_per_epoch=3, images=4, precision="fp32", device="cpu")
+
+
+def saved(step: int) -> Saved:
+    return Saved(step=step, state=f"states/{step:08d}", lora=f"lora/r-{step:06d}.safetensors", matched="8/8")
+
+
+@pytest.mark.parametrize("kind", Event.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_every_event_comes_back_from_the_log_as_it_was(kind, tmp_path):
+    event = sample_of(kind)
+    append(tmp_path / "log", event, time=1234.5678)
+    append(tmp_path / "log", event, time=1235)
+    assert list(read(tmp_path / "log")) == [(1234.568, event), (1235, event)]
+    assert KINDS[kind.__name__.lower()] is kind
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.time = 1
+
+
+def test_the_log_is_one_json_table_a_line_that_other_tools_can_read(tmp_path):
+    for kind in Event.__subclasses__():
+        append(tmp_path / "log", sample_of(kind), time=1)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [line["kind"] for line in lines] == list(KINDS)
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path):
+    assert list(read(tmp_path / "log")) == [] and steps(tmp_path / "log") == {}
+
+
+def test_a_log_torn_at_any_byte_keeps_its_whole_lines_and_takes_new_ones(tmp_path):
+    log, events = tmp_path / "log", [started(0), stepped(1), Warned(text="é帽\n")]
+    for event in events:
+        append(log, event, time=1)
+    whole = log.read_bytes()
+    ends = [i for i, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole)):
+        log.write_bytes(whole[:cut])
+        append(log, stepped(7), time=2)
+        kept = sum(end <= cut for end in ends)  # a line that lacks only its newline is whole
+        assert list(read(log)) == [(1, event) for event in events[:kept]] + [(2, stepped(7))], cut
+
+
+def test_a_line_of_zeros_from_a_power_cut_is_passed_over(tmp_path):
+    log = tmp_path / "log"
+    append(log, stepped(1), time=1)
+    with open(log, "ab") as file:
+        file.write(bytes(512))
+    append(log, stepped(2), time=2)
+    assert list(steps(log)) == [1, 2]
+
+
+def test_steps_that_were_done_again_after_a_resume_replace_the_first_ones(tmp_path):
+    log = tmp_path / "log"
+    for event in (started(0), *map(stepped, (1, 2, 3, 4)), started(2), stepped(3, 0.3), stepped(4, None), stepped(5)):
+        append(log, event, time=1)
+    found = steps(log)
+    assert list(found) == [1, 2, 3, 4, 5] and [found[i].loss for i in found] == [0.5, 0.5, 0.3, None, 0.5]
+
+
+# ---- the state of a run, from its log alone ----------------------------------------------------------------------
+
+
+def logged(run, *events):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for event in events:
+        append(run.log, event, time=1)
+    return run_status(run)
+
+
+def test_the_status_follows_the_log_from_new_to_finished(tmp_path):
+    run = Project(tmp_path).run("r")
+    told = [run_status(run)]
+    for event in (
+        started(0),
+        stepped(1, 0.5),
+        saved(1),
+        stepped(2, None),
+        stepped(3, 1.5),
+        Sampled(step=3, prompt="mofu", image="samples/a.png"),
+        Stopped(step=1, reason="stop was asked for"),
+        started(1),
+        stepped(2, 0.5),
+        Finished(step=2, lora="lora/r-000002.safetensors"),
+    ):
+        told.append(logged(run, event))
+    assert [s.state for s in told] == ["new"] + ["started"] * 6 + ["stopped"] + ["started"] * 2 + ["finished"]
+    assert [s.step for s in told] == [0, 0, 1, 1, 2, 3, 3, 3, 1, 2, 2]
+    assert [s.saved_step for s in told] == [0, 0, 0] + [1] * 8
+    assert told[0].steps == 0 and told[1].steps == 9
+    assert [s.newest_sample for s in told] == [""] * 6 + ["samples/a.png"] * 5
+    assert told[1].loss is None and told[2].loss == told[4].loss == 0.5 and told[5].loss == pytest.approx(0.55)
+
+
+def test_the_smoothed_loss_of_a_resumed_run_is_that_of_an_uncut_one(tmp_path):
+    losses = {step: 1 / step for step in range(1, 8)}
+    project = Project(tmp_path)
+    uncut = logged(project.run("uncut"), started(0), *(stepped(s, losses[s]) for s in losses))
+    first = [stepped(s, losses[s]) for s in range(1, 6)]
+    again = [stepped(s, losses[s]) for s in range(3, 8)]
+    cut = logged(project.run("cut"), started(0), *first, started(2), *again)
+    assert cut.loss == uncut.loss and cut.step == uncut.step == 7
+
+
+def test_a_project_tells_its_runs_by_name_with_the_files_that_are_there(tmp_path):
+    project = Project(tmp_path)
+    assert project_status(project) == []
+    for name in ("b", "a"):
+        run = project.run(name)
+        logged(run, started(0), stepped(1))
+        run.config_file.write_text("")
+        run.loras.mkdir()
+        run.lora_file(12).write_bytes(b"")
+    (project.folder / "runs/a (copy)").mkdir()
+    (project.folder / "runs/a (copy)/config.yaml").write_text("")
+    found = project_status(project)
+    assert [(s.name, s.loras) for s in found] == [
+        ("a", ("lora/a-000012.safetensors",)),
+        ("b", ("lora/b-000012.safetensors",)),
+    ]
+    assert json.loads(json.dumps([vars(s) for s in found]))[0]["step"] == 1
