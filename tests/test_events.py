@@ -1,4 +1,4 @@
-"""The log remembers a run: every event comes back, a killed process leaves it readable, and the view is rebuilt from it."""
+"""The log remembers a run: events come back, a killed process leaves it readable, the view is rebuilt from it."""
 
 from __future__ import annotations
 

@@ -59,14 +59,8 @@ def test_a_link_is_the_file_that_it_leads_to(tmp_path, reads):
     first = file_digest([link])
     link.unlink()
     link.symlink_to(two)
-    assert (
-        first == file_digest([one]) != file_digest([link]) == file_digest([two])
-        and reads == ["one", "link"]
-        or [
-            "link",
-            "link",
-        ]
-    )
+    assert first == file_digest([one]) != file_digest([link]) == file_digest([two])
+    assert reads == ["link", "link"]
 
 
 def test_the_digest_of_several_files_counts_their_order_and_each_content(tmp_path):
@@ -80,10 +74,10 @@ def test_the_digest_of_several_files_counts_their_order_and_each_content(tmp_pat
     assert file_digest(moved) in digests, "names and places do not count"
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe"])
 def test_a_damaged_memory_is_made_anew(damage, tmp_path):
     file = tmp_path / "x"
     file.write_bytes(b"m")
     expected = file_digest([file])
     memo_file().write_bytes(damage)
-    assert file_digest([file]) == expected and expected in memo_file().read_text()
+    assert file_digest([file]) == expected and expected in memo_file().read_text(encoding="utf-8")
