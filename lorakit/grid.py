@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,15 @@ from lorakit.config import ConfigError, to_dict
 from lorakit.contact import labelled
 from lorakit.fingerprint import file_digest
 from lorakit.painter import OFF, Painter, lora_file
-from lorakit.project import Run, write_json
+from lorakit.project import NAME, ProjectError, Run, write_json
 from lorakit.sample import PaintConfig, store
 
-AXES = ("checkpoint", "strength", "prompt", "seed")
+AXES = {  # name -> what its values are, and a check of one
+    "checkpoint": (f"steps or {OFF!r}", lambda value: value == OFF or isinstance(value, int)),
+    "strength": ("numbers", lambda value: isinstance(value, (int, float)) and math.isfinite(value)),
+    "prompt": ("texts", lambda value: isinstance(value, str)),
+    "seed": ("whole numbers from 0 to 4294967295", lambda value: isinstance(value, int) and 0 <= value < 2**32),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,10 @@ class Axis:
             raise ConfigError(f"{self.name!r} cannot be an axis; allowed are {', '.join(AXES)}.")
         if not self.values:
             raise ConfigError(f"The axis {self.name} has no values.")
+        kind, check = AXES[self.name]
+        for value in self.values:
+            if not check(value):
+                raise ConfigError(f"{value!r} cannot be a value of the axis {self.name}, which wants {kind}.")
 
     def label(self, value: Any) -> str:
         """What stands beside the row or above the column."""
@@ -38,7 +49,7 @@ class Axis:
             return value
         if self.name == "checkpoint":
             return "LoRA off" if value == OFF else f"step {value}"
-        return f"{self.name} {value:g}"
+        return f"strength {value:g}" if self.name == "strength" else f"seed {value}"
 
 
 @dataclass(frozen=True)
@@ -84,12 +95,15 @@ def grid(
 ) -> Iterator[Painted | Done]:
     """Paint a grid of a run's exported LoRA files; yields each cell as it is stored, `Done` at the end.
 
-    `prompt`, `look.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise. Cells with
-    equal seeds start from equal noise. Cells that are on disk are not painted again, so an interrupted grid goes on.
-    Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
+    `prompt`, `look.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise. Cells
+    with equal seeds start from equal noise. Cells that are on disk are not painted again, so an interrupted grid goes
+    on. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
     """
     if x.name == y.name:
         raise ConfigError(f"Both axes are {x.name}; choose two of {', '.join(AXES)}.")
+    if not re.fullmatch(NAME, name):
+        raise ProjectError(f"{name!r} cannot be a grid's name: use up to 64 letters, digits, '-', '_' and '.'.")
+    look = PaintConfig(**{f.name: getattr(look, f.name) for f in fields(PaintConfig)})  # nothing else decides a picture
     steps = run.lora_steps()
     if checkpoint is None:
         checkpoint = steps[-1] if steps else OFF
@@ -101,12 +115,16 @@ def grid(
     folder = run.grids / name
     files = []
     # painted checkpoint by checkpoint, so that each file is read once; stored by place
-    for done, cell in enumerate(sorted(cells, key=lambda c: (str(c.checkpoint), c.strength)), 1):
+    for done, cell in enumerate(sorted(cells, key=_order), 1):
         file = _stored(painter, cell, look, folder / "cells")
         files.append((cell, file))
         yield Painted(cell, file, done, len(cells))
     files.sort(key=lambda item: (item[0].row, item[0].column))
     yield _finish(folder, x, y, look, files, painter.base)
+
+
+def _order(cell: Cell) -> tuple[int, float]:
+    return -1 if cell.checkpoint == OFF else cell.checkpoint, cell.strength
 
 
 def _cells(x: Axis, y: Axis, plain: Cell) -> list[Cell]:
