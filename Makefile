@@ -63,7 +63,8 @@ packages:
 	@echo "Installing into $(VENV) with $(VERSION) (1 to 3 minutes the first time)."
 	@test "$$($(RUN) --version 2>/dev/null)" = "$(VERSION)" || $(BASE) -m venv --clear $(VENV)
 	@rm -f $(STAMP)
-	@{ $(if $(CPU_ONLY),$(PIP) --retries 1 --no-deps --index-url $(TORCH_CPU_INDEX) torch;) \
+	@{ $(if $(CPU_ONLY),$(PIP) --retries 1 --no-deps --index-url $(TORCH_CPU_INDEX) torch \
+			|| echo "PyTorch's CPU build is not at $(TORCH_CPU_INDEX): PyPI's follows with 3 GB of CUDA (5 minutes).";) \
 		$(PIP) --editable '.[dev]' && echo "$(WANTED)" >$(STAMP); } 2>&1 \
-		| tee $(LOG) | grep --line-buffered -o 'Downloading .* MB)'; test -f $(STAMP) \
+		| tee $(LOG) | grep --line-buffered -E -o "Downloading .* MB\)|^PyTorch's CPU.*"; test -f $(STAMP) \
 		|| { tail -n 15 $(LOG); echo "The installation failed; all it said is in $(LOG)."; exit 1; } >&2
