@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. What is not named here is a verb. `sample` paints for a run and owns a part of its config.
 LAYERS = {
     "ground": ["errors", "config", "events", "project", "randomness", "fingerprint", "hub", "model_files", "precision"],
-    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "_lora"],
+    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "_lora", "_frozen"],
     "run": ["data", "run", "checkpoint", "mirror", "sample"],
     "verbs": [],
     "terminal": ["cli", "doctor", "demo"],
