@@ -90,13 +90,21 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0
 
 
+def _project(folder: Path):
+    from lorakit.project import Project, ProjectError
+
+    project = Project(folder)
+    if not project.folder.is_dir():
+        raise ProjectError(f"{project.folder} does not exist; name a project's folder, with its pictures in dataset/.")
+    return project
+
+
 def _train(options: argparse.Namespace) -> int:
     from lorakit.config import from_dict, read_yaml, to_dict
-    from lorakit.project import Project
     from lorakit.run import RunConfig, read_config, start
     from lorakit.train import train
 
-    run = Project(options.project).run(options.run)
+    run = _project(options.project).run(options.run)
     if options.config:
         settings = read_yaml(options.config)
     else:
@@ -132,7 +140,8 @@ def _print(event) -> None:
             print(line, flush=True)
         return
     told = {
-        events.Started: "{images} pictures, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
+        events.Started: "{images} pictures, step {step} of {steps} ({steps_per_epoch} an epoch), "
+        "{precision} on {device}",
         events.Progress: "encoding {what}: {done} of {total}",
         events.Saved: "saved step {step}  {lora}  {matched}",
         events.Sampled: "sample {image}",
@@ -144,12 +153,9 @@ def _print(event) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lorakit.project import Project, ProjectError
     from lorakit.status import project_status
 
-    project = Project(options.project)
-    if not project.folder.is_dir():
-        raise ProjectError(f"{project.folder} does not exist; name the folder of a project.")
+    project = _project(options.project)
     found = project_status(project)
     if options.json:
         print(json.dumps([vars(run) for run in found], indent=1, ensure_ascii=False))
@@ -168,11 +174,10 @@ def _status(options: argparse.Namespace) -> int:
 def _grid(options: argparse.Namespace) -> int:
     from lorakit.config import from_dict, to_dict
     from lorakit.grid import Done, grid
-    from lorakit.project import Project
     from lorakit.run import read_config
     from lorakit.sample import PaintConfig
 
-    run = Project(options.project).run(options.run)
+    run = _project(options.project).run(options.run)
     config = read_config(run)
     look = {name: value for name, value in to_dict(config.sample).items() if name in PaintConfig.__dataclass_fields__}
     prompt = options.prompt or next(iter(config.sample.prompts), config.data.trigger)
@@ -219,10 +224,9 @@ def _axis(text: str, run):
 
 def _export(options: argparse.Namespace) -> int:
     from lorakit.painter import deliver
-    from lorakit.project import Project
     from lorakit.run import read_config
 
-    run = Project(options.project).run(options.run)
+    run = _project(options.project).run(options.run)
     read_config(run)
     step = options.step if options.step is not None else max(run.lora_steps(), default=0)
     file, matched = deliver(run, step, options.output)

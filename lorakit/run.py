@@ -72,9 +72,10 @@ def read_config(run: Run) -> RunConfig:
 def start(run: Run, config: RunConfig) -> RunConfig:
     """Freeze `config` as the run's, or check it against the one the run began with.
 
-    Parts marked free take their new values. Raises RunChanged with the list of differences.
+    Parts marked free take their new values; so do all while the run has not begun, e.g. when its base was misspelt.
+    Raises RunChanged with the list of differences.
     """
-    if run.exists():
+    if run.exists() and run.fingerprint_file.exists():
         refuse_changes(run, decisive(read_config(run)), decisive(config))
     run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.config_file, to_yaml(config))

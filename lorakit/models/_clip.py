@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from lorakit.config import ConfigError
-
 CHUNK = 75  # caption tokens in each of CLIP's windows of 77, beside its begin and end marks
 
 
@@ -31,13 +29,7 @@ def token_ids(tokenizer, captions: list[str], max_token_length: int) -> torch.Te
 
 
 def hidden_states(text_encoder: torch.nn.Module, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
-    """[B, chunks x 77, width]: the `clip_skip`-th layer from the end (1 is the last), then the final norm, as kohya.
-
-    Raises ConfigError when the text encoder has fewer layers.
-    """
-    layers = text_encoder.config.num_hidden_layers
-    if clip_skip > layers:
-        raise ConfigError(f"model.clip_skip is {clip_skip}, but this base's text encoder has {layers} layers.")
+    """[B, chunks x 77, width]: the `clip_skip`-th layer from the end (1 is the last), then the final norm, as kohya."""
     output = text_encoder(ids.flatten(0, 1), output_hidden_states=True)
     hidden = final_layer_norm(text_encoder)(output.hidden_states[-clip_skip])
     return hidden.reshape(ids.shape[0], -1, hidden.shape[-1])

@@ -142,6 +142,10 @@ class _Parts:
         """The VAE's configuration; `scaling_factor` is always in it."""
         return {"scaling_factor": 0.18215, **self._config("vae/config.json")}
 
+    def text_config(self) -> dict:
+        """The text encoder's configuration; `num_hidden_layers` is always in it."""
+        return {"num_hidden_layers": 12, **self._config("text_encoder/config.json")}
+
     def scheduler_config(self) -> dict:
         """The noise schedule the model was trained with; `prediction_type` is always in it."""
         return {"prediction_type": "epsilon", **self._config("scheduler/scheduler_config.json")}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, ConfigError, setting
 from lorakit.fingerprint import file_digest
 from lorakit.models import _clip, _ddpm
 from lorakit.models._sd_files import open_sd
@@ -57,6 +57,9 @@ class Model:
     def __init__(self, config: Config, path: Path, device: torch.device, dtype: torch.dtype):
         self.config, self.device, self.dtype = config, device, dtype
         self.files = open_sd(path)
+        layers = self.files.text_config()["num_hidden_layers"]
+        if config.clip_skip > layers:
+            raise ConfigError(f"clip_skip is {config.clip_skip}, but this base's text encoder has {layers} layers.")
         self._parts: dict[str, torch.nn.Module] = {}
 
     # ---- parts ---------------------------------------------------------------------------------------------------
