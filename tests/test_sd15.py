@@ -139,7 +139,7 @@ def test_clip_skip_counts_layers_from_the_last_and_applies_the_final_norm(bases,
 
 def test_clip_skip_beyond_the_layers_of_the_base_is_refused(bases):
     with pytest.raises(ConfigError, match="clip_skip is 4.*3 layers"):
-        opened(bases["epsilon"], clip_skip=4).encode_text(["girl"])
+        opened(bases["epsilon"], clip_skip=4)
 
 
 @pytest.mark.parametrize("caption", ("", "mofu, girl, red hair", LONG))
