@@ -56,6 +56,18 @@ def make_deterministic(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed blocks instead of returning them: on a CPU page faults cost more than the arithmetic."""
+    import ctypes
+    import sys
+
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: large blocks come from the heap
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap is not trimmed
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory used so far, in 1e9 bytes: of the GPU, or of this process on a CPU."""
     import resource

@@ -19,7 +19,7 @@ from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
 from lorakit.hub import fetch
 from lorakit.models import family
-from lorakit.precision import Precision, choose, make_deterministic, peak_memory_gb
+from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.project import Run
 from lorakit.randomness import generator, seed_of
 from lorakit.run import RunConfig, freeze_inputs, make_plan, read_config
@@ -56,6 +56,8 @@ class Session:
         self.config: RunConfig = read_config(run)
         self.precision: Precision = choose(self.config.loop.precision)
         make_deterministic(self.precision.device)
+        if self.precision.device.type == "cpu":
+            keep_freed_memory()
         config = self.config
         self.model = family(config.model.family).Model(
             config.model, fetch(config.model.source), self.precision.device, self.precision.dtype

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lorakit._frozen import slim
 from lorakit.config import Config, ConfigError, setting
 from lorakit.fingerprint import file_digest
 from lorakit.models import _clip, _ddpm
@@ -41,7 +42,8 @@ class Config(Config):
 
 # kohya's module set for LoRA-LierLa: 192 modules of a full-size UNet, 72 of its text encoder
 TARGETS = {
-    "unet": r".*attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))",
+    "unet": r".*attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\."
+    r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))",
     "text_encoder": r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
 }
 PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
@@ -69,7 +71,7 @@ class Model:
         if part not in self._parts:
             # the VAE overflows in float16: its latents would be NaN
             dtype = torch.float32 if part == "vae" else self.dtype
-            self._parts[part] = getattr(self.files, part)(dtype).to(self.device)
+            self._parts[part] = slim(getattr(self.files, part)(dtype)).to(self.device)
         return self._parts[part]
 
     def release(self, *parts: str) -> None:
@@ -204,7 +206,7 @@ class Model:
         guidance_scale: float,
         sampler: str,
     ) -> Image.Image:
-        """One picture of the current weights from encoded texts [1, T, width]; noise as diffusers draws it for `seed`."""
+        """One picture of the current weights from encoded texts [1, T, width]; the noise is diffusers' own."""
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline(

@@ -1,0 +1,98 @@
+"""Frozen layers that keep no activations for the backward pass and use the faster kernels; weights stay as they are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+# below this many output positions a convolution's weights dominate, and one matrix product beats oneDNN's reordering
+IM2COL_POSITIONS = 128
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def slim(model: nn.Module) -> nn.Module:
+    """Swap the classes of all frozen Linear and Conv2d layers of a model in place; returns it."""
+    for module in model.modules():
+        if type(module) is nn.Linear and not module.weight.requires_grad:
+            module.__class__ = FrozenLinear
+        elif type(module) is nn.Conv2d and not module.weight.requires_grad and _is_plain(module):
+            module.__class__ = FrozenConv2d
+    return model
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return zeros and conv.groups == 1 and conv.dilation == (1, 1)
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, plus: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [..., k] times weight [n, k] transposed, + bias [n], + plus [..., n] (which may be overwritten).
+
+    In float32 on a CPU through oneDNN: MKL, which F.linear calls, is half as fast on AMD's processors.
+    """
+    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32:
+        if plus is None:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+    y = F.linear(x, weight, bias)
+    return y if plus is None else y.add_(plus)
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.weight = weight
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return linear(grad, ctx.weight.t()), None, None
+
+
+class _Conv2d(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.weight, ctx.shape, ctx.stride, ctx.padding = weight, x.shape, stride, padding
+        out, _, *kernel = weight.shape
+        sides = zip(x.shape[2:], padding, kernel, stride, strict=True)
+        height, width = ((size + 2 * pad - side) // step + 1 for size, pad, side, step in sides)
+        ctx.im2col = x.device.type == "cpu" and len(x) * height * width <= IM2COL_POSITIONS
+        if not ctx.im2col:
+            return F.conv2d(x, weight, bias, stride, padding)
+        columns = F.unfold(x, kernel, padding=padding, stride=stride).transpose(1, 2)
+        return linear(columns, weight.flatten(1), bias).transpose(1, 2).reshape(len(x), out, height, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        if ctx.im2col:
+            columns = linear(grad.flatten(2).transpose(1, 2), ctx.weight.flatten(1).t()).transpose(1, 2)
+            kernel = ctx.weight.shape[2:]
+            grad_x = F.fold(columns, ctx.shape[2:], kernel, padding=ctx.padding, stride=ctx.stride)
+        else:
+            grad_x = torch.nn.grad.conv2d_input(ctx.shape, ctx.weight, grad, ctx.stride, ctx.padding)
+        return grad_x, None, None, None, None
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer without a weight gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight.requires_grad:  # peft makes its own trained layers of the base layer's class
+            return super().forward(x)
+        return _Linear.apply(x, self.weight, self.bias)
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution without a weight gradient; unlike torch's own it does not keep its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight.requires_grad:
+            return super().forward(x)
+        return _Conv2d.apply(x, self.weight, self.bias, self.stride, self.padding)
