@@ -218,7 +218,7 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, not yet checked. Raises ConfigError when there is no such file or no table in it."""
     try:
-        data = _load_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
+        data = _load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a YAML file: {error}; save it as UTF-8.") from None
     except OSError as error:

@@ -75,7 +75,8 @@ def test_a_misspelt_setting_is_refused_with_the_right_one(config_class, f):
 @pytest.mark.parametrize(("config_class", "f"), FIELDS, ids=FIELD_IDS)
 def test_a_setting_has_a_line_of_help_and_refuses_another_type_with_value_and_help(config_class, f):
     assert f.metadata["help"].strip() and "\n" not in f.metadata["help"]
-    for wrong in (None, object(), [3.5], "three" if typing.get_type_hints(config_class)[f.name] is not str else 3):
+    wanted = typing.get_type_hints(config_class)[f.name]
+    for wrong in (None, object(), [3.5], "three" if wanted is not str else 3, True if wanted is not bool else 1):
         message = refusal(config_class, {**least(config_class), f.name: wrong})
         assert f"{f.name} is {tuple(wrong) if isinstance(wrong, list) else wrong!r}, but " in message
         assert f.metadata["help"] in message
