@@ -60,8 +60,8 @@ def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of this step, or the same state again
     os.replace(aside, folder)
     write_json(folder / COMPLETE, {"step": step, "sha256": digest, "bytes": size})
-    whole = [found for found in _folders(states) if (found / COMPLETE).exists()]
-    for old in set(_folders(states)) - set(whole[:keep]):
+    whole = [found for found in _folders(states) if found == folder or _problem(found) is None]
+    for old in {*_folders(states), *states.glob(".*.part")} - set(whole[:keep]):  # .part: of saves that were killed
         shutil.rmtree(old)
     return folder
 

@@ -76,20 +76,22 @@ def start(run: Run, config: RunConfig) -> RunConfig:
     Raises RunChanged with the list of differences.
     """
     if run.exists() and run.fingerprint_file.exists():
-        refuse_changes(run, decisive(read_config(run)), decisive(config))
+        refuse_changes(run, json.loads(run.fingerprint_file.read_text(encoding="utf-8"))["config"], decisive(config))
     run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.config_file, to_yaml(config))
     return config
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide the result, as a plain dict."""
-    return {f.name: to_dict(getattr(config, f.name)) for f in fields(config) if not f.metadata["free"]}
+    """The settings that decide the result, as they are when read back from JSON (lists for tuples)."""
+    settings = {f.name: to_dict(getattr(config, f.name)) for f in fields(config) if not f.metadata["free"]}
+    return json.loads(json.dumps(settings))
 
 
-def freeze_inputs(run: Run, found: Scan, base: dict[str, str]) -> None:
-    """Remember which data and base files a run is made of, or refuse to go on with others (RunChanged)."""
+def freeze_inputs(run: Run, config: RunConfig, found: Scan, base: dict[str, str]) -> None:
+    """Remember which settings, data and base files a run is made of, or refuse to go on with others (RunChanged)."""
     inputs = {
+        "config": decisive(config),  # config.yaml may have been edited by hand
         "base": base,
         "data": {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples},
     }

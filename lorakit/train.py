@@ -82,7 +82,7 @@ class Session:
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
         parts = (self.model.denoiser, *self.model.text_encoders, "vae")
-        freeze_inputs(self.run, self.scan, {part: self.model.fingerprint(part) for part in parts})
+        freeze_inputs(self.run, self.config, self.scan, {part: self.model.fingerprint(part) for part in parts})
         yield from (Warned(text=note) for note in self.scan.notes)
         for progress in self._encode():
             yield progress
