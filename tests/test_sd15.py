@@ -113,6 +113,7 @@ def test_noise_offset_shifts_each_channel_of_each_picture_and_nothing_else(bases
     shifted, same_t = model.draw(x0, torch.Generator().manual_seed(5), LossConfig(noise_offset=0.1))
     shift = shifted - eps
     torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift), rtol=0, atol=1e-6)
+    assert shift[:, :, 0, 0].unique().numel() == 64 * 4
     assert shift[:, :, 0, 0].std().item() == pytest.approx(0.1, rel=0.15)
     assert torch.equal(t, same_t)
     assert 0 <= int(t.min()) and int(t.max()) < 1000
