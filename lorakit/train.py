@@ -188,12 +188,10 @@ class Session:
         draws = generator(seed, step, micro, "noise")
         x0 = self.model.latents(batch.images, draws)
         eps, t = self.model.draw(x0, draws, self.config.loss)
-        torch.manual_seed(
-            seed_of(seed, step, micro, "dropout")
-        )  # the modules' own dropout uses torch's global generator
-        text = (
-            self.model.encode_text(batch.captions) if self.text_is_trained else self.feed.conditioning(batch.captions)
-        )
+        # the modules' own dropout draws from torch's global generator
+        torch.manual_seed(seed_of(seed, step, micro, "dropout"))
+        encode = self.model.encode_text if self.text_is_trained else self.feed.conditioning
+        text = encode(batch.captions)
         losses = self.model.loss(x0, eps, t, text, self.config.loss)
         return (losses * torch.tensor(batch.weights, device=losses.device)).sum()
 
@@ -209,9 +207,8 @@ class Session:
         if share != 1:
             torch._foreach_mul_([p.grad for p in weights], share)
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm or math.inf).item()
-        if (
-            math.isfinite(norm) or self.scaler.is_enabled()
-        ):  # the scaler leaves such a step out by itself, and learns from it
+        # an enabled scaler leaves a step that is not finite out by itself, and learns from it
+        if math.isfinite(norm) or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,15 +233,11 @@ class Session:
                 "overflowed; they are left out. Now and then this is harmless."
             )
         if self.bad_steps >= BAD_STEPS_IN_A_ROW:
+            overflow = "fp16 overflows in this base (try precision bf16 or fp32), " if self.scaler.is_enabled() else ""
             raise TrainingDiverged(
                 f"{self.bad_steps} steps in a row, up to step {stepped.step}, had no finite gradient. Likely causes: "
-                f"the learning rate is too high (it is {stepped.lr:g}: try a tenth), "
-                + (
-                    "fp16 overflows in this base (try precision bf16 or fp32), "
-                    if self.precision.name == "fp16"
-                    else ""
-                )
-                + "a broken base or VAE. The last saved state is kept; start a new run with other settings."
+                f"the learning rate is too high (it is {stepped.lr:g}: try a tenth), {overflow}a broken base or VAE. "
+                "The last saved state is kept; start a new run with other settings."
             )
 
     # ---- now and then --------------------------------------------------------------------------------------------
@@ -281,17 +274,13 @@ class Session:
         config = self.config.sample
         with self.model.painting():
             for index, prompt in enumerate(config.prompts):
-                image = paint(
-                    self.model, self._encoded(prompt), self._encoded(config.negative_prompt), config, config.seed
-                )
+                text, negative = (self.feed.conditioning([words]) for words in (prompt, config.negative_prompt))
+                image = paint(self.model, text, negative, config, config.seed)
                 file = self.run.samples / f"{step:06d}-{index:02d}.png"
                 store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
                 yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
         if self.config.data.cache_latents:
             self.model.release("vae")
-
-    def _encoded(self, text: str) -> dict[str, torch.Tensor]:
-        return self.feed.conditioning([text])
 
 
 @contextmanager
