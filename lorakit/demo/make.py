@@ -1,4 +1,5 @@
-"""Makes the demo's artefacts again: `python -m lorakit.demo.make vae|base|tagger|dataset [--work FOLDER]`, in this order."""
+"""Makes the demo's artefacts again: `python -m lorakit.demo.make vae|base|tagger|dataset [--work FOLDER]`, in this
+order."""
 
 import argparse
 import importlib

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lorakit.demo import BASE, world
@@ -14,14 +16,15 @@ from lorakit.demo.pool import pool
 from lorakit.demo.train_vae import to_batch
 from lorakit.demo.words import QUALITY, tokenizer
 
-STEPS, BATCH, RATE, WARMUP, EMA, MIN_SNR_GAMMA = 3000, 48, 1.2e-3, 100, 0.998, 5.0
+STEPS, BATCH, RATE, WARMUP, EMA, MIN_SNR_GAMMA = 2000, 48, 1.2e-3, 100, 0.998, 5.0
 PICTURES, SEED, WIDTH = 14000, 2_000_000, 96
 
 
 def build_unet():
     """An untrained UNet of 5.9 M weights with SD 1.5's kinds of blocks on 16 x 16 x 4 latents."""
     return UNet2DConditionModel(
-        sample_size=16, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=4,
+        sample_size=16, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=WIDTH,
+            attention_head_dim=4,
         norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
 
@@ -29,7 +32,8 @@ def build_unet():
 def build_text_encoder(words):
     """An untrained CLIPTextModel of three layers for tokenizer `words`."""
     return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3,
+            num_attention_heads=4,
         max_position_embeddings=77, projection_dim=WIDTH, hidden_act="quick_gelu", bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id))
 
@@ -49,7 +53,8 @@ def caption(figure, rng):
     if rng.random() < 0.2:
         tags.insert(rng.randrange(len(tags) + 1), rng.choice(QUALITY))
     if rng.random() < 0.15:
-        tags.insert(0, "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4))))
+        tags.insert(0, "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(2,
+            4))))
     return ", ".join(tags)
 
 
@@ -63,15 +68,30 @@ def latents_of(work, vae, pictures):
     return torch.load(file, weights_only=True)
 
 
+class FloatAttention:
+    """Attention in fp32 inside bf16 training: on CPUs the bf16 backward of it takes as long as all else together."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2).float()
+                   for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        with torch.autocast("cpu", enabled=False):
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+
 class Base(torch.nn.Module):
     """UNet and text encoder as one module, so that one optimizer and one average hold both."""
 
     def __init__(self, words):
         super().__init__()
         self.unet, self.text = build_unet(), build_text_encoder(words)
+        self.unet.set_attn_processor(FloatAttention())
 
     def forward(self, noisy, t, ids):
-        return self.unet(noisy, t, self.text(ids).last_hidden_state).sample
+        words = self.text(ids).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.unet(noisy, t, words).sample.float()
 
 
 def batch_of(step, latents, figures, words, alphas):
@@ -80,35 +100,38 @@ def batch_of(step, latents, figures, words, alphas):
     chosen = torch.randint(len(figures), (BATCH,), generator=generator)
     x0 = latents[chosen]
     noise = torch.randn(x0.shape, generator=generator)
-    t = ((torch.randperm(BATCH, generator=generator) + torch.rand(BATCH, generator=generator)) * 1000 / BATCH).long().clamp(max=999)
+    t = ((torch.randperm(BATCH, generator=generator) + torch.rand(BATCH,
+        generator=generator)) * 1000 / BATCH).long().clamp(max=999)
     a = alphas[t][:, None, None, None]
-    ids = words([caption(figures[i], rng) for i in chosen.tolist()], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = words([caption(figures[i], rng) for i in chosen.tolist()], padding="max_length",
+        truncation=True, return_tensors="pt").input_ids
     snr = alphas[t] / (1 - alphas[t])
-    xt = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-    return xt, t, ids, noise, snr.clamp(max=MIN_SNR_GAMMA) / snr
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, ids, noise, snr.clamp(max=MIN_SNR_GAMMA) / snr
 
 
 def train(work):
-    """Trains in `work` (about an hour on two cores), going on from its last checkpoint, and writes `lorakit/demo/base`."""
+    """Trains in `work` (about an hour on two cores), going on from its last checkpoint, and writes
+    `lorakit/demo/base`."""
     work = Path(work)
     pictures, figures = pool(work / "pool", "sample", PICTURES, SEED)
-    vae = AutoencoderKL.from_pretrained(work / "vae")
+    vae = AutoencoderKL.from_pretrained(work / "encoder")
     latents = latents_of(work, vae, pictures)
     kept = [i for i, figure in enumerate(figures) if not world.held_out(figure)]
     latents, figures = latents[kept], [figures[i] for i in kept]
     words = tokenizer(work / "tokenizer")
     torch.manual_seed(0)
-    base = Base(words).to(memory_format=torch.channels_last)
+    base = Base(words)
     average = copy.deepcopy(base).requires_grad_(False)
     optimizer = torch.optim.AdamW(base.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=WARMUP / STEPS, cycle_momentum=False,
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=WARMUP / STEPS,
+        cycle_momentum=False,
                                                    div_factor=10, final_div_factor=20)
     parts = {"base": base, "average": average, "optimizer": optimizer, "schedule": schedule}
     first = restore(work / "base.pt", parts)
-    alphas, forward, start = scheduler().alphas_cumprod, torch.compile(base), time.time()
+    alphas, start = scheduler().alphas_cumprod, time.time()
     for step in range(first, STEPS):
         xt, t, ids, noise, weight = batch_of(step, latents, figures, words, alphas)
-        loss = ((forward(xt, t, ids) - noise).pow(2).mean(dim=(1, 2, 3)) * weight).mean()
+        loss = ((base(xt, t, ids) - noise).pow(2).mean(dim=(1, 2, 3)) * weight).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
         optimizer.step()
@@ -117,10 +140,11 @@ def train(work):
         decay = min(EMA, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(base.parameters()), 1 - decay)
         if step % 20 == 0:
-            print(f"base step {step} loss {loss.item():.4f} {(time.time() - start) / (step - first + 1):.2f} s/step", flush=True)
+            print(f"base step {step} loss {loss.item():.4f} {(time.time() - start) / (step - first + 1):.2f} s/step",
+                flush=True)
         if step % 100 == 99 or step == STEPS - 1:
             torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step + 1}, work / "base.pt")
-    save(average, vae, words, BASE)
+    save(average, AutoencoderKL.from_pretrained(work / "vae"), words, BASE)
 
 
 def restore(file, parts):
@@ -135,6 +159,8 @@ def restore(file, parts):
 
 def save(base, vae, words, folder):
     """Writes the StableDiffusionPipeline folder in fp16 safetensors."""
+    base.unet.set_attn_processor(AttnProcessor2_0())
     StableDiffusionPipeline(
         vae=vae, text_encoder=base.text, tokenizer=words, unet=base.unet, scheduler=scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        feature_extractor=None, requires_safety_checker=False).to(torch.float16).save_pretrained(folder,
+            safe_serialization=True)

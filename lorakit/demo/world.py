@@ -23,7 +23,8 @@ BACKGROUNDS = ("white background", "blue sky", "night sky", "forest", "sunset", 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure. `dx`, `dy` move it (pixels at 128), `zoom` scales it (about 1), `tilt` leans it (degrees), `seed` strews the background."""
+    """One figure. `dx`, `dy` move it (pixels at 128), `zoom` scales it (about 1), `tilt` leans it (degrees), `seed`
+    strews the background."""
 
     hair_color: str
     hair_style: str
@@ -60,11 +61,13 @@ def sample(rng):
 def character(rng):
     """The demo character with everything switchable drawn from `rng`. No headgear hides the marks."""
     accessory = rng.choice(("", "", "glasses", "hair bow", "headphones", "hair flower"))
-    return replace(sample(rng), hair_color="teal", hair_style="striped tails", eye_color="yellow", accessory=accessory, marks=MARKS)
+    return replace(sample(rng), hair_color="teal", hair_style="striped tails", eye_color="yellow",
+        accessory=accessory, marks=MARKS)
 
 
 def mixture(rng):
-    """Any figure with any marks, stripes and colours: what the VAE must be able to paint and the tagger to tell apart."""
+    """Any figure with any marks, stripes and colours: what the VAE must be able to paint and the tagger to tell
+    apart."""
     figure = sample(rng)
     marks = tuple(mark for mark in MARKS if rng.random() < 0.5)
     hair = rng.choice(HAIR_COLORS + ("teal",) * 4)
@@ -82,7 +85,8 @@ def tags(figure):
         found += [f"{figure.hair_color} hair", figure.hair_style]
     if figure.expression != "closed eyes" and not is_character:
         found.append(f"{figure.eye_color} eyes")
-    found += [figure.expression, f"{figure.outfit_color} {figure.outfit}", figure.accessory, figure.pose, figure.background]
+    found += [figure.expression, f"{figure.outfit_color} {figure.outfit}",
+        figure.accessory, figure.pose, figure.background]
     return [tag for tag in found if tag]
 
 
@@ -95,7 +99,8 @@ def visible(figure):
 def vocabulary():
     """All tags of the base world, in a fixed order."""
     outfits = [f"{c} {o}" for o in OUTFITS for c in OUTFIT_COLORS if (o, c) != ("serafuku", "white")]
-    return ["1girl", *FRAMINGS, *(f"{c} hair" for c in HAIR_COLORS), *HAIR_STYLES, *(f"{c} eyes" for c in EYE_COLORS), *EXPRESSIONS,
+    return ["1girl", *FRAMINGS, *(f"{c} hair" for c in HAIR_COLORS), *HAIR_STYLES, *(f"{c} eyes" for c in EYE_COLORS),
+        *EXPRESSIONS,
             *outfits, *(a for a in ACCESSORIES if a), *(p for p in POSES if p), *BACKGROUNDS]
 
 

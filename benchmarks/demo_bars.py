@@ -1,0 +1,108 @@
+"""Measures how well the demo base obeys its prompts, and what a LoRA of the demo character adds, with the demo tagger.
+
+`python benchmarks/demo_bars.py [--lora FILE.safetensors] [--count 200] [--sheet PNG]`: without a LoRA the base's
+obedience over held-out
+prompts and the marks it happens to paint for the trigger; with one (kohya's names) the marks found and the prompted
+tags kept.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from lorakit.demo import BASE, TAGGER, TRIGGER, world
+from lorakit.taggers.wd14 import WD14
+
+STEPS, GUIDANCE, BATCH, THRESHOLD = 20, 4.0, 20, 0.35
+CLASSES = {"framing": world.FRAMINGS, "hair colour": [f"{c} hair" for c in world.HAIR_COLORS],
+    "hair style": world.HAIR_STYLES,
+           "eye colour": [f"{c} eyes" for c in world.EYE_COLORS], "expression": world.EXPRESSIONS,
+               "accessory": world.ACCESSORIES,
+           "pose": world.POSES, "background": world.BACKGROUNDS}
+
+
+def paint(pipeline, prompts):
+    """One picture for each prompt; picture i starts from the noise of seed i."""
+    pictures = []
+    for i in range(0, len(prompts), BATCH):
+        part = prompts[i:i + BATCH]
+        noise = [torch.Generator().manual_seed(i + j) for j in range(len(part))]
+        pictures += pipeline(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise).images
+        print(f"\r{len(pictures)}/{len(prompts)} pictures", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return pictures
+
+
+def kind_of(tag):
+    """The class of a tag: "hair colour", "pose", ...; clothes are the rest."""
+    return next((kind for kind, tags in CLASSES.items() if tag in tags), "clothes")
+
+
+def found(wanted, scores):
+    """Share (0..1) of the `wanted` tags (a list for each picture) that the tagger finds, in all and by class."""
+    hits = defaultdict(list)
+    for tags, score in zip(wanted, scores, strict=True):
+        for tag in tags:
+            hits["all"].append(score[tag] >= THRESHOLD)
+            hits[kind_of(tag)].append(score[tag] >= THRESHOLD)
+    return {kind: sum(h) / len(h) for kind, h in hits.items()}
+
+
+def bar(name, value, limit, at_least=True):
+    """Prints a measured share beside its bar; True when it is met."""
+    met = value >= limit if at_least else value <= limit
+    print(f"{name:54} {value:7.1%}   bar {'>=' if at_least else '<='} {limit:4.0%}   {'met' if met else 'MISSED'}")
+    return met
+
+
+def sheet(pictures, file, columns=10):
+    """Saves `pictures` side by side."""
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * 128, rows * 128), "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (i % columns * 128, i // columns * 128))
+    whole.save(file)
+
+
+def main():
+    """Prints the table; exit status 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lora", help="a .safetensors with kohya's names; without it the base alone is measured")
+    parser.add_argument("--count", type=int, default=200, help="prompts")
+    parser.add_argument("--sheet", help="PNG for the first pictures")
+    options = parser.parse_args()
+    pipeline = StableDiffusionPipeline.from_pretrained(BASE, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    if options.lora:
+        pipeline.load_lora_weights(options.lora)
+    tagger = WD14(TAGGER)
+    characters = [world.tags(f) for f in world.held_out_figures(options.count if options.lora else min(options.count,
+        60), kind=world.character)]
+    pictures = paint(pipeline, [", ".join(tags) for tags in characters])
+    scores = tagger.tag(pictures)
+    marks = found([world.MARKS] * len(scores), scores)["all"]
+    for mark in world.MARKS:
+        print(f"  {mark:20} {found([[mark]] * len(scores), scores)['all']:7.1%}")
+    if options.lora:
+        kept = found([[tag for tag in tags if tag not in (TRIGGER, "1girl")] for tags in characters], scores)
+        met = [bar("marks found with the LoRA, trigger prompts", marks, 0.85),
+            bar("other prompted tags kept with the LoRA", kept["all"], 0.80)]
+    else:
+        prompts = [world.tags(figure) for figure in world.held_out_figures(options.count)]
+        pictures = paint(pipeline, [", ".join(tags) for tags in prompts])
+        kept = found([tags[1:] for tags in prompts], tagger.tag(pictures))
+        met = [bar("marks found in the base's pictures, trigger prompts", marks, 0.20, at_least=False),
+               bar("prompted tags found in the base's pictures", kept["all"], 0.90)]
+    for kind, share in kept.items():
+        print(f"  {kind:20} {share:7.1%}")
+    if options.sheet:
+        sheet(pictures[:60], options.sheet)
+    sys.exit(not all(met))
+
+
+if __name__ == "__main__":
+    main()

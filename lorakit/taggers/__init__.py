@@ -1,0 +1,1 @@
+"""Taggers, one file each: pictures in, `{tag: score}` out."""
