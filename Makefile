@@ -1,7 +1,7 @@
 # Each target makes .venv if it has to, and says what it does. `make PYTHON=python3.12 test` picks the Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint slow clean install packages
+.PHONY: help demo test lab lint slow gpu clean install packages
 
 # On Linux PyPI's torch brings gigabytes of CUDA; without an NVIDIA driver the CPU build does. A mirror can be named here.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -27,6 +27,7 @@ help:
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make lint    check code and notebooks only"
 	@echo "make slow    run the tests that take minutes"
+	@echo "make gpu     run what needs a CUDA device: tests and the speed of a training step"
 	@echo "make clean   remove .venv, demo-output and what was built"
 
 demo: install
@@ -48,6 +49,11 @@ lint: install
 slow: install
 	@echo "Running the slow tests (minutes)."
 	@$(RUN) -m pytest -m slow
+
+gpu: install
+	@echo "On a CUDA device: the tests that need one, exact resume there, and the training step against the usual recipe."
+	@$(RUN) -m pytest -m "gpu or not slow"
+	@$(RUN) benchmarks/train_step.py --device cuda --precision bf16 --model sd15 --px 512
 
 clean:
 	@echo "Removing $(VENV), demo-output and what was built."
