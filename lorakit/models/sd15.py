@@ -46,6 +46,11 @@ TARGETS = {
     r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))",
     "text_encoder": r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
 }
+SETTINGS = {  # beside the weights, what a part's answer depends on
+    "unet": ("unet/config.json", "scheduler/*.json"),
+    "vae": ("vae/config.json",),
+    "text_encoder": ("text_encoder/config.json", "tokenizer/*"),
+}
 PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
@@ -63,6 +68,7 @@ class Model:
         if config.clip_skip > layers:
             raise ConfigError(f"clip_skip is {config.clip_skip}, but this base's text encoder has {layers} layers.")
         self._parts: dict[str, torch.nn.Module] = {}
+        self._fingerprints: dict[str, str] = {}
 
     # ---- parts ---------------------------------------------------------------------------------------------------
 
@@ -84,8 +90,11 @@ class Model:
         return tuple(self._parts)
 
     def fingerprint(self, part: str) -> str:
-        """SHA-256 of the files a part is read from, as hexadecimal text."""
-        return file_digest(self.files.files(part))
+        """SHA-256 of the files a part is read from, weights and settings, as hexadecimal text; they are read once."""
+        if part not in self._fingerprints:
+            found = (file for pattern in SETTINGS[part] for file in sorted(self.files.settings.glob(pattern)))
+            self._fingerprints[part] = file_digest([*self.files.files(part), *filter(Path.is_file, found)])
+        return self._fingerprints[part]
 
     def targets(self, part: str) -> list[str]:
         """Names of the modules of a part that adapters go on, in the module's order."""
