@@ -41,7 +41,7 @@ def render(run: Run) -> str:
         pieces.append(_loss_plot([(event.step, event.loss) for event in steps if event.loss is not None]))
     pieces.append(_samples(run, [event for event in log if isinstance(event, Sampled)]))
     warnings = list(dict.fromkeys(event.text for event in log if isinstance(event, Warned)))
-    pieces += [f'<div style="color:#b45309">⚠ {html.escape(text)}</div>' for text in warnings[-5:]]
+    pieces += [f'<div style="color:#b45309;white-space:pre-line">⚠ {html.escape(text)}</div>' for text in warnings[-5:]]
     return f'<div style="font-family:sans-serif;max-width:{WIDTH}px">{"".join(pieces)}</div>'
 
 
@@ -104,7 +104,8 @@ def _loss_plot(points: list[tuple[int, float]]) -> str:
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" style="width:100%;font-size:11px;fill:currentColor">'
-        f'<line x1="{left}" y1="{bottom}" x2="{WIDTH - 8}" y2="{bottom}" stroke="currentColor" stroke-opacity=".3"/>{ticks}'
+        f'<line x1="{left}" y1="{bottom}" x2="{WIDTH - 8}" y2="{bottom}" stroke="currentColor" stroke-opacity=".3"/>'
+        f"{ticks}"
         f'<text x="{left}" y="{HEIGHT - 6}">step {xs[0]}</text>'
         f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">step {xs[-1]}</text>'
         f'<text x="{WIDTH - 8}" y="16" text-anchor="end">loss 损失: smoothed {smoothed(raw)[-1]:.4f}</text>'
