@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -158,7 +159,7 @@ AXES = {
 }
 
 
-@pytest.mark.parametrize("x, y", [(x, y) for x in AXES for y in AXES if x != y])
+@pytest.mark.parametrize("x, y", tuple(itertools.combinations(AXES, 2)))
 def test_any_two_things_can_be_the_axes(unet, x, y):
     pixels, painted, done = paint_all(unet, Axis(x, AXES[x](unet)), Axis(y, AXES[y](unet)))
     assert len(pixels) == 4 and [event.done for event in painted] == [1, 2, 3, 4]
