@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 INK, PAPER, GAP = "#222222", "#ffffff", 6  # px between pictures
+CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
 LINES, LETTERS = 6, 18  # most lines of a label above a column, letters in a line beside a row
 
 
@@ -19,7 +20,7 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
     """
     with Image.open(files[0]) as first:
         width, height = first.size
-    font = ImageFont.load_default(size=max(12, min(28, width // 9)))
+    font = _font(max(12, min(28, width // 9)), "".join(columns + rows))
     line = round(font.size * 1.3)
     top = _wrapped(columns, max(6, int(width / font.getlength("n"))), LINES)
     side = _wrapped(rows, LETTERS, max(1, height // line))
@@ -52,6 +53,17 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
         with Image.open(file) as picture:
             sheet.paste(picture, (left + column * (width + GAP), above + row * (height + GAP)))
     return sheet
+
+
+def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, which knows Latin letters; for others the first of the system's that knows Chinese."""
+    if any(ord(letter) > 0x2E7F for letter in text):
+        for name in CHINESE_FONTS:
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:  # not on this machine
+                continue
+    return ImageFont.load_default(size)
 
 
 def _wrapped(labels: list[str], letters: int, lines: int) -> list[list[str]]:
