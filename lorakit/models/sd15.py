@@ -186,9 +186,9 @@ class Model:
         """Recompute activations in the backward pass: less memory, more time."""
         for part in self._parts.values():
             part.train()  # diffusers and transformers recompute in training mode only; nothing frozen here has dropout
-            part.enable_gradient_checkpointing() if hasattr(
-                part, "enable_gradient_checkpointing"
-            ) else part.gradient_checkpointing_enable()
+            # diffusers' name, then those of newer and older transformers
+            names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
+            getattr(part, next(name for name in names if hasattr(part, name)))()
 
     # ---- pictures out --------------------------------------------------------------------------------------------
 
