@@ -6,12 +6,17 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.config import Config, setting
+from lorakit.errors import UserError
 from lorakit.project import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 STATE, COMPLETE = "state.pt", "COMPLETE.json"
 
@@ -37,17 +42,22 @@ class Found:
     problems: tuple[str, ...]
 
 
+class NotFinite(UserError):
+    """A state holds a NaN or infinity, so it is not written."""
+
+
 def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Save `state` as that of `step`: written aside, flushed, renamed, marked complete last; then old ones removed.
 
-    A kill at any moment leaves the states before intact. Raises ValueError if a tensor of the adapter is not finite.
+    A kill at any moment leaves the states before intact. Raises NotFinite, and writes nothing, for a NaN or infinity.
     """
     import torch
 
-    broken = [name for name, weight in state["adapter"].items() if not torch.isfinite(weight).all()]
+    broken = [name for name, tensor in _tensors(state) if not torch.isfinite(tensor).all()]
     if broken:
-        raise ValueError(
-            f"The state of step {step} was not saved: {len(broken)} weights are not finite, the first is {broken[0]}."
+        raise NotFinite(
+            f"The state of step {step} was not saved: {len(broken)} tensors are not finite, the first is {broken[0]}. "
+            "The states before are kept; the learning rate is probably too high, start a new run with a lower one."
         )
     folder, aside = states / f"{step:08d}", states / f".{step:08d}.part"
     shutil.rmtree(aside, ignore_errors=True)
@@ -77,6 +87,17 @@ def newest(states: Path) -> Found:
             return Found(torch.load(folder / STATE, map_location="cpu", weights_only=True), tuple(problems))
         problems.append(f"The state of step {int(folder.name)} is passed over: {problem}.")
     return Found(None, tuple(problems))
+
+
+def _tensors(data: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, tensor) of every tensor in nested dicts and lists."""
+    import torch
+
+    if isinstance(data, torch.Tensor):
+        yield path, data
+    elif isinstance(data, (dict, list)):
+        for name, item in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _tensors(item, f"{path}.{name}".lstrip("."))
 
 
 def _folders(states: Path) -> list[Path]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 BAD_STEPS_IN_A_ROW = 20
+NOTES = 20  # about the data set, in the log at each start
 
 
 class TrainingDiverged(UserError):
@@ -77,13 +78,16 @@ class Session:
             prior_loss_weight=config.loss.prior_loss_weight,
             text_is_trained=self.text_is_trained,
         )
-        self.bad_steps = 0  # in a row, up to now
+        self.bad_steps = 0  # in a row without a finite gradient, up to now
+        self.has_warned = False  # of numbers that are not finite
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
         parts = (self.model.denoiser, *self.model.text_encoders, "vae")
         freeze_inputs(self.run, self.config, self.scan, {part: self.model.fingerprint(part) for part in parts})
-        yield from (Warned(text=note) for note in self.scan.notes)
+        if notes := self.scan.notes:
+            more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
+            yield Warned(text="\n".join(notes[:NOTES]) + more)
         for progress in self._encode():
             yield progress
             if stop.is_set():
@@ -222,15 +226,13 @@ class Session:
                 weight.requires_grad_(not last or step <= last)
 
     def _watch(self, stepped: Stepped) -> Iterator[Warned]:
-        """Report steps that were not finite; raise TrainingDiverged when there are many in a row."""
-        if stepped.grad_norm is not None and not stepped.skipped:
-            self.bad_steps = 0
-            return
-        self.bad_steps += stepped.grad_norm is None
-        if self.bad_steps <= 1:
+        """Report what was not finite, once a sitting; raise TrainingDiverged when there are many such steps in a row."""
+        self.bad_steps = self.bad_steps + 1 if stepped.grad_norm is None else 0
+        if (stepped.grad_norm is None or stepped.skipped) and not self.has_warned:
+            self.has_warned = True
             yield Warned(
                 text=f"Step {stepped.step}: {stepped.skipped} samples had a loss that is not finite, or the gradient "
-                "overflowed; they are left out. Now and then this is harmless."
+                "overflowed; they are left out. Now and then this is harmless; the log counts what follows."
             )
         if self.bad_steps >= BAD_STEPS_IN_A_ROW:
             overflow = "fp16 overflows in this base (try precision bf16 or fp32), " if self.scaler.is_enabled() else ""
