@@ -51,6 +51,12 @@ SETTINGS = {  # beside the weights, what a part's answer depends on
     "vae": ("vae/config.json",),
     "text_encoder": ("text_encoder/config.json", "tokenizer/*"),
 }
+# what diffusers, newer and older transformers call it
+CHECKPOINTING = (
+    "enable_gradient_checkpointing",
+    "activation_checkpointing_enable",
+    "gradient_checkpointing_enable",
+)
 PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
@@ -186,9 +192,7 @@ class Model:
         """Recompute activations in the backward pass: less memory, more time."""
         for part in self._parts.values():
             part.train()  # diffusers and transformers recompute in training mode only; nothing frozen here has dropout
-            # diffusers' name, then those of newer and older transformers
-            names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
-            getattr(part, next(name for name in names if hasattr(part, name)))()
+            getattr(part, next(name for name in CHECKPOINTING if hasattr(part, name)))()
 
     # ---- pictures out --------------------------------------------------------------------------------------------
 
