@@ -226,7 +226,7 @@ class Session:
                 weight.requires_grad_(not last or step <= last)
 
     def _watch(self, stepped: Stepped) -> Iterator[Warned]:
-        """Report what was not finite, once a sitting; raise TrainingDiverged when there are many such steps in a row."""
+        """Report what was not finite, once a sitting; raise TrainingDiverged when many steps in a row were so."""
         self.bad_steps = self.bad_steps + 1 if stepped.grad_norm is None else 0
         if (stepped.grad_norm is None or stepped.skipped) and not self.has_warned:
             self.has_warned = True

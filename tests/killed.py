@@ -136,35 +136,43 @@ def die_at(count: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def stop(folder: str, name: str, number: int) -> dict:
-    """Send a signal to `lorakit train` after its second step. Returns its exit status and what it wrote last."""
-    run = Project(folder).run(name)
-    child = fork(lambda: cli.main(["train", folder, "--run", name]))
+def stop(folder: str, name: str) -> dict:
+    """Stop `lorakit train` by either signal, and a trainer by two, each in a copy of the project, `<folder>-<case>`;
+    then train the copies to their ends. Returns how each process ended and what its log said last."""
+    ways = {
+        "SIGINT": lambda run: stop_command(run, signal.SIGINT),
+        "SIGTERM": lambda run: stop_command(run, signal.SIGTERM),
+        "twice": lambda run: ended(fork(lambda: signal_twice(run))),
+    }
+    found = {}
+    for case, way in ways.items():
+        run = copy_of(Project(folder).run(name), Path(f"{folder}-{case}"))
+        hit, status = way(run)
+        found[case] = [hit, status, type(list(events.read(run.log))[-1][1]).__name__]
+        finish(run)
+    return found
+
+
+def stop_command(run: Run, number: int) -> tuple[int, int]:
+    """`lorakit train`, signalled after its second step."""
+    child = fork(lambda: cli.main(["train", str(run.project.folder), "--run", run.name]))
     while 2 not in events.steps(run.log):
         time.sleep(0.005)
     os.kill(child, number)
-    hit, status = ended(child)
-    return {"signal": hit, "status": status, "last": type(list(events.read(run.log))[-1][1]).__name__}
+    return ended(child)
 
 
-def stop_twice(folder: str, name: str, number: int) -> dict:
-    """A trainer that gets a signal twice during its second step. Returns how it ended."""
-    run = Project(folder).run(name)
-
-    def work() -> int:
-        for event in train(run):
-            if isinstance(event, Stepped) and event.step == 2:
-                signal.raise_signal(number)
-                signal.raise_signal(number)
-        return 0
-
-    hit, status = ended(fork(work))
-    return {"signal": hit, "status": status}
+def signal_twice(run: Run) -> None:
+    """Train; SIGTERM comes twice after the third step."""
+    for event in train(run):
+        if isinstance(event, Stepped) and event.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    verbs = {"often": often, "everywhere": everywhere, "stop": stop, "stop_twice": stop_twice}
+    verbs = {"often": often, "everywhere": everywhere, "stop": stop}
     arguments = json.loads(sys.argv[2])
     train_copy(arguments["folder"], arguments["name"])
     print(json.dumps(verbs[sys.argv[1]](**arguments)))
