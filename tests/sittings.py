@@ -21,7 +21,7 @@ from lorakit.project import Project, Run
 from lorakit.run import RunConfig, start
 from lorakit.train import train
 
-# Everything that draws at random or changes while training; 7 pictures in 3 shapes, in batches of 2 and steps of 3
+# Everything that draws at random or changes while training; 7 pictures in 2 shapes, in batches of 2 and steps of 3
 # batches, which divide neither: 2 steps an epoch, the second of one batch.
 HARD = {
     "data": {
