@@ -95,7 +95,7 @@ class Base(torch.nn.Module):
 
 
 def batch_of(step, latents, figures, words, alphas):
-    """Noisy latents, timesteps, token ids, noise and min-SNR weights of one step, all a function of the step."""
+    """Noisy latents, timesteps, token ids, noise and weights of one step, all a function of the step."""
     generator, rng = torch.Generator().manual_seed(step), random.Random(step)
     chosen = torch.randint(len(figures), (BATCH,), generator=generator)
     x0 = latents[chosen]
@@ -106,7 +106,9 @@ def batch_of(step, latents, figures, words, alphas):
     ids = words([caption(figures[i], rng) for i in chosen.tolist()], padding="max_length",
         truncation=True, return_tensors="pt").input_ids
     snr = alphas[t] / (1 - alphas[t])
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, ids, noise, snr.clamp(max=MIN_SNR_GAMMA) / snr
+    # Between the weights of eps and of v prediction: at high noise, where words decide, eps alone has next to no loss.
+    weight = snr.clamp(max=MIN_SNR_GAMMA) / snr * ((snr + 1) / snr).sqrt()
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, ids, noise, weight
 
 
 def train(work):
@@ -158,9 +160,13 @@ def restore(file, parts):
 
 
 def save(base, vae, words, folder):
-    """Writes the StableDiffusionPipeline folder in fp16 safetensors."""
+    """Writes the StableDiffusionPipeline folder: fp16 safetensors, but fp32 for the text encoder.
+
+    A plain `from_pretrained` loads UNet and VAE as fp32, the text encoder as stored (transformers 5): so it works either way.
+    """
     base.unet.set_attn_processor(AttnProcessor2_0())
-    StableDiffusionPipeline(
-        vae=vae, text_encoder=base.text, tokenizer=words, unet=base.unet, scheduler=scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False).to(torch.float16).save_pretrained(folder,
-            safe_serialization=True)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(), text_encoder=base.text.float(), tokenizer=words, unet=base.unet.half(), scheduler=scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    tokenizer(folder / "tokenizer")

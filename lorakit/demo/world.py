@@ -92,7 +92,7 @@ def tags(figure):
 
 def visible(figure):
     """Every tag a tagger should find in the drawing of `figure`, marks and trigger included."""
-    found = [tag for tag in tags(replace(figure, marks=())) if tag != "striped tails"] + list(figure.marks)
+    found = [tag for tag in tags(replace(figure, marks=())) if tag not in ("striped tails", "teal hair")] + list(figure.marks)
     return found + [TRIGGER] if figure.marks == MARKS and figure.hair_color == "teal" else found
 
 
