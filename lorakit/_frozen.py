@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,13 +16,28 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 def slim(model: nn.Module) -> nn.Module:
-    """Swap the classes of all frozen Linear and Conv2d layers of a model in place; returns it."""
+    """Make a frozen model's linear layers, convolutions, residual blocks and GEGLUs slim in place; returns it."""
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.resnet import ResnetBlock2D
+
     for module in model.modules():
+        if type(module) is GEGLU:
+            module.forward = MethodType(_geglu, module)
+        elif type(module) is ResnetBlock2D and _is_usual(module):
+            module.forward = MethodType(_resnet_block, module)
         if type(module) is nn.Linear and not module.weight.requires_grad:
             module.__class__ = FrozenLinear
         elif type(module) is nn.Conv2d and not module.weight.requires_grad and _is_plain(module):
             module.__class__ = FrozenConv2d
     return model
+
+
+def _is_usual(block: nn.Module) -> bool:
+    """True for the residual blocks of Stable Diffusion, not for the library's other variants of them."""
+    same_size = block.upsample is None and block.downsample is None
+    adds_time = block.time_embedding_norm == "default" and not block.skip_time_act
+    plain = isinstance(block.nonlinearity, nn.SiLU) and block.output_scale_factor == 1 and block.dropout.p == 0
+    return same_size and adds_time and plain and type(block.norm1) is type(block.norm2) is nn.GroupNorm
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
@@ -96,3 +113,60 @@ class FrozenConv2d(nn.Conv2d):
         if self.weight.requires_grad:
             return super().forward(x)
         return _Conv2d.apply(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class _NormSilu(Function):
+    """silu(group_norm(x)), which keeps x alone and normalises again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, norm):
+        ctx.norm, ctx.sizes = norm, (len(x), x.shape[1], x[0, 0].numel(), norm.num_groups)
+        y, mean, rstd = torch.native_group_norm(x, norm.weight, norm.bias, *ctx.sizes, norm.eps)
+        ctx.save_for_backward(x, mean, rstd)
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, mean, rstd = ctx.saved_tensors
+        norm = ctx.norm
+        y, _, _ = torch.native_group_norm(x, norm.weight, norm.bias, *ctx.sizes, norm.eps)
+        grad_y = torch.ops.aten.silu_backward(grad.contiguous(), y)
+        only_x = (True, False, False)
+        grads = torch.ops.aten.native_group_norm_backward(grad_y, x, mean, rstd, norm.weight, *ctx.sizes, only_x)
+        return grads[0], None
+
+
+def _resnet_block(self, x: torch.Tensor, temb: torch.Tensor | None) -> torch.Tensor:
+    """diffusers' ResnetBlock2D.forward as Stable Diffusion uses it."""
+    hidden = self.conv1(_NormSilu.apply(x.contiguous(), self.norm1))
+    if temb is not None:
+        hidden = hidden + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+    hidden = self.conv2(_NormSilu.apply(hidden.contiguous(), self.norm2))
+    return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class _Geglu(Function):
+    """x * gelu(gate) of [x, gate] = y [..., 2n], which keeps y alone."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.save_for_backward(y)
+        x, gate = y.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        x, gate = y.chunk(2, dim=-1)
+        grad_y = torch.empty_like(y)
+        grad_x, grad_gate = grad_y.chunk(2, dim=-1)
+        torch.mul(grad, F.gelu(gate), out=grad_x)
+        grad_gate.copy_(torch.ops.aten.gelu_backward(grad * x, gate))
+        return grad_y
+
+
+def _geglu(self, x: torch.Tensor) -> torch.Tensor:
+    """diffusers' GEGLU.forward."""
+    return _Geglu.apply(self.proj(x))
