@@ -135,6 +135,7 @@ def test_a_step_of_uneven_batches_has_the_gradient_of_one_big_batch(tmp_path, ba
     run = new_run(tmp_path, base, {"loop": uneven, "optimizer": {"max_grad_norm": 0.0}}, sizes=((64, 64),) * 5)
     _, _, inputs, _, gradients = first_step(run)
     assert sorted(len(x0) for x0, *_ in inputs) == [1, 2, 2]
+    assert len({noise.sum().item() for _, eps, *_ in inputs for noise in eps}) == 5  # each sample has its own
     fresh = Session(run)  # with the weights as they were before that step
     sitting = fresh.events(threading.Event())
     while not isinstance(next(sitting), Started):

@@ -11,7 +11,7 @@ from PIL import Image
 from sittings import HARD, TEXT, assert_same_end, copy_of, merged, new_run
 from tiny import save_sd15
 
-from lorakit.events import Progress, Sampled
+from lorakit.events import Finished, Progress, Sampled, Stepped
 from lorakit.train import Session, train
 
 VARIANTS = {"data": {"shuffle_caption": True, "caption_variants": 3, "caption_dropout_rate": 0.5}}
@@ -121,28 +121,30 @@ def test_an_edited_caption_encodes_its_variants_and_no_other(tmp_path, base):
 
 
 def loads(run):
-    """Every part that a whole sitting loads, in order, and those in memory at its end."""
-    session, seen = Session(run), []
+    """Every part that a whole sitting loads, and those in memory at its steps and its end."""
+    session, seen, kept = Session(run), set(), set()
     load = session.model.load
-    session.model.load = lambda part: (seen.append(part), load(part))[1]
-    list(session.events(threading.Event()))
-    return set(seen), session.model.loaded()
+    session.model.load = lambda part: (seen.add(part), load(part))[1]
+    for event in session.events(threading.Event()):
+        if isinstance(event, (Stepped, Finished)):
+            kept |= set(session.model.loaded())
+    return seen, kept
 
 
 def test_with_full_caches_vae_and_frozen_text_encoder_are_never_loaded(tmp_path, base, filled):
     fresh = new_run(tmp_path / "fresh", base, ONE_STEP)
-    assert loads(fresh) == ({"unet", "vae", "text_encoder"}, ("unet",))  # used, then let go
-    assert loads(next_run(copy_of(filled, tmp_path / "p"), base)) == ({"unet"}, ("unet",))
+    assert loads(fresh) == ({"unet", "vae", "text_encoder"}, {"unet"})  # used, then let go
+    assert loads(next_run(copy_of(filled, tmp_path / "p"), base)) == ({"unet"}, {"unet"})
 
 
 def test_a_text_encoder_that_is_trained_is_loaded_and_the_vae_is_not(tmp_path, base, filled):
     seen, kept = loads(next_run(copy_of(filled, tmp_path / "p"), base, TEXT))
-    assert seen == set(kept) == {"unet", "text_encoder"}
+    assert seen == kept == {"unet", "text_encoder"}
 
 
 def test_samples_load_the_vae_for_as_long_as_they_are_painted(tmp_path, base, filled):
     run = next_run(copy_of(filled, tmp_path / "p"), base, {"sample": {"prompts": ["mofu"]}})
-    assert loads(run) == ({"unet", "vae", "text_encoder"}, ("unet",))
+    assert loads(run) == ({"unet", "vae", "text_encoder"}, {"unet"})
     assert not any(isinstance(event, Sampled) for event in train(run))  # finished
 
 

@@ -47,6 +47,7 @@ def uncut(tmp_path_factory, base):
         ("model.clip_skip", 2),
         ("data.flip_aug", False),
         ("data.trigger", "other"),
+        ("data.repeats", 2),
         ("data.resolution", 96),
         ("adapter.rank", 3),
         ("adapter.dropout", 0.1),
