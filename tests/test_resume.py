@@ -154,7 +154,7 @@ def test_a_trainer_killed_50_times_ends_bitwise_where_an_undisturbed_one_does(tm
     found = killed("often", folder=str(tmp_path / "p"), name="r", kills=50, seed=seed)
     print(f"seed {seed}: {found['phases']}, {len(found['runs'])} runs, {found['seconds']:.1f} s")
     assert sum(found["phases"].values()) == 50
-    assert {"loading", "stepping"} < found["phases"].keys()  # the others are too short to be hit for certain
+    assert len(found["phases"]) >= 3  # they came at different moments
     for folder in found["runs"]:
         assert_same_end(Project(folder).run("r"), Project(tmp_path / "p-uncut").run("r"))
 
