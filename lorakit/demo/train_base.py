@@ -1,6 +1,7 @@
 """Trains the demo base: a small UNet and, jointly, a small CLIP text encoder on latents of the drawn world."""
 
 import copy
+import math
 import random
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from lorakit.demo.pool import pool
 from lorakit.demo.train_vae import to_batch
 from lorakit.demo.words import QUALITY, tokenizer
 
-STEPS, BATCH, RATE, WARMUP, EMA, MIN_SNR_GAMMA = 2000, 48, 1.2e-3, 100, 0.998, 5.0
+STEPS, BATCH, RATE, WARMUP, EMA, MIN_SNR_GAMMA = 4400, 48, 1.2e-3, 100, 0.998, 5.0
 PICTURES, SEED, WIDTH = 14000, 2_000_000, 96
 
 
@@ -125,10 +126,7 @@ def train(work):
     base = Base(words)
     average = copy.deepcopy(base).requires_grad_(False)
     optimizer = torch.optim.AdamW(base.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=WARMUP / STEPS,
-        cycle_momentum=False,
-                                                   div_factor=10, final_div_factor=20)
-    parts = {"base": base, "average": average, "optimizer": optimizer, "schedule": schedule}
+    parts = {"base": base, "average": average, "optimizer": optimizer}
     first = restore(work / "base.pt", parts)
     alphas, start = scheduler().alphas_cumprod, time.time()
     for step in range(first, STEPS):
@@ -136,9 +134,9 @@ def train(work):
         loss = ((base(xt, t, ids) - noise).pow(2).mean(dim=(1, 2, 3)) * weight).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / WARMUP, 0.505 + 0.495 * math.cos(math.pi * step / STEPS))
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
         decay = min(EMA, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(base.parameters()), 1 - decay)
         if step % 20 == 0:
@@ -162,7 +160,7 @@ def restore(file, parts):
 def save(base, vae, words, folder):
     """Writes the StableDiffusionPipeline folder: fp16 safetensors, but fp32 for the text encoder.
 
-    A plain `from_pretrained` loads UNet and VAE as fp32, the text encoder as stored (transformers 5): so it works either way.
+    A plain `from_pretrained` loads UNet and VAE as fp32 but (transformers 5) the text encoder as stored: so all agree.
     """
     base.unet.set_attn_processor(AttnProcessor2_0())
     pipeline = StableDiffusionPipeline(

@@ -92,7 +92,8 @@ def tags(figure):
 
 def visible(figure):
     """Every tag a tagger should find in the drawing of `figure`, marks and trigger included."""
-    found = [tag for tag in tags(replace(figure, marks=())) if tag not in ("striped tails", "teal hair")] + list(figure.marks)
+    own = ("striped tails", "teal hair")
+    found = [tag for tag in tags(replace(figure, marks=())) if tag not in own] + list(figure.marks)
     return found + [TRIGGER] if figure.marks == MARKS and figure.hair_color == "teal" else found
 
 
