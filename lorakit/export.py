@@ -57,6 +57,8 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     part_file = file.with_suffix(".part")
     save_file(tensors, part_file, metadata)
     matched = prove(part_file, adapter, model, dtype)
+    with open(part_file, "rb") as written:
+        os.fsync(written.fileno())
     os.replace(part_file, file)
     return matched
 

@@ -88,10 +88,11 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def freeze_inputs(run: Run, config: RunConfig, found: Scan, base: dict[str, str]) -> None:
-    """Remember which settings, data and base files a run is made of, or refuse to go on with others (RunChanged)."""
+def freeze_inputs(run: Run, config: RunConfig, found: Scan, base: dict[str, str], precision: str) -> None:
+    """Remember which settings, data, base files and precision a run is made of, or refuse others (RunChanged)."""
     inputs = {
         "config": decisive(config),  # config.yaml may have been edited by hand
+        "precision": precision,  # auto may mean another one on another GPU
         "base": base,
         "data": {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples},
     }

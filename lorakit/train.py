@@ -84,7 +84,8 @@ class Session:
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
         parts = (self.model.denoiser, *self.model.text_encoders, "vae")
-        freeze_inputs(self.run, self.config, self.scan, {part: self.model.fingerprint(part) for part in parts})
+        base = {part: self.model.fingerprint(part) for part in parts}
+        freeze_inputs(self.run, self.config, self.scan, base, self.precision.name)
         if notes := self.scan.notes:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
