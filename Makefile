@@ -32,7 +32,7 @@ help:
 
 demo: install
 	@echo "Running notebooks/0_quickstart.ipynb: pictures and files go to demo-output/ (up to 5 minutes)."
-	@$(RUN) -m lorakit.cli demo
+	@$(RUN) -m lorakit demo
 
 test: lint
 	@echo "Running the fast tests."

@@ -349,9 +349,6 @@ def program(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
 
 
-CALL = "import sys; from lorakit.cli import main; sys.exit(main())"
-
-
 def test_bad_input_ends_a_program_with_status_2(tmp_path):
     for arguments, told in (
         (("status", str(tmp_path / "nowhere")), "does not exist"),
@@ -359,13 +356,13 @@ def test_bad_input_ends_a_program_with_status_2(tmp_path):
         ((), "VERB"),
         (("export", str(tmp_path), "--step", "two"), "invalid int value"),
     ):
-        ended = program("-c", CALL, *arguments)
+        ended = program("-m", "lorakit", *arguments)
         assert ended.returncode == 2 and told in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_run_in_a_program_of_its_own(project, settings):
     flags = ("--config", str(settings), "--set", "loop.steps=1", "--set", "sample.prompts=[]")
-    ended = program("-c", CALL, "train", str(project), *flags)
+    ended = program("-m", "lorakit", "train", str(project), *flags)
     assert ended.returncode == 0, ended.stderr
     assert "finished after step 1" in ended.stdout and "\r" not in ended.stdout
     (saved,) = [event for _, event in read(Project(project).run("run1").log) if isinstance(event, Saved)]

@@ -17,7 +17,7 @@ LAYERS = {
     "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "_lora", "_frozen"],
     "run": ["data", "run", "checkpoint", "mirror", "sample"],
     "verbs": [],
-    "terminal": ["cli", "doctor", "demo"],
+    "terminal": ["__main__", "cli", "doctor", "demo"],
     "widgets": ["widgets"],
 }
 ORDER = list(LAYERS)
