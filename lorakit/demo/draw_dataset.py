@@ -1,11 +1,11 @@
-"""Draws the demo data set: 28 pictures of the demo character with captions, in kohya's `<repeats>_<trigger>` layout."""
+"""Draws the demo data set: 30 pictures of the demo character with captions, in kohya's `<repeats>_<trigger>` layout."""
 
 import random
 
 from lorakit.demo import DATASET, TRIGGER, world
 from lorakit.demo.drawing import draw
 
-COUNT, REPEATS, SEED = 28, 10, 11
+COUNT, REPEATS, SEED = 30, 10, 11
 
 
 def figures():
