@@ -36,9 +36,9 @@ def config() -> RunConfig:
                 "shuffle_caption": True,
             },
             "adapter": {"rank": 16, "alpha": 16},
-            "optimizer": {"learning_rate": 2e-3},
+            "optimizer": {"learning_rate": 5e-3},
             "schedule": {"name": "cosine", "warmup": 0.05},
-            "loop": {"epochs": 6, "batch_size": 4},
+            "loop": {"epochs": 8, "batch_size": 4},
             "sample": {"prompts": PROMPTS[:2], "width": 128, "height": 128, "steps": 20, "guidance_scale": 4.0},
         },
     )
