@@ -17,7 +17,7 @@ from PIL import Image
 from lorakit.demo import BASE, TAGGER, TRIGGER, world
 from lorakit.taggers.wd14 import WD14
 
-STEPS, GUIDANCE, BATCH, THRESHOLD = 20, 4.0, 20, 0.35
+STEPS, GUIDANCE, BATCH, THRESHOLD = 20, 3.0, 20, 0.35
 CLASSES = {"framing": world.FRAMINGS, "hair colour": [f"{c} hair" for c in world.HAIR_COLORS],
     "hair style": world.HAIR_STYLES,
            "eye colour": [f"{c} eyes" for c in world.EYE_COLORS], "expression": world.EXPRESSIONS,

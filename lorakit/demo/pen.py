@@ -35,8 +35,15 @@ def spline(points, closed=True, steps=8):
         a, b = pts[i], pts[(i + 1) % n]
         before = a if sharp[i] or (not closed and i == 0) else pts[i - 1]
         after = b if sharp[(i + 1) % n] or (not closed and i == n - 2) else pts[(i + 2) % n]
-        pieces.append(0.5 * (2 * a + (b - before) * t + (2 * before - 5 * a + 4 * b - after) * t**2
-                             + (3 * a - before - 3 * b + after) * t**3))
+        pieces.append(
+            0.5
+            * (
+                2 * a
+                + (b - before) * t
+                + (2 * before - 5 * a + 4 * b - after) * t**2
+                + (3 * a - before - 3 * b + after) * t**3
+            )
+        )
     if not closed:
         pieces.append(pts[-1:])
     return np.concatenate(pieces)
@@ -86,8 +93,12 @@ class Pen:
 
     def _shade(self, pixels, shades):
         xs, ys = [p[0] for p in pixels], [p[1] for p in pixels]
-        box = (max(0, int(min(xs)) - 1), max(0, int(min(ys)) - 1),
-               min(self.image.width, int(max(xs)) + 2), min(self.image.height, int(max(ys)) + 2))
+        box = (
+            max(0, int(min(xs)) - 1),
+            max(0, int(min(ys)) - 1),
+            min(self.image.width, int(max(xs)) + 2),
+            min(self.image.height, int(max(ys)) + 2),
+        )
         if box[2] <= box[0] or box[3] <= box[1]:
             return
         size = (box[2] - box[0], box[3] - box[1])

@@ -52,8 +52,10 @@ def _forest(size, rng):
         ink.rectangle([x - size * 0.025, y, x + size * 0.025, size], fill=(116, 84, 62))
         for i in range(3):
             r = size * (0.1 + 0.035 * i)
-            ink.polygon([(x, y - size * 0.24 + i * size * 0.12), (x - r, y + i * size * 0.13),
-                (x + r, y + i * size * 0.13)], fill=(44, 124 - 12 * i, 72))
+            ink.polygon(
+                [(x, y - size * 0.24 + i * size * 0.12), (x - r, y + i * size * 0.13), (x + r, y + i * size * 0.13)],
+                fill=(44, 124 - 12 * i, 72),
+            )
     ink.rectangle([0, size * 0.86, size, size], fill=(86, 150, 74))
     return canvas
 
@@ -65,8 +67,15 @@ def _sunset(size, rng):
     _disc(ink, x, size * 0.62, size * 0.13, (255, 240, 170))
     ink.rectangle([0, size * 0.76, size, size], fill=(196, 84, 92))
     for i in range(3):
-        ink.rectangle([x - size * (0.12 - 0.03 * i), size * (0.79 + 0.05 * i), x + size * (0.12 - 0.03 * i),
-            size * (0.805 + 0.05 * i)], fill=(255, 206, 130))
+        ink.rectangle(
+            [
+                x - size * (0.12 - 0.03 * i),
+                size * (0.79 + 0.05 * i),
+                x + size * (0.12 - 0.03 * i),
+                size * (0.805 + 0.05 * i),
+            ],
+            fill=(255, 206, 130),
+        )
     return canvas
 
 
@@ -76,13 +85,24 @@ def _blossoms(size, rng):
     for corner in (0, 1):
         for _ in range(9):
             x, y = abs(corner - rng.uniform(0, 0.36)) * size, rng.uniform(0, 0.22) * size
-            _disc(ink, x, y, size * rng.uniform(0.04, 0.08), rng.choice(((250, 150, 186), (255, 182, 208),
-                (240, 130, 170))))
+            _disc(
+                ink,
+                x,
+                y,
+                size * rng.uniform(0.04, 0.08),
+                rng.choice(((250, 150, 186), (255, 182, 208), (240, 130, 170))),
+            )
     for _ in range(14):
         x, y = rng.random() * size, rng.uniform(0.25, 1) * size
         ink.ellipse([x, y, x + size * 0.035, y + size * 0.022], fill=(246, 140, 178))
     return canvas
 
 
-_PAINTERS = {"white background": _white, "blue sky": _day, "night sky": _night, "forest": _forest, "sunset": _sunset,
-             "cherry blossoms": _blossoms}
+_PAINTERS = {
+    "white background": _white,
+    "blue sky": _day,
+    "night sky": _night,
+    "forest": _forest,
+    "sunset": _sunset,
+    "cherry blossoms": _blossoms,
+}

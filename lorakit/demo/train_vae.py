@@ -27,8 +27,14 @@ PICTURES, SEED = 8000, 1_000_000
 def build():
     """An untrained AutoencoderKL of 1.4 M weights with SD 1.5's kinds of blocks."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 24, 64, 96), layers_per_block=1, norm_num_groups=8, latent_channels=4, sample_size=128)
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 24, 64, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=128,
+    )
 
 
 class Inner(nn.Module):
@@ -63,8 +69,13 @@ class Inner(nn.Module):
         """Makes the full encoder equal to this one on the 2 x 2 mean of a 128 px picture."""
         encoder = self.vae.encoder
         outer = encoder.down_blocks[0]
-        for tensor in (encoder.conv_in.weight, outer.resnets[0].conv2.weight, outer.resnets[0].conv2.bias,
-                       outer.downsamplers[0].conv.weight, outer.downsamplers[0].conv.bias):
+        for tensor in (
+            encoder.conv_in.weight,
+            outer.resnets[0].conv2.weight,
+            outer.resnets[0].conv2.bias,
+            outer.downsamplers[0].conv.weight,
+            outer.downsamplers[0].conv.bias,
+        ):
             tensor.zero_()
         encoder.conv_in.weight[:, :, 1, 1] = self.read.weight[:, :, 0, 0]
         encoder.conv_in.bias.copy_(self.read.bias)
@@ -123,12 +134,15 @@ def learn(name, module, loss, pictures, steps, batch, file):
         first = state["step"]
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(step)
-        value = loss(module, to_batch(pictures[torch.randint(len(pictures), (batch,),
-            generator=generator).sort().values.numpy()]))
+        value = loss(
+            module,
+            to_batch(pictures[torch.randint(len(pictures), (batch,), generator=generator).sort().values.numpy()]),
+        )
         value.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / WARMUP,
-            0.505 + 0.495 * math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = RATE * min(
+            (step + 1) / WARMUP, 0.505 + 0.495 * math.cos(math.pi * step / steps)
+        )
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0:
@@ -139,8 +153,11 @@ def learn(name, module, loss, pictures, steps, batch, file):
 
 
 def train(work):
-    """Trains in `work`, going on from its last checkpoint; writes `work/encoder` (latents final: `train_base` may
-    start), then `work/vae`."""
+    """Trains in `work`, going on from its last checkpoint; writes `work/encoder`, then `work/vae`.
+
+    With `work/encoder` the latents are final, so `train_base` may run beside the rest. Measured on one core: 0.4 s an
+    inner step and 0.2 s an outer one, half an hour in all.
+    """
     work = Path(work)
     pictures, _ = pool(work / "pool", "mixture", PICTURES, SEED)
     torch.manual_seed(0)

@@ -48,12 +48,18 @@ def tokenizer(folder):
     words = {word for tag in (*world.vocabulary(), *QUALITY) for word in tag.split()} - {"1girl"} | {"girl"}
     merges = _merges(words)
     letters = _bytes_as_letters()
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges), "<|startoftext|>",
-        "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *("".join(m) for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n",
-        encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n", encoding="utf-8"
+    )
     made = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     made.save_pretrained(folder)
     return made

@@ -51,18 +51,30 @@ def sample(rng):
     colors = [c for c in OUTFIT_COLORS if (outfit, c) != ("serafuku", "white")]
     framing = rng.choice(FRAMINGS)
     return Figure(
-        hair_color=rng.choice(HAIR_COLORS), hair_style=rng.choice(HAIR_STYLES), eye_color=rng.choice(EYE_COLORS),
-        expression=rng.choice(EXPRESSIONS), outfit=outfit, outfit_color=rng.choice(colors),
-        accessory=rng.choice(ACCESSORIES), pose="" if framing == "portrait" else rng.choice(POSES), framing=framing,
-        background=rng.choice(BACKGROUNDS), dx=rng.uniform(-3, 3), dy=rng.uniform(-2, 2), zoom=rng.uniform(0.95, 1.05),
-        tilt=rng.uniform(-5, 5), seed=rng.randrange(1 << 30))
+        hair_color=rng.choice(HAIR_COLORS),
+        hair_style=rng.choice(HAIR_STYLES),
+        eye_color=rng.choice(EYE_COLORS),
+        expression=rng.choice(EXPRESSIONS),
+        outfit=outfit,
+        outfit_color=rng.choice(colors),
+        accessory=rng.choice(ACCESSORIES),
+        pose="" if framing == "portrait" else rng.choice(POSES),
+        framing=framing,
+        background=rng.choice(BACKGROUNDS),
+        dx=rng.uniform(-3, 3),
+        dy=rng.uniform(-2, 2),
+        zoom=rng.uniform(0.95, 1.05),
+        tilt=rng.uniform(-5, 5),
+        seed=rng.randrange(1 << 30),
+    )
 
 
 def character(rng):
     """The demo character with everything switchable drawn from `rng`. No headgear hides the marks."""
     accessory = rng.choice(("", "", "glasses", "hair bow", "hair flower"))
-    return replace(sample(rng), hair_color="teal", hair_style="striped tails", eye_color="yellow",
-        accessory=accessory, marks=MARKS)
+    return replace(
+        sample(rng), hair_color="teal", hair_style="striped tails", eye_color="yellow", accessory=accessory, marks=MARKS
+    )
 
 
 def mixture(rng):
@@ -85,8 +97,13 @@ def tags(figure):
         found += [f"{figure.hair_color} hair", figure.hair_style]
     if figure.expression != "closed eyes" and not is_character:
         found.append(f"{figure.eye_color} eyes")
-    found += [figure.expression, f"{figure.outfit_color} {figure.outfit}",
-        figure.accessory, figure.pose, figure.background]
+    found += [
+        figure.expression,
+        f"{figure.outfit_color} {figure.outfit}",
+        figure.accessory,
+        figure.pose,
+        figure.background,
+    ]
     return [tag for tag in found if tag]
 
 
@@ -100,9 +117,18 @@ def visible(figure):
 def vocabulary():
     """All tags of the base world, in a fixed order."""
     outfits = [f"{c} {o}" for o in OUTFITS for c in OUTFIT_COLORS if (o, c) != ("serafuku", "white")]
-    return ["1girl", *FRAMINGS, *(f"{c} hair" for c in HAIR_COLORS), *HAIR_STYLES, *(f"{c} eyes" for c in EYE_COLORS),
+    return [
+        "1girl",
+        *FRAMINGS,
+        *(f"{c} hair" for c in HAIR_COLORS),
+        *HAIR_STYLES,
+        *(f"{c} eyes" for c in EYE_COLORS),
         *EXPRESSIONS,
-            *outfits, *(a for a in ACCESSORIES if a), *(p for p in POSES if p), *BACKGROUNDS]
+        *outfits,
+        *(a for a in ACCESSORIES if a),
+        *(p for p in POSES if p),
+        *BACKGROUNDS,
+    ]
 
 
 def held_out(figure):
