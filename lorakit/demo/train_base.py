@@ -156,8 +156,8 @@ def train(work):
     """Trains in `work`, going on from its last checkpoint, and writes `lorakit/demo/base`.
 
     Measured on two shared cores: 0.6 to 1.0 s a step, so 40 to 60 minutes. The base in the repository came about less
-    smoothly: 600 steps with min-SNR weights alone, a cosine to 0 at step 2000 (obedience 70 %, colours mixed), the rate up
-    again, the recall loss from step 2300 on (after 400 steps of the text encoder alone): 88 % at 2500, 96 % at 3600.
+    smoothly: 600 steps with min-SNR weights alone, a cosine to 0 at step 2000 (obedience 70 %, colours mixed), the rate
+    up again, the recall loss from step 2300 on (after 400 steps of the text encoder alone): 88 % at 2500, 96 % at 3600.
     """
     work = Path(work)
     pictures, figures = pool(work / "pool", "sample", PICTURES, SEED)
