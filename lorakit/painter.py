@@ -82,13 +82,14 @@ def lora_file(run: Run, step: int) -> Path:
     return run.lora_file(step)
 
 
-def deliver(run: Run, step: int, target: Path) -> tuple[Path, str]:
+def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, str]:
     """Load a step's file into the base once more, then copy it out; returns the copy and "matched/all".
 
     `target` is a file name in .safetensors, or a folder; folders that are not there are made.
     """
     file = lora_file(run, step)
     matched = Painter(run).use(step)
+    target = Path(target)
     if target.suffix != file.suffix:
         target = target / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
