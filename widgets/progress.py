@@ -17,6 +17,7 @@ REDRAW = 1.0  # s between two drawings at least
 POINTS = 300  # of a curve at most, so that the output stays small
 WIDTH, HEIGHT = 720, 220  # of the loss plot, px
 THUMBNAIL = 160  # px
+GREY = "#888888"  # readable on light and on dark pages
 
 
 def watch(run: Run, happenings: Iterable[Event]) -> None:
@@ -82,7 +83,7 @@ def _mean_rate(steps: list[Stepped]) -> float:
 
 
 def _loss_plot(points: list[tuple[int, float]]) -> str:
-    """The raw loss thin, the smoothed loss bold, as SVG in the page's own text colour (light and dark themes)."""
+    """The raw loss thin, the smoothed loss bold, readable on light and dark pages."""
     if len(points) < 2:
         return ""
     every = -(-len(points) // POINTS)
@@ -102,16 +103,19 @@ def _loss_plot(points: list[tuple[int, float]]) -> str:
         f'<text x="{left - 6}" y="{float(place(xs[0], y).split(",")[1]) + 4:.1f}" text-anchor="end">{y:.3f}</text>'
         for y in (low, (low + high) / 2, high)
     )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" style="width:100%;font-size:11px;fill:currentColor">'
-        f'<line x1="{left}" y1="{bottom}" x2="{WIDTH - 8}" y2="{bottom}" stroke="currentColor" stroke-opacity=".3"/>'
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'font-family="sans-serif" font-size="11" fill="{GREY}">'
+        f'<line x1="{left}" y1="{bottom}" x2="{WIDTH - 8}" y2="{bottom}" stroke="{GREY}" stroke-opacity=".5"/>'
         f"{ticks}"
         f'<text x="{left}" y="{HEIGHT - 6}">step {xs[0]}</text>'
         f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">step {xs[-1]}</text>'
         f'<text x="{WIDTH - 8}" y="16" text-anchor="end">loss 损失: smoothed {smoothed(raw)[-1]:.4f}</text>'
-        f'<polyline points="{lines["raw"]}" fill="none" stroke="currentColor" stroke-opacity=".25"/>'
+        f'<polyline points="{lines["raw"]}" fill="none" stroke="{GREY}" stroke-opacity=".4"/>'
         f'<polyline points="{lines["smoothed"]}" fill="none" stroke="#3b82f6" stroke-width="2"/></svg>'
     )
+    # as a picture: JupyterLab strips SVG elements from a notebook that it opens again
+    return f'<img style="width:100%" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
 
 
 def _samples(run: Run, painted: list[Sampled]) -> str:

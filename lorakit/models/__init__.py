@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import pkgutil
 from types import ModuleType
 
@@ -32,6 +34,9 @@ def family(name: str) -> ModuleType:
     """
     if name not in names():
         raise ConfigError(f"model.family is {name!r}; known families are {', '.join(names())}.")
+    # what these say while they load, of packages that are not needed here, is not for users
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return importlib.import_module(f"{__name__}.{name}")
 
 
