@@ -40,7 +40,7 @@ test: lint
 
 lab: install
 	@echo "Opening JupyterLab on notebooks/ (Ctrl-C ends it)."
-	@$(RUN) -m jupyterlab notebooks
+	@$(RUN) -m jupyterlab --allow-root notebooks
 
 lint: install
 	@echo "Checking code and notebooks with ruff."
