@@ -114,23 +114,23 @@ class _Parts:
     def _tensors(self, part: str, config: dict) -> Tensors:
         raise NotImplementedError
 
-    def unet(self, dtype: torch.dtype) -> torch.nn.Module:
-        """UNet2DConditionModel in `dtype` on the CPU."""
+    def unet(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """UNet2DConditionModel in `dtype` on `device`."""
         from diffusers import UNet2DConditionModel
 
-        return self._module("unet", UNet2DConditionModel.from_config, dtype)
+        return self._module("unet", UNet2DConditionModel.from_config, dtype, device)
 
-    def vae(self, dtype: torch.dtype) -> torch.nn.Module:
-        """AutoencoderKL in `dtype` on the CPU."""
+    def vae(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """AutoencoderKL in `dtype` on `device`."""
         from diffusers import AutoencoderKL
 
-        return self._module("vae", AutoencoderKL.from_config, dtype)
+        return self._module("vae", AutoencoderKL.from_config, dtype, device)
 
-    def text_encoder(self, dtype: torch.dtype) -> torch.nn.Module:
-        """CLIPTextModel in `dtype` on the CPU."""
+    def text_encoder(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """CLIPTextModel in `dtype` on `device`."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        return self._module("text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)), dtype)
+        return self._module("text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)), dtype, device)
 
     def tokenizer(self):
         """The CLIPTokenizer, from local files alone."""
@@ -162,7 +162,9 @@ class _Parts:
                 f"{self.settings / name} is not readable JSON ({error}): download it again."
             ) from error
 
-    def _module(self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
+    def _module(
+        self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device
+    ) -> torch.nn.Module:
         from accelerate import init_empty_weights
 
         config = self._config(f"{part}/config.json")
@@ -170,9 +172,10 @@ class _Parts:
             model = build(config)
         where = f"The {part} in {', '.join(map(str, self.files(part)))}"
         weights = fitting(model, self._tensors(part, config), where)
-        weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        for name, tensor in weights.items():  # views of the mapped file, moved one by one
+            weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
         model.load_state_dict(weights, strict=True, assign=True)
-        return model.requires_grad_(False).eval()
+        return model.requires_grad_(False).eval().to(device)  # buffers
 
 
 class SDFolder(_Parts):
