@@ -32,6 +32,9 @@ class SaveConfig(Config):
     )
     keep_states: int = setting(2, help="states kept for resuming; the older ones are removed", minimum=2, maximum=100)
     dtype: str = setting("fp16", help="precision of exported files", choices=("fp16", "bf16", "fp32"))
+    form: str = setting(
+        "auto", help="form of exported files; auto: what all hosts read", choices=("auto", "kohya", "comfy")
+    )
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ def _project(folder: Path):
 
 
 def _train(options: argparse.Namespace) -> int:
-    from lorakit.config import from_dict, read_yaml, to_dict
-    from lorakit.run import RunConfig, read_config, start
+    from lorakit.config import read_yaml, to_dict
+    from lorakit.run import configure, read_config, start
     from lorakit.train import train
 
     run = _project(options.project).run(options.run)
@@ -109,7 +109,7 @@ def _train(options: argparse.Namespace) -> int:
         settings = read_yaml(options.config)
     else:
         settings = to_dict(read_config(run)) if run.exists() else {"model": {"family": "sd15"}}
-    start(run, from_dict(RunConfig, _with(settings, options.set)))
+    start(run, configure(_with(settings, options.set)))
     for event in train(run):
         _print(event)
     return 0

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lorakit.errors import UserError
 
@@ -58,7 +58,12 @@ def part(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of all configs: frozen, keyword-only, checked on construction (ConfigError names every problem)."""
+    """Base of all configs: frozen, keyword-only, checked on construction (ConfigError names every problem).
+
+    `refused` says of settings that people know from elsewhere why there are none of that name here.
+    """
+
+    refused: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         problems = [problem for f in dataclasses.fields(self) for problem in _problems(self, f)]
@@ -158,7 +163,7 @@ def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
     if not isinstance(data, dict):
         raise ConfigError(f"{path.rstrip('.') or 'the configuration'} is {data!r}, but a table of settings is wanted.")
     fields = {f.name: f for f in dataclasses.fields(config_class)}
-    problems = [_unknown(name, list(fields), path) for name in data if name not in fields]
+    problems = [_unknown(name, config_class, path) for name in data if name not in fields]
     values = {}
     hints = _hints(config_class)
     for name, f in fields.items():
@@ -177,7 +182,10 @@ def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
         raise ConfigError("\n".join(path + line for line in str(error).splitlines())) from None
 
 
-def _unknown(name: str, known: list[str], path: str) -> str:
+def _unknown(name: str, config_class: type[Config], path: str) -> str:
+    if name in config_class.refused:
+        return f"{path}{name} cannot be set: {config_class.refused[name]}"
+    known = [f.name for f in dataclasses.fields(config_class)]
     hint = difflib.get_close_matches(str(name), known, n=1)
     return f"{path}{name} is not a setting." + (
         f" Did you mean {path}{hint[0]}?" if hint else f" Known here: {', '.join(known)}."

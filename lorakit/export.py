@@ -31,7 +31,7 @@ class LoraFileError(UserError):
     """A LoRA file does not hold what was meant, or does not fit the model."""
 
 
-def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str) -> str:
+def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, form: str) -> str:
     """Write the adapter in kohya's form and prove the file; returns "matched/all" modules, e.g. "192/192".
 
     Each module has `<name>.lora_down.weight` [rank, in, ...], `<name>.lora_up.weight` [out, rank, ...] and
@@ -44,7 +44,7 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     kind = getattr(torch, DTYPES[dtype])
     tensors = {}
     for (part, module), (down, up) in adapter.pairs():
-        name = model.export_name(part, module)
+        name = model.names(part, module)["kohya"]
         tensors[f"{name}.lora_down.weight"] = down.to(kind)
         tensors[f"{name}.lora_up.weight"] = up.to(kind)
         tensors[f"{name}.alpha"] = torch.tensor(adapter.config.scale * adapter.config.rank)
@@ -68,7 +68,7 @@ def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> str:
 
     Raises LoraFileError when a module is missing, left over, or differs by more than the file's rounding.
     """
-    names = {model.export_name(part, module): (part, module) for part, module in adapter.layers}
+    names = {model.names(part, module)["kohya"]: (part, module) for part, module in adapter.layers}
     pairs = read(file, names)
     if pairs.keys() != set(names.values()):
         raise LoraFileError(f"{file.name} holds {len(pairs)} of {len(names)} modules.")
@@ -133,7 +133,7 @@ def weights(file: Path, adapter: Adapter, model: Any) -> dict[str, torch.Tensor]
     Raises LoraFileError when the file was made for another base, with other modules, or with another alpha / rank.
     """
     found = {}
-    pairs = read(file, {model.export_name(part, module): (part, module) for part, module in adapter.layers})
+    pairs = read(file, {model.names(part, module)["kohya"]: (part, module) for part, module in adapter.layers})
     for (part, module), (down, up, alpha) in pairs.items():
         if alpha / down.shape[0] != adapter.config.scale:
             raise LoraFileError(

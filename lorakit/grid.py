@@ -16,7 +16,8 @@ from lorakit.contact import labelled
 from lorakit.fingerprint import file_digest
 from lorakit.painter import OFF, Painter, lora_file
 from lorakit.project import NAME, ProjectError, Run, write_json
-from lorakit.sample import PaintConfig, store
+from lorakit.run import read_config
+from lorakit.sample import PaintConfig, store, unfit
 
 AXES = {  # name -> what its values are, and a check of one
     "checkpoint": (f"steps or {OFF!r}", lambda value: value == OFF or isinstance(value, int)),
@@ -104,6 +105,8 @@ def grid(
     if not re.fullmatch(NAME, name):
         raise ProjectError(f"{name!r} cannot be a grid's name: use up to 64 letters, digits, '-', '_' and '.'.")
     look = PaintConfig(**{f.name: getattr(look, f.name) for f in fields(PaintConfig)})  # nothing else decides a picture
+    if problems := unfit(look, read_config(run).model):
+        raise ConfigError("\n".join(problems))
     steps = run.lora_steps()
     if checkpoint is None:
         checkpoint = steps[-1] if steps else OFF

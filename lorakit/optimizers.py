@@ -75,6 +75,9 @@ OPTIMIZERS = {
 }
 
 
+RATES = ("learning_rate", "text_encoder_lr", "text_encoder_2_lr", "text_conditioner_lr")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
     """How weights follow gradients, and how fast."""
@@ -84,10 +87,20 @@ class OptimizerConfig(Config):
         1e-4, help="learning rate of the denoiser (UNet); 0 does not train it", minimum=0, maximum=10
     )
     text_encoder_lr: float = setting(
-        0.0, help="learning rate of the text encoder; 0 does not train it", minimum=0, maximum=10
+        0.0, help="learning rate of the (first) text encoder; 0 does not train it", minimum=0, maximum=10
+    )
+    text_encoder_2_lr: float = setting(
+        0.0, help="learning rate of SDXL's second text encoder; 0 does not train it", minimum=0, maximum=10
+    )
+    text_conditioner_lr: float = setting(
+        0.0,
+        help="advanced: learning rate of Anima's text conditioner (LLM adapter), at most half of learning_rate; "
+        "it holds most of what the base knows of names, and forgets easily; 0 does not train it",
+        minimum=0,
+        maximum=10,
     )
     text_encoder_stop_step: int = setting(
-        0, help="train the text encoder only up to this step; 0: to the end", minimum=0
+        0, help="train the text encoders only up to this step; 0: to the end", minimum=0
     )
     max_grad_norm: float = setting(
         1.0, help="longer gradients are shortened to this; 0: never", minimum=0, maximum=1000
@@ -96,12 +109,18 @@ class OptimizerConfig(Config):
 
     def conflicts(self) -> list[str]:
         found = []
-        if self.learning_rate == 0 and self.text_encoder_lr == 0:
-            found.append("learning_rate and text_encoder_lr are both 0, so nothing would be trained; set one of them.")
-        if self.name == "prodigy" and self.text_encoder_lr not in (0, self.learning_rate) and self.learning_rate:
+        rates = {name: getattr(self, name) for name in RATES}
+        if not any(rates.values()):
+            found.append(f"{', '.join(rates)} are all 0, so nothing would be trained; set one of them.")
+        if self.name == "prodigy" and len(set(rates.values()) - {0}) > 1:
+            told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items() if rate)
             found.append(
-                f"text_encoder_lr is {self.text_encoder_lr}; prodigy finds one rate for all: "
-                f"set it to {self.learning_rate} or 0."
+                f"the learning rates differ ({told}); prodigy finds one rate for all: set them alike, or to 0."
+            )
+        if self.learning_rate and self.name != "prodigy" and self.text_conditioner_lr > self.learning_rate / 2:
+            found.append(
+                f"text_conditioner_lr is {self.text_conditioner_lr:g}; it must be at most half of learning_rate "
+                f"({self.learning_rate:g}), or the base forgets what it knows."
             )
         return found
 
@@ -114,7 +133,7 @@ def build(config: OptimizerConfig, groups: dict[str, tuple[list, float]]) -> tor
     """
     row = OPTIMIZERS[config.name]
     if "lr" in config.args:
-        raise ConfigError("optimizer.args has lr; set optimizer.learning_rate and optimizer.text_encoder_lr instead.")
+        raise ConfigError(f"optimizer.args has lr; set {', '.join(f'optimizer.{name}' for name in RATES)} instead.")
     args = {**row.defaults, **{name: tuple(v) if isinstance(v, list) else v for name, v in config.args.items()}}
     for name, default in row.defaults.items():
         if isinstance(default, tuple) and not (isinstance(args[name], tuple) and len(args[name]) == len(default)):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from lorakit import export
 from lorakit.adapters import Adapter
 from lorakit.config import to_dict
-from lorakit.hub import fetch
 from lorakit.models import family
 from lorakit.precision import choose
 from lorakit.project import ProjectError, Run
@@ -29,7 +28,7 @@ class Painter:
         self.run, self.config = run, read_config(run)
         self.precision = choose(self.config.loop.precision)
         self.model = family(self.config.model.family).Model(
-            self.config.model, fetch(self.config.model.source), self.precision.device, self.precision.dtype
+            self.config.model, self.precision.device, self.precision.dtype, self.config.rates
         )
         self.base = export.base_name(self.config.model.source)
         self._adapter: Adapter | None = None
@@ -38,8 +37,11 @@ class Painter:
 
     def fingerprint(self) -> list:
         """What all pictures depend on beside the LoRA file and the look: the base, how it is used, the precision."""
-        parts = (self.model.denoiser, *self.model.text_encoders, "vae")
-        return [[self.model.fingerprint(part) for part in parts], to_dict(self.config.model), self.precision.name]
+        return [
+            [self.model.fingerprint(part) for part in self.model.parts],
+            to_dict(self.config.model),
+            self.precision.name,
+        ]
 
     def use(self, checkpoint: int | str, strength: float = 1.0) -> str:
         """Put a checkpoint's file (a step, or OFF) on the model; returns "matched/all" modules.
@@ -47,10 +49,7 @@ class Painter:
         Raises ProjectError when there is no such file and LoraFileError when it does not fit.
         """
         if self._adapter is None:
-            parts = [self.model.denoiser]
-            if self.config.optimizer.text_encoder_lr:
-                parts += self.model.text_encoders
-            self._adapter = Adapter(self.config.adapter, self.model, parts, self.config.loop.seed)
+            self._adapter = Adapter(self.config.adapter, self.model, list(self.config.rates), self.config.loop.seed)
         if checkpoint not in (OFF, self._checkpoint):
             self._adapter.load(export.weights(lora_file(self.run, checkpoint), self._adapter, self.model))
             self._checkpoint = checkpoint
@@ -65,11 +64,9 @@ class Painter:
             return paint(self.model, self._text(prompt), self._text(look.negative_prompt), look, look.seed)
 
     def _text(self, prompt: str) -> dict:
-        """The encoded prompt; remembered while no adapter sits on the text encoder."""
-        if self.config.optimizer.text_encoder_lr:
-            return self.model.encode_text([prompt])
+        """The prompt as far as frozen parts bring it, remembered."""
         if prompt not in self._texts:
-            self._texts[prompt] = self.model.encode_text([prompt])
+            self._texts[prompt] = self.model.encode_text(prompt)
         return self._texts[prompt]
 
 

@@ -9,15 +9,16 @@ from typing import Any
 from lorakit import models
 from lorakit.adapters import AdapterConfig
 from lorakit.checkpoint import SaveConfig
-from lorakit.config import Config, differences, from_dict, part, read_yaml, setting, to_dict, to_yaml
+from lorakit.config import Config, ConfigError, differences, from_dict, part, read_yaml, setting, to_dict, to_yaml
 from lorakit.data import DataConfig, buckets
 from lorakit.data.plan import Plan
 from lorakit.data.scan import Scan
-from lorakit.optimizers import OptimizerConfig
+from lorakit.memory import MemoryConfig
+from lorakit.optimizers import RATES, OptimizerConfig
 from lorakit.precision import PRECISIONS
 from lorakit.project import ProjectError, Run, write_json, write_whole
 from lorakit.randomness import seed_of
-from lorakit.sample import SampleConfig
+from lorakit.sample import SampleConfig, unfit
 from lorakit.schedules import ScheduleConfig
 from lorakit.weightings import LossConfig
 
@@ -32,7 +33,6 @@ class LoopConfig(Config):
     gradient_accumulation_steps: int = setting(
         1, help="batches summed up for one step: a larger batch without more memory", minimum=1, maximum=256
     )
-    gradient_checkpointing: bool = setting(False, help="less memory, a quarter slower")
     precision: str = setting(
         "auto", help="auto: bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU", choices=PRECISIONS
     )
@@ -41,7 +41,7 @@ class LoopConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """Everything that decides a run, by part; `save` and `sample` may change between sessions."""
+    """Everything that decides a run, by part; `memory`, `save` and `sample` may change between sittings."""
 
     model: Config = part(tag="family", variants=models.config_class, help="the base model")
     data: DataConfig = part(DataConfig, help="the pictures and captions")
@@ -50,8 +50,61 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
     schedule: ScheduleConfig = part(ScheduleConfig, help="how the learning rate moves")
     loop: LoopConfig = part(LoopConfig, help="how long")
+    memory: MemoryConfig = part(MemoryConfig, help="what is given for memory", free=True)
     save: SaveConfig = part(SaveConfig, help="when to save", free=True)
     sample: SampleConfig = part(SampleConfig, help="when to paint samples", free=True)
+
+    def conflicts(self) -> list[str]:
+        family = self.model
+        found = [
+            f"{name} cannot be used with {family.family}: {reason}"
+            for name, reason in family.refused.items()
+            if "." in name and not name.startswith("sample.") and _is_changed(self, *name.split("."))
+        ]
+        for rate in set(RATES) - set(family.rates.values()):
+            if getattr(self.optimizer, rate) and f"optimizer.{rate}" not in family.refused:
+                found.append(f"optimizer.{rate} cannot be used with {family.family}: it has no such part.")
+        sides = {"data.bucket_reso_steps": self.data.bucket_reso_steps} if self.data.enable_bucket else {}
+        sides |= {"data.resolution": self.data.resolution}
+        found += [
+            f"{name} is {side}; with {family.family} it must be a multiple of {family.resolution_multiple} px."
+            for name, side in sides.items()
+            if side % family.resolution_multiple
+        ]
+        if self.save.form not in ("auto", *family.forms):
+            found.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
+        return found + [f"sample: {problem}" for problem in unfit(self.sample, family)]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Part of the model -> its learning rate, of all that are trained."""
+        found = {part: getattr(self.optimizer, name) for part, name in self.model.rates.items()}
+        return {part: rate for part, rate in found.items() if rate}
+
+    @property
+    def form(self) -> str:
+        """The form of exported files."""
+        return self.model.forms[0] if self.save.form == "auto" else self.save.form
+
+
+def _is_changed(config: Config, part: str, name: str) -> bool:
+    settings = getattr(config, part)
+    return getattr(settings, name) != settings.__dataclass_fields__[name].default
+
+
+def configure(settings: dict[str, Any]) -> RunConfig:
+    """The config that settings describe, over what the family starts from, over every setting's own default.
+
+    Raises ConfigError with a sentence for every setting that is wrong or does not go with the family.
+    """
+    model = settings.get("model", {})
+    if not isinstance(model, dict) or "family" not in model:
+        raise ConfigError(f"model.family is missing; known families are {', '.join(models.names())}.")
+    merged = dict(settings)
+    for name, defaults in models.config_class(model["family"]).defaults.items():
+        given = settings.get(name, {})
+        merged[name] = {**defaults, **given} if isinstance(given, dict) else given
+    return from_dict(RunConfig, merged)
 
 
 class RunChanged(ProjectError):
@@ -66,7 +119,7 @@ def read_config(run: Run) -> RunConfig:
             f"There is no run {run.name!r} in {run.project.folder}"
             + (f"; its runs are {known}." if known else ", which has no runs yet.")
         )
-    return from_dict(RunConfig, read_yaml(run.config_file))
+    return configure(read_yaml(run.config_file))
 
 
 def start(run: Run, config: RunConfig) -> RunConfig:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.config import Config, setting
+from lorakit.models import Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SAMPLERS = ("ddim", "euler_a", "dpmpp_2m")
+SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +25,13 @@ class PaintConfig(Config):
     steps: int = setting(25, help="sampling steps", minimum=1, maximum=200)
     guidance_scale: float = setting(7.0, help="how strictly the prompt is followed (CFG)", minimum=1, maximum=30)
     sampler: str = setting("ddim", help="sampler", choices=SAMPLERS)
+    shift: float = setting(
+        0.0,
+        help="sampling shift of flow families (Anima): above 1 more steps at noise; 0: as the base says",
+        minimum=0,
+        maximum=20,
+    )
     seed: int = setting(42, help="the noise that pictures start from", minimum=0, maximum=2**32 - 1)
-
-    def conflicts(self) -> list[str]:
-        return [
-            f"{name} is {getattr(self, name)}; it must be a multiple of 8."
-            for name in ("width", "height")
-            if getattr(self, name) % 8
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,33 @@ class SampleConfig(PaintConfig):
     every_steps: int = setting(0, help="paint after every so many steps; 0: not by steps", minimum=0)
 
 
+def unfit(look: PaintConfig, family: Any) -> list[str]:
+    """Sentences about what of a look a family (its Config) cannot paint."""
+    found = [
+        f"{name} is {getattr(look, name)}; with {family.family} it must be a multiple of {family.resolution_multiple}."
+        for name in ("width", "height")
+        if getattr(look, name) % family.resolution_multiple
+    ]
+    if look.sampler not in family.samplers:
+        found.append(f"sampler is {look.sampler}; {family.family} has {', '.join(family.samplers)}.")
+    if look.shift and "sample.shift" in family.refused:
+        found.append(f"shift cannot be used with {family.family}: {family.refused['sample.shift']}")
+    return found
+
+
 def paint(model: Any, prompt: dict, negative: dict, config: PaintConfig, seed: int) -> Image.Image:
-    """One picture from encoded texts (batch of 1) with the model's current weights."""
+    """One picture from encoded captions (`model.encode_text`) with the model's current weights."""
+    size = Size.whole(config.width, config.height)
     return model.paint(
-        prompt,
-        negative,
+        model.condition([prompt], [size]),
+        model.condition([negative], [size]),
         width=config.width,
         height=config.height,
         seed=seed,
         steps=config.steps,
         guidance_scale=config.guidance_scale,
         sampler=config.sampler,
+        shift=config.shift,
     )
 
 

@@ -17,7 +17,6 @@ from lorakit.data.feed import Feed
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
-from lorakit.hub import fetch
 from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.project import Run
@@ -61,12 +60,8 @@ class Session:
             keep_freed_memory()
         config = self.config
         self.model = family(config.model.family).Model(
-            config.model, fetch(config.model.source), self.precision.device, self.precision.dtype
+            config.model, self.precision.device, self.precision.dtype, config.rates
         )
-        rates = {self.model.denoiser: config.optimizer.learning_rate}
-        rates |= {name: config.optimizer.text_encoder_lr for name in self.model.text_encoders}
-        self.rates = {part: rate for part, rate in rates.items() if rate > 0}
-        self.text_is_trained = any(name in self.rates for name in self.model.text_encoders)
         self.scan = scan(config.data, run.project.folder)
         self.plan = make_plan(config, self.scan)
         self.feed = Feed(
@@ -76,15 +71,13 @@ class Session:
             run.project.cache,
             seed=config.loop.seed,
             prior_loss_weight=config.loss.prior_loss_weight,
-            text_is_trained=self.text_is_trained,
         )
         self.bad_steps = 0  # in a row without a finite gradient, up to now
         self.has_warned = False  # of numbers that are not finite
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
-        parts = (self.model.denoiser, *self.model.text_encoders, "vae")
-        base = {part: self.model.fingerprint(part) for part in parts}
+        base = {part: self.model.fingerprint(part) for part in self.model.parts}
         freeze_inputs(self.run, self.config, self.scan, base, self.precision.name)
         if notes := self.scan.notes:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
@@ -129,19 +122,19 @@ class Session:
         yield from self.feed.fill((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
         if self.config.data.cache_latents:
             self.model.release("vae")
-        if self.feed.caches_text:
-            self.model.release(*self.model.text_encoders)
+        if self.config.data.cache_text:
+            self.model.release(*(part for part in self.model.text_parts if part not in self.config.rates))
 
     def _attach(self) -> None:
         """Put the adapter on the model, and the optimizer on the adapter."""
         import torch
 
         config = self.config
-        self.adapter = Adapter(config.adapter, self.model, list(self.rates), config.loop.seed)
-        if config.loop.gradient_checkpointing:
+        self.adapter = Adapter(config.adapter, self.model, list(config.rates), config.loop.seed)
+        if config.memory.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.optimizer = optimizers.build(
-            config.optimizer, {part: (self.adapter.parameters(part), rate) for part, rate in self.rates.items()}
+            config.optimizer, {part: (self.adapter.parameters(part), rate) for part, rate in config.rates.items()}
         )
         self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scales_loss)
 
@@ -195,8 +188,7 @@ class Session:
         eps, t = self.model.draw(x0, draws, self.config.loss)
         # the modules' own dropout draws from torch's global generator
         torch.manual_seed(seed_of(seed, step, micro, "dropout"))
-        encode = self.model.encode_text if self.text_is_trained else self.feed.conditioning
-        text = encode(batch.captions)
+        text = self.model.condition(self.feed.encoded(batch.captions), batch.sizes)
         losses = self.model.loss(x0, eps, t, text, self.config.loss)
         return (losses * torch.tensor(batch.weights, device=losses.device)).sum()
 
@@ -222,7 +214,7 @@ class Session:
     def _stop_text_encoders(self, step: int) -> None:
         """Freeze the text encoders' adapters after their last step; without gradients an optimizer passes them over."""
         last = self.config.optimizer.text_encoder_stop_step
-        for name in self.model.text_encoders:
+        for name in self.model.text_parts:
             for weight in self.adapter.parameters(name):
                 weight.requires_grad_(not last or step <= last)
 
@@ -260,7 +252,7 @@ class Session:
         if exports:
             file = self.run.lora_file(step)
             metadata = export.metadata(self.config, self.model, self.scan, self.plan, step, self.run.name)
-            matched = export.write(file, self.adapter, self.model, metadata, self.config.save.dtype)
+            matched = export.write(file, self.adapter, self.model, metadata, self.config.save.dtype, self.config.form)
             lora = str(file.relative_to(self.run.folder))
         state = {
             "step": step,
@@ -277,7 +269,7 @@ class Session:
         config = self.config.sample
         with self.model.painting():
             for index, prompt in enumerate(config.prompts):
-                text, negative = (self.feed.conditioning([words]) for words in (prompt, config.negative_prompt))
+                text, negative = self.feed.encoded([prompt, config.negative_prompt])
                 image = paint(self.model, text, negative, config, config.seed)
                 file = self.run.samples / f"{step:06d}-{index:02d}.png"
                 store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorakit.config import Config, setting
+from lorakit.timesteps import TIMESTEPS
 
 if TYPE_CHECKING:
     import torch
@@ -45,5 +46,16 @@ class LossConfig(Config):
     )
     noise_offset: float = setting(
         0.0, help="helps very dark and very bright pictures; 0.05 to 0.1 when used", minimum=0, maximum=1
+    )
+    timestep_sampling: str = setting(
+        "uniform", help="how times are drawn in flow families (Anima); t = 1 is noise", choices=lambda: tuple(TIMESTEPS)
+    )
+    sigmoid_scale: float = setting(
+        1.0, help="with sigmoid and shift: above 1 more of the ends, below 1 more of the middle", minimum=0.1, maximum=5
+    )
+    logit_mean: float = setting(0.0, help="with logit_normal: above 0 more noise", minimum=-5, maximum=5)
+    logit_std: float = setting(1.0, help="with logit_normal: spread around the mean", minimum=0.1, maximum=5)
+    shift: float = setting(
+        3.0, help="with shift: t' = s t / (1 + (s - 1) t); above 1 more noise", minimum=0.1, maximum=20
     )
     prior_loss_weight: float = setting(1.0, help="how much regularization pictures count", minimum=0, maximum=10)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tiny import save_pictures, settings
 
 from lorakit import checkpoint, events
-from lorakit.config import from_dict
+
 from lorakit.events import Event, Warned
 from lorakit.project import Project, Run
-from lorakit.run import RunConfig, start
+from lorakit.run import configure, start
 from lorakit.train import train
 
 # Everything that draws at random or changes while training; 7 pictures in 2 shapes, in batches of 2 and steps of 3
@@ -63,7 +63,7 @@ def new_run(folder: Path, base: Path, *changes: dict, name: str = "r", **picture
     if not project.dataset.exists():
         save_pictures(project.dataset, **pictures)
     run = project.run(name)
-    start(run, from_dict(RunConfig, settings(base, **merged(*changes))))
+    start(run, configure(settings(base, **merged(*changes))))
     return run
 
 

@@ -12,6 +12,7 @@ from lorakit.data.cache import Cache, Tensors
 from lorakit.data.images import open_rgb, to_tensor
 from lorakit.data.scan import DataError, Sample
 from lorakit.events import Progress
+from lorakit.models import Size
 from lorakit.randomness import rng
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: encoded pictures, captions, and how much each sample counts."""
+    """One micro-batch: encoded pictures, where each comes from, captions, and how much each sample counts."""
 
     images: list[Tensors]
+    sizes: list[Size]
     captions: list[str]
     weights: list[float]
 
@@ -42,11 +44,9 @@ class Feed:
         *,
         seed: int,
         prior_loss_weight: float,
-        text_is_trained: bool,
     ):
         self.samples, self.config, self.model, self.seed = samples, config, model, seed
         self.prior_loss_weight = prior_loss_weight
-        self.caches_text = config.cache_text and not text_is_trained
         self.latents, self.text = Cache(cache / "latents"), Cache(cache / "text")
 
     def fill(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
@@ -59,10 +59,13 @@ class Feed:
                 self.latents,
                 lambda item: self._encode_image(*item),
             )
-        if self.caches_text:
+        if self.config.cache_text:
             texts = [text for sample in self.samples for text in captions.texts(sample.caption, self.config, self.seed)]
             yield from self._fill(
-                "captions", {self._text_path(text): text for text in [*texts, *prompts]}, self.text, self._encode_text
+                "captions",
+                {self._text_path(text): text for text in [*texts, *prompts]},
+                self.text,
+                self.model.encode_text,
             )
 
     def _fill(self, what: str, wanted: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
@@ -74,28 +77,20 @@ class Feed:
 
     def batch(self, indexes: list[int], step: int, first_place: int) -> Batch:
         """The micro-batch of these samples; `first_place` is the number of samples of the step before it."""
-        chosen = [self.samples[index] for index in indexes]
-        places = range(first_place, first_place + len(chosen))
+        chosen = [(self.samples[index], first_place + place) for place, index in enumerate(indexes)]
+        flips = [self._drawn_flip(step, place) for _, place in chosen]
         return Batch(
-            [self._image(sample, self._drawn_flip(step, place)) for sample, place in zip(chosen, places, strict=True)],
-            [
-                captions.drawn(sample.caption, self.config, self.seed, step, place)
-                for sample, place in zip(chosen, places, strict=True)
-            ],
-            [self.prior_loss_weight if sample.is_reg else 1.0 for sample in chosen],
+            [self._image(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)],
+            [self._size(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)],
+            [captions.drawn(sample.caption, self.config, self.seed, step, place) for sample, place in chosen],
+            [self.prior_loss_weight if sample.is_reg else 1.0 for sample, _ in chosen],
         )
 
-    def conditioning(self, texts: list[str]) -> Tensors:
-        """The frozen text encoder's answer to each text, stacked, on the model's device."""
-        import torch
-
-        encoded = [
-            self.text.get(self._text_path(text), lambda text=text: self._encode_text(text))
-            if self.caches_text
-            else self._encode_text(text)
-            for text in texts
-        ]
-        return {name: torch.stack([item[name] for item in encoded]).to(self.model.device) for name in encoded[0]}
+    def encoded(self, texts: list[str]) -> list[Tensors]:
+        """Each text as far as the model's frozen parts bring it."""
+        if not self.config.cache_text:
+            return [self.model.encode_text(text) for text in texts]
+        return [self.text.get(self._text_path(text), lambda text=text: self.model.encode_text(text)) for text in texts]
 
     # ---- pictures ------------------------------------------------------------------------------------------------
 
@@ -104,6 +99,11 @@ class Feed:
 
     def _drawn_flip(self, step: int, place: int) -> bool:
         return self.config.flip_aug and rng(self.seed, step, place, "flip").random() < 0.5
+
+    def _size(self, sample: Sample, flip: bool) -> Size:
+        how = buckets.fit(sample.width, sample.height, self.config)
+        left = how.resized[0] - how.size[0] - how.crop[0] if flip else how.crop[0]
+        return Size((sample.width, sample.height), (left, how.crop[1]), how.size)
 
     def _image(self, sample: Sample, flip: bool) -> Tensors:
         if self.config.cache_latents:
@@ -129,9 +129,3 @@ class Feed:
 
     def _text_path(self, text: str) -> Path:
         return self.text.path(*self.model.text_key(), text)
-
-    def _encode_text(self, text: str) -> Tensors:
-        import torch
-
-        with torch.no_grad():
-            return {name: tensor[0] for name, tensor in self.model.encode_text([text]).items()}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorakit.config import from_dict
 from lorakit.demo import DATASET, PROMPTS, TRIGGER
 from lorakit.errors import UserError
 from lorakit.project import Project
-from lorakit.run import RunConfig
+from lorakit.run import RunConfig, configure
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "0_quickstart.ipynb"
 
@@ -24,8 +23,7 @@ def project(folder: str | Path = "lorakit-demo") -> Project:
 
 def config() -> RunConfig:
     """Settings that teach the demo character to the embedded base model in about two minutes on two CPU cores."""
-    return from_dict(
-        RunConfig,
+    return configure(
         {
             "model": {"family": "sd15", "source": "demo"},
             "data": {

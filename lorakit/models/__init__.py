@@ -6,9 +6,26 @@ import importlib
 import logging
 import os
 import pkgutil
+from dataclasses import dataclass
 from types import ModuleType
 
 from lorakit.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Size:
+    """Where a training picture comes from, in px: `original` (width, height), `crop` (left, top) of the resized
+    picture, `target` (width, height). SDXL is told so.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+    @classmethod
+    def whole(cls, width: int, height: int) -> Size:
+        """A picture as it is."""
+        return cls((width, height), (0, 0), (width, height))
 
 
 def names() -> tuple[str, ...]:
@@ -21,16 +38,27 @@ def names() -> tuple[str, ...]:
 
 
 def family(name: str) -> ModuleType:
-    """The module of a family. It has `Config` (its settings) and `Model`, which answers:
+    """The module of a family, with `Config` and `Model`.
 
-    denoiser, text_encoders     names of the parts that adapters may go on, and `targets(part)` -> module names
+    `Config` holds its settings. What a run is checked by before anything is loaded are class variables of it:
+
+    defaults                    part of a run -> settings that this family starts from
+    refused                     setting -> why it cannot be used: own names, and `part.name` of other parts
+    rates                       part that adapters may go on -> the setting of `optimizer` with its learning rate
+    samplers, forms             which of the samplers and forms of LoRA files there are, the usual one first
+    resolution_multiple         px that sides of pictures are multiples of
+
+    `Model(config, device, dtype, trained)` answers; `trained` are the parts whose adapters learn:
+
+    denoiser, text_parts        names of its parts beside "vae"; `parts` are all, `targets(part)` -> module names
     load(part), release(*parts) parts are read from disk when first asked for and can be let go
     fingerprint(part)           text that changes whenever what the part computes changes
     encode_image, latents       pixels -> what is cached, what is cached -> x0 of a step
-    encode_text                 caption -> conditioning
+    encode_text, condition      caption -> what is cached (as far as frozen parts bring it), and a batch of these with
+                                sizes -> conditioning, through trained text parts
     draw, loss                  noise and time of a step; loss per sample of a batch
     paint                       a picture with the current weights
-    export_name(part, module)   the module's name in LoRA files
+    names(part, module)         form -> the module's name in LoRA files of that form
     """
     if name not in names():
         raise ConfigError(f"model.family is {name!r}; known families are {', '.join(names())}.")

@@ -130,7 +130,9 @@ class _Parts:
         """CLIPTextModel in `dtype` on `device`."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        return self._module("text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)), dtype, device)
+        return self._module(
+            "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)), dtype, device
+        )
 
     def tokenizer(self):
         """The CLIPTokenizer, from local files alone."""

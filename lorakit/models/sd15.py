@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL import Image
 
-from lorakit._frozen import slim
 from lorakit.config import Config, ConfigError, setting
-from lorakit.fingerprint import file_digest
-from lorakit.models import _clip, _ddpm
+from lorakit.hub import fetch
+from lorakit.models import Size, _clip, _ddpm, _unet
 from lorakit.models._sd_files import open_sd
-from lorakit.weightings import WEIGHTINGS, LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,76 +35,35 @@ class Config(Config):
     )
     max_token_length: int = setting(75, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225))
 
-
-# kohya's module set for LoRA-LierLa: 192 modules of a full-size UNet, 72 of its text encoder
-TARGETS = {
-    "unet": r".*attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\."
-    r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))",
-    "text_encoder": r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
-}
-SETTINGS = {  # beside the weights, what a part's answer depends on
-    "unet": ("unet/config.json", "scheduler/*.json"),
-    "vae": ("vae/config.json",),
-    "text_encoder": ("text_encoder/config.json", "tokenizer/*"),
-}
-# what diffusers, newer and older transformers call it
-CHECKPOINTING = (
-    "enable_gradient_checkpointing",
-    "activation_checkpointing_enable",
-    "gradient_checkpointing_enable",
-)
-PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    defaults: ClassVar = {}
+    refused: ClassVar = _unet.REFUSED
+    rates: ClassVar = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
+    samplers: ClassVar = _unet.SAMPLERS
+    forms: ClassVar = ("kohya",)
+    resolution_multiple: ClassVar = 8  # px of one latent
 
 
-class Model:
-    """A base model whose parts are read from disk when they are first asked for."""
+class Model(_unet.UNetModel):
+    """A Stable Diffusion 1.5 model; see `models.family`."""
 
-    denoiser = "unet"
-    text_encoders = ("text_encoder",)
-    resolution_multiple = 8  # px of one latent
+    text_parts = ("text_encoder",)
+    # 192 modules of a full-size UNet, 72 of its text encoder
+    TARGETS = {"unet": _unet.UNET_TARGETS, "text_encoder": _unet.CLIP_TARGETS}
 
-    def __init__(self, config: Config, path: Path, device: torch.device, dtype: torch.dtype):
-        self.config, self.device, self.dtype = config, device, dtype
-        self.files = open_sd(path)
+    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
+        super().__init__(config, open_sd(fetch(config.source)), device, dtype, trained)
         layers = self.files.text_config()["num_hidden_layers"]
         if config.clip_skip > layers:
             raise ConfigError(f"clip_skip is {config.clip_skip}, but this base's text encoder has {layers} layers.")
-        self._parts: dict[str, torch.nn.Module] = {}
-        self._fingerprints: dict[str, str] = {}
 
-    # ---- parts ---------------------------------------------------------------------------------------------------
-
-    def load(self, part: str) -> torch.nn.Module:
-        """The frozen module of a part (unet, text_encoder, vae), on the device, in its precision."""
-        if part not in self._parts:
-            # the VAE overflows in float16: its latents would be NaN
-            dtype = torch.float32 if part == "vae" else self.dtype
-            self._parts[part] = slim(getattr(self.files, part)(dtype)).to(self.device)
-        return self._parts[part]
-
-    def release(self, *parts: str) -> None:
-        """Let go of parts that are not needed any more; `load` brings them back without adapters."""
-        for part in parts:
-            self._parts.pop(part, None)
-
-    def loaded(self) -> tuple[str, ...]:
-        """The parts in memory."""
-        return tuple(self._parts)
-
-    def fingerprint(self, part: str) -> str:
-        """SHA-256 of the files a part is read from, weights and settings, as hexadecimal text; they are read once."""
-        if part not in self._fingerprints:
-            found = (file for pattern in SETTINGS[part] for file in sorted(self.files.settings.glob(pattern)))
-            self._fingerprints[part] = file_digest([*self.files.files(part), *filter(Path.is_file, found)])
-        return self._fingerprints[part]
-
-    def targets(self, part: str) -> list[str]:
-        """Names of the modules of a part that adapters go on, in the module's order."""
-        return [name for name, _ in self.load(part).named_modules() if re.fullmatch(TARGETS[part], name)]
-
-    def export_name(self, part: str, module: str) -> str:
-        """The name that kohya's files, A1111/Forge, ComfyUI and diffusers know a module by."""
-        return f"{PREFIX[part]}_{_clip.with_text_model(module) if part == 'text_encoder' else module}".replace(".", "_")
+    def names(self, part: str, module: str) -> dict[str, str]:
+        """Form of LoRA files -> the name they know a module by, without what follows (.lora_down.weight)."""
+        if part == "unet":
+            flat = f"lora_unet_{module}".replace(".", "_")
+        else:
+            module = _clip.with_text_model(module)
+            flat = f"lora_te_{module}".replace(".", "_")
+        return {"kohya": flat, "diffusers": f"{part}.{module}"}
 
     def metadata(self) -> dict[str, str]:
         """What LoRA files of this family tell about their base."""
@@ -122,89 +77,37 @@ class Model:
             "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[self.prediction_type],
         }
 
-    # ---- pictures and captions -----------------------------------------------------------------------------------
+    # ---- captions ------------------------------------------------------------------------------------------------
 
-    def image_key(self) -> tuple[str, ...]:
-        """What encoded pictures depend on beside the pixels."""
-        return ("sd15 posterior", self.fingerprint("vae"))
-
-    @torch.no_grad()
-    def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Posterior of one picture [3, H, W] in -1..1: `mean` and `std`, float32 [4, H/8, W/8]."""
-        posterior = self.load("vae").encode(pixels[None].to(self.device)).latent_dist
-        return {"mean": posterior.mean[0], "std": posterior.std[0]}
-
-    def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
-        """x0 of a batch, float32 [B, 4, H/8, W/8] on the device: a draw from each posterior, scaled."""
-        mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
-        x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
-        return (x0 * self.files.vae_config()["scaling_factor"]).to(self.device)
-
-    def text_key(self) -> tuple[str | int, ...]:
+    def text_key(self) -> tuple:
         """What encoded captions depend on beside the text."""
-        return (
-            "sd15 hidden",
-            self.fingerprint("text_encoder"),
-            self.config.clip_skip,
-            self.config.max_token_length,
-            str(self.dtype),
-        )
+        text = self.config.clip_skip, self.config.max_token_length, str(self.dtype)
+        return ("sd15", self.fingerprint("text_encoder"), *text, "text_encoder" in self.trained)
 
     @cached_property
     def tokenizer(self):
         """The base's CLIP tokenizer."""
         return self.files.tokenizer()
 
-    def encode_text(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """Conditioning of captions: `hidden` [B, 77 x chunks, width] in the model's precision; carries gradients."""
-        ids = _clip.token_ids(self.tokenizer, captions, self.config.max_token_length).to(self.device)
-        return {"hidden": _clip.hidden_states(self.load("text_encoder"), ids, self.config.clip_skip)}
+    @torch.no_grad()
+    def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
+        """One caption: `ids` int64 [chunks, 77] for a trained text encoder, else `hidden` [77 x chunks, width]."""
+        ids = _clip.token_ids(self.tokenizer, [caption], self.config.max_token_length)
+        return {"ids": ids[0]} if "text_encoder" in self.trained else {"hidden": self._hidden(ids)[0]}
 
-    # ---- training ------------------------------------------------------------------------------------------------
+    def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
+        """Conditioning of a batch: `hidden` [B, 77 x chunks, width] in the model's precision."""
+        stacked = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+        return {"hidden": self._hidden(stacked["ids"]) if "ids" in stacked else stacked["hidden"].to(self.device)}
 
-    @cached_property
-    def prediction_type(self) -> str:
-        """epsilon or v_prediction: as configured, or as the base's files tell."""
-        told = self.files.scheduler_config()["prediction_type"]
-        return told if self.config.prediction_type == "auto" else self.config.prediction_type
+    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        return _clip.hidden_states(self.load("text_encoder"), ids.to(self.device), self.config.clip_skip)
 
-    @cached_property
-    def alphas_cumprod(self) -> torch.Tensor:
-        """abar_t, float32 [1000], on the device."""
-        return _ddpm.alphas_cumprod(self.files.scheduler_config()).to(self.device)
+    # ---- training and painting -----------------------------------------------------------------------------------
 
-    def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and timesteps for a batch, see `_ddpm.draw`."""
-        return _ddpm.draw(x0, generator, loss.noise_offset)
-
-    def loss(
-        self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor], config: LossConfig
-    ) -> torch.Tensor:
-        """Weighted mean squared error of each sample, float32 [B]; x0 and eps [B, 4, h, w], t int64 [B]."""
-        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        xt = _ddpm.mix(x0, eps, abar).to(self.dtype)
-        predicted = self.load("unet")(xt, t, text["hidden"], return_dict=False)[0].float()
-        error = (predicted - _ddpm.target(x0, eps, abar, self.prediction_type)).square().mean(dim=(1, 2, 3))
-        snr = (abar / (1 - abar)).flatten()
-        return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: less memory, more time."""
-        for part in self._parts.values():
-            part.train()  # diffusers and transformers recompute in training mode only; nothing frozen here has dropout
-            getattr(part, next(name for name in CHECKPOINTING if hasattr(part, name)))()
-
-    # ---- pictures out --------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def painting(self) -> Iterator[None]:
-        """Modules in evaluation mode (no dropout, nothing recomputed), and back as they were."""
-        training = [module for part in self._parts.values() for module in part.modules() if module.training]
-        for part in self._parts.values():
-            part.eval()
-        yield
-        for module in training:
-            module.training = True
+    def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
+        return self.load("unet")(xt, t, text["hidden"], return_dict=False)[0]
 
     @torch.no_grad()
     def paint(
@@ -218,8 +121,9 @@ class Model:
         steps: int,
         guidance_scale: float,
         sampler: str,
+        shift: float,
     ) -> Image.Image:
-        """One picture of the current weights from encoded texts [1, T, width]; the noise is diffusers' own."""
+        """One picture of the current weights from conditionings of a batch of 1; the noise is diffusers' own."""
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline(
@@ -230,9 +134,7 @@ class Model:
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            scheduler=_ddpm.scheduler(
-                sampler, {**self.files.scheduler_config(), "prediction_type": self.prediction_type}
-            ),
+            scheduler=_ddpm.scheduler(sampler, self.scheduler_config),
         )
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(
@@ -245,6 +147,4 @@ class Model:
             output_type="latent",
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images
-        vae = self.load("vae")
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        return pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
+        return self.decode(latents)

@@ -30,13 +30,16 @@ class WD14:
         self.categories = _read_tags(folder / "selected_tags.csv")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"),
-            options, providers=onnxruntime.get_available_providers())
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=onnxruntime.get_available_providers()
+        )
         self._input = self._session.get_inputs()[0]
         outputs = self._session.get_outputs()[0].shape[-1]
         if isinstance(outputs, int) and outputs != len(self.categories):
-            raise ValueError(f"{folder}: model.onnx has {outputs} outputs but selected_tags.csv {len(self.categories)} "
-                             "tags; the two files are not from the same tagger.")
+            raise ValueError(
+                f"{folder}: model.onnx has {outputs} outputs but selected_tags.csv {len(self.categories)} "
+                "tags; the two files are not from the same tagger."
+            )
 
     def tag(self, images):
         """Scores (0..1) of every tag for each PIL image of `images`, any sizes: a list of `{tag: score}`."""
@@ -45,7 +48,7 @@ class WD14:
         squares = [_square(image, side) for image in images]
         scores = []
         for i in range(0, len(squares), size):
-            scores.extend(self._session.run(None, {self._input.name: np.stack(squares[i:i + size])})[0])
+            scores.extend(self._session.run(None, {self._input.name: np.stack(squares[i : i + size])})[0])
         return [dict(zip(self.categories, map(float, row), strict=True)) for row in scores]
 
 

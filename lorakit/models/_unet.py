@@ -1,0 +1,106 @@
+"""What the families with a UNet and DDPM training share: SD 1.5 and SDXL."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from lorakit.models import _ddpm
+from lorakit.models._base import Parts
+from lorakit.weightings import WEIGHTINGS, LossConfig
+
+# kohya's module set for LoRA-LierLa
+UNET_TARGETS = (
+    r".*attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\."
+    r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
+)
+CLIP_TARGETS = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
+REFUSED = {
+    "loss.timestep_sampling": "DDPM families draw timesteps evenly; use loss.weighting to weight them.",
+    "sample.shift": "only flow families (Anima) have a sampling shift.",
+}
+
+
+class UNetModel(Parts):
+    """A latent diffusion model with a UNet2DConditionModel and an AutoencoderKL."""
+
+    denoiser = "unet"
+
+    def settings(self, part: str) -> list[Path]:
+        """The configuration of a part, the tokenizer of a text encoder, the UNet's noise schedule."""
+        patterns = [f"{part}/config.json"]
+        patterns += [f"{part.replace('text_encoder', 'tokenizer')}/*"] if part in self.text_parts else []
+        patterns += ["scheduler/*.json"] if part == self.denoiser else []
+        found = (file for pattern in patterns for file in sorted(self.files.settings.glob(pattern)))
+        return [file for file in found if file.is_file()]
+
+    # ---- pictures ------------------------------------------------------------------------------------------------
+
+    def image_key(self) -> tuple[str, ...]:
+        """What encoded pictures depend on beside the pixels."""
+        return ("posterior", self.fingerprint("vae"))
+
+    @torch.no_grad()
+    def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Posterior of one picture [3, H, W] in -1..1: `mean` and `std`, float32 [4, H/8, W/8]."""
+        vae = self.load("vae")
+        posterior = vae.encode(pixels[None].to(self.device, vae.dtype)).latent_dist
+        return {"mean": posterior.mean[0].float(), "std": posterior.std[0].float()}
+
+    def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
+        """x0 of a batch, float32 [B, 4, H/8, W/8] on the device: a draw from each posterior, scaled."""
+        mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
+        x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
+        return (x0 * self.files.vae_config()["scaling_factor"]).to(self.device)
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def scheduler_config(self) -> dict:
+        """The noise schedule of the base, with what the settings say about it."""
+        told = self.files.scheduler_config()
+        if self.config.prediction_type == "auto":
+            return told
+        return {**told, "prediction_type": self.config.prediction_type}
+
+    @property
+    def prediction_type(self) -> str:
+        """epsilon or v_prediction: as configured, or as the base's files tell."""
+        return self.scheduler_config["prediction_type"]
+
+    @cached_property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """abar_t, float32 [1000], on the device."""
+        return _ddpm.alphas_cumprod(self.scheduler_config).to(self.device)
+
+    def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise and timesteps for a batch, see `_ddpm.draw`."""
+        return _ddpm.draw(x0, generator, loss.noise_offset)
+
+    def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
+        raise NotImplementedError
+
+    def loss(
+        self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor], config: LossConfig
+    ) -> torch.Tensor:
+        """Weighted mean squared error of each sample, float32 [B]; x0 and eps [B, 4, h, w], t int64 [B]."""
+        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        predicted = self.predict(_ddpm.mix(x0, eps, abar).to(self.dtype), t, text).float()
+        error = (predicted - _ddpm.target(x0, eps, abar, self.prediction_type)).square().mean(dim=(1, 2, 3))
+        snr = (abar / (1 - abar)).flatten()
+        return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
+
+    # ---- pictures out --------------------------------------------------------------------------------------------
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        """The picture of latents [1, 4, h, w]."""
+        from diffusers.image_processor import VaeImageProcessor
+
+        vae = self.load("vae")
+        pixels = vae.decode(latents.to(vae.dtype) / self.files.vae_config()["scaling_factor"]).sample
+        return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
