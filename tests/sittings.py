@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tiny import save_pictures, settings
 
 from lorakit import checkpoint, events
-
 from lorakit.events import Event, Warned
 from lorakit.project import Project, Run
 from lorakit.run import configure, start

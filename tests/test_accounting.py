@@ -12,10 +12,9 @@ import torch
 from sittings import new_run
 from tiny import save_pictures, save_sd15
 
-from lorakit.config import from_dict
 from lorakit.data.scan import Sample, Scan
 from lorakit.events import Finished, Started, Stepped
-from lorakit.run import RunConfig, make_plan
+from lorakit.run import configure, make_plan
 from lorakit.train import Session, train
 
 SEEDS = range(40)
@@ -39,7 +38,7 @@ def random_case(seed):
         "epochs": draw.randint(1, 4),
         "seed": seed,
     }
-    config = from_dict(RunConfig, {"model": {"family": "sd15", "source": "demo"}, "loop": loop})
+    config = configure({"model": {"family": "sd15", "source": "demo"}, "loop": loop})
     return samples, config, make_plan(config, Scan(samples, ()))
 
 
@@ -73,9 +72,7 @@ def test_the_order_differs_from_epoch_to_epoch_and_from_seed_to_seed():
     samples = tuple(Sample(str(i), Path(), "", 512, 512, "", 1) for i in range(20))
 
     def order(epoch, seed):
-        config = from_dict(
-            RunConfig, {"model": {"family": "sd15", "source": "demo"}, "loop": {"epochs": 2, "seed": seed}}
-        )
+        config = configure({"model": {"family": "sd15", "source": "demo"}, "loop": {"epochs": 2, "seed": seed}})
         plan = make_plan(config, Scan(samples, ()))
         first = (epoch - 1) * plan.steps_per_epoch
         return [i for step in range(first + 1, first + 21) for micro in plan.micro_batches(step) for i in micro]

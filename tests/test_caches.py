@@ -61,7 +61,7 @@ def test_everything_is_encoded_once_however_often_it_is_repeated(tmp_path, base)
         ([{"data": {"caption_dropout_rate": 0.5}}], {"captions": 1}),
         ([{"data": {"trigger": "new"}}], {"captions": 6}),
         ([{"sample": {"prompts": ["boy", "girl"]}}], {"captions": 3}),  # and the empty negative prompt
-        ([TEXT], {}),
+        ([TEXT], {"captions": 6}),  # their token ids
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value[0]),
 )

@@ -14,10 +14,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lorakit.cli import main
-from lorakit.config import from_dict, to_yaml
+from lorakit.config import to_yaml
 from lorakit.events import Saved, Started, Stepped, read
 from lorakit.project import Project
-from lorakit.run import RunConfig, read_config
+from lorakit.run import configure, read_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +119,7 @@ def test_train_needs_no_file_when_everything_is_set(project, base):
 
 def test_the_terminal_writes_the_config_that_code_writes(trained, settings):
     written = (trained / "runs" / "run1" / "config.yaml").read_text()
-    assert written == to_yaml(from_dict(RunConfig, yaml.safe_load(settings.read_text())))
+    assert written == to_yaml(configure(yaml.safe_load(settings.read_text())))
 
 
 def test_settings_that_do_not_decide_the_result_may_change_on_resume(project, settings):

@@ -233,7 +233,7 @@ def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path
         ({"model": {**BASE, "family": "sd16"}}, "model.family is 'sd16'; known families are"),
         ({"model": BASE, "sample": {"prompts": "a girl"}}, "sample.prompts is 'a girl', but a list"),
         ({"model": BASE, "sample": {"prompts": [1]}}, "sample.prompts is (1,), but a list"),
-        ({"model": BASE, "sample": {"width": 100}}, "sample.width is 100; it must be a multiple of 8"),
+        ({"model": BASE, "sample": {"width": 100}}, "sample: width is 100; with sd15 it must be a multiple of 8"),
         ([], "the configuration is [], but a table"),
     ],
 )

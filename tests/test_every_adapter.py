@@ -25,7 +25,7 @@ def base(tmp_path_factory) -> Path:
 
 
 def opened(base: Path, dtype: torch.dtype = torch.float32) -> sd15.Model:
-    return sd15.Model(sd15.Config(source=str(base)), base, torch.device("cpu"), dtype)
+    return sd15.Model(sd15.Config(source=str(base)), torch.device("cpu"), dtype, PARTS)
 
 
 def adapted(base: Path, *, kind: str, dtype: torch.dtype = torch.float32, seed: int = 1, rank: int = 4):
@@ -44,7 +44,7 @@ def answer(model: sd15.Model) -> torch.Tensor:
     """What the denoiser says about fixed latents and a fixed caption."""
     generator = torch.Generator().manual_seed(3)
     xt, t = torch.randn(2, 4, 8, 8, generator=generator).to(model.dtype), torch.tensor([10, 700])
-    return model.load("unet")(xt, t, model.encode_text(["girl, hat", "boy"])["hidden"]).sample
+    return model.load("unet")(xt, t, tiny.conditioning(model, ["girl, hat", "boy"])["hidden"]).sample
 
 
 @every_kind

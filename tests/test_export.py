@@ -23,11 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from lorakit import export
 from lorakit.adapters import Adapter, AdapterConfig
-from lorakit.config import from_dict
 from lorakit.events import Sampled, Saved
 from lorakit.models import sd15
 from lorakit.project import Project
-from lorakit.run import RunConfig, start
+from lorakit.run import configure, start
 from lorakit.train import train
 
 PARTS = {"unet": ["unet"], "unet and text encoder": ["unet", "text_encoder"]}
@@ -75,7 +74,7 @@ def run_of(base: Path, folder: Path, **changes) -> tuple:
         "sample": {"prompts": [PROMPT], "negative_prompt": NEGATIVE, **LOOK},
         **changes,
     }
-    start(run, from_dict(RunConfig, tiny.settings(base, **changes)))
+    start(run, configure(tiny.settings(base, **changes)))
     return run, list(train(run))
 
 

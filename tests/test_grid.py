@@ -13,14 +13,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from lorakit.config import ConfigError, from_dict
+from lorakit.config import ConfigError
 from lorakit.contact import labelled
 from lorakit.events import Sampled
 from lorakit.export import LoraFileError
 from lorakit.grid import Axis, Done, Painted, grid
 from lorakit.painter import OFF, Painter
 from lorakit.project import Project, ProjectError, Run
-from lorakit.run import RunConfig, read_config, start
+from lorakit.run import configure, read_config, start
 from lorakit.sample import PaintConfig
 from lorakit.train import train
 
@@ -47,7 +47,7 @@ def project(tmp_path_factory) -> Project:
                 save={"dtype": "fp32"},
                 sample={"prompts": [PROMPT], **LOOK},
             )
-            start(made.run(name), from_dict(RunConfig, settings))
+            start(made.run(name), configure(settings))
             for _ in train(made.run(name)):
                 pass
         yield made
@@ -293,7 +293,7 @@ def test_cells_are_stored_as_they_come_with_their_parameters_inside(unet):
             assert event.file.exists() and len(list(event.file.parent.glob("*.png"))) == seen == event.done
             with Image.open(event.file) as image:
                 told = json.loads(image.text["parameters"])
-            assert told == {**LOOK, "sampler": "ddim", **vars(event.cell), "base": "base-v1"}
+            assert told == {**LOOK, "sampler": "ddim", "shift": 0.0, **vars(event.cell), "base": "base-v1"}
     assert seen == 4
 
 
@@ -317,7 +317,7 @@ def test_the_record_tells_all_and_names_files_relative_to_itself(unet, project):
     record = json.loads(text)
     assert record["x"] == {"name": "checkpoint", "values": [OFF, step]}
     assert record["y"] == {"name": "strength", "values": [0.5, 1.0]}
-    assert record["look"] == {**LOOK, "sampler": "ddim"} and record["base"] == "base-v1"
+    assert record["look"] == {**LOOK, "sampler": "ddim", "shift": 0.0} and record["base"] == "base-v1"
     assert [(cell["row"], cell["column"]) for cell in record["cells"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     files = {(event.cell.column, event.cell.row): event.file for event in painted}
     for cell in record["cells"]:

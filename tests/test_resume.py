@@ -88,7 +88,7 @@ def test_that_holds_for_every_optimizer(tmp_path, base, uncut_of, optimizer):
     [
         {},
         {"data": {"cache_latents": False, "cache_text": False}},
-        {"loop": {"gradient_checkpointing": True}},
+        {"memory": {"gradient_checkpointing": True}},
         {"optimizer": {"learning_rate": 0.0, "text_encoder_lr": 1e-2}},
         {"loop": {"steps": 6, "gradient_accumulation_steps": 1}},
     ],

@@ -13,6 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.training_utils import compute_snr
 from PIL import Image
+from tiny import conditioning
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
@@ -47,10 +48,10 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     return made | {kind: tiny.save_sd15(root / kind, prediction_type=kind) for kind in PREDICTIONS}
 
 
-def opened(base: Path, family: str = "sd15", dtype: torch.dtype = torch.float32, **settings):
+def opened(base: Path, family: str = "sd15", dtype: torch.dtype = torch.float32, trained=(), **settings):
     module = models.family(family)
     config = from_dict(module.Config, {"family": family, "source": str(base), **settings})
-    return module.Model(config, base, CPU, dtype)
+    return module.Model(config, CPU, dtype, trained)
 
 
 def drawn(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,7 +85,7 @@ def test_the_loss_is_that_of_plain_diffusers_calls(bases, prediction_type):
 
     model = opened(base)
     with torch.no_grad():
-        loss = model.loss(x0, eps, t, model.encode_text(captions), LossConfig())
+        loss = model.loss(x0, eps, t, conditioning(model, captions), LossConfig())
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -101,7 +102,7 @@ def test_min_snr_weights_are_those_of_diffusers_compute_snr(bases, prediction_ty
     weight = torch.stack([snr, torch.full_like(snr, 5.0)]).amin(dim=0)
     weight = weight / (snr if prediction_type == "epsilon" else snr + 1)  # as in diffusers' training examples
     with torch.no_grad():
-        text = model.encode_text(["girl", "boy", "hat"])
+        text = conditioning(model, ["girl", "boy", "hat"])
         plain = model.loss(x0, eps, t, text, LossConfig())
         weighted = model.loss(x0, eps, t, text, LossConfig(weighting="min_snr", min_snr_gamma=5.0))
     torch.testing.assert_close(weighted / plain, weight, rtol=1e-4, atol=0)
@@ -133,7 +134,7 @@ def test_clip_skip_counts_layers_from_the_last_and_applies_the_final_norm(bases,
         output = encoder(ids, output_hidden_states=True)
         norm = getattr(encoder, "text_model", encoder).final_layer_norm
         expected = norm(output.hidden_states[-clip_skip])
-        hidden = opened(base, clip_skip=clip_skip).encode_text(["mofu, girl"])["hidden"]
+        hidden = conditioning(opened(base, clip_skip=clip_skip), ["mofu, girl"])["hidden"]
     torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-6)
     assert torch.allclose(hidden, output.last_hidden_state, atol=1e-6) == (clip_skip == 1)
 
@@ -148,7 +149,7 @@ def test_a_caption_of_75_tokens_is_encoded_as_diffusers_does(bases, caption):
     pipeline = StableDiffusionPipeline.from_pretrained(bases["epsilon"], safety_checker=None)
     with torch.no_grad():
         expected = pipeline.encode_prompt(caption, CPU, 1, False)[0]
-        ours = opened(bases["epsilon"]).encode_text([caption])["hidden"]
+        ours = conditioning(opened(bases["epsilon"]), [caption])["hidden"]
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -156,8 +157,8 @@ def test_a_caption_of_75_tokens_is_encoded_as_diffusers_does(bases, caption):
 def test_long_captions_are_read_in_whole_windows(bases, length):
     model, short = opened(bases["epsilon"], max_token_length=length), opened(bases["epsilon"])
     with torch.no_grad():
-        hidden = model.encode_text([" ".join(TOKENS)])["hidden"]
-        parts = [short.encode_text([" ".join(TOKENS[i : i + 75])])["hidden"] for i in range(0, length, 75)]
+        hidden = conditioning(model, [" ".join(TOKENS)])["hidden"]
+        parts = [conditioning(short, [" ".join(TOKENS[i : i + 75])])["hidden"] for i in range(0, length, 75)]
     torch.testing.assert_close(hidden, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-6)
 
 
@@ -166,7 +167,7 @@ def test_what_is_behind_the_last_token_changes_nothing_and_what_is_before_does(b
     ended, changed = [*words, "mofu"], [*words[:149], "mofu"]
     model = opened(bases["epsilon"], max_token_length=150)
     with torch.no_grad():
-        whole, cut, other = (model.encode_text([" ".join(text)])["hidden"] for text in (words, ended, changed))
+        whole, cut, other = (conditioning(model, [" ".join(text)])["hidden"] for text in (words, ended, changed))
     assert torch.equal(whole, cut)
     assert not torch.equal(whole, other)
 
@@ -174,8 +175,8 @@ def test_what_is_behind_the_last_token_changes_nothing_and_what_is_before_does(b
 def test_captions_encoded_together_are_those_encoded_alone(bases):
     model = opened(bases["epsilon"], max_token_length=150)
     with torch.no_grad():
-        together = model.encode_text(["girl", LONG])["hidden"]
-        alone = torch.cat([model.encode_text([caption])["hidden"] for caption in ("girl", LONG)])
+        together = conditioning(model, ["girl", LONG])["hidden"]
+        alone = torch.cat([conditioning(model, [caption])["hidden"] for caption in ("girl", LONG)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
@@ -201,18 +202,18 @@ def test_a_picture_depends_on_its_seed_alone(bases, sampler):
     model = opened(bases["epsilon"])
     look = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 5.0, "sampler": sampler}
     with torch.no_grad(), model.painting():
-        text, negative = model.encode_text(["girl"]), model.encode_text([""])
+        text, negative = conditioning(model, ["girl"]), conditioning(model, [""])
         first, other, again = (model.paint(text, negative, seed=seed, **look).tobytes() for seed in (7, 8, 7))
     assert first == again != other
 
 
 def test_a_part_that_was_released_is_read_again_and_is_the_same(bases):
     model = opened(bases["epsilon"])
-    before = model.encode_text(["girl"])["hidden"]
+    before = conditioning(model, ["girl"])["hidden"]
     assert model.loaded() == ("text_encoder",)
     model.release("text_encoder")
     assert model.loaded() == ()
-    assert torch.equal(model.encode_text(["girl"])["hidden"], before)
+    assert torch.equal(conditioning(model, ["girl"])["hidden"], before)
 
 
 # ---- modules that adapters go on -------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def test_adapters_go_on_kohyas_modules_of_a_full_size_model(bases, part, owners,
     targets = model.targets(part)
     assert len(targets) == len(set(targets)) == count
     assert set(targets) == inside(root, owners)
-    names = {model.export_name(part, target) for target in targets}
+    names = {model.names(part, target)["kohya"] for target in targets}
     assert len(names) == count
     known = {
         "unet": {"lora_unet_mid_block_attentions_0_proj_in", "lora_unet_down_blocks_0_attentions_1_proj_out"}
@@ -263,8 +264,8 @@ def test_adapters_go_on_kohyas_modules_of_a_full_size_model(bases, part, owners,
 def test_every_module_has_a_name_of_its_own_in_files(bases, family):
     model = opened(bases[family], family)
     names = [
-        model.export_name(part, module)
-        for part in (model.denoiser, *model.text_encoders)
+        model.names(part, module)["kohya"]
+        for part in (model.denoiser, *model.text_parts)
         for module in model.targets(part)
     ]
     assert len(names) == len(set(names)) > 0
@@ -274,7 +275,7 @@ def test_every_module_has_a_name_of_its_own_in_files(bases, family):
 def test_text_encoder_names_in_files_do_not_depend_on_the_installed_transformers(bases, prefix):
     name = f"{prefix}encoder.layers.3.mlp.fc1"
     expected = "lora_te_text_model_encoder_layers_3_mlp_fc1"
-    assert opened(bases["epsilon"]).export_name("text_encoder", name) == expected
+    assert opened(bases["epsilon"]).names("text_encoder", name)["kohya"] == expected
     assert with_text_model(name) == "text_model.encoder.layers.3.mlp.fc1"
 
 
@@ -284,7 +285,7 @@ def test_text_encoder_names_in_files_do_not_depend_on_the_installed_transformers
 def with_adapter(base: Path, family: str):
     """A model with an adapter on all its parts whose weights are random, so that gradients are not zero."""
     model = opened(base, family)
-    adapter = Adapter(AdapterConfig(rank=2), model, [model.denoiser, *model.text_encoders], 1)
+    adapter = Adapter(AdapterConfig(rank=2), model, [model.denoiser, *model.text_parts], 1)
     generator = torch.Generator().manual_seed(2)
     adapter.load({name: 0.1 * torch.randn(w.shape, generator=generator) for name, w in adapter.weights().items()})
     return model, adapter
@@ -303,7 +304,7 @@ def backward(model) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.loss(x0, eps, t, model.encode_text(["mofu, girl", "boy"]), LossConfig()).sum()
+        loss = model.loss(x0, eps, t, conditioning(model, ["mofu, girl", "boy"]), LossConfig()).sum()
     loss.backward()
     return sum(kept)
 
@@ -339,7 +340,7 @@ def test_painting_leaves_dropout_out_and_puts_it_back(bases, family):
     def answer() -> torch.Tensor:
         x0, eps, t = drawn(2)
         with torch.no_grad():
-            return model.loss(x0, eps, t, model.encode_text(["girl", "boy"]), LossConfig())
+            return model.loss(x0, eps, t, conditioning(model, ["girl", "boy"]), LossConfig())
 
     assert not torch.equal(answer(), answer())
     with model.painting():

@@ -107,6 +107,13 @@ def save_pictures(folder: Path, *, repeats: int = 1, sizes: tuple = SIZES) -> Pa
     return folder
 
 
+def conditioning(model, captions: list[str]) -> dict[str, torch.Tensor]:
+    """What a batch of captions becomes for pictures of 64 x 64; carries gradients to trained text parts."""
+    from lorakit.models import Size
+
+    return model.condition([model.encode_text(caption) for caption in captions], [Size.whole(64, 64)] * len(captions))
+
+
 def settings(base: Path, **changes: dict) -> dict:
     """Settings of a run that takes milliseconds a step; `changes` are merged into the parts by name."""
     plain = {
