@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from tiny import save_sd15
 
 from lorakit.hub import fetch
 from lorakit.model_files import ModelFileError, verify_safetensors
-from lorakit.models._sd_files import SD15_CONFIG, open_sd
+from lorakit.models._sd_files import SD15, SD15_CONFIG, open_sd
 
+CPU = torch.device("cpu")
 FORMS = (
     "folder",
     "fp16 folder",
@@ -99,9 +101,9 @@ def make_form(form: str, tiny: Path, target: Path) -> Path:
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_part_is_equal_bit_for_bit_in_every_form(form, part, tiny, tmp_path):
-    files = open_sd(make_form(form, tiny, tmp_path / "model"), defaults=tiny)
+    files = open_sd(make_form(form, tiny, tmp_path / "model"), replace(SD15, settings=tiny))
     dtype = torch.float16 if form == "fp16 folder" else torch.float32
-    module = getattr(files, part)(dtype)
+    module = getattr(files, part)(dtype, CPU)
     loaded, expected = bare(module.state_dict()), weights_of(tiny, part)
     assert loaded.keys() == expected.keys()
     for name, tensor in loaded.items():
@@ -117,7 +119,7 @@ def test_single_files_load_as_diffusers_loads_them(part, tiny, single):
 
     kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
     reference = kind.from_single_file(str(single), config=str(tiny), subfolder=part, local_files_only=True).state_dict()
-    ours = getattr(open_sd(single, defaults=tiny), part)(torch.float32).state_dict()
+    ours = getattr(open_sd(single, replace(SD15, settings=tiny)), part)(torch.float32, CPU).state_dict()
     assert ours.keys() == reference.keys() and all(torch.equal(ours[name], reference[name]) for name in reference)
 
 
@@ -128,23 +130,23 @@ def test_loaded_parts_compute_what_diffusers_pipeline_computes(tiny):
     ids = pipeline.tokenizer(["red hair, smile"], return_tensors="pt").input_ids
     assert torch.equal(files.tokenizer()(["red hair, smile"], return_tensors="pt").input_ids, ids)
     context = pipeline.text_encoder(ids).last_hidden_state
-    assert torch.equal(files.text_encoder(torch.float32)(ids).last_hidden_state, context)
+    assert torch.equal(files.text_encoder(torch.float32, CPU)(ids).last_hidden_state, context)
     latents, t = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), torch.tensor([500])
     prediction = pipeline.unet(latents, t, context).sample
-    assert torch.equal(files.unet(torch.float32)(latents, t, context).sample, prediction)
-    assert torch.equal(files.vae(torch.float32).decode(latents).sample, pipeline.vae.decode(latents).sample)
+    assert torch.equal(files.unet(torch.float32, CPU)(latents, t, context).sample, prediction)
+    assert torch.equal(files.vae(torch.float32, CPU).decode(latents).sample, pipeline.vae.decode(latents).sample)
 
 
 def test_asking_for_one_part_does_not_read_another(tiny, tmp_path):
     folder = make_form("folder", tiny, tmp_path / "model")
     for part in ("vae", "text_encoder"):
         shutil.rmtree(folder / part)
-    assert open_sd(folder).unet(torch.float32).dtype == torch.float32
+    assert open_sd(folder).unet(torch.float32, CPU).dtype == torch.float32
 
 
 def test_weights_of_the_right_dtype_are_the_file_and_not_a_copy_of_it(single, tiny):
     """A view of the file starts where its header says; a copy would start where the allocator likes."""
-    weights = open_sd(single, defaults=tiny).unet(torch.float32).state_dict()
+    weights = open_sd(single, replace(SD15, settings=tiny)).unet(torch.float32, CPU).state_dict()
     header = verify_safetensors(single)
     config = json.loads((tiny / "unet" / "config.json").read_text())
     starts = {n: header[o]["data_offsets"][0] for n, o in original_names("unet", config, list(weights)).items()}
@@ -156,10 +158,13 @@ def test_weights_of_the_right_dtype_are_the_file_and_not_a_copy_of_it(single, ti
 def test_a_v_prediction_file_says_so(mark, told, single, tiny, tmp_path):
     state = load_file(single) | ({mark: torch.tensor([])} if mark else {})
     save_file(state, tmp_path / "v.safetensors")
-    config = open_sd(tmp_path / "v.safetensors", defaults=tiny).scheduler_config()
+    config = open_sd(tmp_path / "v.safetensors", replace(SD15, settings=tiny)).scheduler_config()
     assert config["prediction_type"] == told and config["beta_end"] == 0.012
     save_file(state | {"ztsnr": torch.tensor([])}, tmp_path / "z.safetensors")
-    assert open_sd(tmp_path / "z.safetensors", defaults=tiny).scheduler_config()["rescale_betas_zero_snr"] is True
+    assert (
+        open_sd(tmp_path / "z.safetensors", replace(SD15, settings=tiny)).scheduler_config()["rescale_betas_zero_snr"]
+        is True
+    )
 
 
 def test_a_diffusers_folder_tells_its_own_prediction_type(tmp_path):
@@ -192,7 +197,7 @@ def test_the_bundled_configuration_fits_a_checkpoint_of_true_size(tmp_path):
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
     files = open_sd(path)
-    count = {part: sum(w.numel() for w in getattr(files, part)(torch.float16).parameters()) for part in PARTS}
+    count = {part: sum(w.numel() for w in getattr(files, part)(torch.float16, CPU).parameters()) for part in PARTS}
     path.unlink()
     assert count == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
     assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight" in models["unet"].state_dict()
@@ -272,7 +277,7 @@ def test_a_damaged_or_dangerous_ckpt_is_refused_in_one_sentence(how, tiny, tmp_p
     else:
         path.write_bytes({"empty": b"", "cut": data[:-5000], "garbage": b"\x01\x02" * 500, "HTML": b"<html>"}[how])
     with pytest.raises(ModelFileError, match="model.ckpt"):
-        open_sd(path, defaults=tiny)
+        open_sd(path, replace(SD15, settings=tiny))
 
 
 FOREIGN = {
@@ -310,23 +315,23 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_told(change,
     change(state)
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ModelFileError, match=told):
-        open_sd(tmp_path / "model.safetensors", defaults=tiny).unet(torch.float32)
+        open_sd(tmp_path / "model.safetensors", replace(SD15, settings=tiny)).unet(torch.float32, CPU)
 
 
 def test_a_file_without_vae_trains_but_says_so_when_the_vae_is_asked_for(single, tiny, tmp_path):
     state = {name: tensor for name, tensor in load_file(single).items() if not name.startswith("first_stage_model.")}
     save_file(state, tmp_path / "pruned.safetensors")
-    files = open_sd(tmp_path / "pruned.safetensors", defaults=tiny)
-    assert files.unet(torch.float32)
+    files = open_sd(tmp_path / "pruned.safetensors", replace(SD15, settings=tiny))
+    assert files.unet(torch.float32, CPU)
     with pytest.raises(ModelFileError, match="holds no vae"):
-        files.vae(torch.float32)
+        files.vae(torch.float32, CPU)
 
 
 def test_a_folder_that_lacks_a_shard_or_is_of_another_family_is_refused(tiny, tmp_path):
     folder = make_form("sharded folder", tiny, tmp_path / "model")
     next((folder / "unet").glob("*-00002-*")).unlink()
     with pytest.raises(ModelFileError, match="unet lacks weights"):
-        open_sd(folder).unet(torch.float32)
+        open_sd(folder).unet(torch.float32, CPU)
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
