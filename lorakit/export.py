@@ -1,15 +1,16 @@
-"""LoRA files in the form that ComfyUI, A1111/Forge and diffusers read: written, read back, proved."""
+"""A run's LoRA files as ComfyUI, A1111/Forge and diffusers read them: written with metadata, read back, proved."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lorakit import __version__
-from lorakit.errors import UserError
+from lorakit import __version__, lora_file
+from lorakit.lora_file import LoraFileError
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lorakit.adapters import Adapter
     from lorakit.data.plan import Plan
     from lorakit.data.scan import Scan
+    from lorakit.lora_kinds import Change
     from lorakit.run import RunConfig
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -27,27 +29,19 @@ EPSILON = {
 }  # relative error of a product of two rounded factors, with room
 
 
-class LoraFileError(UserError):
-    """A LoRA file does not hold what was meant, or does not fit the model."""
-
-
 def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, form: str) -> str:
-    """Write the adapter in kohya's form and prove the file; returns "matched/all" modules, e.g. "192/192".
+    """Write the adapter in a form of LoRA files (see `lora_file.pack`) and prove the file.
 
-    Each module has `<name>.lora_down.weight` [rank, in, ...], `<name>.lora_up.weight` [out, rank, ...] and
-    `<name>.alpha`; a host adds alpha / rank * up @ down to the weight. Raises LoraFileError, and writes nothing, when a
-    number is not finite.
+    Returns "matched/all" modules, e.g. "192/192". Raises LoraFileError, and leaves no file, when a number is not finite
+    or the file does not hold what was trained.
     """
     import torch
     from safetensors.torch import save_file
 
-    kind = getattr(torch, DTYPES[dtype])
-    tensors = {}
-    for (part, module), (down, up) in adapter.pairs():
-        name = model.names(part, module)["kohya"]
-        tensors[f"{name}.lora_down.weight"] = down.to(kind)
-        tensors[f"{name}.lora_up.weight"] = up.to(kind)
-        tensors[f"{name}.alpha"] = torch.tensor(adapter.config.scale * adapter.config.rank)
+    tensors: dict[str, torch.Tensor] = {}
+    for key, (down, up) in adapter.pairs():
+        name = model.names(*key)[form]
+        tensors |= lora_file.pack(form, name, down, up, adapter.config.scale, getattr(torch, DTYPES[dtype]))
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise LoraFileError(
@@ -55,11 +49,14 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     part_file = file.with_suffix(".part")
-    save_file(tensors, part_file, metadata)
-    matched = prove(part_file, adapter, model, dtype)
-    with open(part_file, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(part_file, file)
+    try:
+        save_file(tensors, part_file, metadata)
+        matched = prove(part_file, adapter, model, dtype)
+        with open(part_file, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part_file, file)
+    finally:
+        part_file.unlink(missing_ok=True)
     return matched
 
 
@@ -68,79 +65,47 @@ def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> str:
 
     Raises LoraFileError when a module is missing, left over, or differs by more than the file's rounding.
     """
-    names = {model.names(part, module)["kohya"]: (part, module) for part, module in adapter.layers}
-    pairs = read(file, names)
-    if pairs.keys() != set(names.values()):
-        raise LoraFileError(f"{file.name} holds {len(pairs)} of {len(names)} modules.")
-    for (part, module), (down, up, alpha) in pairs.items():
-        trained, stored = adapter.delta(part, module), delta(down, up, alpha)
-        bound = EPSILON[dtype] * (abs(alpha) / down.shape[0] * up.flatten(1).abs() @ down.flatten(1).abs()).max() + 1e-6
+    changes = _read(file, adapter, model)
+    for (part, module), change in changes.items():
+        trained, stored = adapter.delta(part, module), change.delta()
+        down, up = (change.tensors[side].float().flatten(1).abs() for side in ("down", "up"))
+        bound = EPSILON[dtype] * (abs(change.scale) * up @ down).max() + 1e-6
         # not written as "> bound", which would let NaN pass
         if trained.shape != stored.shape or not (trained - stored).abs().max() <= bound:
             raise LoraFileError(f"{file.name}: the change of {module} is not the trained one.")
-    return f"{len(pairs)}/{len(names)}"
-
-
-def delta(down: torch.Tensor, up: torch.Tensor, alpha: float) -> torch.Tensor:
-    """The change that a file's module makes to a weight: alpha / rank * up @ down, shaped like the weight."""
-    return (alpha / down.shape[0] * (up.flatten(1) @ down.flatten(1))).reshape(up.shape[0], *down.shape[1:])
-
-
-def read(
-    file: Path, names: dict[str, tuple[str, str]]
-) -> dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor, float]]:
-    """(part, module) -> (down, up, alpha), float32, of a file in kohya's form.
-
-    `names` says which module each name means. Raises LoraFileError for a damaged file, for names that it lacks and for
-    incomplete modules.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise LoraFileError(f"{file} is damaged or no .safetensors file ({error}).") from None
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, kind = key.partition(".")
-        found.setdefault(name, {})[kind] = tensor.float()
-    unknown = sorted(found.keys() - names.keys())
-    if unknown:
-        raise LoraFileError(
-            f"{file.name} does not fit this base: {len(unknown)} of {len(found)} modules are not in it, "
-            f"the first is {unknown[0]}."
-        )
-    pairs = {}
-    for name, kinds in found.items():
-        if kinds.keys() != {"lora_down.weight", "lora_up.weight", "alpha"}:
-            raise LoraFileError(
-                f"{file.name}: {name} has {', '.join(sorted(kinds))}; lora_down, lora_up and alpha are wanted."
-            )
-        down, up = kinds["lora_down.weight"], kinds["lora_up.weight"]
-        if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
-            raise LoraFileError(
-                f"{file.name}: {name} has lora_down {tuple(down.shape)} and lora_up {tuple(up.shape)}, "
-                "which do not go together."
-            )
-        pairs[names[name]] = down, up, kinds["alpha"].item()
-    return pairs
+    return f"{len(changes)}/{len(adapter.layers)}"
 
 
 def weights(file: Path, adapter: Adapter, model: Any) -> dict[str, torch.Tensor]:
-    """A file's tensors under the adapter's own names, for `Adapter.load`.
+    """A file's tensors under the adapter's own names, float32, for `Adapter.load`.
 
-    Raises LoraFileError when the file was made for another base, with other modules, or with another alpha / rank.
+    A file without alpha has the scale in lora_B; there it is taken out again, so that the change stays as it is. Raises
+    LoraFileError when the file was made for another base, with other modules, another rank or another alpha / rank.
     """
     found = {}
-    pairs = read(file, {model.names(part, module)["kohya"]: (part, module) for part, module in adapter.layers})
-    for (part, module), (down, up, alpha) in pairs.items():
-        if alpha / down.shape[0] != adapter.config.scale:
-            raise LoraFileError(
-                f"{file.name}: alpha / rank is {alpha:g} / {down.shape[0]}, the run's is {adapter.config.scale:g}."
-            )
-        found[f"{part}.{module}.lora_A.weight"], found[f"{part}.{module}.lora_B.weight"] = down, up
+    rank, scale = adapter.config.rank, adapter.config.scale
+    for (part, module), change in _read(file, adapter, model).items():
+        if change.rank != rank:
+            raise LoraFileError(f"{file.name}: the rank is {change.rank}, the run's is {rank}.")
+        if change.alpha is not None and not math.isclose(change.scale, scale, rel_tol=1e-6):  # alpha is float32 there
+            raise LoraFileError(f"{file.name}: alpha / rank is {change.alpha:g} / {rank}, the run's is {scale:g}.")
+        up = change.tensors["up"].float()
+        found[f"{part}.{module}.lora_A.weight"] = change.tensors["down"].float()
+        found[f"{part}.{module}.lora_B.weight"] = up / scale if change.alpha is None else up
     return found
+
+
+def _read(file: Path, adapter: Adapter, model: Any) -> dict[tuple[str, str], Change]:
+    """The changes of exactly the adapter's modules, plain LoRA all."""
+    changes = lora_file.read(file, model, adapter.layers)
+    if len(changes) < len(adapter.layers):
+        raise LoraFileError(f"{file.name} holds {len(changes)} of {len(adapter.layers)} modules.")
+    for (_, module), change in changes.items():
+        if change.tensors.keys() != {"down", "up"}:
+            raise LoraFileError(
+                f"{file.name}: {module} has {', '.join(sorted(change.tensors))}; down and up are wanted."
+            )
+    return changes
 
 
 def base_name(source: str) -> str:
@@ -151,6 +116,10 @@ def base_name(source: str) -> str:
 def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, name: str) -> dict[str, str]:
     """What a LoRA file tells about itself: kohya's `ss_*` keys and modelspec 1.0.0; no local path."""
     images = sum(sample.repeats for sample in found.samples if not sample.is_reg)
+    rates = {part: getattr(config.optimizer, setting) for part, setting in config.model.rates.items()}
+    denoiser = rates.pop(model.denoiser)
+    # of several text encoders kohya's tools write a list
+    text_rates = list(rates.values()) if len(rates) > 1 else next(iter(rates.values()), None)
     told = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": config.adapter.rank,
@@ -159,8 +128,8 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         "ss_output_name": name,
         "ss_sd_model_name": base_name(config.model.source),
         "ss_seed": config.loop.seed,
-        "ss_unet_lr": config.optimizer.learning_rate,
-        "ss_text_encoder_lr": config.optimizer.text_encoder_lr,
+        "ss_unet_lr": denoiser,
+        "ss_text_encoder_lr": text_rates,
         "ss_optimizer": config.optimizer.name,
         "ss_lr_scheduler": config.schedule.name,
         "ss_steps": step,

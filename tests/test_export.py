@@ -49,7 +49,7 @@ def base(tmp_path_factory) -> Path:
 
 def trained(base: Path, parts: list[str], *, rank: int = 4, alpha: float = 3, scale: float = 0.2):
     """A model with an adapter that holds random weights; rank and alpha differ."""
-    model = sd15.Model(sd15.Config(source=str(base)), base, torch.device("cpu"), torch.float32)
+    model = sd15.Model(sd15.Config(source=str(base)), torch.device("cpu"), torch.float32)
     adapter = Adapter(AdapterConfig(rank=rank, alpha=alpha), model, parts, 1)
     generator = torch.Generator().manual_seed(2)
     adapter.load({name: scale * torch.randn(w.shape, generator=generator) for name, w in adapter.weights().items()})
@@ -90,7 +90,7 @@ def run(base, tmp_path_factory):
 def test_a_file_holds_kohyas_names_the_dtype_asked_for_and_the_true_alpha(both, tmp_path, dtype, kind):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
-    assert export.write(file, adapter, model, {}, dtype) == "66/66"
+    assert export.write(file, adapter, model, {}, dtype, "kohya") == "66/66"
     tensors = load_file(file)
     modules = {key.partition(".")[0] for key in tensors}
     assert len(modules) == 66 and len(tensors) == 3 * 66
@@ -107,7 +107,7 @@ def test_a_file_holds_kohyas_names_the_dtype_asked_for_and_the_true_alpha(both, 
 
 def test_alpha_0_is_written_as_the_rank_it_means(base, tmp_path):
     model, adapter = trained(base, ["unet"], alpha=0)
-    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16")
+    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", "kohya")
     alphas = {t.item() for name, t in load_file(tmp_path / "lora.safetensors").items() if name.endswith("alpha")}
     assert alphas == {4}
 
@@ -116,11 +116,11 @@ def test_alpha_0_is_written_as_the_rank_it_means(base, tmp_path):
 def test_a_files_change_is_the_trained_one_in_every_module(both, tmp_path, dtype):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
-    export.write(file, adapter, model, {}, dtype)
+    export.write(file, adapter, model, {}, dtype, "kohya")
     tensors = load_file(file)
     rounding = {"fp16": 1e-3, "bf16": 1e-2, "fp32": 1e-6}[dtype]
     for part, module in adapter.layers:
-        name = model.export_name(part, module)
+        name = model.names(part, module)["kohya"]
         down, up = (tensors[f"{name}.lora_{side}.weight"].float() for side in ("down", "up"))
         change = tensors[f"{name}.alpha"].item() / 4 * (up.flatten(1) @ down.flatten(1))
         wanted = adapter.delta(part, module).flatten(1)
@@ -129,7 +129,7 @@ def test_a_files_change_is_the_trained_one_in_every_module(both, tmp_path, dtype
 
 def test_a_file_in_fp32_read_back_is_the_adapter_bit_for_bit(both, tmp_path):
     model, adapter = both
-    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32")
+    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32", "kohya")
     found = export.weights(tmp_path / "lora.safetensors", adapter, model)
     mine = adapter.weights()
     assert found.keys() == mine.keys() and all(torch.equal(found[name], mine[name]) for name in mine)
@@ -167,11 +167,11 @@ def corrupted(tensors: dict, change: str) -> dict:
     "change, told",
     (
         ("one number", "not the trained one"),
-        ("not a number", "not the trained one"),
+        ("not a number", "not finite"),
         ("alpha", "not the trained one"),
         ("swapped", "not the trained one"),
         ("a module is missing", "holds 65 of 66 modules"),
-        ("half a module", "has alpha, lora_down.weight; lora_down, lora_up and alpha are wanted"),
+        ("half a module", "has alpha, down: no whole LoRA, LoHa or LoKr"),
         ("a foreign module", "1 of 67 modules are not in it.*lora_unet_conv_in"),
         ("another rank", "do not go together"),
     ),
@@ -179,7 +179,7 @@ def corrupted(tensors: dict, change: str) -> dict:
 def test_the_proof_finds_what_is_wrong_with_a_file(both, tmp_path, change, told):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
-    export.write(file, adapter, model, {}, "fp16")
+    export.write(file, adapter, model, {}, "fp16", "kohya")
     assert export.prove(file, adapter, model, "fp16") == "66/66"
     save_file(corrupted(load_file(file), change), file)
     with pytest.raises(export.LoraFileError, match=told):
@@ -189,7 +189,7 @@ def test_the_proof_finds_what_is_wrong_with_a_file(both, tmp_path, change, told)
 def test_a_truncated_file_is_told_in_a_sentence(both, tmp_path):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
-    export.write(file, adapter, model, {}, "fp16")
+    export.write(file, adapter, model, {}, "fp16", "kohya")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(export.LoraFileError, match="is damaged"):
         export.weights(file, adapter, model)
@@ -198,7 +198,7 @@ def test_a_truncated_file_is_told_in_a_sentence(both, tmp_path):
 def test_a_file_of_another_alpha_is_refused_on_reading(both, base, tmp_path):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
-    export.write(file, *reversed(trained(base, list(PARTS["unet and text encoder"]), alpha=2)), {}, "fp16")
+    export.write(file, *reversed(trained(base, list(PARTS["unet and text encoder"]), alpha=2)), {}, "fp16", "kohya")
     with pytest.raises(export.LoraFileError, match="alpha / rank is 2 / 4, the run's is 0.75"):
         export.weights(file, adapter, model)
 
@@ -212,7 +212,7 @@ def test_numbers_that_are_not_finite_are_never_written(base, tmp_path, value, dt
     weights["unet.mid_block.attentions.0.proj_in.lora_B.weight"].view(-1)[0] = value
     adapter.load(weights)
     with pytest.raises(export.LoraFileError, match="1 tensors are not finite.*mid_block_attentions_0_proj_in.lora_up"):
-        export.write(tmp_path / "lora" / "lora.safetensors", adapter, model, {}, dtype)
+        export.write(tmp_path / "lora" / "lora.safetensors", adapter, model, {}, dtype, "kohya")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,7 +332,7 @@ def changes(root: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_diffusers_loads_every_module_with_the_trained_change(base, tmp_path, parts):
     model, adapter = trained(base, PARTS[parts])
     file = tmp_path / "lora.safetensors"
-    export.write(file, adapter, model, {"ss_network_dim": "4"}, "fp32")
+    export.write(file, adapter, model, {"ss_network_dim": "4"}, "fp32", "kohya")
     pipeline, complaints = plain_pipeline(base, file)
     unmatched = [text for text in complaints if "deprecat" not in text]
     # to files without text encoder diffusers says "No LoRA keys associated to CLIPTextModel found ... safe to ignore"
@@ -386,11 +386,11 @@ def test_a_file_in_fp16_of_the_unet_paints_the_sample_within_its_rounding(base, 
 @pytest.mark.parametrize("prefix", ("", "text_model."))
 def test_a_file_is_the_same_whatever_transformers_calls_the_text_encoders_modules(base, tmp_path, prefix):
     model, adapter = trained(base, PARTS["unet and text encoder"])
-    export.write(tmp_path / "here.safetensors", adapter, model, {}, "fp16")
+    export.write(tmp_path / "here.safetensors", adapter, model, {}, "fp16", "kohya")
     renamed = {
         (part, prefix + name.removeprefix("text_model.") if part == "text_encoder" else name): layer
         for (part, name), layer in adapter.layers.items()
     }
     adapter.layers = renamed
-    assert export.write(tmp_path / "there.safetensors", adapter, model, {}, "fp16") == "66/66"
+    assert export.write(tmp_path / "there.safetensors", adapter, model, {}, "fp16", "kohya") == "66/66"
     assert (tmp_path / "there.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
