@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lorakit.errors import UserError
-from lorakit.model_files import ModelFileError, folder_files, is_whole, verify_folder, verify_safetensors
+from lorakit.model_files import INDEXES, ModelFileError, folder_files, is_whole, verify_folder, verify_safetensors
 
 DEMO = Path(__file__).parent / "demo" / "base"
 HUB = "https://huggingface.co"
@@ -75,7 +75,7 @@ def _downloads() -> Path:
 
 
 def _local(path: Path, patterns: tuple[str, ...]) -> Path:
-    if path.is_dir() and not patterns and not (path / "model_index.json").is_file():
+    if path.is_dir() and not patterns and not any((path / name).is_file() for name in INDEXES):
         files = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", ".ckpt"))
         offer = f"name one of its files: {', '.join(files[:8])}." if files else "give a folder that has one, or a file."
         raise ModelFileError(f"{path} is not a diffusers folder (it has no model_index.json); {offer}")
@@ -149,7 +149,7 @@ def _cached(wanted: Wanted) -> Path | None:
                 revision=wanted.revision,
                 cache_dir=wanted.folder,
                 local_files_only=True,
-                allow_patterns=["model_index.json"],
+                allow_patterns=[*INDEXES],
             )
         )
     except LocalEntryNotFoundError:
@@ -200,7 +200,7 @@ def _choose(wanted: Wanted, names: list[str]) -> list[str]:
         if missing:
             raise SourceError(f"{repo} on the hub has no {', '.join(missing)}.")
         return [name for name in names if any(fnmatch(name, pattern) for pattern in wanted.patterns)]
-    if "model_index.json" not in names:
+    if not any(name in names for name in INDEXES):
         raise SourceError(
             f"{repo} on the hub is not a diffusers model (no model_index.json): name one of its files{offer}."
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 
+INDEXES = ("model_index.json", "modular_model_index.json")  # of diffusers folders: of pipelines, of modular pipelines
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # of diffusers folders
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 WEIGHTS = re.compile(
@@ -19,6 +20,7 @@ WEIGHTS = re.compile(
 FOREIGN = (  # first bytes of what is often saved under a model's name
     (b"<", "a web page: the download got an HTML page instead of the file; download the file itself"),
     (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` in that folder, or download the file itself"),
+    (b"GGUF", "a GGUF file, too coarse to train on: use the .safetensors of that model"),
     (b"PK\x03\x04", "a zip archive; if it is a PyTorch checkpoint, give it the suffix .ckpt"),
     (b"\x80\x02", "a Python pickle; if it is a PyTorch checkpoint, give it the suffix .ckpt"),
 )
@@ -89,13 +91,25 @@ def all_shards(files: list[str]) -> bool:
     return len(files) == int(shards[1]) if shards else bool(files)
 
 
+def part_weights(folder: Path) -> list[Path]:
+    """The weight files in one part's folder: its shards, or the one file. Raises ModelFileError if one is missing."""
+    found = sorted(file.name for file in folder.glob("*"))
+    names = weight_files(found)
+    if not all_shards(names):
+        raise ModelFileError(
+            f"{folder} lacks weights (diffusion_pytorch_model.safetensors, model.safetensors or all of their shards); "
+            f"found was {', '.join(found) or 'nothing'}: download it again."
+        )
+    return [folder / name for name in names]
+
+
 def folder_files(names: Iterable[str]) -> list[str]:
     """Of all files of a diffusers repository, those worth having: settings, tokenizers, one set of weights a part."""
     parts: dict[str, list[str]] = {}
     for name in names:
         part, _, inside = name.rpartition("/")
         parts.setdefault(part, []).append(inside)
-    kept = ["model_index.json"]
+    kept = [name for name in INDEXES if name in parts.get("", ())]
     for part, inside in sorted(parts.items()):
         if part and "/" not in part and part not in UNUSED_PARTS and any(name.endswith(".json") for name in inside):
             settings = [name for name in inside if name.endswith((".json", ".txt", ".model", ".jinja"))]
@@ -103,15 +117,34 @@ def folder_files(names: Iterable[str]) -> list[str]:
     return kept
 
 
+def read_index(folder: Path) -> dict:
+    """The index of a diffusers folder: part -> [library, class], in modular ones with a dict of where it is from.
+
+    Raises ModelFileError if there is none, or it cannot be read.
+    """
+    found = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    if found is None:
+        raise ModelFileError(f"{folder} is not a diffusers folder (it has no {' or '.join(INDEXES)}).")
+    try:
+        return json.loads(found.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelFileError(f"{found} is not readable JSON ({error}): download it again.") from error
+
+
+def part_folders(index: dict) -> dict[str, str]:
+    """part -> its folder inside the diffusers folder, of all parts that `index` names and that training uses."""
+    named = {part: value for part, value in index.items() if isinstance(value, list) and part not in UNUSED_PARTS}
+    origins = {part: value[2] if len(value) > 2 else {} for part, value in named.items() if value[0] is not None}
+    return {part: origin.get("subfolder") or part for part, origin in origins.items()}
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a diffusers folder has its configurations and, for every part with a model, all weights."""
     try:
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+        parts = part_folders(read_index(folder))
+    except ModelFileError:
         return False
-    for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list) or value[0] is None or part in UNUSED_PARTS:
-            continue
+    for part in parts.values():
         names = [file.name for file in (folder / part).glob("*")]
         if not any(name.endswith(".json") for name in names):
             return False
