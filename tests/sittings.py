@@ -16,6 +16,7 @@ from tiny import save_pictures, settings
 
 from lorakit import checkpoint, events
 from lorakit.events import Event, Warned
+from lorakit.models import config_class
 from lorakit.project import Project, Run
 from lorakit.run import configure, start
 from lorakit.train import train
@@ -54,6 +55,17 @@ def rates(name: str) -> dict:
     if name == "prodigy":
         return {"optimizer": {"name": name, "learning_rate": 1.0, "text_encoder_lr": 1.0, "args": {"d0": 1e-3}}}
     return {"optimizer": {"name": name, "args": {"min_8bit_size": 16} if name == "adamw8bit" else {}}}
+
+
+def family_settings(family: str, base: Path) -> tuple[dict, dict]:
+    """For any family: HARD without what it refuses, and settings that train all of its text parts for a while."""
+    config = config_class(family)
+    model = {"model": {"family": family, "source": str(base)}}
+    hard = {
+        part: {k: v for k, v in values.items() if f"{part}.{k}" not in config.refused} for part, values in HARD.items()
+    }
+    slow = {rate: 5e-3 for rate in config.rates.values() if rate != "learning_rate"}
+    return merged(hard, model), merged(TEXT, {"optimizer": {"text_encoder_lr": 0.0, **slow}})
 
 
 def new_run(folder: Path, base: Path, *changes: dict, name: str = "r", **pictures) -> Run:

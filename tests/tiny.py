@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -69,6 +70,12 @@ def save_sd15(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") 
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def save_base(family: str, folder: Path) -> Path:
+    """A tiny base of a family: `save_<family>` of `tiny_<family>.py`, or of this file."""
+    module = "tiny" if family == "sd15" else f"tiny_{family}"
+    return getattr(importlib.import_module(module), f"save_{family}")(folder)
 
 
 def save_tokenizer(folder: Path):

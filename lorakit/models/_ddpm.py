@@ -39,11 +39,12 @@ def target(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor, prediction_t
 
 
 def scheduler(sampler: str, config: dict):
-    """The diffusers scheduler of a sampler (ddim, euler_a, dpmpp_2m) for a base's scheduler configuration."""
+    """The diffusers scheduler of a sampler (ddim, euler, euler_a, dpmpp_2m) for a base's scheduler configuration."""
     import diffusers
 
     name = {
         "ddim": "DDIMScheduler",
+        "euler": "EulerDiscreteScheduler",
         "euler_a": "EulerAncestralDiscreteScheduler",
         "dpmpp_2m": "DPMSolverMultistepScheduler",
     }
