@@ -79,7 +79,7 @@ class Session:
         """The whole sitting, top to bottom."""
         base = {part: self.model.fingerprint(part) for part in self.model.parts}
         freeze_inputs(self.run, self.config, self.scan, base, self.precision.name)
-        if notes := self.scan.notes:
+        if notes := [*self.scan.notes, *self._cut_captions()]:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
         for progress in self._encode():
@@ -115,6 +115,16 @@ class Session:
         yield Finished(step=self.plan.steps, lora=str(self.run.lora_file(self.plan.steps).relative_to(self.run.folder)))
 
     # ---- before the first step -----------------------------------------------------------------------------------
+
+    def _cut_captions(self) -> Iterator[str]:
+        """A note on every picture whose caption has more tokens than the model is told."""
+        limit = self.config.model.max_token_length
+        for sample in self.scan.samples:
+            if (tokens := self.model.token_count(sample.caption)) > limit:
+                yield (
+                    f"{sample.name}: its caption has {tokens} tokens; what comes after {limit} is cut "
+                    "(model.max_token_length)."
+                )
 
     def _encode(self) -> Iterator[Event]:
         """Fill the caches, then let go of everything that training does not need."""

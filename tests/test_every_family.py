@@ -259,6 +259,20 @@ def test_each_part_changes_its_fingerprint_with_its_files_alone(tmp_path, family
     assert differing == [before.denoiser]
 
 
+def test_captions_that_are_cut_are_told_before_the_first_step(tmp_path, base, hard):
+    run = new_run(tmp_path, base, hard)
+    model = opened(base, hard)
+    limit = model.config.max_token_length
+    caption = run.project.dataset / "1_mofu" / "00.txt"
+    words = "girl hat " * limit
+    while model.token_count(words) > limit:
+        words = words.rpartition("girl")[0]
+    for text, cut in ((words, False), (words + "girl girl girl hat", True)):
+        caption.write_text(text)
+        notes = [note for note in Session(run)._cut_captions()]
+        assert bool(notes) == cut and all("00.png" in note and f"after {limit}" in note for note in notes)
+
+
 def test_a_batch_is_the_sum_of_its_samples(base, hard):
     model = opened(base, hard)
     sizes = [Size((100, 80), (3, 0), (64, 64)), Size.whole(64, 64)]

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. What is not named here is a verb. `sample` paints for a run and owns a part of its config.
 LAYERS = {
     "ground": ["errors", "config", "events", "project", "randomness", "fingerprint", "hub", "model_files", "precision"],
-    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "_lora", "_frozen"],
-    "run": ["data", "run", "checkpoint", "mirror", "sample"],
+    "kernels": ["_frozen", "_lora", "_offload"],
+    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "timesteps", "lora_file"],
+    "run": ["data", "run", "checkpoint", "mirror", "sample", "memory"],
     "verbs": [],
     "terminal": ["__main__", "cli", "doctor", "demo"],
     "widgets": ["widgets"],

@@ -38,6 +38,15 @@ class UNetModel(Parts):
         found = (file for pattern in patterns for file in sorted(self.files.settings.glob(pattern)))
         return [file for file in found if file.is_file()]
 
+    @cached_property
+    def tokenizer(self):
+        """The base's CLIP tokenizer."""
+        return self.files.tokenizer()
+
+    def token_count(self, caption: str) -> int:
+        """Tokens of a caption, without the marks around it."""
+        return len(self.tokenizer(caption)["input_ids"]) - 2
+
     # ---- pictures ------------------------------------------------------------------------------------------------
 
     def image_key(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -83,11 +82,6 @@ class Model(_unet.UNetModel):
         """What encoded captions depend on beside the text."""
         text = self.config.clip_skip, self.config.max_token_length, str(self.dtype)
         return ("sd15", self.fingerprint("text_encoder"), *text, "text_encoder" in self.trained)
-
-    @cached_property
-    def tokenizer(self):
-        """The base's CLIP tokenizer."""
-        return self.files.tokenizer()
 
     @torch.no_grad()
     def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
