@@ -39,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add(_doctor, "what this machine has and what to do about what is missing")
     doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project is to be")
 
+    model = verbs.add_parser("model", help="model files", description="Model files.")
+    model_verbs = model.add_subparsers(required=True, metavar="VERB")
+    what = "what each model file is, whether it is whole, and what is missing to train; reads headers only"
+    check = model_verbs.add_parser("check", help=what, description=what)
+    check.set_defaults(verb=_model_check)
+    check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders that are searched")
+
     train = add(_train, "train a run; the same command again goes on from its newest state")
     train.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
     train.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
@@ -88,6 +95,19 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in examine(options.folder.absolute()):
         print(f"{finding.name:16} {finding.value}" + (f"   ! {finding.cure}" if finding.cure else ""))
     return 0
+
+
+def _model_check(options: argparse.Namespace) -> int:
+    from lorakit.model_check import check, missing
+
+    findings = check(options.paths)
+    for finding in findings:
+        print(finding)
+    for line in missing(findings):
+        print(f"! {line}")
+    if not findings:
+        print("No model files there.")
+    return int(any(finding.trouble for finding in findings))
 
 
 def _project(folder: Path):

@@ -22,10 +22,10 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (CONDITIONER, (f"{ADAPTER}embed.weight",)),
     (CONDITIONER, ("embed.weight", "blocks.0.norm_cross_attn.weight")),
     (QWEN, ("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight")),
+    (QWEN, ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight")),
     (VAE, ("decoder.middle.0.residual.0.gamma",)),
     (VAE, ("decoder.mid_block.resnets.0.norm1.gamma",)),
     ("the transformer of a diffusers folder of Anima", ("transformer_blocks.0.norm1.linear_1.weight",)),
-    ("the text encoder of a diffusers folder of Anima", ("layers.0.self_attn.q_norm.weight",)),
 )
 ACCEPTED = {
     "transformer": (DIT, BARE_DIT),

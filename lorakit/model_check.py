@@ -1,0 +1,252 @@
+"""What model files on disk are, whether they are whole, and what is missing to train; only headers are read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorakit.lora_file import LoraFileError, describe
+from lorakit.model_files import (
+    INDEXES,
+    ModelFileError,
+    all_shards,
+    part_folders,
+    part_weights,
+    read_index,
+    verify_folder,
+    verify_safetensors,
+    weight_files,
+)
+from lorakit.models._anima_files import HUB_FILES
+from lorakit.models._anima_names import ADAPTER, BARE_DIT, CONDITIONER, DIT, PREFIX, QWEN, VAE, anima_kind, quantised
+from lorakit.models._sd_sources import read_pickle
+
+SEARCHED = (".safetensors", ".ckpt")
+UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")  # behind the file's own suffix
+ANIMA_WIDTH = 1024  # of the texts, as Qwen3-0.6B gives them
+DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+BLOCKS = re.compile(r"(?:model\.)?(?:blocks|layers|transformer_blocks|joint_blocks|double_blocks)\.(\d+)\.")
+SD_PARTS = {  # part -> how its tensors begin in single files
+    "unet": "model.diffusion_model.",
+    "text encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "VAE": "first_stage_model.",
+}
+# family -> part -> where it comes from, as `lorakit.hub.fetch` takes it
+CHECKPOINT = "it is inside the whole checkpoint of that model"
+NEEDED: dict[str, dict[str, str]] = {
+    "Anima": {
+        "DiT": HUB_FILES["transformer"],
+        "LLM adapter": f"inside {HUB_FILES['text_conditioner']}",
+        "text encoder": HUB_FILES["text_encoder"],
+        "VAE": HUB_FILES["vae"],
+    },
+    "SDXL": {"unet": CHECKPOINT, "text encoder": CHECKPOINT, "VAE": "madebyollin/sdxl-vae-fp16-fix"},
+    "SD 1.5": {"unet": CHECKPOINT, "text encoder": CHECKPOINT, "VAE": "stabilityai/sd-vae-ft-mse"},
+}
+CONTENTS: dict[str, dict[str, tuple[str, ...]]] = {  # kind -> family -> what of its parts it holds
+    DIT: {"Anima": ("DiT", "LLM adapter")},
+    BARE_DIT: {"Anima": ("DiT",)},
+    CONDITIONER: {"Anima": ("LLM adapter",)},
+    QWEN: {"Anima": ("text encoder",)},
+    VAE: {"Anima": ("VAE",)},
+    "a VAE alone": {"SDXL": ("VAE",), "SD 1.5": ("VAE",)},  # their VAEs differ in their numbers alone
+}
+CHECKPOINTS = {
+    "a Stable Diffusion XL checkpoint": "SDXL",
+    "an SDXL diffusion model without text encoders": "SDXL",
+    "a Stable Diffusion 1.x checkpoint": "SD 1.5",
+}
+FOLDERS = {  # class of a diffusers folder -> family
+    "StableDiffusionPipeline": "SD 1.5",
+    "StableDiffusionXLPipeline": "SDXL",
+    "AnimaModularPipeline": "Anima",
+}
+LORA_FAMILIES = {"anima": "Anima", "sdxl": "SDXL", "sd15": "SD 1.5", "sd2": "SD 2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One model file, or one folder that is a model.
+
+    kind     what it is, in words
+    size     bytes
+    dtypes   types of its weights, the most frequent first
+    blocks   transformer blocks, 0 where there are none
+    holds    family -> what it holds of the parts that are needed to train on that
+    trouble  why it is of no use, "" when it is whole
+    """
+
+    path: Path
+    kind: str
+    size: int
+    dtypes: tuple[str, ...] = ()
+    blocks: int = 0
+    holds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        told = [f"{self.size / 1e9:.2f} GB" if self.size >= 1e7 else f"{self.size / 1e6:.2f} MB", *self.dtypes]
+        told += [f"{self.blocks} blocks"] if self.blocks else []
+        return f"{self.path}: {self.kind}, {', '.join(told)}" + (f"\n  ! {self.trouble}" if self.trouble else "")
+
+
+def check(paths: Iterable[Path | str]) -> list[Finding]:
+    """What each file is, and each model among the files in a folder and the folders in it."""
+    return [_examine(found) for path in paths for found in _models(Path(path).expanduser())]
+
+
+def missing(findings: Iterable[Finding]) -> list[str]:
+    """What these files together lack to train on, family by family, and where it comes from; [] when nothing."""
+    told = []
+    whole = [finding for finding in findings if not finding.trouble]
+    for family, needed in NEEDED.items():
+        have = {part for finding in whole for part in finding.holds.get(family, ())}
+        if have - {"VAE"}:  # a VAE alone tells no family
+            found = ", ".join(part for part in needed if part in have)
+            lacking = [part for part in needed if part not in have]
+            told += [f"{family}: {found} found, {part} missing: {needed[part]}" for part in lacking]
+    return told
+
+
+def _models(path: Path) -> Iterator[Path]:
+    """The model files and model folders at `path` and below, in the order of their names."""
+    if not path.is_dir() or _is_model_folder(path):
+        yield path
+        return
+    for folder, inner, files in os.walk(path):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in [name for name in inner if _is_model_folder(Path(folder, name))]:
+            inner.remove(name)
+            yield Path(folder, name)
+        for name in sorted(files):
+            if name.removesuffix(next(filter(name.endswith, UNFINISHED), "")).endswith(SEARCHED):
+                yield Path(folder, name)
+
+
+def _is_model_folder(folder: Path) -> bool:
+    """Whether a folder is a diffusers model, or one part of one."""
+    if any((folder / name).is_file() for name in INDEXES):
+        return True
+    return (folder / "config.json").is_file() and bool(weight_files(file.name for file in folder.iterdir()))
+
+
+def _examine(path: Path) -> Finding:
+    try:
+        if path.is_dir():
+            is_diffusers = any((path / name).is_file() for name in INDEXES)
+            return _diffusers_folder(path) if is_diffusers else _part_folder(path)
+        if not path.is_file():
+            raise ModelFileError(f"There is no {path}.")
+        if path.name.endswith(UNFINISHED):
+            raise ModelFileError("Its download is not finished: go on with it, or download it again.")
+        return _described(path, path.stat().st_size, _header(path))
+    except ModelFileError as error:
+        size = path.stat().st_size if path.is_file() else 0
+        return Finding(path=path, kind="no usable model", size=size, trouble=str(error))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """name -> {dtype, shape} of the tensors in a file, by name."""
+    if path.suffix != ".ckpt":
+        return {name: entry for name, entry in verify_safetensors(path).items() if name != "__metadata__"}
+    names = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float64": "F64"}
+    return {
+        name: {"dtype": names.get(str(tensor.dtype), str(tensor.dtype)), "shape": list(tensor.shape)}
+        for name, tensor in read_pickle(path).items()
+    }
+
+
+def _described(path: Path, size: int, header: Mapping[str, Any]) -> Finding:
+    """By the names, types and shapes of its tensors."""
+    names = list(header)
+    kind = anima_kind(names)
+    told, holds = kind, CONTENTS.get(kind, {})
+    if kind in CHECKPOINTS:
+        parts = tuple(part for part, start in SD_PARTS.items() if any(name.startswith(start) for name in names))
+        holds = {CHECKPOINTS[kind]: parts}
+    elif kind.startswith("a LoRA"):
+        told = _lora(header)
+    elif kind == QWEN:
+        width = next(header[name]["shape"][-1] for name in names if name.endswith("embed_tokens.weight"))
+        told += f" of width {width}"
+        if width != ANIMA_WIDTH:
+            told, holds = f"{told} (Anima's has {ANIMA_WIDTH})", {}
+    elif kind == DIT:
+        told += " with its LLM adapter inside"
+    if quantised(header) and not kind.startswith("a LoRA"):
+        told, holds = f"{told}, in 8 bits or fewer: too coarse to train on", {}
+    return Finding(path=path, kind=told, size=size, dtypes=_dtypes(header), blocks=_blocks(names, kind), holds=holds)
+
+
+def _dtypes(header: Mapping[str, Any]) -> tuple[str, ...]:
+    weight: Counter[str] = Counter()
+    for entry in header.values():
+        elements = 1
+        for length in entry["shape"]:
+            elements *= length
+        weight[DTYPES.get(entry["dtype"], entry["dtype"].lower())] += elements
+    return tuple(name for name, _ in weight.most_common())
+
+
+def _blocks(names: list[str], kind: str) -> int:
+    own = (PREFIX.sub("", name) for name in names)
+    if kind == CONDITIONER:
+        own = (name.removeprefix(ADAPTER) for name in own)
+    return len({found[1] for found in map(BLOCKS.match, own) if found})
+
+
+def _lora(header: Mapping[str, Any]) -> str:
+    try:
+        lora = describe(header)
+    except LoraFileError:
+        return "a LoRA of a form that is not known here"
+    rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
+    family = LORA_FAMILIES.get(lora.family, "a family that its names do not tell")
+    return f"a LoRA for {family} ({', '.join(lora.kinds)}, rank {rank}, {lora.modules} modules, {lora.form} form)"
+
+
+def _diffusers_folder(path: Path) -> Finding:
+    index = read_index(path)
+    name = index.get("_class_name", "no class")
+    kind, family = f"a diffusers folder with {name}", FOLDERS.get(name, "")
+    files = [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    header: dict[str, Any] = {}
+    try:
+        verify_folder(path)
+        for part, inner in part_folders(index).items():
+            if not (path / inner).is_dir():
+                raise ModelFileError(f"Its index names the {part}, but there is no folder {inner}: download it again.")
+            if (path / inner / "config.json").is_file():
+                weights = part_weights(path / inner)
+                if part in ("unet", "transformer"):
+                    header = {key: entry for file in weights for key, entry in _header_of(file).items()}
+    except ModelFileError as error:
+        return Finding(path=path, kind=kind, size=size, trouble=str(error))
+    return Finding(
+        path=path,
+        kind=kind + (f" ({family})" if family else ""),
+        size=size,
+        dtypes=_dtypes(header),
+        blocks=_blocks(list(header), kind),
+        holds={family: tuple(NEEDED[family])} if family else {},
+    )
+
+
+def _header_of(weights: Path) -> dict[str, Any]:
+    """As `_header`; of .bin, which is as slow to look into as it is large, nothing."""
+    return _header(weights) if weights.suffix == ".safetensors" else {}
+
+
+def _part_folder(path: Path) -> Finding:
+    names = weight_files(file.name for file in path.iterdir())
+    size = sum((path / name).stat().st_size for name in names)
+    if not all_shards(names):
+        found = f"{len(names)} weight files, such as {names[0]}"
+        return Finding(path=path, kind="one part of a model", size=size, trouble=f"Shards are missing: {found}.")
+    return _described(path, size, {key: entry for name in names for key, entry in _header_of(path / name).items()})
