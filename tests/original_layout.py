@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 PARTS = ("unet", "vae", "text_encoder")
+SDXL_PARTS = (*PARTS, "text_encoder_2")
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
 RESNET |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 OUTSIDE = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_out": "out.2"}
 OUTSIDE |= {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0"}
+OUTSIDE |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 VAE = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "conv_norm_out": "norm_out"}
 VAE |= {"conv_shortcut": "nin_shortcut", "downsamplers.0.conv": "downsample.conv", "upsamplers.0.conv": "upsample.conv"}
 
@@ -64,14 +66,54 @@ def original_names(part: str, config: dict, names: list[str]) -> dict[str, str]:
     return {name: head + name.removeprefix("text_model.") for name in names}
 
 
+OPEN_CLIP = {"embeddings.token_embedding": "token_embedding", "final_layer_norm": "ln_final"}
+OPEN_CLIP |= {"encoder.layers": "transformer.resblocks", "layer_norm": "ln_", "self_attn": "attn"}
+OPEN_CLIP |= {"fc1": "c_fc", "fc2": "c_proj"}
+
+
+def open_clip(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A CLIPTextModelWithProjection as OpenCLIP has it: q, k and v in one tensor, the projection transposed."""
+    state = {"logit_scale": torch.tensor(4.6), "text_projection": weights["text_projection.weight"].T.contiguous()}
+    state["positional_embedding"] = weights["text_model.embeddings.position_embedding.weight"]
+    for name, tensor in weights.items():
+        if "position" in name or name == "text_projection.weight" or ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            tensor = torch.cat([weights[name.replace("q_proj", f"{kind}_proj")] for kind in "qkv"])
+            name = name.replace("q_proj.", "in_proj_")
+        name = name.removeprefix("text_model.")
+        for new, old in OPEN_CLIP.items():
+            name = name.replace(new, old)
+        state[name] = tensor
+    return state
+
+
+def original_part(part: str, config: dict, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a part under the original names, in the original shapes; those of SDXL's second CLIP too."""
+    if part == "text_encoder_2":
+        return {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in open_clip(weights).items()}
+    names, state = original_names(part, config, list(weights)), {}
+    for name, tensor in weights.items():
+        is_conv = part == "vae" and "attentions" in name and "group_norm" not in name and tensor.ndim == 2
+        state[names[name]] = tensor[:, :, None, None].contiguous() if is_conv else tensor
+    return state
+
+
+def for_sdxl(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The first text encoder's names as SDXL has them."""
+    heads = "cond_stage_model.", "conditioner.embedders.0."
+    return {name.replace(*heads) if name.startswith(heads[0]) else name: tensor for name, tensor in state.items()}
+
+
 def original_state(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a diffusers folder as a checkpoint of the original layout holds them."""
+    """All weights of a diffusers folder, SD 1.5 or SDXL, as a checkpoint of the original layout holds them."""
     state = {"model_ema.num_updates": torch.tensor(7), "cond_stage_model.logit_scale": torch.tensor(4.6)}
     state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    for part in PARTS:
+    is_sdxl = (folder / "text_encoder_2").is_dir()
+    for part in SDXL_PARTS if is_sdxl else PARTS:
         weights = load_file(next((folder / part).glob("*.safetensors")))
-        names = original_names(part, json.loads((folder / part / "config.json").read_text()), list(weights))
-        for name, tensor in weights.items():
-            is_conv = part == "vae" and "attentions" in name and "group_norm" not in name and tensor.ndim == 2
-            state[names[name]] = tensor[:, :, None, None].contiguous() if is_conv else tensor
+        state |= original_part(part, json.loads((folder / part / "config.json").read_text()), weights)
+    if is_sdxl:
+        del state["cond_stage_model.logit_scale"]
+        return for_sdxl(state)
     return state

@@ -35,6 +35,20 @@ def hidden_states(text_encoder: torch.nn.Module, ids: torch.Tensor, clip_skip: i
     return hidden.reshape(ids.shape[0], -1, hidden.shape[-1])
 
 
+def penultimate(text_encoder: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`hidden` [B, chunks x 77, width] of the layer before the last, without norm, as SDXL's UNet was trained with.
+
+    From an encoder with a projection also `pooled` [B, projection width] of the first chunk, as A1111 and ComfyUI take
+    it: it holds what matters most, and short captions have no other.
+    """
+    output = text_encoder(ids.flatten(0, 1), output_hidden_states=True)
+    hidden = output.hidden_states[-2]
+    found = {"hidden": hidden.reshape(len(ids), -1, hidden.shape[-1])}
+    if "text_embeds" in output:
+        found["pooled"] = output.text_embeds.unflatten(0, ids.shape[:2])[:, 0]
+    return found
+
+
 def final_layer_norm(text_encoder: torch.nn.Module) -> torch.nn.Module:
     """The last layer norm; transformers 5 keeps it on the model itself, older ones below `text_model`."""
     return getattr(text_encoder, "text_model", text_encoder).final_layer_norm

@@ -128,6 +128,10 @@ class SDFiles:
         """The CLIPTokenizer of that name, from local files alone."""
         return self._base.tokenizer(name)
 
+    def unet_config(self) -> dict:
+        """The UNet's configuration."""
+        return self._base.config("unet")
+
     def vae_config(self) -> dict:
         """The VAE's configuration; `scaling_factor` is always in it."""
         return read_vae_config(self._vae)

@@ -1,0 +1,46 @@
+"""How a UNet's modules are called in the original (ldm) layout, which ComfyUI and SDXL's LoRA files go by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+OUTSIDE = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+}
+RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+
+
+def original_name(module: str, config: Mapping) -> str:
+    """The original name of a UNet2DConditionModel's module with weights, e.g. input_blocks.4.1.proj_in.
+
+    `config` is the UNet's configuration. A level of the original counts its `layers_per_block` blocks and the
+    downsampler behind them, on the way up one block more with the upsampler inside it.
+    """
+    found = INSIDE.fullmatch(module)
+    if found is None:
+        return OUTSIDE.get(module, module)
+    side, level, kind, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    count = config["layers_per_block"] + 1  # blocks of a level
+    if kind == "resnets":
+        rest = RESNET.get(rest, rest)
+    if side is None:
+        return f"middle_block.{2 * index + (kind == 'attentions')}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{count * (level + 1)}.0.op"
+    if kind == "upsamplers":
+        place = 2 if "CrossAttn" in config["up_block_types"][level] else 1
+        return f"output_blocks.{count * (level + 1) - 1}.{place}.{rest}"
+    block = f"input_blocks.{count * level + index + 1}" if side == "down" else f"output_blocks.{count * level + index}"
+    return f"{block}.{int(kind == 'attentions')}.{rest}"

@@ -1,0 +1,255 @@
+"""The family of Stable Diffusion XL and its derivatives (Illustrious, NoobAI, Pony, Animagine)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from PIL import Image
+
+from lorakit.config import Config, ConfigError, setting
+from lorakit.hub import SourceError, fetch
+from lorakit.models import Size, _clip, _ddpm, _unet
+from lorakit.models._ldm_names import original_name
+from lorakit.models._sd_files import SDXL, open_sd
+
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+PREFIX = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+COMFY = {"text_encoder": "text_encoders.clip_l.transformer", "text_encoder_2": "text_encoders.clip_g.transformer"}
+NEEDS_V = (
+    "zero terminal SNR needs v prediction: its last timestep is pure noise, where saying the noise teaches nothing "
+    "and sampling would divide by zero (Lin et al. 2023, arXiv:2305.08891)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Config):
+    """The base model and how it is used."""
+
+    family: str = setting("sdxl", help="model family", choices=("sdxl",))
+    source: str = setting(help="the base model: a file, a diffusers folder, a hub id (owner/name) or an URL")
+    vae: str = setting(
+        "", help="another VAE than the base's: a file, a folder or a hub id such as madebyollin/sdxl-vae-fp16-fix"
+    )
+    prediction_type: str = setting(
+        "auto",
+        help="what the base was trained to say; auto: as its files tell (NoobAI V-Pred: v_prediction)",
+        choices=("auto", "epsilon", "v_prediction"),
+    )
+    zero_terminal_snr: str = setting(
+        "auto",
+        help="whether the base's last timestep is pure noise; auto: as its files tell (NoobAI V-Pred: on)",
+        choices=("auto", "on", "off"),
+    )
+    max_token_length: int = setting(
+        225, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225)
+    )
+
+    # Good untouched for anime characters: rank 16 holds what 64 does in SD 1.5; 1e-4 at alpha = rank moves weights
+    # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four pictures a batch; min-SNR and
+    # 225 tokens as there; sampling as the cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
+    defaults: ClassVar = {
+        "data": {"resolution": 1024, "min_bucket_reso": 512, "max_bucket_reso": 2048, "bucket_reso_steps": 64},
+        "adapter": {"rank": 16, "alpha": 16.0},
+        "optimizer": {"learning_rate": 1e-4},
+        "loss": {"weighting": "min_snr"},
+        "sample": {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 6.0, "sampler": "euler_a"},
+    }
+    refused: ClassVar = {
+        **_unet.REFUSED,
+        "clip_skip": "SDXL is always told the layer before the last of both text encoders, which is what 'clip skip 2' "
+        "means elsewhere; leave it away.",
+    }
+    rates: ClassVar = {
+        "unet": "learning_rate",
+        "text_encoder": "text_encoder_lr",
+        "text_encoder_2": "text_encoder_2_lr",
+    }
+    samplers: ClassVar = _unet.SAMPLERS
+    forms: ClassVar = ("kohya",)
+    resolution_multiple: ClassVar = 8  # px of one latent
+
+    def conflicts(self) -> list[str]:
+        return [f"{NEEDS_V}."] if (self.prediction_type, self.zero_terminal_snr) == ("epsilon", "on") else []
+
+
+def fetch_vae(source: str) -> Path:
+    """The local file or folder of a VAE: what `hub.fetch` takes, and folders that are or have one (in `vae`)."""
+    if (folder := Path(source).expanduser()).is_dir():
+        return folder
+    try:
+        return fetch(source, patterns=VAE_FILES)
+    except SourceError:  # a whole model's repository, perhaps
+        return fetch(source, patterns=tuple(f"vae/{name}" for name in VAE_FILES))
+
+
+class Model(_unet.UNetModel):
+    """A Stable Diffusion XL model; see `models.family`."""
+
+    text_parts = ("text_encoder", "text_encoder_2")
+    # 722 modules of a full-size UNet, 66 and 192 of its text encoders
+    TARGETS = {"unet": _unet.UNET_TARGETS, **dict.fromkeys(text_parts, _unet.CLIP_TARGETS)}
+
+    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
+        vae = fetch_vae(config.vae) if config.vae else None
+        super().__init__(config, open_sd(fetch(config.source), SDXL, vae), device, dtype, trained)
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ConfigError(f"{config.source}: {NEEDS_V}; set prediction_type or zero_terminal_snr.")
+
+    def settings(self, part: str) -> list[Path]:
+        """The configuration of a part, which for another VAE is its own, and what else its answer depends on."""
+        return [self.files.config_file("vae")] if part == "vae" else super().settings(part)
+
+    def targets(self, part: str) -> list[str]:
+        """Names of the modules of a part that adapters go on, in the module's order.
+
+        kohya's set, but for the last layer of the first text encoder: nothing behind it is used, it could not learn.
+        """
+        found = super().targets(part)
+        if part == "text_encoder":
+            last = f"layers.{self.load(part).config.num_hidden_layers - 1}."
+            found = [name for name in found if last not in name]
+        return found
+
+    @cached_property
+    def _unet_config(self) -> dict:
+        return self.files.unet_config()
+
+    def names(self, part: str, module: str) -> dict[str, str]:
+        """Form of LoRA files -> the name they know a module by, without what follows (.lora_down.weight)."""
+        if part == "unet":
+            original = original_name(module, self._unet_config)
+            return {
+                "kohya": f"lora_unet_{original}".replace(".", "_"),
+                "comfy": f"diffusion_model.{original}",
+                "diffusers": f"unet.{module}",
+                "kohya_diffusers": f"lora_unet_{module}".replace(".", "_"),
+            }
+        module = _clip.with_text_model(module) if part == "text_encoder" else module
+        return {
+            "kohya": f"{PREFIX[part]}_{module}".replace(".", "_"),
+            "comfy": f"{COMFY[part]}.{module}",
+            "diffusers": f"{part}.{module}",
+        }
+
+    def metadata(self) -> dict[str, str]:
+        """What LoRA files of this family tell about their base."""
+        return {
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "ss_v2": "False",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+            "ss_max_token_length": str(self.config.max_token_length),
+            "ss_v_parameterization": str(self.prediction_type == "v_prediction"),
+            "ss_zero_terminal_snr": str(self.zero_terminal_snr),
+            "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[self.prediction_type],
+        }
+
+    # ---- captions ------------------------------------------------------------------------------------------------
+
+    def text_key(self) -> tuple:
+        """What encoded captions depend on beside the text."""
+        parts = (value for part in self.text_parts for value in (self.fingerprint(part), part in self.trained))
+        return ("sdxl", *parts, self.config.max_token_length, str(self.dtype))
+
+    @cached_property
+    def tokenizers(self) -> dict:
+        """Text encoder -> its tokenizer; they share CLIP's vocabulary and pad differently."""
+        return {part: self.files.tokenizer(part.replace("text_encoder", "tokenizer")) for part in self.text_parts}
+
+    @torch.no_grad()
+    def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
+        """One caption, for each text encoder: `<part>.ids` int64 [chunks, 77] of a trained one, of a frozen one
+        `<part>.hidden` [77 x chunks, width] and of the second `<part>.pooled` [1280]."""
+        found = {}
+        for part, tokenizer in self.tokenizers.items():
+            ids = _clip.token_ids(tokenizer, [caption], self.config.max_token_length)
+            answer = {f"{part}.ids": ids} if part in self.trained else self._encode(part, ids)
+            found |= {name: tensor[0] for name, tensor in answer.items()}
+        return found
+
+    def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
+        """Conditioning of a batch: `hidden` [B, 77 x chunks, 2048] and `pooled` [B, 1280] in the model's precision,
+        `time_ids` float32 [B, 6]: original height and width, crop from top and left, target height and width."""
+        found = {name: torch.stack([text[name] for text in texts]).to(self.device) for name in texts[0]}
+        for part in self.text_parts:
+            if part in self.trained:
+                found |= self._encode(part, found[f"{part}.ids"])
+        numbers = [[*size.original[::-1], *size.crop[::-1], *size.target[::-1]] for size in sizes]
+        return {
+            "hidden": torch.cat([found[f"{part}.hidden"] for part in self.text_parts], dim=-1),
+            "pooled": found["text_encoder_2.pooled"],
+            # not in the model's precision: bfloat16 has no 1537
+            "time_ids": torch.tensor(numbers, dtype=torch.float32, device=self.device),
+        }
+
+    def _encode(self, part: str, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        answer = _clip.penultimate(self.load(part), ids.to(self.device))
+        return {f"{part}.{name}": tensor for name, tensor in answer.items()}
+
+    # ---- training and painting -----------------------------------------------------------------------------------
+
+    @cached_property
+    def scheduler_config(self) -> dict:
+        """The noise schedule of the base, with what the settings say about it."""
+        told = dict(super().scheduler_config)
+        if self.config.zero_terminal_snr != "auto":
+            told["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "on"
+        if told.get("rescale_betas_zero_snr"):  # sampling must begin where training ends
+            told["timestep_spacing"] = "trailing"
+        return told
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the last timestep is pure noise: as configured, or as the base's files tell."""
+        return bool(self.scheduler_config.get("rescale_betas_zero_snr"))
+
+    def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
+        added = {"text_embeds": text["pooled"], "time_ids": text["time_ids"]}
+        return self.load("unet")(xt, t, text["hidden"], added_cond_kwargs=added, return_dict=False)[0]
+
+    @torch.no_grad()
+    def paint(
+        self,
+        text: dict[str, torch.Tensor],
+        negative: dict[str, torch.Tensor],
+        *,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        sampler: str,
+        shift: float,
+    ) -> Image.Image:
+        """One picture of the current weights from conditionings of a batch of 1; the noise is diffusers' own."""
+        from diffusers import StableDiffusionXLPipeline
+
+        pipeline = StableDiffusionXLPipeline(
+            vae=None,  # not in memory while the UNet works
+            unet=self.load("unet"),
+            text_encoder=None,
+            text_encoder_2=None,
+            tokenizer=None,
+            tokenizer_2=None,
+            scheduler=_ddpm.scheduler(sampler, self.scheduler_config),
+            add_watermarker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        latents = pipeline(
+            prompt_embeds=text["hidden"],
+            negative_prompt_embeds=negative["hidden"],
+            pooled_prompt_embeds=text["pooled"],
+            negative_pooled_prompt_embeds=negative["pooled"],
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            output_type="latent",
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images
+        return self.decode(latents)
