@@ -13,10 +13,12 @@ from torch import nn
 
 from lorakit._frozen import slim
 from lorakit.adapters import Adapter, AdapterConfig
-from lorakit.models import _cosmos
+from lorakit.config import from_dict
+from lorakit.models import _cosmos, anima
+from lorakit.weightings import LossConfig
 
+CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
-TARGETS = r".*\.(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,97 @@ def test_learned_positions_are_added_where_a_model_has_them(monkeypatch):
     given = inputs(torch.float32)
     expected = plain(model, *given, monkeypatch)
     assert torch.equal(_cosmos.velocity(_cosmos.prepare(model, torch.float32), *given), expected)
+
+
+# ---- float16 ---------------------------------------------------------------------------------------------------------
+
+
+def loud(model: nn.Module, outputs: float) -> nn.Module:
+    """Modulation so strong that the stream leaves float16's range; outputs of attention and MLP times `outputs`."""
+    model.time_embed.t_embedder.linear_2.weight.data *= 300
+    for block in model.transformer_blocks:
+        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
+            layer.weight.data *= outputs
+    return model
+
+
+@pytest.mark.parametrize("outputs", (1.0, 100.0))
+def test_float16_is_finite_where_diffusers_pass_is_not(transformer, outputs, monkeypatch):
+    model, (xt, t, text) = loud(copy.deepcopy(transformer), outputs), inputs(torch.float16)
+    expected = _cosmos.velocity(prepared(model, torch.float32), xt, t, text.float())
+    assert not plain(copy.deepcopy(model).half(), xt.half(), t, text, monkeypatch).isfinite().all()
+    found = _cosmos.velocity(prepared(model, torch.float16), xt, t, text)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 5e-3 * expected.norm()
+
+
+def test_only_the_large_matrices_are_float16(transformer):
+    model = prepared(transformer, torch.float16)
+    halves = {name for name, module in model.named_modules() if getattr(module, "weight", None) is not None} - {
+        name for name, weight in model.named_parameters() if weight.dtype == torch.float32
+    }
+    halves = {name for name in halves if model.get_submodule(name).weight.dtype == torch.float16}
+    assert halves and all(".attn" in name or ".ff." in name for name in halves)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield tiny_anima.save_anima(tmp_path_factory.mktemp("cosmos") / "base")
+
+
+def trained(base, transformer: nn.Module, dtype: torch.dtype, how: str):
+    """A model of these weights with an adapter on its transformer, whose weights are not zero."""
+    config = from_dict(anima.Config, {"family": "anima", "source": str(base)})
+    model = anima.Model(config, CPU, dtype, ("transformer",))
+    with torch.no_grad():
+        for weight, value in zip(model.load("transformer").parameters(), transformer.parameters(), strict=True):
+            weight.copy_(value)
+    adapter = Adapter(AdapterConfig(rank=2), model, ["transformer"], 1)
+    generator = torch.Generator().manual_seed(3)
+    adapter.load({name: 0.1 * torch.randn(w.shape, generator=generator) for name, w in adapter.weights().items()})
+    if how == "recomputed":
+        model.enable_gradient_checkpointing()
+    elif how != "plain":
+        for block in model.load("transformer").transformer_blocks:
+            block.compile(backend=how)
+    return model, adapter
+
+
+def backward(model: anima.Model) -> tuple[torch.Tensor, int]:
+    """Losses after a backward pass, and how many bytes were kept for it."""
+    x0, t, text = inputs(model.dtype)
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = model.loss(x0.float(), -x0.float(), t, {"hidden": text}, LossConfig())
+    losses.mean().backward()
+    return losses.detach(), sum(kept)
+
+
+@pytest.mark.parametrize("how", ("plain", "recomputed", "eager", "aot_eager"))
+def test_float16_learns_what_float32_learns(base, transformer, how):
+    """The stream in float32, weights of the adapter in float32, what they adapt in float16."""
+    noise = loud(copy.deepcopy(transformer), 1.0)
+    exact, expected = trained(base, noise, torch.float32, "plain")
+    model, adapter = trained(base, noise, torch.float16, how)
+    assert torch.allclose(backward(model)[0], backward(exact)[0], rtol=1e-2)
+    for (name, weight), (_, other) in zip(adapter.named(), expected.named(), strict=True):
+        assert weight.dtype == weight.grad.dtype == torch.float32
+        assert (weight.grad - other.grad).norm() < 3e-2 * other.grad.norm(), name
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_recomputing_keeps_less_and_gives_the_same_gradients(base, transformer, dtype):
+    model, adapter = trained(base, transformer, dtype, "plain")
+    losses, kept = backward(model)
+    thin, other = trained(base, transformer, dtype, "recomputed")
+    again, less = backward(thin)
+    assert torch.equal(losses, again) and less < kept / 4
+    for (name, weight), (_, same) in zip(adapter.named(), other.named(), strict=True):
+        assert torch.equal(weight.grad, same.grad), name
