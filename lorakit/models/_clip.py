@@ -7,11 +7,13 @@ import torch
 CHUNK = 75  # caption tokens in each of CLIP's windows of 77, beside its begin and end marks
 
 
-def token_ids(tokenizer, captions: list[str], max_token_length: int) -> torch.Tensor:
+def token_ids(tokenizer, captions: list[str], max_token_length: int, padding: int | None = None) -> torch.Tensor:
     """int64 [B, chunks, 77] with chunks = max_token_length / 75; what does not fit is cut.
 
-    Each chunk is a whole window (begin, 75 tokens, end, padding), as A1111 and ComfyUI split long prompts.
+    Each chunk is a whole window (begin, 75 tokens, end, padding), as A1111 and ComfyUI split long prompts. `padding` is
+    the tokenizer's own if not given.
     """
+    padding = tokenizer.pad_token_id if padding is None else padding
     chunks = max_token_length // CHUNK
     ids = tokenizer(captions, truncation=True, max_length=max_token_length + 2, add_special_tokens=True)["input_ids"]
     rows = []
@@ -20,8 +22,7 @@ def token_ids(tokenizer, captions: list[str], max_token_length: int) -> torch.Te
         windows = (tokens[i * CHUNK : (i + 1) * CHUNK] for i in range(chunks))
         rows.append(
             [
-                [tokenizer.bos_token_id, *window, tokenizer.eos_token_id]
-                + [tokenizer.pad_token_id] * (CHUNK - len(window))
+                [tokenizer.bos_token_id, *window, tokenizer.eos_token_id] + [padding] * (CHUNK - len(window))
                 for window in windows
             ]
         )

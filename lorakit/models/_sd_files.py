@@ -124,9 +124,9 @@ class SDFiles:
             device,
         )
 
-    def tokenizer(self, name: str = "tokenizer"):
-        """The CLIPTokenizer of that name, from local files alone."""
-        return self._base.tokenizer(name)
+    def tokenizer(self):
+        """The CLIPTokenizer, from local files alone."""
+        return self._base.tokenizer()
 
     def unet_config(self) -> dict:
         """The UNet's configuration."""

@@ -14,12 +14,12 @@ import torch
 from lorakit.model_files import ModelFileError, all_shards, verify_safetensors, weight_files
 
 CLIP_VOCABULARY = Path(__file__).parent / "sd15_config" / "tokenizer"
-PADDING = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}  # CLIP's own, and that of OpenCLIP (id 0)
 # In the original files beside the weights: computed buffers, and parts of CLIP that text conditioning does not use.
 SPARE = ("position_ids", "text_projection.weight", "logit_scale")
 VAE_NAMES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # How the VAE's attention was called in diffusers before 0.18; SD 1.5's own folder on the hub still has these names.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+DENOISERS = ("unet", "transformer", "prior")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -108,11 +108,16 @@ class Source:
         """The noise schedule the model was trained with."""
         return read_json(self.folder("scheduler") / "scheduler_config.json")
 
-    def tokenizer(self, name: str):
-        """A CLIPTokenizer, from local files alone."""
+    def tokenizer(self):
+        """The CLIPTokenizer, from local files alone."""
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.folder(name), local_files_only=True)
+        return CLIPTokenizer.from_pretrained(self.vocabulary, local_files_only=True)
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.folder("tokenizer")
 
 
 class Folder(Source):
@@ -125,10 +130,10 @@ class Folder(Source):
         """Raises ModelFileError when the folder has other parts than the family's models."""
         index = read_json(self.settings / "model_index.json")
         parts = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-        denoisers = {"unet", "transformer", "prior"} | {name for name in parts if name.startswith("text_encoder")}
-        if parts & denoisers != set(layout.prefixes) & denoisers:
+        found = {name for name in parts if name in DENOISERS or name.startswith("text_encoder")}
+        if found != set(layout.prefixes) - {"vae"}:
             raise ModelFileError(
-                f"{self.settings} holds a {index.get('_class_name')} with {', '.join(sorted(parts & denoisers))}; "
+                f"{self.settings} holds a {index.get('_class_name')} with {', '.join(sorted(found))}; "
                 f"expected was {layout.kind.removesuffix(' checkpoint')} with {', '.join(layout.prefixes)}."
             )
         return self
@@ -196,13 +201,11 @@ class SingleFile(Source):
             told["rescale_betas_zero_snr"] = True
         return {**super().scheduler_config(), **told}
 
-    def tokenizer(self, name: str):
-        """A CLIPTokenizer; all Stable Diffusion models have CLIP's vocabulary, and pad in one of two ways."""
-        from transformers import CLIPTokenizer
-
-        if self.folder(name).is_dir():
-            return super().tokenizer(name)
-        return CLIPTokenizer.from_pretrained(CLIP_VOCABULARY, pad_token=PADDING[name], local_files_only=True)
+    @property
+    def vocabulary(self) -> Path:
+        """The folder with the tokenizer's files; that of CLIP is all Stable Diffusion models'."""
+        own = super().vocabulary
+        return own if own.is_dir() else CLIP_VOCABULARY
 
     def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
         from diffusers.loaders import single_file_utils as ldm

@@ -18,6 +18,9 @@ from lorakit.models._ldm_names import original_name
 from lorakit.models._sd_files import SDXL, open_sd
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+# The second tokenizer is the first but for this. diffusers reads "!", which is a tag, as padding there; A1111 and
+# ComfyUI, where the LoRA is used, do not.
+PADDING = {"text_encoder": None, "text_encoder_2": 0}
 PREFIX = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 COMFY = {"text_encoder": "text_encoders.clip_l.transformer", "text_encoder_2": "text_encoders.clip_g.transformer"}
 NEEDS_V = (
@@ -155,18 +158,13 @@ class Model(_unet.UNetModel):
         parts = (value for part in self.text_parts for value in (self.fingerprint(part), part in self.trained))
         return ("sdxl", *parts, self.config.max_token_length, str(self.dtype))
 
-    @cached_property
-    def tokenizers(self) -> dict:
-        """Text encoder -> its tokenizer; they share CLIP's vocabulary and pad differently."""
-        return {part: self.files.tokenizer(part.replace("text_encoder", "tokenizer")) for part in self.text_parts}
-
     @torch.no_grad()
     def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
         """One caption, for each text encoder: `<part>.ids` int64 [chunks, 77] of a trained one, of a frozen one
         `<part>.hidden` [77 x chunks, width] and of the second `<part>.pooled` [1280]."""
         found = {}
-        for part, tokenizer in self.tokenizers.items():
-            ids = _clip.token_ids(tokenizer, [caption], self.config.max_token_length)
+        for part, padding in PADDING.items():
+            ids = _clip.token_ids(self.tokenizer, [caption], self.config.max_token_length, padding)
             answer = {f"{part}.ids": ids} if part in self.trained else self._encode(part, ids)
             found |= {name: tensor[0] for name, tensor in answer.items()}
         return found
