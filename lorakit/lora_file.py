@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # what a module's name begins with, outermost first -> who writes such names
 FORMS = {
     "kohya": r"lora_(unet|te\d?)_",  # sd-scripts, LyCORIS' trainers, OneTrainer: flat names, down, up and alpha
-    "comfy": r"(model\.)?diffusion_model\.",  # dotted names of the model's original layout, A and B
+    "comfy": r"(model\.)?diffusion_model\.|text_encoders\.",  # dotted names of the model's original layout, A and B
     "peft": r"base_model\.model\.",
     "diffusers": r"(unet|transformer|text_encoder(_2)?|text_conditioner)\.",
     "lycoris": r"lycoris_",
@@ -153,20 +153,23 @@ def read(
     if len(left) < len(found):
         twice = sorted(found.keys() - set(left.values()))
         raise LoraFileError(f"{file.name} holds {len(twice)} modules twice, in two forms; the first is {twice[0]}.")
-    changes: dict[tuple[str, str], Change] = {}
+    matched: dict[tuple[str, str], tuple[str, torch.nn.Module]] = {}
     batches = [layers] if layers is not None else (_weighted(model, part) for part in model.config.rates)
     for batch in batches:
         for key, layer in batch.items():
             for spelling in {_key(name) for name in model.names(*key).values()} & left.keys():
                 name = left.pop(spelling)
-                if key in changes:
-                    raise LoraFileError(f"{file.name} holds {key[1]} twice, in two forms; one of them is {name}.")
-                changes[key] = _change(file, name, found[name], settings, tuple(layer.weight.shape))
+                if key in matched:
+                    raise LoraFileError(f"{file.name} holds {key[1]} twice, as {matched[key][0]} and as {name}.")
+                matched[key] = name, layer
         if not left:
             break
     if left:
         raise LoraFileError(_unfit(file, model, found, sorted(left.values())))
-    return changes
+    return {
+        key: _change(file, name, found[name], settings, tuple(layer.weight.shape))
+        for key, (name, layer) in matched.items()
+    }
 
 
 def _weighted(model: Any, part: str) -> dict[tuple[str, str], torch.nn.Module]:
@@ -245,10 +248,8 @@ def _peft_alpha(settings: dict[str, Any], name: str, rank: int | None) -> float 
 def _unfit(file: Path, model: Any, found: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:
     """Why a file with names that are left over is refused."""
     shapes = {_key(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in found.items()}
-    told = f"{len(left)} of {len(found)} modules are not in it, the first is {left[0]}"
-    if len(left) < len(found):
-        return f"{file.name} does not fit this base: {told}."
-    return (
-        f"{file.name} does not fit this base: {told}. By its names it is a LoRA file for {guess(shapes)} in the form "
-        f"{form_of(left[0])}; the base is {model.config.family}."
-    )
+    told = f"{len(left)} of {len(found)} modules are not in it, the first is {left[0]}."
+    if (family := guess(shapes)) != model.config.family:
+        told += f" The base is {model.config.family}, the file's names are like those of {family}"
+        told += f" in the form {form_of(left[0])}."
+    return f"{file.name} does not fit this base: {told}"

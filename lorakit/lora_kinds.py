@@ -48,7 +48,7 @@ def _lokr(t: Mapping[str, torch.Tensor]) -> torch.Tensor:
     else:
         # a convolution's kernel stands flat behind its inputs, or in dimensions of its own
         large = (t["lokr_w2_a"] @ t["lokr_w2_b"].flatten(1)).unflatten(1, t["lokr_w2_b"].shape[1:])
-    return torch.kron(small.reshape(*small.shape, *[1] * (large.ndim - 2)), large)
+    return torch.kron(small.reshape(*small.shape, *[1] * (large.ndim - 2)), large.contiguous())
 
 
 @dataclass(frozen=True)
