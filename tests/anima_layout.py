@@ -109,7 +109,7 @@ def save_anima(folder: Path, parts: dict[str, torch.nn.Module]) -> Path:
         t5_tokenizer=T5TokenizerFast.from_pretrained(ANIMA_CONFIG / "t5_tokenizer"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
-    pipeline.save_pretrained(str(folder))
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
     return folder
 
 
