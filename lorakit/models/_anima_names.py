@@ -34,7 +34,7 @@ ACCEPTED = {
     "vae": (VAE,),
 }
 SCALES = re.compile(r".*\.(scale_weight|weight_scale|scale_input|comfy_quant)|scaled_fp8")
-WIDE = {"F16", "BF16", "F32", "F64"}  # types of weights that can be trained on
+NARROW = ("F8", "F6", "F4", "I8", "U8")  # types too coarse to train on
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -46,8 +46,8 @@ def anima_kind(names: Iterable[str]) -> str:
 
 def quantised(header: dict) -> bool:
     """Whether a file's weights (its header is given) are stored in 8 bits or fewer."""
-    kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) > 1}
-    return any(map(SCALES.fullmatch, header)) or not kinds <= WIDE
+    matrices = (entry for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) > 1)
+    return any(map(SCALES.fullmatch, header)) or any(entry["dtype"].startswith(NARROW) for entry in matrices)
 
 
 # ---- original names and shapes -> the libraries' names and settings -------------------------------------------------
