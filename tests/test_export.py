@@ -14,19 +14,20 @@ import pytest
 import tiny
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline, StableDiffusionPipeline
 from packaging.version import Version
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorakit import export
+from lorakit import export, models
 from lorakit.adapters import Adapter, AdapterConfig
+from lorakit.data.scan import scan
 from lorakit.events import Sampled, Saved
 from lorakit.models import sd15
 from lorakit.project import Project
-from lorakit.run import configure, start
+from lorakit.run import configure, make_plan, start
 from lorakit.train import train
 
 PARTS = {"unet": ["unet"], "unet and text encoder": ["unet", "text_encoder"]}
@@ -50,10 +51,14 @@ def base(tmp_path_factory) -> Path:
 def trained(base: Path, parts: list[str], *, rank: int = 4, alpha: float = 3, scale: float = 0.2):
     """A model with an adapter that holds random weights; rank and alpha differ."""
     model = sd15.Model(sd15.Config(source=str(base)), torch.device("cpu"), torch.float32)
+    return model, random_adapter(model, parts, rank=rank, alpha=alpha, scale=scale)
+
+
+def random_adapter(model, parts: list[str], *, rank: int = 4, alpha: float = 3, scale: float = 0.2) -> Adapter:
     adapter = Adapter(AdapterConfig(rank=rank, alpha=alpha), model, parts, 1)
     generator = torch.Generator().manual_seed(2)
     adapter.load({name: scale * torch.randn(w.shape, generator=generator) for name, w in adapter.weights().items()})
-    return model, adapter
+    return adapter
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +260,23 @@ def test_a_file_tells_how_it_was_made(run):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["modelspec.date"])
 
 
+@pytest.mark.parametrize("family", models.names())
+def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, family):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = tiny.save_base(family, tmp_path / "base")
+    rates = models.config_class(family).rates
+    text_rates = [1e-5 * (i + 1) for i in range(len(rates) - 1)]
+    learned = dict(zip(rates.values(), [1e-3, *text_rates], strict=True))
+    config = configure({"model": {"family": family, "source": str(base)}, "optimizer": learned})
+    found = scan(config.data, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
+    model = models.family(family).Model(config.model, torch.device("cpu"), torch.float32)
+    told = export.metadata(config, model, found, make_plan(config, found), 1, "mine")
+    assert told["ss_unet_lr"] == "0.001"
+    assert json.loads(told["ss_text_encoder_lr"]) == (text_rates if len(text_rates) > 1 else text_rates[0])
+    assert told["ss_sd_model_name"] == "base" and str(tmp_path) not in json.dumps(told)
+    assert all(isinstance(value, str) for value in told.values())
+
+
 def test_a_file_tells_no_path_and_no_user(run, base):
     made, events = run
     told = json.dumps(read_metadata(made.folder / events[-1].lora))
@@ -309,6 +331,15 @@ class Complaints(logging.Handler):
         self.texts += [str(warning.message) for warning in self.warned]
 
 
+def of_diffusers(base: Path):
+    """diffusers' own pipeline of a base, modular or not."""
+    if (base / "modular_model_index.json").exists():
+        pipeline = ModularPipeline.from_pretrained(str(base))
+        pipeline.load_components()
+        return pipeline
+    return DiffusionPipeline.from_pretrained(base)
+
+
 def plain_pipeline(base: Path, file: Path | None) -> tuple[StableDiffusionPipeline, list[str]]:
     """diffusers' own pipeline with the file loaded, and what the libraries complained about."""
     pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
@@ -328,18 +359,26 @@ def changes(root: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("parts", ("unet", pytest.param("unet and text encoder", marks=reads_text_encoders)))
-def test_diffusers_loads_every_module_with_the_trained_change(base, tmp_path, parts):
-    model, adapter = trained(base, PARTS[parts])
+@pytest.mark.parametrize("parts", ("denoiser", pytest.param("all parts", marks=reads_text_encoders)))
+@pytest.mark.parametrize("family", models.names())
+def test_diffusers_loads_every_module_with_the_trained_change(tmp_path, monkeypatch, family, parts):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = tiny.save_base(family, tmp_path / "base")
+    module = models.family(family)
+    model = module.Model(module.Config(source=str(base)), torch.device("cpu"), torch.float32)
+    adapter = random_adapter(model, list(model.config.rates) if parts == "all parts" else [model.denoiser])
     file = tmp_path / "lora.safetensors"
-    export.write(file, adapter, model, {"ss_network_dim": "4"}, "fp32", "kohya")
-    pipeline, complaints = plain_pipeline(base, file)
-    unmatched = [text for text in complaints if "deprecat" not in text]
+    export.write(file, adapter, model, {"ss_network_dim": "4"}, "fp32", model.config.forms[0])
+    pipeline = of_diffusers(base)
+    with Complaints() as complaints:
+        pipeline.load_lora_weights(file)
     # to files without text encoder diffusers says "No LoRA keys associated to CLIPTextModel found ... safe to ignore"
-    assert all("safe to ignore" in text and "CLIPTextModel" in text for text in unmatched), unmatched
-    assert len(unmatched) == (parts == "unet")
-    loaded = {("unet", name): change for name, change in changes(pipeline.unet).items()}
-    loaded |= {("text_encoder", name): change for name, change in changes(pipeline.text_encoder).items()}
+    unmatched = [text for text in complaints.texts if "deprecat" not in text and "safe to ignore" not in text]
+    assert unmatched == []
+    assert not any("safe to ignore" in text for text in complaints.texts) or parts == "denoiser"
+    loaded = {
+        (part, name): change for part in model.config.rates for name, change in changes(getattr(pipeline, part)).items()
+    }
     assert loaded.keys() == adapter.layers.keys()
     for key, change in loaded.items():
         torch.testing.assert_close(change, adapter.delta(*key), rtol=1e-4, atol=1e-6, msg=str(key))
