@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_layout import PARTS, SDXL_PARTS, for_sdxl, original_names, original_part, original_state
+from original_layout import PARTS, SDXL_PARTS, original_names, original_state
 from safetensors.torch import load_file, save_file
 from tiny import save_sd15
-from tiny_sdxl import save_sdxl
 
 from lorakit.hub import fetch
 from lorakit.model_files import ModelFileError, verify_safetensors
-from lorakit.models._sd_files import SD15, SD15_CONFIG, SDXL, SDXL_CONFIG, fitting, open_sd
-from lorakit.models._sd_sources import SingleFile
+from lorakit.models._sd_files import SD15, SD15_CONFIG, open_sd
 
 CPU = torch.device("cpu")
 FORMS = (
@@ -105,31 +103,10 @@ def make_form(form: str, tiny: Path, target: Path) -> Path:
     return target.with_suffix(".safetensors")
 
 
-@pytest.fixture(scope="module")
-def tiny_xl(tmp_path_factory) -> Path:
-    """An SDXL folder with random weights."""
-    return save_sdxl(tmp_path_factory.mktemp("xl"))
-
-
-@pytest.fixture(scope="module")
-def single_xl(tiny_xl, tmp_path_factory) -> Path:
-    """The same weights as one file of the original layout."""
-    path = tmp_path_factory.mktemp("single-xl") / "model.safetensors"
-    save_file(original_state(tiny_xl), path)
-    return path
-
-
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_part_is_equal_bit_for_bit_in_every_form(form, part, tiny, tmp_path):
     check_part(open_sd(make_form(form, tiny, tmp_path / "model"), replace(SD15, settings=tiny)), form, part, tiny)
-
-
-@pytest.mark.parametrize("part", SDXL_PARTS)
-@pytest.mark.parametrize("form", ("folder", "fp16 folder", "sharded folder", "single file", "ckpt"))
-def test_every_part_of_sdxl_is_equal_bit_for_bit_in_every_form(form, part, tiny_xl, tmp_path):
-    path = make_form(form, tiny_xl, tmp_path / "model")
-    check_part(open_sd(path, replace(SDXL, settings=tiny_xl)), form, part, tiny_xl)
 
 
 def check_part(files, form: str, part: str, tiny: Path) -> None:
@@ -205,59 +182,12 @@ def test_a_diffusers_folder_tells_its_own_prediction_type(tmp_path):
     assert open_sd(folder).vae_config()["scaling_factor"] == 0.18215
 
 
-SIZES = {
-    "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
-    "sdxl": {
-        "unet": 2_567_463_684,
-        "vae": 83_653_863,
-        "text_encoder": 123_060_480,
-        "text_encoder_2": 694_659_840,
-    },
-}
-
-
-def empty_part(part: str, config: dict) -> torch.nn.Module:
-    """A part of true size without memory for its weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    with torch.device("meta"):
-        if part in ("unet", "vae"):
-            return {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_config(config)
-        kind = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}[part]
-        return kind(CLIPTextConfig.from_dict(config)).half()
-
-
-@pytest.mark.parametrize("family", SIZES)
-def test_the_bundled_configuration_fits_a_checkpoint_of_true_size(family):
-    """Every tensor of the original layout finds its place, by name and shape."""
-    layout = {"sd15": SD15, "sdxl": SDXL}[family]
-
-    class NamesAndShapes(SingleFile):
-        def _named(self, part: str) -> dict[str, torch.Tensor]:
-            return for_sdxl(state[part]) if family == "sdxl" else state[part]
-
-    source, state = NamesAndShapes(Path("true-size.safetensors"), layout), {}
-    for part, size in SIZES[family].items():
-        model = empty_part(part, source.config(part))
-        with torch.device("meta"):
-            state[part] = original_part(part, source.config(part), model.state_dict())
-        assert all(name.startswith(layout.prefixes[part]) for name in source._named(part))
-        weights = fitting(model, source.tensors(part, model), part)
-        assert sum(weight.numel() for weight in weights.values()) == size
-
-
 def test_the_bundled_vocabulary_is_that_of_clip():
     tokenizer = open_sd_tokenizer()
     assert len(tokenizer) == 49408 and tokenizer.model_max_length == 77 and tokenizer.pad_token_id == 49407
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert tokenizer("A Photo  of a CAT").input_ids == tokenizer("a photo of a cat").input_ids
     assert tokenizer("").input_ids == [49406, 49407]
-
-
-def test_single_files_of_sdxl_get_the_one_vocabulary(single_xl):
-    assert open_sd(single_xl, SDXL).tokenizer()("a cat!").input_ids == [49406, 320, 2368, 256, 49407]
-    assert not list(SDXL_CONFIG.glob("tokenizer*"))
 
 
 def open_sd_tokenizer():
@@ -374,76 +304,6 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_told(change,
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ModelFileError, match=told):
         open_sd(tmp_path / "model.safetensors", replace(SD15, settings=tiny)).unet(torch.float32, CPU)
-
-
-@pytest.mark.parametrize("kind", ("refiner", "EDM", "without text encoders", "1.x", "VAE alone"))
-def test_what_is_not_sdxl_is_named_and_refused(kind, tmp_path):
-    names = next((names for told, names in FOREIGN.items() if kind in told), ["cond_stage_model.transformer.x"])
-    save_file({name: torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelFileError, match=f"{kind}.*expected was a Stable Diffusion XL checkpoint"):
-        open_sd(tmp_path / "other.safetensors", SDXL)
-
-
-@pytest.mark.parametrize(
-    ("part", "change", "told"),
-    (
-        ("unet", {"in_channels": 9}, "9 input channels: it is for inpainting"),
-        ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "schedule of EDM"),
-        ("scheduler", {"prediction_type": "sample"}, "prediction type sample"),
-    ),
-)
-def test_folders_of_models_that_train_in_another_way_are_refused(part, change, told, tiny_xl, tmp_path):
-    folder = shutil.copytree(tiny_xl, tmp_path / "model")
-    file = next((folder / part).glob("*config.json"))
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    files = open_sd(folder, SDXL)
-    with pytest.raises(ModelFileError, match=told):
-        files.unet(torch.float32, CPU) if part == "unet" else files.scheduler_config()
-
-
-def test_a_refiner_folder_is_refused(tiny_xl, tmp_path):
-    folder = shutil.copytree(tiny_xl, tmp_path / "model")
-    index = json.loads((folder / "model_index.json").read_text()) | {"text_encoder": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelFileError, match="with text_encoder_2, unet; expected was a Stable Diffusion XL with"):
-        open_sd(folder, SDXL)
-
-
-# ---- a VAE from elsewhere --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "form", ("folder with vae", "vae folder", "diffusers", "prefixed", "bare", "ckpt", "checkpoint")
-)
-def test_another_vae_replaces_the_one_inside_in_every_form(form, tiny_xl, single_xl, tmp_path):
-    other = save_sdxl(tmp_path / "other", seed=5)
-    weights, state, path = weights_of(other, "vae"), original_state(other), tmp_path / "vae.safetensors"
-    inside = {name: tensor for name, tensor in state.items() if name.startswith("first_stage_model.")}
-    bare_names = {name.removeprefix("first_stage_model."): tensor for name, tensor in inside.items()}
-    if form == "ckpt":  # as the CompVis repository saved them
-        torch.save({"state_dict": bare_names | {"loss.logvar": torch.zeros(1)}}, path.with_suffix(".ckpt"))
-        path = path.with_suffix(".ckpt")
-    elif "folder" in form:
-        path = other if form == "folder with vae" else other / "vae"
-    else:
-        save_file({"diffusers": weights, "prefixed": inside, "bare": bare_names, "checkpoint": state}[form], path)
-    for base in (tiny_xl, single_xl):
-        files = open_sd(base, replace(SDXL, settings=tiny_xl), vae=path)
-        loaded = files.vae(torch.float32, CPU).state_dict()
-        assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
-        assert str(path) in str(files.files("vae")[0])
-        assert files.vae_config()["scaling_factor"] == 0.13025
-        assert not torch.equal(loaded["encoder.conv_in.weight"], weights_of(tiny_xl, "vae")["encoder.conv_in.weight"])
-
-
-def test_a_vae_of_another_family_or_no_vae_is_refused(tiny, tiny_xl, single, tmp_path):
-    layout = replace(SDXL, settings=tiny_xl)
-    with pytest.raises(ModelFileError, match="scaling_factor is 0.18215, that of a Stable Diffusion XL is 0.13025"):
-        open_sd(tiny_xl, layout, vae=tiny)
-    with pytest.raises(ModelFileError, match="is a Stable Diffusion 1.x checkpoint; expected was a VAE alone"):
-        open_sd(tiny_xl, layout, vae=single)
-    with pytest.raises(ModelFileError, match="There is no .*config.json"):
-        open_sd(tiny_xl, layout, vae=tmp_path)
 
 
 def test_a_file_without_vae_trains_but_says_so_when_the_vae_is_asked_for(single, tiny, tmp_path):
