@@ -19,6 +19,7 @@ from sittings import (
     until,
 )
 from tiny import conditioning, save_base
+from tiny import settings as tiny_settings
 
 from lorakit import cli, export, models
 from lorakit.adapters import Adapter, AdapterConfig
@@ -74,7 +75,7 @@ def uncut(tmp_path_factory, base, settings):
 
 
 def opened(base, settings: dict, dtype: torch.dtype = torch.float32):
-    config = configure({"model": settings["model"], "optimizer": settings.get("optimizer", {})})
+    config = configure(tiny_settings(base, **settings))
     return models.family(config.model.family).Model(config.model, CPU, dtype, config.rates)
 
 
@@ -89,8 +90,8 @@ def test_a_run_that_is_cut_ends_bitwise_where_an_uncut_one_does(tmp_path, base, 
     assert_same_end(run, uncut)
 
 
-def test_a_trainer_killed_again_and_again_ends_there_too(tmp_path, base, settings):
-    new_run(tmp_path / "p", base, settings, {"save": {"every_steps": 1}})
+def test_a_trainer_killed_again_and_again_ends_there_too(tmp_path, base, hard, text):
+    new_run(tmp_path / "p", base, hard, text, {"save": {"every_steps": 1}})
     found = killed("often", folder=str(tmp_path / "p"), name="r", kills=4, seed=0)
     assert sum(found["phases"].values()) == 4
     for folder in found["runs"]:
