@@ -64,6 +64,8 @@ def alone(source: Path) -> AnimaFiles:
 
 def written(form: str, parts: dict[str, torch.nn.Module], folder: Path, tmp_path: Path) -> AnimaFiles:
     """The same weights in one of FORMS."""
+    from transformers import Qwen3ForCausalLM
+
     copy = tmp_path / "model"
     if form == "folder":
         return alone(folder)
@@ -82,7 +84,10 @@ def written(form: str, parts: dict[str, torch.nn.Module], folder: Path, tmp_path
         return alone(copy)
     if form == "parts from elsewhere":
         files = save_files(tmp_path, parts)
-        return open_anima(files["transformer"], text_encoder=folder / "text_encoder", vae=folder, text_conditioner=None)
+        with_head = Qwen3ForCausalLM(parts["text_encoder"].config)
+        with_head.model.load_state_dict(parts["text_encoder"].state_dict())
+        with_head.save_pretrained(copy)
+        return open_anima(files["transformer"], text_encoder=copy, vae=folder, text_conditioner=None)
     prefix = {"bare files": "", "model.diffusion_model. files": "model.diffusion_model."}.get(form, "net.")
     files = save_files(tmp_path, parts, prefix=prefix)
     if form.startswith("adapter apart"):
@@ -339,7 +344,7 @@ def test_a_dit_alone_names_what_is_missing_and_where_it_is(parts, tmp_path):
     assert "without LLM adapter" in told and "text_conditioner, such as" in told and "text_encoder" not in told
 
 
-def test_a_file_in_the_wrong_place_is_called_what_it_is(parts, tmp_path):
+def test_a_file_in_the_wrong_place_is_called_what_it_is(parts, folder, tmp_path):
     files = save_files(tmp_path, parts)
     dit, qwen, vae = files["transformer"], files["text_encoder"], files["vae"]
     assert f"{qwen} is a Qwen3 text encoder; for the transformer expected was an Anima DiT" in refusal(qwen, dit, vae)
@@ -353,6 +358,8 @@ def test_a_file_in_the_wrong_place_is_called_what_it_is(parts, tmp_path):
     assert "is a Stable Diffusion 1.x checkpoint" in refusal(other, qwen, vae)
     assert "There is no file or folder" in refusal(tmp_path / "none.safetensors", qwen, vae)
     assert "holds a StableDiffusionPipeline with" in refusal(tmp_path / "sd15")
+    told = refusal(dit, folder / "vae", vae)
+    assert f"{folder / 'vae'} holds AutoencoderKLQwenImage; for the text_encoder expected was Qwen3Model" in told
 
 
 def test_damaged_files_are_refused(parts, folder, tmp_path):

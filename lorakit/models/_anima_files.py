@@ -20,6 +20,7 @@ CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline
     "text_encoder": "Qwen3Model",
     "vae": "AutoencoderKLQwenImage",
 }
+WITH_HEAD = {"text_encoder": "Qwen3ForCausalLM"}  # the same weights and a head that predicts words, which is left out
 PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")  # parts without weights
 HUB_FILES = {  # where the single files come from, as `lorakit.hub.fetch` takes them
     "transformer": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
@@ -33,10 +34,16 @@ HUB_FILES = {  # where the single files come from, as `lorakit.hub.fetch` takes 
 
 
 class FolderPart:
-    """A part in a folder of its own: config.json beside its weights, any variant, maybe in shards."""
+    """A part in a folder of its own: config.json beside its weights, any variant, maybe in shards.
 
-    def __init__(self, folder: Path):
+    Raises ModelFileError for a folder of another part.
+    """
+
+    def __init__(self, part: str, folder: Path):
         self.folder, self.settings = folder, folder / "config.json"
+        found = self.config.get("_class_name") or (self.config.get("architectures") or ["nothing known here"])[0]
+        if found not in (CLASSES[part], WITH_HEAD.get(part)):
+            raise ModelFileError(f"{folder} holds {found}; for the {part} expected was {CLASSES[part]}.")
 
     @property
     def files(self) -> list[Path]:
@@ -121,7 +128,7 @@ def open_anima(
     parts: dict[str, Part]
     if source.is_dir():
         folders = _folders(source)
-        parts = {name: FolderPart(folders[name]) for name in CLASSES}
+        parts = {name: FolderPart(name, folders[name]) for name in CLASSES}
     else:
         folders = {name: ANIMA_CONFIG / name for name in PLAIN}
         parts = {"transformer": FilePart("transformer", source)}
@@ -131,7 +138,7 @@ def open_anima(
     for name, path in given.items():
         if path is not None:
             inner = path / name if (path / name).is_dir() else path
-            parts[name] = FolderPart(inner) if inner.is_dir() else FilePart(name, inner)
+            parts[name] = FolderPart(name, inner) if inner.is_dir() else FilePart(name, inner)
     missing = [f"{name}, such as {HUB_FILES[name]}" for name in CLASSES if name not in parts]
     if missing:
         raise ModelFileError(f"{source} is {parts['transformer'].kind} alone; name its {'; and its '.join(missing)}.")
@@ -139,14 +146,12 @@ def open_anima(
 
 
 def _folders(source: Path) -> dict[str, Path]:
-    """part -> its folder, in a diffusers folder whose index says Anima."""
+    """part -> its folder, in a diffusers folder with Anima's parts."""
     index = read_index(source)
-    classes = {name: entry[1] for name, entry in index.items() if isinstance(entry, list)}
-    if any(classes.get(name) != CLASSES[name] for name in ("transformer", "text_conditioner")):
-        found = ", ".join(f"{name} ({kind})" for name, kind in classes.items() if name in CLASSES or name == "unet")
+    if not {"transformer", "text_conditioner"} <= index.keys():
+        found = ", ".join(name for name, entry in index.items() if isinstance(entry, list))
         raise ModelFileError(
-            f"{source} holds a {index.get('_class_name')} with {found}; expected was Anima with "
-            f"{', '.join(f'{name} ({kind})' for name, kind in CLASSES.items())}."
+            f"{source} holds a {index.get('_class_name')} with {found}; expected was Anima with {', '.join(CLASSES)}."
         )
     folders = {}
     for name in (*CLASSES, *PLAIN):
