@@ -34,10 +34,9 @@ PARTS = {"unet": ["unet"], "unet and text encoder": ["unet", "text_encoder"]}
 LOOK = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 4.0, "sampler": "ddim", "seed": 11}
 PROMPT, NEGATIVE = "mofu, girl", "boy"
 # transformers 5.6 took `text_model.` out of CLIPTextModel; before 0.41 diffusers fails there on every text encoder key
-reads_text_encoders = pytest.mark.skipif(
-    Version(diffusers.__version__) < Version("0.41") and Version(transformers.__version__) >= Version("5.6"),
-    reason="this diffusers cannot put any LoRA on the text encoder of this transformers",
-)
+IS_BROKEN = Version(diffusers.__version__) < Version("0.41") and Version(transformers.__version__) >= Version("5.6")
+BROKEN = "this diffusers cannot put any LoRA on the text encoder of this transformers"
+reads_text_encoders = pytest.mark.skipif(IS_BROKEN, reason=BROKEN)
 
 
 @pytest.fixture(scope="module")
@@ -359,12 +358,14 @@ def changes(root: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("parts", ("denoiser", pytest.param("all parts", marks=reads_text_encoders)))
+@pytest.mark.parametrize("parts", ("denoiser", "all parts"))
 @pytest.mark.parametrize("family", models.names())
 def test_diffusers_loads_every_module_with_the_trained_change(tmp_path, monkeypatch, family, parts):
+    module = models.family(family)
+    if IS_BROKEN and parts == "all parts" and "text_encoder" in module.Config.rates:
+        pytest.skip(BROKEN)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     base = tiny.save_base(family, tmp_path / "base")
-    module = models.family(family)
     model = module.Model(module.Config(source=str(base)), torch.device("cpu"), torch.float32)
     adapter = random_adapter(model, list(model.config.rates) if parts == "all parts" else [model.denoiser])
     file = tmp_path / "lora.safetensors"

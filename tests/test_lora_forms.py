@@ -92,7 +92,7 @@ def test_a_familys_names_are_told_from_the_others(family):
 # ---- what the kit writes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", (ALPHA, RANK / 2, RANK))
+@pytest.mark.parametrize("alpha", (ALPHA, RANK / 2))
 @pytest.mark.parametrize("family, form", FORMS)
 def test_a_file_read_back_is_the_trained_change(bases, fresh, tmp_path, family, form, alpha):
     model, adapter = with_adapter(opened(bases, family), alpha)
@@ -121,10 +121,9 @@ def test_the_comfy_form_is_dotted_has_no_alpha_and_has_the_scale_in_its_b(traine
         assert torch.equal(tensors[f"{name}.lora_B.weight"], (ALPHA / RANK * up).bfloat16())
 
 
-@pytest.mark.parametrize("alpha", (ALPHA, 0.3, 0.0))
 @pytest.mark.parametrize("family, form", FORMS)
-def test_a_file_of_either_form_put_back_into_the_adapter_is_the_same_change(bases, tmp_path, family, form, alpha):
-    model, adapter = with_adapter(opened(bases, family), alpha)
+def test_a_file_of_either_form_put_back_into_the_adapter_is_the_same_change(bases, tmp_path, family, form):
+    model, adapter = with_adapter(opened(bases, family), alpha=0.3)  # no float32 is 0.3
     wanted = {key: adapter.delta(*key) for key in adapter.layers}
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32", form)
     adapter.load({name: torch.zeros_like(weight) for name, weight in adapter.weights().items()})
