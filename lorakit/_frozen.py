@@ -60,22 +60,31 @@ def linear(
     return y if plus is None else y.add_(plus)
 
 
-class _Linear(Function):
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight where it is needed, brought there when it is kept elsewhere; good until the next one is."""
+    courier = getattr(layer, "courier", None)  # see `_offload`
+    return layer.weight if courier is None else courier.fetch(layer.weight)
+
+
+class FrozenProduct(Function):
+    """x [..., in] through a frozen linear layer, or a 1x1 convolution's weight, which keeps no x."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.weight = weight
-        return linear(x, weight, bias)
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return linear(x, weight_of(layer).flatten(1), layer.bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return linear(grad, ctx.weight.t()), None, None
+        return linear(grad, weight_of(ctx.layer).flatten(1).t()), None
 
 
 class _Conv2d(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
-        ctx.weight, ctx.shape, ctx.stride, ctx.padding = weight, x.shape, stride, padding
+    def forward(ctx, x, layer):
+        ctx.layer, ctx.shape = layer, x.shape
+        weight, bias, stride, padding = weight_of(layer), layer.bias, layer.stride, layer.padding
         out, _, *kernel = weight.shape
         sides = zip(x.shape[2:], padding, kernel, stride, strict=True)
         height, width = ((size + 2 * pad - side) // step + 1 for size, pad, side, step in sides)
@@ -88,13 +97,11 @@ class _Conv2d(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        weight, stride, padding = weight_of(ctx.layer), ctx.layer.stride, ctx.layer.padding
         if ctx.im2col:
-            columns = linear(grad.flatten(2).transpose(1, 2), ctx.weight.flatten(1).t()).transpose(1, 2)
-            kernel = ctx.weight.shape[2:]
-            grad_x = F.fold(columns, ctx.shape[2:], kernel, padding=ctx.padding, stride=ctx.stride)
-        else:
-            grad_x = torch.nn.grad.conv2d_input(ctx.shape, ctx.weight, grad, ctx.stride, ctx.padding)
-        return grad_x, None, None, None, None
+            columns = linear(grad.flatten(2).transpose(1, 2), weight.flatten(1).t()).transpose(1, 2)
+            return F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=padding, stride=stride), None
+        return torch.nn.grad.conv2d_input(ctx.shape, weight, grad, stride, padding), None
 
 
 class FrozenLinear(nn.Linear):
@@ -103,7 +110,7 @@ class FrozenLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight.requires_grad:  # peft makes its own trained layers of the base layer's class
             return super().forward(x)
-        return _Linear.apply(x, self.weight, self.bias)
+        return FrozenProduct.apply(x, self)
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -112,7 +119,7 @@ class FrozenConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight.requires_grad:
             return super().forward(x)
-        return _Conv2d.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return _Conv2d.apply(x, self)
 
 
 class _NormSilu(Function):

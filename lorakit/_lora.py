@@ -8,20 +8,20 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lorakit._frozen import linear
+from lorakit._frozen import FrozenProduct, linear, weight_of
 
 NAME = "default"  # the one adapter that a layer holds; a second would never be trained
 
 
 class _Lora(Function):
-    """x [..., in], weight [out, in], down [rank, in], up [out, rank]; down and up are float32 whatever x is."""
+    """x [..., in], base with weight [out, in], down [rank, in], up [out, rank], which are float32 whatever x is."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, down, up, scale):
+    def forward(ctx, x, base, down, up, scale):
         low = linear(x, down.to(x.dtype)).mul_(scale)
-        ctx.weight, ctx.scale = weight, scale
+        ctx.base, ctx.scale = base, scale
         ctx.save_for_backward(x, down, up, low)
-        return linear(low, up.to(x.dtype), None, linear(x, weight, bias))
+        return linear(low, up.to(x.dtype), None, linear(x, weight_of(base).flatten(1), base.bias))
 
     @staticmethod
     @once_differentiable
@@ -33,33 +33,33 @@ class _Lora(Function):
         grad_up = linear(low.t(), g.t()).t().to(up.dtype)  # the rank-sized factor first: the left one is copied
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = linear(grad_low, down.to(g.dtype).t(), None, linear(g, ctx.weight.t())).view(x.shape)
-        return grad_x, None, None, grad_down, grad_up, None
+            plain = linear(g, weight_of(ctx.base).flatten(1).t())
+            grad_x = linear(grad_low, down.to(g.dtype).t(), None, plain).view(x.shape)
+        return grad_x, None, grad_down, grad_up, None
 
 
 class LoraLinear(Linear):
     """peft's LoRA layer for a linear layer, computed as above."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down, up = self.lora_A[NAME].weight, self.lora_B[NAME].weight
-        return _forward(self, x, down, up, self.base_layer.weight)
+        return _forward(self, x)
 
 
 class LoraConv1x1(Conv2d):
     """peft's LoRA layer for a 1x1 convolution, which is a linear layer over positions."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down, up, weight = (side.weight.flatten(1) for side in (self.lora_A[NAME], self.lora_B[NAME], self.base_layer))
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-        return _forward(self, rows, down, up, weight).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return _forward(self, rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
-def _forward(layer, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    bias, scale, dropout = layer.base_layer.bias, layer.scaling[NAME], layer.lora_dropout[NAME]
+def _forward(layer, x: torch.Tensor) -> torch.Tensor:
+    down, up = layer.lora_A[NAME].weight.flatten(1), layer.lora_B[NAME].weight.flatten(1)
+    base, scale, dropout = layer.base_layer, layer.scaling[NAME], layer.lora_dropout[NAME]
     if isinstance(dropout, nn.Identity):
-        return _Lora.apply(x, weight, bias, down, up, scale)
+        return _Lora.apply(x, base, down, up, scale)
     hidden = nn.functional.linear(dropout(x), down.to(x.dtype)) * scale
-    return nn.functional.linear(x, weight, bias) + nn.functional.linear(hidden, up.to(x.dtype))
+    return FrozenProduct.apply(x, base) + nn.functional.linear(hidden, up.to(x.dtype))
 
 
 LAYERS = {nn.Linear: LoraLinear, nn.Conv2d: LoraConv1x1}

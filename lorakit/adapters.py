@@ -76,7 +76,8 @@ class Adapter:
                 inject_adapter_in_model(KINDS[config.kind].build(config, targets), root, NAME)
             self.layers |= {(part, name): root.get_submodule(name) for name in targets}
         for _, parameter in self.named():
-            parameter.data = parameter.data.float()
+            # beside a weight that stays in host memory peft makes them there
+            parameter.data = parameter.data.to(model.device, torch.float32)
 
     def pairs(self) -> Iterator[tuple[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]]:
         """((part, module), (A, B)) of every module, float32 on the CPU; A is [rank, in, ...], B is [out, rank, ...]."""

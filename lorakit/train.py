@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lorakit import checkpoint, events, export, optimizers, schedules
@@ -17,6 +17,7 @@ from lorakit.data.feed import Feed
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
+from lorakit.memory import explained
 from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.project import Run
@@ -39,7 +40,8 @@ def train(run: Run) -> Iterator[Event]:
     """Train a run (made with `lorakit.run.start`) from its newest whole state to its end.
 
     Yields events and appends them to the run's log. SIGINT and SIGTERM finish the step, save and end with `Stopped`.
-    Raises RunChanged, DataError, ModelFileError, ConfigError before the first step, TrainingDiverged later.
+    Raises RunChanged, DataError, ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory
+    at any time.
     """
     with _stop_signals() as stop:
         session = Session(run)
@@ -62,6 +64,7 @@ class Session:
         self.model = family(config.model.family).Model(
             config.model, self.precision.device, self.precision.dtype, config.rates
         )
+        self.model.offload = config.memory.offload
         self.scan = scan(config.data, run.project.folder)
         self.plan = make_plan(config, self.scan)
         self.feed = Feed(
@@ -82,12 +85,14 @@ class Session:
         if notes := [*self.scan.notes, *self._cut_captions()]:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
-        for progress in self._encode():
-            yield progress
-            if stop.is_set():
-                yield Stopped(step=0, reason="stop was asked for; what is encoded is kept, train again to go on")
-                return
-        self._attach()
+        with self._explained("while encoding pictures and captions"):
+            for progress in self._encode():
+                yield progress
+                if stop.is_set():
+                    yield Stopped(step=0, reason="stop was asked for; what is encoded is kept, train again to go on")
+                    return
+        with self._explained(f"while loading the {self.model.denoiser}"):
+            self._attach()
         done = yield from self._resume()
         yield Started(
             step=done,
@@ -99,7 +104,8 @@ class Session:
         )
         saved_at, last_saved = time.monotonic(), done
         for step in range(done + 1, self.plan.steps + 1):
-            stepped = self._step(step)
+            with self._explained(f"in step {step}"):
+                stepped = self._step(step)
             yield stepped
             yield from self._watch(stepped)
             exports, samples = self._due(step, self.config.save), self._due(step, self.config.sample)
@@ -108,11 +114,15 @@ class Session:
                 yield self._save(step, exports)
                 saved_at, last_saved = time.monotonic(), step
             if samples:
-                yield from self._sample(step)
+                with self._explained(f"while painting after step {step}", "Or paint nothing: sample.prompts=[]."):
+                    yield from self._sample(step)
             if stop.is_set() and step < self.plan.steps:
                 yield Stopped(step=last_saved, reason="stop was asked for; train again to go on from here")
                 return
         yield Finished(step=self.plan.steps, lora=str(self.run.lora_file(self.plan.steps).relative_to(self.run.folder)))
+
+    def _explained(self, doing: str, otherwise: str = "") -> AbstractContextManager[None]:
+        return explained(self.config, self.precision.device, doing, otherwise=otherwise)
 
     # ---- before the first step -----------------------------------------------------------------------------------
 

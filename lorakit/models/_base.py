@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from lorakit._frozen import slim
+from lorakit._offload import place
 from lorakit.fingerprint import file_digest
 
 # what diffusers, newer and older transformers call it
@@ -35,6 +36,7 @@ class Parts:
     def __init__(self, config: Any, files: Any, device: torch.device, dtype: torch.dtype, trained: Collection[str]):
         self.config, self.files, self.device, self.dtype = config, files, device, dtype
         self.trained = frozenset(trained)
+        self.offload = 0.0  # share (0..1) of the denoiser's weights that stays in host memory
         self._parts: dict[str, torch.nn.Module] = {}
         self._fingerprints: dict[str, str] = {}
 
@@ -54,8 +56,16 @@ class Parts:
     def load(self, part: str) -> torch.nn.Module:
         """The frozen module of a part, on the device, in its precision."""
         if part not in self._parts:
-            self._parts[part] = slim(getattr(self.files, part)(self.part_dtype(part), self.device))
+            share = self.offload if part == self.denoiser else 0.0
+            # what stays on the host must not pass through the device, where it may not fit
+            module = getattr(self.files, part)(self.part_dtype(part), torch.device("cpu") if share else self.device)
+            module = self.prepared(part, module)
+            self._parts[part] = place(module, self.device, share) if share else module
         return self._parts[part]
+
+    def prepared(self, part: str, module: torch.nn.Module) -> torch.nn.Module:
+        """A frozen module with the passes that the family trains with."""
+        return slim(module)
 
     def release(self, *parts: str) -> None:
         """Let go of parts that are not needed any more; `load` brings them back without adapters."""
