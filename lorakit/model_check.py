@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from lorakit.lora_file import LoraFileError, describe
 from lorakit.model_files import (
     INDEXES,
+    WEIGHTS,
     ModelFileError,
-    all_shards,
     part_folders,
     part_weights,
     read_index,
@@ -75,7 +75,7 @@ class Finding:
 
     kind     what it is, in words
     size     bytes
-    dtypes   types of its weights, the most frequent first
+    dtypes   types of its weights, the most frequent first, that hold at least one in a hundred
     blocks   transformer blocks, 0 where there are none
     holds    family -> what it holds of the parts that are needed to train on that
     trouble  why it is of no use, "" when it is whole
@@ -115,24 +115,23 @@ def missing(findings: Iterable[Finding]) -> list[str]:
 
 def _models(path: Path) -> Iterator[Path]:
     """The model files and model folders at `path` and below, in the order of their names."""
-    if not path.is_dir() or _is_model_folder(path):
+    if not path.is_dir():
         yield path
         return
-    for folder, inner, files in os.walk(path):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in [name for name in inner if _is_model_folder(Path(folder, name))]:
-            inner.remove(name)
-            yield Path(folder, name)
-        for name in sorted(files):
-            if name.removesuffix(next(filter(name.endswith, UNFINISHED), "")).endswith(SEARCHED):
-                yield Path(folder, name)
-
-
-def _is_model_folder(folder: Path) -> bool:
-    """Whether a folder is a diffusers model, or one part of one."""
-    if any((folder / name).is_file() for name in INDEXES):
-        return True
-    return (folder / "config.json").is_file() and bool(weight_files(file.name for file in folder.iterdir()))
+    inside = sorted(path.iterdir())
+    files = [file.name for file in inside if not file.is_dir()]
+    is_part = "config.json" in files and bool(weight_files(files))
+    is_whole_model = not {*INDEXES}.isdisjoint(files)
+    if is_part or is_whole_model:
+        yield path
+    for name in files:
+        bare = name.removesuffix(next(filter(name.endswith, UNFINISHED), ""))
+        if bare.endswith(SEARCHED) and not (is_part and WEIGHTS.fullmatch(name)):
+            yield path / name
+    for folder in inside:
+        around = folder.is_symlink() and path.resolve().is_relative_to(folder.resolve())  # a link to where we are
+        if folder.is_dir() and not (is_whole_model or around or folder.name.startswith(".")):
+            yield from _models(folder)
 
 
 def _examine(path: Path) -> Finding:
@@ -184,13 +183,10 @@ def _described(path: Path, size: int, header: Mapping[str, Any]) -> Finding:
 
 
 def _dtypes(header: Mapping[str, Any]) -> tuple[str, ...]:
-    weight: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
     for entry in header.values():
-        elements = 1
-        for length in entry["shape"]:
-            elements *= length
-        weight[DTYPES.get(entry["dtype"], entry["dtype"].lower())] += elements
-    return tuple(name for name, _ in weight.most_common())
+        elements[DTYPES.get(entry["dtype"], entry["dtype"].lower())] += prod(entry["shape"])
+    return tuple(name for name, count in elements.most_common() if 100 * count >= elements.total())
 
 
 def _blocks(names: list[str], kind: str) -> int:
@@ -244,9 +240,6 @@ def _header_of(weights: Path) -> dict[str, Any]:
 
 
 def _part_folder(path: Path) -> Finding:
-    names = weight_files(file.name for file in path.iterdir())
-    size = sum((path / name).stat().st_size for name in names)
-    if not all_shards(names):
-        found = f"{len(names)} weight files, such as {names[0]}"
-        return Finding(path=path, kind="one part of a model", size=size, trouble=f"Shards are missing: {found}.")
-    return _described(path, size, {key: entry for name in names for key, entry in _header_of(path / name).items()})
+    weights = part_weights(path)
+    size = sum(file.stat().st_size for file in weights)
+    return _described(path, size, {key: entry for file in weights for key, entry in _header_of(file).items()})
