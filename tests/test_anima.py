@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tiny_anima
 import torch
+from diffusers import AnimaTextConditioner, CosmosTransformer3DModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_anima_lora_to_diffusers as convert_lora
 from diffusers.models.transformers import transformer_cosmos
 from diffusers.modular_pipelines.anima.before_denoise import AnimaTextConditioningStep
 from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
@@ -19,7 +21,8 @@ from torch.nn import functional as F
 from lorakit.adapters import Adapter, AdapterConfig
 from lorakit.config import from_dict
 from lorakit.data.images import to_tensor
-from lorakit.models import Size, anima
+from lorakit.models import Size, _qwen_vae, anima
+from lorakit.models._anima_files import ANIMA_CONFIG, read_json
 from lorakit.weightings import LossConfig
 
 CPU = torch.device("cpu")
@@ -157,6 +160,14 @@ def test_what_captions_are_kept_under_changes_with_all_that_changes_them(base):
     assert opened(base, trained=("transformer",)).text_key() == plain.text_key()
 
 
+def test_in_float16_the_parts_that_are_read_once_are_float32(base):
+    model, exact = opened(base, torch.float16), opened(base)
+    assert {part: model.load(part).dtype for part in (*model.text_parts, "vae")} == {
+        part: torch.float32 for part in (*model.text_parts, "vae")
+    }
+    assert torch.equal(hidden(model, "mofu, girl"), hidden(exact, "mofu, girl").half())
+
+
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +186,15 @@ def test_pictures_are_encoded_and_normalised_as_diffusers_does(base, pipeline):
         torch.tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     torch.testing.assert_close(x0, (sample - centre) / width, rtol=1e-5, atol=1e-6)
+
+
+def test_the_vae_for_pictures_decodes_as_diffusers_does_and_keeps_one_tap_in_time(base, pipeline):
+    latents, vae = torch.randn(2, 16, 6, 4), opened(base).load("vae")
+    with torch.no_grad():
+        expected = pipeline.vae.decode(latents[:, :, None]).sample[:, :, 0]
+        torch.testing.assert_close(_qwen_vae.decode(vae, latents), expected, rtol=0, atol=3e-5)
+    ours, theirs = (sum(weight.numel() for weight in each.parameters()) for each in (vae, pipeline.vae))
+    assert ours < theirs / 2
 
 
 @pytest.mark.parametrize("shift", (0.0, 1.5))
@@ -244,3 +264,31 @@ def test_the_loss_is_that_of_plain_diffusers_calls(base, pipeline):
         found = model.loss(x0, eps, t, {"hidden": hidden(model, *captions)}, LossConfig())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+# ---- names in files --------------------------------------------------------------------------------------------------
+
+
+def test_every_module_of_a_full_size_model_has_the_name_that_hosts_know(base):
+    model, names = opened(base), {}
+    with torch.device("meta"):
+        full = {
+            "transformer": CosmosTransformer3DModel.from_config(read_json(ANIMA_CONFIG / "transformer/config.json")),
+            "text_conditioner": AnimaTextConditioner(),
+        }
+    model.load = full.__getitem__
+    for part in full:
+        names |= {(part, target): model.names(part, target) for target in model.targets(part)}
+    assert [sum(part == key for key, _ in names) for part in full] == [280, 60]
+    theirs = convert_lora({name["comfy"]: name["diffusers"] for name in names.values()})
+    assert all(found == wanted for found, wanted in theirs.items())
+    assert all(name["diffusers"] == f"{part}.{target}" for (part, target), name in names.items())
+    for form in ("comfy", "kohya", "diffusers"):
+        assert len({name[form] for name in names.values()}) == 340
+    assert {
+        "lora_unet_blocks_0_self_attn_q_proj",
+        "lora_unet_blocks_27_cross_attn_output_proj",
+        "lora_unet_blocks_9_mlp_layer1",
+        "lora_unet_llm_adapter_blocks_0_self_attn_q_proj",
+        "lora_unet_llm_adapter_blocks_5_mlp_2",
+    } <= {name["kohya"] for name in names.values()}

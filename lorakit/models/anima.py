@@ -15,7 +15,7 @@ from PIL import Image
 from lorakit._frozen import slim
 from lorakit.config import Config, setting
 from lorakit.hub import fetch
-from lorakit.models import Size, _cosmos, _flow
+from lorakit.models import Size, _cosmos, _flow, _qwen_vae
 from lorakit.models._anima_files import open_anima, read_json
 from lorakit.models._base import Parts
 from lorakit.weightings import LossConfig
@@ -118,13 +118,13 @@ class Model(Parts):
             return torch.float32
         return self.dtype if part == self.denoiser else _cosmos.stream_dtype(self.dtype)
 
-    def load(self, part: str) -> torch.nn.Module:
-        """The frozen module of a part, on the device, in its precision."""
-        if part not in self._parts:
-            module = getattr(self.files, part)(self.part_dtype(part), self.device)
-            # the other parts keep next to nothing for a backward pass, and so their answers are diffusers' bit for bit
-            self._parts[part] = _cosmos.prepare(slim(module), self.dtype) if part == self.denoiser else module
-        return self._parts[part]
+    def prepared(self, part: str, module: torch.nn.Module) -> torch.nn.Module:
+        """The transformer with its passes, the VAE for single pictures; text parts, which keep next to nothing for a
+        backward pass, stay as they are, so that their answers are diffusers' bit for bit.
+        """
+        if part == self.denoiser:
+            return _cosmos.prepare(slim(module), self.dtype)
+        return _qwen_vae.for_pictures(module) if part == "vae" else module
 
     def names(self, part: str, module: str) -> dict[str, str]:
         """Form of LoRA files -> the name they know a module by, without what follows (.lora_A.weight)."""
@@ -156,8 +156,8 @@ class Model(Parts):
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Posterior of one picture [3, H, W] in -1..1: `mean` and `std`, float32 [16, H/8, W/8], not normalised."""
-        posterior = self.load("vae").encode(pixels[None, :, None].to(self.device)).latent_dist  # a film of one frame
-        return {"mean": posterior.mean[0, :, 0], "std": posterior.std[0, :, 0]}
+        mean, std = _qwen_vae.encode(self.load("vae"), pixels[None].to(self.device))
+        return {"mean": mean[0], "std": std[0]}
 
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
         """x0 of a batch, float32 [B, 16, H/8, W/8] on the device: a draw from each posterior, normalised by channel."""
@@ -282,5 +282,5 @@ class Model(Parts):
         from diffusers.image_processor import VaeImageProcessor
 
         centre, width = self._channels(latents)
-        pixels = self.load("vae").decode((latents * width + centre)[:, :, None]).sample[:, :, 0]
+        pixels = _qwen_vae.decode(self.load("vae"), latents * width + centre)
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
