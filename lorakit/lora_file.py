@@ -222,27 +222,31 @@ def _change(
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is of no use.")
     factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}
+    rank = rank_of(kind, {role: tensor.shape for role, tensor in factors.items()})
     if "alpha" in tensors:
         alpha = tensors["alpha"].float().mean().item()  # a single number, whatever its shape
     else:
-        alpha = _peft_alpha(settings, name, rank_of(kind, {role: t.shape for role, t in factors.items()}))
-    change = Change(kind, factors, alpha, shape)
+        alpha, rank = _peft_alpha(settings, name, rank)
+    change = Change(kind, factors, alpha, shape, rank)
     if not change.fits():
         sizes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in factors.items())
         raise LoraFileError(f"{file.name}: {name} has {sizes}, which do not go together to the weight's {shape}.")
     return change
 
 
-def _peft_alpha(settings: dict[str, Any], name: str, rank: int | None) -> float | None:
-    """The alpha that peft's settings have for a module; None where there are none."""
+def _peft_alpha(settings: dict[str, Any], name: str, rank: int | None) -> tuple[float | None, int | None]:
+    """A module's alpha by peft's settings, if there are any, and its rank, which peft has for full matrices too."""
     part, _, module = name.partition(".")
-    for prefix in ("", f"{part}."):
-        if f"{prefix}lora_alpha" in settings and rank is not None:
-            patterns = settings.get(f"{prefix}alpha_pattern") or {}
-            own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
-            alpha = next(own, settings[f"{prefix}lora_alpha"])
-            return alpha * math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else alpha
-    return None
+    # for LoHa and LoKr peft calls it alpha; diffusers puts the part's name before all
+    names = ((start, f"{start}{end}") for start in ("", f"{part}.") for end in ("lora_alpha", "alpha"))
+    if (found := next((pair for pair in names if pair[1] in settings), None)) is None:
+        return None, rank
+    prefix, usual = found
+    rank = rank or settings[f"{prefix}r"]
+    patterns = settings.get(f"{prefix}alpha_pattern") or {}
+    own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    alpha = next(own, settings[usual])
+    return alpha * math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else alpha, rank
 
 
 def _unfit(file: Path, model: Any, found: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +91,7 @@ class Change:
     tensors: Mapping[str, torch.Tensor]
     alpha: float | None  # None: the scale is 1
     shape: tuple[int, ...]
-
-    @cached_property
-    def rank(self) -> int | None:
-        """The inner dimension; None for a LoKr of two full matrices."""
-        return rank_of(self.kind, {role: tensor.shape for role, tensor in self.tensors.items()})
+    rank: int | None  # see `rank_of`; peft has one for every change
 
     @property
     def scale(self) -> float:

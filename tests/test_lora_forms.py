@@ -17,7 +17,7 @@ from tiny import save_base
 from lorakit import export, lora_file, models
 from lorakit.adapters import Adapter, AdapterConfig
 from lorakit.lora_file import LoraFileError
-from lorakit.lora_kinds import Change, kind_of
+from lorakit.lora_kinds import Change, kind_of, rank_of
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 4, 3.0
@@ -239,6 +239,21 @@ def test_the_alpha_of_pefts_settings_counts(fresh, trained, tmp_path, family, wh
     assert [changes[key].scale, changes[other].scale] == pytest.approx([1.5, 0.75])
 
 
+def test_modules_that_are_never_trained_here_are_read_too(fresh, tmp_path, family):
+    model = fresh(family)
+    part, tensors, wanted = model.denoiser, {}, {}
+    for module in golden_names.matrices(model.load(part)):
+        weight = model.load(part).get_submodule(module).weight
+        down, up = torch.randn(2, *weight.shape[1:]), torch.randn(len(weight), 2, *[1] * (weight.ndim - 2))
+        tensors |= both(model.names(part, module)["diffusers"], down, up, A_B, None)
+        wanted[part, module] = ALPHA / RANK * torch.einsum("or...,ri...->oi...", up, down)
+    save_file(tensors, tmp_path / "locon.safetensors")
+    changes = lora_file.read(tmp_path / "locon.safetensors", model)
+    assert changes.keys() == wanted.keys() and len(changes) > len(model.targets(part))
+    for key, change in changes.items():
+        torch.testing.assert_close(change.delta(), wanted[key], rtol=1e-4, atol=1e-5)
+
+
 def test_parts_that_a_file_does_not_name_are_not_loaded(bases, trained, tmp_path, family):
     model, adapter = with_adapter(opened(bases, family), parts=(opened(bases, family).denoiser,))
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", model.config.forms[0])
@@ -291,20 +306,37 @@ def test_loha_and_lokr_are_pefts(kind, layer):
     made = with_peft(root, PEFT[kind], ["0"])["0"]
     tensors = tensors_of(made)
     assert kind_of(set(tensors)) == kind.partition(" ")[0]
-    change = Change(kind_of(set(tensors)), tensors, PEFT[kind].alpha, shape)
+    change = Change(kind_of(set(tensors)), tensors, PEFT[kind].alpha, shape, PEFT[kind].r)
+    assert rank_of(change.kind, {role: weight.shape for role, weight in tensors.items()}) in (PEFT[kind].r, None)
     assert change.fits()
     torch.testing.assert_close(change.delta(), made.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ("loha", "lokr"))
+def test_pefts_own_files_of_loha_and_lokr_are_read_with_their_alpha(bases, fresh, tmp_path, family, kind):
+    model = opened(bases, family)
+    targets = model.targets(model.denoiser)[:3]
+    layers = with_peft(model.load(model.denoiser), PEFT[kind], targets)
+    tensors = {
+        f"base_model.model.{module}.{role}": weight.contiguous()
+        for module, layer in layers.items()
+        for role, weight in tensors_of(layer).items()
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": PEFT[kind].r, "alpha": PEFT[kind].alpha}))
+    for (_, module), change in lora_file.read(tmp_path / "adapter_model.safetensors", fresh(family)).items():
+        torch.testing.assert_close(change.delta(), layers[module].get_delta_weight("default"), rtol=1e-5, atol=1e-6)
+
+
 def test_a_lokr_of_two_full_matrices_has_no_rank_and_minds_no_alpha():
     tensors = {"lokr_w1": torch.randn(2, 3), "lokr_w2": torch.randn(4, 5)}
-    change = Change("lokr", tensors, 7.0, (8, 15))
+    change = Change("lokr", tensors, 7.0, (8, 15), rank_of("lokr", tensors))
     assert change.rank is None and torch.equal(change.delta(), torch.kron(tensors["lokr_w1"], tensors["lokr_w2"]))
 
 
 def test_a_convolution_between_down_and_up_is_that_of_three_layers():
     down, mid, up = (torch.randn(shape) for shape in ((4, 6, 1, 1), (4, 4, 3, 3), (8, 4, 1, 1)))
-    change = Change("lora", {"down": down, "mid": mid, "up": up}, 2.0, (8, 6, 3, 3))
+    change = Change("lora", {"down": down, "mid": mid, "up": up}, 2.0, (8, 6, 3, 3), 4)
     x = torch.randn(1, 6, 9, 9)
     conv = torch.nn.functional.conv2d
     assert change.fits()
