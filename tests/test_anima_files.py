@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import save_sd15
 
 from lorakit.hub import fetch
-from lorakit.model_files import ModelFileError
+from lorakit.model_files import ModelFileError, is_whole
 from lorakit.models._anima_files import ANIMA_CONFIG, CLASSES, AnimaFiles, open_anima
 from lorakit.models._anima_names import RENAMED
 
@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 FORMS = (
     "folder",
     "folder with model_index.json",
+    "folder with folders of other names",
     "folder in shards",
     "net. files",
     "bare files",
@@ -75,6 +76,17 @@ def written(form: str, parts: dict[str, torch.nn.Module], folder: Path, tmp_path
         plain = {name: value[:2] if isinstance(value, list) else value for name, value in index.items()}
         (copy / "model_index.json").write_text(json.dumps(plain))
         (copy / "modular_model_index.json").unlink()
+        return alone(copy)
+    if form == "folder with folders of other names":
+        shutil.copytree(folder, copy)
+        index = json.loads((copy / "modular_model_index.json").read_text())
+        index["text_encoder"][2]["subfolder"] = "qwen"
+        (copy / "text_encoder").rename(copy / "qwen")
+        (copy / "modular_model_index.json").write_text(json.dumps(index))
+        assert is_whole(copy)
+        (copy / "qwen" / "config.json").rename(tmp_path / "config.json")
+        assert not is_whole(copy)
+        (tmp_path / "config.json").rename(copy / "qwen" / "config.json")
         return alone(copy)
     if form == "folder in shards":
         shutil.copytree(folder, copy)
@@ -135,6 +147,14 @@ def test_every_form_loads_bit_for_bit(form, parts, folder, tmp_path):
         assert all(path.is_file() for path in [*files.files(name), *files.settings(name)])
     assert files.scheduler_config()["shift"] == 3.0
     assert len(files.vae_config()["latents_mean"]) == files.transformer_config()["in_channels"] == 16
+
+
+@pytest.mark.parametrize("form", ["folder", "bare files"])
+def test_a_text_parts_answer_depends_on_its_tokenizer_too(form, parts, folder, tmp_path):
+    files = written(form, parts, folder, tmp_path)
+    assert {path.parent.name for path in files.settings("text_encoder")} == {"text_encoder", "tokenizer"}
+    assert {path.parent.name for path in files.settings("text_conditioner")} == {"text_conditioner", "t5_tokenizer"}
+    assert [path.name for path in files.settings("vae")] == ["config.json"]
 
 
 @pytest.mark.parametrize(("layers", "width"), [(1, 32), (5, 16)])
@@ -301,7 +321,8 @@ def test_the_tokenizers_in_the_package_are_those_of_qwen3_and_t5(parts, tmp_path
     assert qwen("Hello world").input_ids == [9707, 1879] and qwen("").input_ids == []
     assert qwen("Hello, my name is").input_ids == [9707, 11, 847, 829, 374]
     assert len(qwen) == 151669 and qwen.pad_token_id == 151643 and qwen.padding_side == "right"
-    assert qwen("<|im_start|><|im_end|></think>").input_ids == [151644, 151645, 151668]
+    marks = qwen("<|im_start|><|im_end|></think>").input_ids
+    assert marks == [151644, 151645, 151668] and qwen.decode(marks, skip_special_tokens=True) == "</think>"
     sentence = "translate English to German: The house is wonderful."
     assert t5(sentence).input_ids == [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1]
     assert t5("Hello world").input_ids == [8774, 296, 1] and t5("").input_ids == [1]
