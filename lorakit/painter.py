@@ -30,6 +30,7 @@ class Painter:
         self.model = family(self.config.model.family).Model(
             self.config.model, self.precision.device, self.precision.dtype, self.config.rates
         )
+        self.model.offload = self.config.memory.offload
         self.base = export.base_name(self.config.model.source)
         self._adapter: Adapter | None = None
         self._checkpoint: int | str = OFF

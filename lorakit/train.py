@@ -17,7 +17,7 @@ from lorakit.data.feed import Feed
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
-from lorakit.memory import explained
+from lorakit.memory import OutOfMemory, explained
 from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.project import Run
@@ -114,8 +114,7 @@ class Session:
                 yield self._save(step, exports)
                 saved_at, last_saved = time.monotonic(), step
             if samples:
-                with self._explained(f"while painting after step {step}", "Or paint nothing: sample.prompts=[]."):
-                    yield from self._sample(step)
+                yield from self._sample(step)
             if stop.is_set() and step < self.plan.steps:
                 yield Stopped(step=last_saved, reason="stop was asked for; train again to go on from here")
                 return
@@ -284,18 +283,28 @@ class Session:
         folder = checkpoint.write(self.run.states, step, state, self.config.save.keep_states)
         return Saved(step=step, state=str(folder.relative_to(self.run.folder)), lora=lora, matched=matched)
 
-    def _sample(self, step: int) -> Iterator[Sampled]:
-        """Paint the sample prompts; nothing here draws from a generator that training draws from."""
-        config = self.config.sample
-        with self.model.painting():
-            for index, prompt in enumerate(config.prompts):
-                text, negative = self.feed.encoded([prompt, config.negative_prompt])
-                image = paint(self.model, text, negative, config, config.seed)
-                file = self.run.samples / f"{step:06d}-{index:02d}.png"
-                store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
-                yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
+    def _sample(self, step: int) -> Iterator[Sampled | Warned]:
+        """Paint the sample prompts; nothing here draws from a generator that training draws from.
+
+        Samples that do not fit into memory are left out, and training goes on.
+        """
+        otherwise = "These samples are left out and training goes on; paint none with sample.prompts=[]."
+        try:
+            with self._explained(f"while painting after step {step}", otherwise), self.model.painting():
+                yield from self._painted(step)
+        except OutOfMemory as error:
+            yield Warned(text=str(error))
         if self.config.data.cache_latents:
             self.model.release("vae")
+
+    def _painted(self, step: int) -> Iterator[Sampled]:
+        config = self.config.sample
+        for index, prompt in enumerate(config.prompts):
+            text, negative = self.feed.encoded([prompt, config.negative_prompt])
+            image = paint(self.model, text, negative, config, config.seed)
+            file = self.run.samples / f"{step:06d}-{index:02d}.png"
+            store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
+            yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
 
 
 @contextmanager

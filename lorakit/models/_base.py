@@ -100,6 +100,8 @@ class Parts:
         training = [module for part in self._parts.values() for module in part.modules() if module.training]
         for part in self._parts.values():
             part.eval()
-        yield
-        for module in training:
-            module.training = True
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

@@ -111,5 +111,10 @@ class UNetModel(Parts):
         from diffusers.image_processor import VaeImageProcessor
 
         vae = self.load("vae")
-        pixels = vae.decode(latents.to(vae.dtype) / self.files.vae_config()["scaling_factor"]).sample
+        latents = latents.to(vae.dtype) / self.files.vae_config()["scaling_factor"]
+        try:
+            pixels = vae.decode(latents).sample
+        except torch.OutOfMemoryError:  # a large picture beside the UNet on a small card: in tiles, blended at seams
+            vae.enable_tiling()
+            pixels = vae.decode(latents).sample
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
