@@ -26,8 +26,8 @@ def mix(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def loss(said: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of the velocity `said`, float32 [B]; all three are [B, ...]."""
-    return (said.float() - (eps - x0)).square().flatten(1).mean(dim=1)
+    """Mean squared error of the velocity `said`, float32 [B]; x0 and eps are float32, all are [B, ...]."""
+    return (said - (eps - x0)).square().flatten(1).mean(dim=1)
 
 
 def scheduler(sampler: str, config: dict, shift: float, steps: int):
