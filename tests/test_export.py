@@ -220,6 +220,17 @@ def test_numbers_that_are_not_finite_are_never_written(base, tmp_path, value, dt
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_does_not_hold_what_was_trained_is_not_left(base, tmp_path):
+    class AllAlike(sd15.Model):
+        def names(self, part, module):
+            return {"kohya": "lora_unet_mid_block_attentions_0_proj_in"}
+
+    model = AllAlike(sd15.Config(source=str(base)), torch.device("cpu"), torch.float32)
+    with pytest.raises(export.LoraFileError, match="do not go together"):
+        export.write(tmp_path / "lora.safetensors", random_adapter(model, ["unet"]), model, {}, "fp16", "kohya")
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- what a file tells -----------------------------------------------------------------------------------------------
 
 

@@ -424,6 +424,31 @@ def test_a_file_that_would_be_applied_in_part_or_wrongly_is_refused(fresh, train
         lora_file.read(file, fresh(family))
 
 
+def test_a_module_under_the_names_of_two_systems_is_refused(fresh, trained, tmp_path, family):
+    model, adapter = trained(family)
+    key, sides = next(adapter.pairs())
+    names = model.names(*key)
+    tensors = both(names["kohya"], *sides, DOWN_UP) | both(names["diffusers"], *(t.clone() for t in sides), A_B)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(LoraFileError, match="twice"):
+        lora_file.read(tmp_path / "lora.safetensors", fresh(family))
+
+
+def test_a_file_with_another_kind_in_it_is_refused_for_a_run(trained, tmp_path, family):
+    model, adapter = trained(family)
+    file = tmp_path / "lora.safetensors"
+    export.write(file, adapter, model, {}, "fp32", "kohya")
+    tensors = load_file(file)
+    key, (down, up) = next(adapter.pairs())
+    name = model.names(*key)["kohya"]
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{name}.")}
+    for i in (1, 2):
+        tensors |= {f"{name}.hada_w{i}_a": up.flatten(1).clone(), f"{name}.hada_w{i}_b": down.flatten(1).clone()}
+    save_file(tensors, file)
+    with pytest.raises(LoraFileError, match="down and up are wanted"):
+        export.weights(file, adapter, model)
+
+
 def test_a_file_for_another_family_is_told_by_its_names(fresh, trained, tmp_path, family):
     model, adapter = trained(family)
     for other in set(models.names()) - {family}:
