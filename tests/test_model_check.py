@@ -156,7 +156,7 @@ def test_what_is_broken_says_how(found):
 @pytest.mark.parametrize("damage", ["part", "shard", "index", "weights"])
 def test_a_folder_that_is_not_whole_says_what_is_missing(damage, parts, zoo, tmp_path):
     copy = shutil.copytree(zoo / "diffusers" / "anima", tmp_path / "model")
-    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     if damage == "part":
         shutil.rmtree(copy / "t5_tokenizer")
     elif damage == "shard":
