@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from original_layout import original_state
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import conditioning
@@ -284,14 +286,14 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_sizes_exact(base):
 # ---- pictures out ----------------------------------------------------------------------------------------------------
 
 
-def pixels(image: Image.Image) -> torch.Tensor:
-    return to_tensor(image)
-
-
-@pytest.mark.parametrize("name", ("epsilon", "ztsnr"))
-@pytest.mark.parametrize("sampler", sdxl.Config.samplers)
+@pytest.mark.parametrize(
+    ("name", "sampler"), (("epsilon", "euler_a"), ("epsilon", "ddim"), ("ztsnr", "euler"), ("ztsnr", "dpmpp_2m"))
+)
 def test_a_picture_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_path, name, sampler):
-    parts = ("unet", "text_encoder", "text_encoder_2")
+    # before 0.41 diffusers puts no LoRA on the text encoders of transformers 5.6 and later
+    parts = (
+        ("unet", "text_encoder", "text_encoder_2") if Version(diffusers.__version__) >= Version("0.41") else ("unet",)
+    )
     model = opened(bases[name], trained=parts)
     adapter = with_adapter(model, parts)
     matched = export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32", "kohya")
@@ -311,12 +313,12 @@ def test_a_picture_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_pat
         size = [Size.whole(64, 96)]
         text, negative = (model.condition([model.encode_text(words)], size) for words in ("mofu, girl", "hat"))
         ours = model.paint(text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
-    assert (pixels(ours) - pixels(expected)).abs().max() <= 2 / 127.5
+    assert (to_tensor(ours) - to_tensor(expected)).abs().max() <= 2 / 127.5
     adapter.set_strength(0.0)
     with torch.no_grad(), model.painting():
         text, negative = (model.condition([model.encode_text(words)], size) for words in ("mofu, girl", "hat"))
         without = model.paint(text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
-    assert (pixels(without) - pixels(expected)).abs().max() > 8 / 127.5
+    assert (to_tensor(without) - to_tensor(expected)).abs().max() > 8 / 127.5
 
 
 @pytest.mark.parametrize("sampler", sdxl.Config.samplers)
