@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, e.g. adapter.rank=32"
     )
+    train.add_argument(
+        "--card", default="", metavar="MEMORY", help="settings that suit a GPU, e.g. '8 GB'; others win over them"
+    )
 
     status = add(_status, "the runs of a project")
     status.add_argument("project", type=Path)
@@ -127,9 +130,14 @@ def _train(options: argparse.Namespace) -> int:
     run = _project(options.project).run(options.run)
     if options.config:
         settings = read_yaml(options.config)
+    elif run.exists():
+        config = read_config(run)
+        settings = to_dict(config)
+        for part, values in config.model.cards.get(options.card, {}).items():
+            settings[part] = {name: value for name, value in settings[part].items() if name not in values}
     else:
-        settings = to_dict(read_config(run)) if run.exists() else {"model": {"family": "sd15"}}
-    start(run, configure(_with(settings, options.set)))
+        settings = {"model": {"family": "sd15"}}
+    start(run, configure(_with(settings, options.set), options.card))
     for event in train(run):
         _print(event)
     return 0

@@ -92,18 +92,23 @@ def _is_changed(config: Config, part: str, name: str) -> bool:
     return getattr(settings, name) != settings.__dataclass_fields__[name].default
 
 
-def configure(settings: dict[str, Any]) -> RunConfig:
-    """The config that settings describe, over what the family starts from, over every setting's own default.
+def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
+    """The config that settings describe, over what suits a GPU (a name of the family's `cards`, "" for none), over what
+    the family starts from, over every setting's own default.
 
     Raises ConfigError with a sentence for every setting that is wrong or does not go with the family.
     """
     model = settings.get("model", {})
     if not isinstance(model, dict) or "family" not in model:
         raise ConfigError(f"model.family is missing; known families are {', '.join(models.names())}.")
+    family = models.config_class(model["family"])
+    if card and card not in family.cards:
+        raise ConfigError(f"There is no card {card!r} for {family.family}; its cards are {', '.join(family.cards)}.")
     merged = dict(settings)
-    for name, defaults in models.config_class(model["family"]).defaults.items():
-        given = settings.get(name, {})
-        merged[name] = {**defaults, **given} if isinstance(given, dict) else given
+    for under in (family.cards[card] if card else {}, family.defaults):
+        for name, values in under.items():
+            given = merged.get(name, {})
+            merged[name] = {**values, **given} if isinstance(given, dict) else given
     return from_dict(RunConfig, merged)
 
 

@@ -59,6 +59,31 @@ class Config(Config):
         "memory": {"gradient_checkpointing": True},  # without it 1024 px want more than 24 GB
         "sample": {"width": 1024, "height": 1024, "steps": 30, "guidance_scale": 4.0, "sampler": "euler"},
     }
+    # Four pictures a step on every card, so that a smaller one gives up speed and little else; 24 and 32 GB are those
+    # of the Anima training guide.
+    cards: ClassVar = {
+        "8 GB": {
+            "optimizer": {"name": "adamw8bit"},
+            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
+            "memory": {"gradient_checkpointing": True, "offload": 0.5},
+        },
+        "12 GB": {
+            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
+            "memory": {"gradient_checkpointing": True},
+        },
+        "16 GB (T4, V100)": {
+            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4, "precision": "fp16"},
+            "memory": {"gradient_checkpointing": True},
+        },
+        "24 GB": {
+            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4, "precision": "bf16"},
+            "memory": {"gradient_checkpointing": True},
+        },
+        "32 GB": {
+            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2, "precision": "bf16"},
+            "memory": {"gradient_checkpointing": True},
+        },
+    }
     refused: ClassVar = {
         "clip_skip": "its text encoder is Qwen3, not CLIP, and its last layer is the one that counts.",
         "prediction_type": "it always says velocities (rectified flow).",

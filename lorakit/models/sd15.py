@@ -35,6 +35,20 @@ class Config(Config):
     max_token_length: int = setting(75, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225))
 
     defaults: ClassVar = {}
+    # Four pictures a step on every card, so that a smaller one gives up speed and nothing else.
+    cards: ClassVar = {
+        "8 GB": {
+            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
+            "memory": {"gradient_checkpointing": True},
+        },
+        "12 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "16 GB (T4, V100)": {
+            "loop": {"batch_size": 4, "precision": "fp16"},
+            "memory": {"gradient_checkpointing": True},
+        },
+        "24 GB": {"loop": {"batch_size": 4}},
+        "32 GB": {"loop": {"batch_size": 4}},
+    }
     refused: ClassVar = _unet.REFUSED
     rates: ClassVar = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
     samplers: ClassVar = _unet.SAMPLERS
