@@ -18,6 +18,7 @@ from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
 from PIL import Image
 from torch.nn import functional as F
 
+from lorakit import export
 from lorakit.adapters import Adapter, AdapterConfig
 from lorakit.config import from_dict
 from lorakit.data.images import to_tensor
@@ -207,17 +208,37 @@ def test_a_picture_is_that_of_diffusers_pipeline(base, pipeline, shift, guidance
     if shift:
         pipeline.scheduler.set_shift(shift)
     pipeline.guider.guidance_scale = guidance_scale
-    theirs = pipeline(
+    assert np.abs(np.asarray(ours, int) - painted(pipeline)).max() <= 1  # of 255
+    other = model.paint(*texts, shift=2.5, **look)
+    assert np.abs(np.asarray(ours, int) - np.asarray(other, int)).max() > 1
+
+
+def test_the_pipeline_with_the_exported_file_paints_the_trainers_picture(base, pipeline, tmp_path):
+    model = opened(base, trained=("transformer", "text_conditioner"))
+    adapter = Adapter(AdapterConfig(rank=2, alpha=3), model, sorted(model.trained), 1)
+    off = painted(pipeline)
+    for _, weight in adapter.named():
+        weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(weight.numel()))
+    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32", "comfy")
+    with torch.no_grad():
+        texts = [{"hidden": hidden(model, caption)} for caption in ("mofu, girl", "hat")]
+    look = {"width": 64, "height": 96, "seed": 7, "steps": 4, "guidance_scale": 4.0, "sampler": "euler", "shift": 0.0}
+    ours = np.asarray(model.paint(*texts, **look), int)
+    pipeline.load_lora_weights(tmp_path / "lora.safetensors")
+    assert np.abs(ours - painted(pipeline)).max() <= 1 and np.abs(ours - off).max() > 10
+
+
+def painted(pipeline) -> np.ndarray:
+    """The pipeline's picture of fixed words and noise."""
+    images = pipeline(
         prompt="mofu, girl",
         negative_prompt="hat",
         width=64,
         height=96,
         num_inference_steps=4,
         generator=torch.Generator().manual_seed(7),
-    ).images[0]
-    assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1  # of 255
-    other = model.paint(*texts, shift=2.5, **look)
-    assert np.abs(np.asarray(ours, int) - np.asarray(other, int)).max() > 1
+    ).images
+    return np.asarray(images[0], int)
 
 
 @pytest.mark.parametrize("sampler", anima.Config.samplers)

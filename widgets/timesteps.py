@@ -31,7 +31,7 @@ def render(loss: LossConfig) -> str:
     """The plot as HTML: bars against a line at even drawing, and what its ends mean."""
     bars = densities(loss)
     mean = sum((i + 0.5) * bar for i, bar in enumerate(bars)) / BARS**2
-    left, right, top, bottom = 40, WIDTH - 8, 26, HEIGHT - 22
+    left, right, top, bottom = 48, WIDTH - 8, 26, HEIGHT - 22
     high = max(2.0, *bars)
     step = (right - left) / BARS
 
