@@ -204,7 +204,7 @@ def test_an_adapter_apart_and_a_dit_without_it_go_together(parts, tmp_path):
     dit = save_files(tmp_path, parts)["transformer"]
     rewrite(dit, lambda state: {name: tensor for name, tensor in state.items() if "llm_adapter." not in name})
     state = parts["text_conditioner"].state_dict()
-    save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "adapter.safetensors")
+    save_file({f"net.llm_adapter.{name}": t.clone() for name, t in state.items()}, tmp_path / "adapter.safetensors")
     kinds = {finding.path.name: finding for finding in check([tmp_path])}
     assert kinds[dit.name].kind == "a Cosmos-Predict2 DiT, as of Anima, without LLM adapter"
     assert kinds["adapter.safetensors"].kind == "Anima's LLM adapter" and kinds["adapter.safetensors"].blocks == 2
