@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 
+import numpy as np
 import pytest
 import tiny_anima
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from lorakit._frozen import slim
 from lorakit.adapters import Adapter, AdapterConfig
 from lorakit.config import from_dict
-from lorakit.models import _cosmos, anima
+from lorakit.models import Size, _cosmos, anima
 from lorakit.weightings import LossConfig
 
 CPU = torch.device("cpu")
@@ -153,6 +154,18 @@ def test_float16_learns_what_float32_learns(base, transformer, how):
     assert {weight.dtype for _, weight in adapter.named()} == {torch.float32}
     exact, found = (torch.cat([weight.grad.flatten() for _, weight in each.named()]) for each in (expected, adapter))
     assert (found - exact).norm() < 5e-2 * exact.norm()  # of the sharp softmax of such a model; bfloat16: 1e-1
+
+
+@pytest.mark.parametrize("sampler", anima.Config.samplers)
+def test_pictures_in_float16_are_those_of_float32(base, transformer, sampler):
+    noise, pictures = loud(copy.deepcopy(transformer), 1.0), []
+    look = {"width": 64, "height": 64, "seed": 7, "steps": 4, "guidance_scale": 4.0, "sampler": sampler, "shift": 0.0}
+    for dtype in (torch.float32, torch.float16):
+        model, _ = trained(base, noise, dtype, "plain")
+        texts = [model.condition([model.encode_text(words)], [Size.whole(64, 64)]) for words in ("girl, hat", "")]
+        pictures.append(np.asarray(model.paint(*texts, **look), int))
+    exact, found = pictures
+    assert found.std() > 10 and np.abs(found - exact).mean() < 2  # of 255
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
