@@ -17,6 +17,7 @@ from sittings import (
     merged,
     new_run,
     until,
+    warnings,
 )
 from tiny import conditioning, save_base
 from tiny import settings as tiny_settings
@@ -112,6 +113,21 @@ def test_what_must_not_change_a_run_does_not(tmp_path, base, settings, uncut, ch
     seen = list(train(run))
     assert len([event for event in seen if isinstance(event, Sampled)]) == 6 * ("sample" in change)
     assert_same_end(run, uncut)
+
+
+def test_samples_that_do_not_fit_are_left_out_and_change_nothing(tmp_path, base, hard, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    prompts = {"sample": {"prompts": CAPTIONS, "every_steps": 2}}
+    runs = [new_run(tmp_path / str(i), base, hard, prompts) for i in range(2)]
+    list(train(runs[0]))
+    monkeypatch.setattr(models.family(hard["model"]["family"]).Model, "paint", full)
+    seen = list(train(runs[1]))
+    assert [text.partition(":")[0] for text in warnings(seen)] == [
+        f"Out of memory while painting after step {step}" for step in (2, 4, 6)
+    ]
+    assert_same_end(*reversed(runs))
 
 
 def test_caches_are_filled_once_and_then_only_trained_parts_are_loaded(base, settings, uncut, tmp_path):
