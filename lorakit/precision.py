@@ -46,12 +46,16 @@ def choose(wanted: str) -> Precision:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Let equal inputs give equal bits on a GPU too; a CPU does so by itself."""
+    """Let equal inputs give equal bits on a GPU too; a CPU does so by itself.
+
+    An operation that cannot raises RuntimeError. (Were it to warn only, attention's backward pass would take its
+    kernels that add in any order.)
+    """
     import torch
 
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False
 
@@ -66,6 +70,17 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):  # musl has none
             libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: large blocks come from the heap
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap is not trimmed
+
+
+def return_freed_memory() -> None:
+    """Give the system what glibc keeps of freed blocks, which after loading a model can be most of a gigabyte."""
+    import ctypes
+    import sys
+
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # musl has none
+            libc.malloc_trim(0)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from lorakit._frozen import slim
 from lorakit._offload import place
 from lorakit.fingerprint import file_digest
+from lorakit.precision import return_freed_memory
 
 # what diffusers, newer and older transformers call it
 CHECKPOINTING = (
@@ -69,8 +71,9 @@ class Parts:
 
     def release(self, *parts: str) -> None:
         """Let go of parts that are not needed any more; `load` brings them back without adapters."""
-        for part in parts:
-            self._parts.pop(part, None)
+        if [self._parts.pop(part) for part in parts if part in self._parts]:
+            gc.collect()  # a module with a pass of ours refers to itself, and would keep its memory until then
+            return_freed_memory()
 
     def loaded(self) -> tuple[str, ...]:
         """The parts in memory."""

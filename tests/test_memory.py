@@ -1,0 +1,391 @@
+"""Saving memory changes no gradient; the ladder leads down rung by rung, and says so when memory runs out."""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+
+import pytest
+import torch
+from sittings import assert_same_end, at, family_settings, merged, new_run, until
+from tiny import save_base
+
+from lorakit import models
+from lorakit._frozen import FrozenConv2d, FrozenLinear
+from lorakit._offload import Courier
+from lorakit.adapters import Adapter, AdapterConfig
+from lorakit.cli import main
+from lorakit.config import ConfigError
+from lorakit.events import Finished, Saved
+from lorakit.memory import LADDER, OutOfMemory, next_rung
+from lorakit.models import Size
+from lorakit.project import Project
+from lorakit.run import configure, read_config
+from lorakit.train import Session, train
+from lorakit.weightings import LossConfig
+
+CPU = torch.device("cpu")
+RECOMPUTED = pytest.mark.parametrize("recomputed", (False, True), ids=("kept", "recomputed"))
+
+
+@pytest.fixture(scope="module", params=models.names())
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def base(family, tmp_path_factory):
+    root = tmp_path_factory.mktemp(family)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield save_base(family, root / "base")
+
+
+def opened(family: str, base, *, offload: float = 0.0, recomputed: bool = False, device=CPU, dtype=torch.float32):
+    """A model with trained text parts, as a run of this family would open it, before its adapter is attached."""
+    module = models.family(family)
+    model = module.Model(module.Config(source=str(base)), device, dtype, list(module.Config.rates))
+    model.offload = offload
+    for part in module.Config.rates:
+        model.load(part)
+    if recomputed:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def attached(model, *, dropout: float = 0.0) -> Adapter:
+    """An adapter on every part that can learn, with weights that are not zero."""
+    adapter = Adapter(AdapterConfig(rank=2, dropout=dropout), model, list(model.config.rates), 1)
+    draws = torch.Generator().manual_seed(2)
+    adapter.load({name: 0.3 * torch.randn(w.shape, generator=draws) for name, w in adapter.weights().items()})
+    return adapter
+
+
+def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]:
+    """The losses and the gradients of one step over two pictures."""
+    draws, config = torch.Generator().manual_seed(3), LossConfig()
+    encoded = [model.encode_image(2 * torch.rand(3, side, side, generator=draws) - 1) for _ in range(2)]
+    torch.manual_seed(4)  # dropout
+    x0 = model.latents(encoded, draws)
+    eps, t = model.draw(x0, draws, config)
+    texts = [model.encode_text(caption) for caption in ("mofu, girl", "a boy with a red hat, smile")]
+    text = model.condition(texts, [Size.whole(side, side)] * 2)
+    losses = model.loss(x0, eps, t, text, config)
+    losses.mean().backward()
+    return {"losses": losses.detach(), **{name: weight.grad for name, weight in adapter.named()}}
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+        assert tensor.abs().sum() > 0, name
+
+
+def couriered(model) -> list:
+    """The layers whose weights stay on the host."""
+    return [layer for layer in model.load(model.denoiser).modules() if getattr(layer, "courier", None)]
+
+
+# ---- equal gradients -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=(0.0, 0.3), ids=("plain", "dropout"))
+def dropout(request) -> float:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def wanted(family, base, dropout) -> dict[str, torch.Tensor]:
+    """Losses and gradients of the model that saves no memory."""
+    model = opened(family, base)
+    return learn(model, attached(model, dropout=dropout))
+
+
+def test_recomputing_activations_changes_no_gradient(family, base, dropout, wanted):
+    model = opened(family, base, recomputed=True)
+    assert_equal(learn(model, attached(model, dropout=dropout)), wanted)
+
+
+@pytest.mark.parametrize("share, recomputed", ((0.5, False), (1.0, True)), ids=("half", "all, recomputed"))
+def test_offloaded_weights_are_fetched_wherever_they_are_used(
+    family, base, dropout, wanted, monkeypatch, share, recomputed
+):
+    """Host weights are kept negated here, as if on a device that cannot compute; fetching alone makes them right."""
+    model = opened(family, base, offload=share, recomputed=recomputed)
+    adapter = attached(model, dropout=dropout)
+    layers = couriered(model)
+    for layer in layers:
+        layer.weight.data = -layer.weight.data
+    fetched = []
+    monkeypatch.setattr(Courier, "fetch", lambda courier, weight: fetched.append(weight) or -weight)
+    assert_equal(learn(model, adapter), wanted)
+    assert {id(weight) for weight in fetched} == {id(layer.weight) for layer in layers}
+    assert len(fetched) > (2 if recomputed else 1) * len(layers)  # not all inputs want a gradient
+
+
+@pytest.mark.parametrize("share", (0.25, 1.0))
+def test_the_share_that_stays_is_what_was_asked_for(family, base, share):
+    model = opened(family, base, offload=share)
+    blocks = [
+        layer.weight.nbytes
+        for name, layer in model.load(model.denoiser).named_modules()
+        if "block" in name and isinstance(layer, (FrozenLinear, FrozenConv2d))
+    ]
+    staying = sum(layer.weight.nbytes for layer in couriered(model))
+    assert abs(staying - share * sum(blocks)) <= max(blocks) / 2
+    assert sum(blocks) > 0.6 * sum(weight.nbytes for weight in model.load(model.denoiser).parameters())
+
+
+def test_a_run_may_change_what_it_gives_for_memory_between_sittings(tmp_path, family, base):
+    short = merged(family_settings(family, base)[0], {"loop": {"steps": 3}, "save": {"every_steps": 1}})
+    uncut = new_run(tmp_path / "uncut", base, short)
+    list(train(uncut))
+    for last, given in ((1, {"offload": 1.0, "gradient_checkpointing": True}), (2, {"offload": 0.5}), (3, {})):
+        run = new_run(tmp_path / "cut", base, short, {"memory": given})
+        until(run, at(Finished if last == 3 else Saved, last))
+    assert_same_end(run, uncut)
+
+
+def test_a_part_that_is_let_go_is_gone_at_once(family, base):
+    model = opened(family, base)
+    gone = {part: weakref.ref(model.load(part)) for part in model.parts}
+    model.release(*model.parts)
+    assert not [part for part, module in gone.items() if module()]
+
+
+# ---- the ladder ------------------------------------------------------------------------------------------------------
+
+
+def changed(config, changes: dict):
+    """A run's config after settings {part.name: value}."""
+    from lorakit.config import assign, to_dict
+
+    data = to_dict(config)
+    for name, value in changes.items():
+        assign(data, name, str(value))
+    return configure(data)
+
+
+def test_the_ladder_leads_down_in_order_and_ends(family):
+    start = {
+        "model": {"family": family, "source": "base"},
+        "data": {"cache_latents": False, "cache_text": False},
+        "loop": {"batch_size": 6, "gradient_accumulation_steps": 2},
+        "memory": {"gradient_checkpointing": False},
+    }
+    config, taken = configure(start), []
+    while rung := next_rung(config):
+        config = changed(config, rung.change(config))
+        taken.append(LADDER.index(rung))
+        assert config.loop.batch_size * config.loop.gradient_accumulation_steps == 12
+        assert rung.price and rung.name
+    assert taken == [0, 1, 2, 2, 3, 4, 5]
+    assert config.data.cache_latents and config.data.cache_text and config.memory.gradient_checkpointing
+    assert (config.loop.batch_size, config.optimizer.name, config.memory.offload) == (1, "adamw8bit", 1.0)
+
+
+def test_a_run_that_has_begun_keeps_to_the_rungs_that_change_no_result(family):
+    config, taken = configure({"model": {"family": family, "source": "base"}, "loop": {"batch_size": 4}}), []
+    config = changed(config, {"memory.gradient_checkpointing": False})
+    while rung := next_rung(config, keeps_run=True):
+        config = changed(config, rung.change(config))
+        taken.append(LADDER.index(rung))
+    assert taken == [1, 4, 5] and config.loop.batch_size == 4
+
+
+def test_a_rung_that_cannot_be_taken_is_passed_over():
+    config = configure(
+        {
+            "model": {"family": "sd15", "source": "base"},
+            "loop": {"batch_size": 7, "gradient_accumulation_steps": 64},
+            "optimizer": {"name": "prodigy", "learning_rate": 1.0},
+            "memory": {"gradient_checkpointing": True},
+        }
+    )
+    assert next_rung(config) is LADDER[4]
+
+
+# ---- cards -----------------------------------------------------------------------------------------------------------
+
+
+def on_card(family: str, card: str):
+    return configure({"model": {"family": family, "source": "base"}}, card)
+
+
+def gigabytes(card: str) -> int:
+    return int(re.match(r"(\d+) GB", card)[1])
+
+
+def test_every_family_has_settings_for_the_usual_cards(family):
+    cards = list(models.config_class(family).cards)
+    assert [gigabytes(card) for card in cards] == [8, 12, 16, 24, 32]
+    for card in cards:
+        config = on_card(family, card)
+        assert config.loop.batch_size * config.loop.gradient_accumulation_steps == 4
+        assert config.data.cache_latents and config.data.cache_text
+        assert config.loop.precision == "fp16" if "T4" in card else config.loop.precision in ("auto", "bf16")
+
+
+def test_a_smaller_card_is_never_higher_on_the_ladder(family):
+    configs = [on_card(family, card) for card in models.config_class(family).cards]
+    for smaller, larger in zip(configs, configs[1:], strict=False):
+        places = [LADDER.index(next_rung(config)) for config in (smaller, larger)]
+        assert places[0] >= places[1]
+        assert smaller.loop.batch_size <= larger.loop.batch_size
+        assert smaller.memory.offload >= larger.memory.offload
+        assert smaller.memory.gradient_checkpointing >= larger.memory.gradient_checkpointing
+    for config in configs:  # on no rung before all above it are taken, but for batches, which may be larger than 1
+        taken = [not rung.change(config) for rung in LADDER]
+        if config.memory.offload:
+            assert all(taken[:4])
+        if config.loop.batch_size < 4:
+            assert config.memory.gradient_checkpointing
+
+
+def test_settings_win_over_the_card_and_the_card_over_the_family():
+    given = {"model": {"family": "anima", "source": "base"}, "loop": {"batch_size": 3}}
+    config = configure(given, "8 GB")
+    assert (config.loop.batch_size, config.loop.gradient_accumulation_steps) == (3, 4)
+    assert config.memory.offload == 0.5 and config.data.resolution == 1024
+    assert configure(given).memory.offload == 0
+
+
+def test_an_unknown_card_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="'6 GB'.*8 GB, 12 GB, 16 GB"):
+        on_card("sd15", "6 GB")
+
+
+# ---- out of memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield save_base("sd15", tmp_path_factory.mktemp("sd15") / "base")
+
+
+@pytest.fixture
+def tight(tmp_path, sd15):
+    """A run of 3 steps, each of 3 batches of 2, with a state after each."""
+    loop = {"steps": 3, "gradient_accumulation_steps": 3}
+    return new_run(
+        tmp_path, sd15, {"loop": loop, "save": {"every_steps": 1}, "memory": {"gradient_checkpointing": True}}
+    )
+
+
+def no_memory_cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def no_memory_host() -> None:
+    torch.empty(2**55, dtype=torch.uint8)
+
+
+def no_memory_python() -> None:
+    bytearray(2**60)
+
+
+@pytest.mark.parametrize("fail", (no_memory_cuda, no_memory_host, no_memory_python))
+def test_out_of_memory_in_a_step_names_the_way_on_and_the_run_goes_on(tight, fail):
+    session, calls = Session(tight), []
+    loss = session.model.loss
+
+    def full(*arguments):
+        calls.append(1)
+        return loss(*arguments) if len(calls) <= 3 else fail()
+
+    session.model.loss = full
+    with pytest.raises(OutOfMemory) as failed:
+        list(session.events(threading.Event()))
+    told = str(failed.value)
+    assert "in step 2" in told and re.search(r"\d\.\d GB were in use", told) and "last saved state is kept" in told
+    assert "new run with loop.batch_size=1 loop.gradient_accumulation_steps=6" in told
+    assert "Go on with this run with memory.offload=0.5" in told and told.count("Price:") == 2
+    assert isinstance(list(train(tight))[-1], Finished)
+
+
+def test_at_the_foot_of_the_ladder_other_ways_are_named(tmp_path, sd15):
+    foot = {
+        "loop": {"batch_size": 1},
+        "optimizer": {"name": "prodigy", "learning_rate": 1.0},
+        "memory": {"gradient_checkpointing": True, "offload": 1.0},
+    }
+    session = Session(new_run(tmp_path, sd15, foot))
+    session.model.load = lambda part: no_memory_cuda()
+    with pytest.raises(OutOfMemory, match="while encoding") as failed:
+        list(session.events(threading.Event()))
+    assert "Every rung" in str(failed.value) and "data.resolution" in str(failed.value)
+
+
+def test_other_errors_stay_what_they_are(tight):
+    session = Session(tight)
+    session.model.loss = lambda *arguments: torch.ones(2) @ torch.ones(3)
+    with pytest.raises(RuntimeError, match="size"):
+        list(session.events(threading.Event()))
+
+
+# ---- the terminal ----------------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_named_at_the_terminal(tmp_path, sd15, capsys):
+    run = new_run(tmp_path, sd15, {"loop": {"steps": 1}})
+    folder = str(tmp_path)
+    assert main(["train", folder, "--run", "r", "--card", "7 GB"]) == 2
+    assert "8 GB" in capsys.readouterr().err
+    assert main(["train", folder, "--run", "r", "--card", "12 GB", "--set", "loop.batch_size=2"]) == 0
+    config = read_config(Project(tmp_path).run("r"))
+    assert config.loop.batch_size == 2 and config.memory.gradient_checkpointing and run.lora_steps() == [1]
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@RECOMPUTED
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_offloading_on_cuda_changes_no_gradient_and_takes_less_memory(family, base, recomputed, dtype):
+    cuda, found, held = torch.device("cuda"), [], []
+    for share in (0.0, 0.5, 1.0):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        model = opened(family, base, offload=share, recomputed=recomputed, device=cuda, dtype=dtype)
+        adapter = attached(model)
+        assert {weight.device.type for _, weight in adapter.named()} == {"cuda"}
+        assert all(layer.weight.is_pinned() for layer in couriered(model))
+        held.append(torch.cuda.memory_allocated() - before)
+        learn(model, adapter)  # the order is learned
+        for _, weight in adapter.named():
+            weight.grad = None
+        found.append(learn(model, adapter))
+        del model, adapter
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
+    assert held[0] > 0
+
+
+@pytest.mark.gpu
+def test_weights_on_the_host_take_no_room_on_cuda():
+    """Twenty products of 64 MB of weights each: two slots of one weight instead of all."""
+    from lorakit._frozen import slim
+    from lorakit._offload import place
+
+    def peak(share: float) -> tuple[int, torch.Tensor]:
+        torch.manual_seed(0)
+        block = torch.nn.Sequential(*(torch.nn.Linear(4096, 4096, bias=False) for _ in range(20)))
+        module = torch.nn.ModuleDict({"block": block}).requires_grad_(False)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        module = place(slim(module), torch.device("cuda"), share)
+        x = torch.randn(8, 4096, generator=torch.Generator().manual_seed(1)).cuda().requires_grad_()
+        for _ in range(3):  # the host runs ahead of the device, and must not pile copies up
+            x.grad = None
+            module["block"](x).square().sum().backward()
+        return torch.cuda.max_memory_allocated() - before, x.grad
+
+    (all_there, wanted), (half, same), (none, alike) = peak(0.0), peak(0.5), peak(1.0)
+    assert torch.equal(same, wanted) and torch.equal(alike, wanted)
+    weight = 4 * 4096**2
+    assert all_there > 20 * weight and half < 13 * weight and none < 3 * weight
