@@ -27,7 +27,7 @@ help:
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make lint    check code and notebooks only"
 	@echo "make slow    run the tests that take minutes"
-	@echo "make gpu     run what needs a CUDA device: tests and the speed of a training step"
+	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small cards"
 	@echo "make clean   remove .venv, demo-output and what was built"
 
 demo: install
@@ -51,9 +51,10 @@ slow: install
 	@$(RUN) -m pytest -m slow
 
 gpu: install
-	@echo "On a CUDA device: the tests that need one, exact resume there, and the training step against the usual recipe."
+	@echo "On a CUDA device: the tests that need one, exact resume there, the training step against the usual recipe, the memory ladder."
 	@$(RUN) -m pytest -m "gpu or not slow"
 	@$(RUN) benchmarks/train_step.py --device cuda --precision bf16 --model sd15 --px 512
+	@$(RUN) benchmarks/memory.py --fp16-steps 300
 
 clean:
 	@echo "Removing $(VENV), demo-output and what was built."
