@@ -14,8 +14,7 @@ from lorakit.precision import peak_memory_gb
 if TYPE_CHECKING:
     import torch
 
-    from lorakit.run import RunConfig
-
+RunConfig = Any  # of `lorakit.run`, which imports this file
 ACCUMULATION = 256  # most that loop.gradient_accumulation_steps allows
 TOLD = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # by errors of no class of their own
 
