@@ -145,6 +145,7 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         "ss_shuffle_caption": config.data.shuffle_caption,
         "ss_noise_offset": config.loss.noise_offset,
         "ss_min_snr_gamma": config.loss.min_snr_gamma if config.loss.weighting == "min_snr" else None,
+        **_time_sampling(config),
         "ss_tag_frequency": json.dumps({name: found.tag_frequency()}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
@@ -156,3 +157,17 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         **model.metadata(),
     }
     return {key: str(value) for key, value in told.items()}
+
+
+def _time_sampling(config: RunConfig) -> dict[str, Any]:
+    """How a flow family drew its times, under kohya's names; nothing for others."""
+    if "loss.timestep_sampling" in config.model.refused:
+        return {}
+    loss = config.loss
+    return {
+        "ss_timestep_sampling": loss.timestep_sampling,
+        "ss_sigmoid_scale": loss.sigmoid_scale,
+        "ss_logit_mean": loss.logit_mean,
+        "ss_logit_std": loss.logit_std,
+        "ss_discrete_flow_shift": loss.shift,
+    }

@@ -24,7 +24,7 @@ from lorakit.model_files import (
 )
 from lorakit.models._anima_files import HUB_FILES
 from lorakit.models._anima_names import ADAPTER, BARE_DIT, CONDITIONER, DIT, PREFIX, QWEN, VAE, anima_kind, quantised
-from lorakit.models._sd_sources import read_pickle
+from lorakit.models._weights import read_pickle
 
 SEARCHED = (".safetensors", ".ckpt")
 UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")  # behind the file's own suffix

@@ -23,7 +23,8 @@ from lorakit.adapters import Adapter, AdapterConfig
 from lorakit.config import from_dict
 from lorakit.data.images import to_tensor
 from lorakit.models import Size, _qwen_vae, anima
-from lorakit.models._anima_files import ANIMA_CONFIG, read_json
+from lorakit.models._anima_files import ANIMA_CONFIG
+from lorakit.models._weights import read_json
 from lorakit.weightings import LossConfig
 
 CPU = torch.device("cpu")

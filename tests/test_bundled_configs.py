@@ -8,8 +8,9 @@ import pytest
 import torch
 from original_layout import for_sdxl, original_part
 
-from lorakit.models._sd_files import SD15, SDXL, fitting
+from lorakit.models._sd_files import SD15, SDXL
 from lorakit.models._sd_sources import SingleFile
+from lorakit.models._weights import fitting
 
 SIZES = {
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},

@@ -307,20 +307,69 @@ def test_a_batch_is_the_sum_of_its_samples(base, hard):
             assert torch.allclose(alone, whole[i : i + 1], rtol=1e-4)
 
 
-def test_trained_text_parts_learn_and_frozen_ones_cost_no_gradient(base, hard, text):
-    for settings in (hard, merged(hard, text)):
-        model = opened(base, settings)
-        if model.trained == {model.denoiser}:
-            assert not conditioning(model, CAPTIONS)[next(iter(conditioning(model, CAPTIONS)))].requires_grad
-            continue
-        adapter = Adapter(AdapterConfig(rank=2), model, list(model.trained), 1)
-        for _, weight in adapter.named():
-            weight.data.normal_(0, 0.1)
-        x0 = torch.randn_like(model.latents([model.encode_image(torch.zeros(3, 64, 64))] * 2, torch.Generator()))
-        eps, t = model.draw(x0, torch.Generator().manual_seed(1), LossConfig())
-        model.loss(x0, eps, t, conditioning(model, CAPTIONS), LossConfig()).sum().backward()
-        silent = [name for name, weight in adapter.named() if weight.grad is None or not weight.grad.any()]
-        assert not silent
+def test_every_module_has_a_name_of_its_own_in_every_form(base, hard, text):
+    model = opened(base, merged(hard, text))
+    keys = [(part, module) for part in model.config.rates for module in model.targets(part)]
+    for form in model.config.forms:
+        assert len({model.names(*key)[form] for key in keys}) == len(keys) > 0
+
+
+def adapted(base, settings: dict, dropout: float = 0.0):
+    """A model with an adapter on all its trained parts whose weights are random, so that gradients are not zero."""
+    model = opened(base, settings)
+    adapter = Adapter(AdapterConfig(rank=2, dropout=dropout), model, sorted(model.trained), 1)
+    draws = torch.Generator().manual_seed(2)
+    adapter.load({name: 0.1 * torch.randn(w.shape, generator=draws) for name, w in adapter.weights().items()})
+    return model, adapter
+
+
+def losses(model) -> torch.Tensor:
+    """Of two captions on a fixed picture."""
+    draws = torch.Generator().manual_seed(4)
+    picture = model.encode_image(torch.rand(3, 64, 64, generator=draws) * 2 - 1)
+    x0 = model.latents([picture] * 2, draws)
+    eps, t = model.draw(x0, draws, LossConfig())
+    return model.loss(x0, eps, t, conditioning(model, CAPTIONS), LossConfig())
+
+
+def backward(model) -> int:
+    """One backward pass through all parts; returns how many bytes it kept for it."""
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = losses(model).sum()
+    loss.backward()
+    return sum(kept)
+
+
+def test_gradients_reach_every_adapter_weight_and_no_other(base, settings):
+    model, adapter = adapted(base, settings)
+    backward(model)
+    for name, weight in adapter.named():
+        assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.abs().max() > 0, name
+    mine = {id(weight) for _, weight in adapter.named()}
+    for part in model.loaded():
+        assert all(weight.grad is None for weight in model.load(part).parameters() if id(weight) not in mine)
+
+
+def test_gradient_checkpointing_keeps_less(base, settings):
+    model, _ = adapted(base, settings)
+    kept = backward(model)
+    model.enable_gradient_checkpointing()
+    assert backward(model) < kept / 2
+
+
+def test_painting_leaves_dropout_out_and_puts_it_back(base, hard):
+    model, _ = adapted(base, hard, dropout=0.5)
+    with torch.no_grad():
+        assert not torch.equal(losses(model), losses(model))
+        with model.painting():
+            assert torch.equal(losses(model), losses(model))
+        assert not torch.equal(losses(model), losses(model))
 
 
 def test_a_run_finishes_with_the_event_that_names_its_file(uncut):

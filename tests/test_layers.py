@@ -15,7 +15,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "ground": ["errors", "config", "events", "project", "randomness", "fingerprint", "hub", "model_files", "precision"],
     "kernels": ["_frozen", "_lora", "_offload"],
-    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "timesteps", "lora_file"],
+    "parts": [
+        "models",
+        "adapters",
+        "taggers",
+        "optimizers",
+        "schedules",
+        "weightings",
+        "timesteps",
+        "lora_file",
+        "lora_kinds",
+    ],
     "run": ["data", "run", "checkpoint", "mirror", "sample", "memory"],
     "verbs": [],
     "terminal": ["__main__", "cli", "doctor", "demo"],

@@ -10,8 +10,7 @@ import torch
 
 from lorakit.model_files import ModelFileError, part_weights, read_index, verify_safetensors
 from lorakit.models._anima_names import ACCEPTED, DIT, MEASURED, RENAMED, anima_kind, encoder_names, quantised
-from lorakit.models._sd_files import fitting
-from lorakit.models._sd_sources import Tensors, read_json, read_tensors
+from lorakit.models._weights import Tensors, frozen, read_json, read_tensors
 
 ANIMA_CONFIG = Path(__file__).parent / "anima_config"
 CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline names them
@@ -235,6 +234,10 @@ class AnimaFiles:
         """The transformer's configuration."""
         return self._parts["transformer"].config
 
+    def text_conditioner_config(self) -> dict:
+        """The text conditioner's configuration; `min_sequence_length` is always in it."""
+        return {"min_sequence_length": 512, **self._parts["text_conditioner"].config}
+
     def vae_config(self) -> dict:
         """The VAE's configuration; `latents_mean` and `latents_std`, one number a channel, are always in it."""
         return self._parts["vae"].config
@@ -246,16 +249,9 @@ class AnimaFiles:
     def _module(
         self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device
     ) -> torch.nn.Module:
-        from accelerate import init_empty_weights
-
-        with init_empty_weights(include_buffers=False):  # no memory and no random numbers for weights; buffers are real
-            model = build(self._parts[part].config)
+        found = self._parts[part]
         where = f"The {part} in {', '.join(map(str, self.files(part)))}"
-        weights = fitting(model, self._parts[part].tensors(), where)
-        for name, tensor in weights.items():  # views of the mapped file, moved one by one
-            weights[name] = tensor.to(device, dtype)
-        model.load_state_dict(weights, strict=True, assign=True)
-        return model.requires_grad_(False).eval().to(device)  # buffers
+        return frozen(build, found.config, lambda model: found.tensors(), where, dtype, device)
 
 
 def bundled_qwen():

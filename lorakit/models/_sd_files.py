@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion model as frozen modules, their weights checked and moved one by one."""
+"""The parts of a Stable Diffusion model as frozen modules, and its layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lorakit.model_files import ModelFileError
-from lorakit.models._sd_sources import SPARE, Folder, Layout, SingleFile, Source, Tensors, VaeFolder
+from lorakit.models._sd_sources import Folder, Layout, SingleFile, Source, VaeFolder
+from lorakit.models._weights import frozen
 
 SD15_CONFIG = Path(__file__).parent / "sd15_config"
 SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
@@ -154,46 +155,11 @@ class SDFiles:
     def _module(
         self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device
     ) -> torch.nn.Module:
-        from accelerate import init_empty_weights
-
         source = self._source(part)
-        with init_empty_weights(include_buffers=False):  # no memory and no random numbers for weights; buffers are real
-            model = build(source.config(part))
         where = f"The {part} in {', '.join(map(str, source.files(part)))}"
-        if part == "unet" and model.config.in_channels != 4:
+        config = source.config(part)
+        if part == "unet" and (channels := config.get("in_channels", 4)) != 4:
             raise ModelFileError(
-                f"{where} has {model.config.in_channels} input channels: it is for inpainting or editing; use the "
-                "plain base model."
+                f"{where} has {channels} input channels: it is for inpainting or editing; use the plain base model."
             )
-        weights = fitting(model, source.tensors(part, model), where)
-        for name, tensor in weights.items():  # views of the mapped file, moved one by one
-            weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        model.load_state_dict(weights, strict=True, assign=True)
-        return model.requires_grad_(False).eval().to(device)  # buffers
-
-
-def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
-    """`tensors` under the model's own names, after checking that all of its weights are there, in shape, and no others.
-
-    transformers 5.6 took `text_model.` out of the names in CLIPTextModel; files have it, except those of NAI's time.
-    """
-    expected = model.state_dict()
-    own = {name.removeprefix("text_model."): name for name in expected}
-    renamed = {own.get(name.removeprefix("text_model."), name): tensor for name, tensor in tensors.items()}
-    weights = {name: tensor for name, tensor in renamed.items() if name in expected or not name.endswith(SPARE)}
-    missing = [name for name in expected if name not in weights]
-    foreign = [name for name in weights if name not in expected]
-    if missing or foreign:
-        found = (("missing", missing), ("unknown", foreign))
-        told = [f"{len(names)} are {state}, such as {names[0]}" for state, names in found if names]
-        raise ModelFileError(
-            f"{where} does not fit its configuration: of {len(expected)} tensors {'; '.join(told)}; "
-            "it is incomplete or of another kind."
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise ModelFileError(
-                f"{where} does not fit its configuration: {name} is {tuple(tensor.shape)}, expected "
-                f"{tuple(expected[name].shape)}; it is a model of another size or kind."
-            )
-    return weights
+        return frozen(build, config, lambda model: source.tensors(part, model), where, dtype, device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +9,14 @@ from pathlib import Path
 
 import torch
 
-from lorakit.model_files import ModelFileError, all_shards, verify_safetensors, weight_files
+from lorakit.model_files import ModelFileError, part_weights, verify_safetensors
+from lorakit.models._weights import SPARE, Tensors, read_json, read_pickle, read_tensors
 
 CLIP_VOCABULARY = Path(__file__).parent / "sd15_config" / "tokenizer"
-# In the original files beside the weights: computed buffers, and parts of CLIP that text conditioning does not use.
-SPARE = ("position_ids", "text_projection.weight", "logit_scale")
 VAE_NAMES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # How the VAE's attention was called in diffusers before 0.18; SD 1.5's own folder on the hub still has these names.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DENOISERS = ("unet", "transformer", "prior")
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +136,7 @@ class Folder(Source):
 
     def files(self, part: str) -> list[Path]:
         """The weight files of a part: its shards, or the one file."""
-        folder = self.folder(part)
-        names = weight_files(file.name for file in folder.glob("*"))
-        if not all_shards(names):
-            found = ", ".join(sorted(file.name for file in folder.glob("*"))) or "nothing"
-            raise ModelFileError(
-                f"{folder} lacks weights (diffusion_pytorch_model.safetensors, model.safetensors or all of "
-                f"their shards); found was {found}: download it again."
-            )
-        return [folder / name for name in names]
+        return part_weights(self.folder(part))
 
     def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
         found = {name: tensor for file in self.files(part) for name, tensor in read_tensors(file, "").items()}
@@ -253,47 +241,3 @@ def today(name: str) -> str:
     if ".attentions." in name and layer in OLD_ATTENTION:
         return f"{head.removesuffix(layer)}{OLD_ATTENTION[layer]}.{tail}"
     return name
-
-
-def read_json(path: Path) -> dict:
-    """A configuration file of a model. Raises ModelFileError when it is not there or not JSON."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ModelFileError(f"There is no {path}: the folder is not whole; download it again.") from error
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not readable JSON ({error}): download it again.") from error
-
-
-def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> Tensors:
-    """The tensors of a file whose names begin with `prefix`; of .safetensors, views of the file, not copies."""
-    if path.suffix != ".safetensors":
-        return {name: tensor for name, tensor in read_pickle(path).items() if name.startswith(prefix)}
-    from safetensors import safe_open
-
-    verify_safetensors(path)
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
-
-
-def read_pickle(path: Path) -> Tensors:
-    """The tensors of a .ckpt or .bin, by torch's weights-only reading, which runs no code from the file."""
-    if path.stat().st_size == 0:
-        raise ModelFileError(f"{path} is empty (0 bytes); a PyTorch checkpoint was expected: download it again.")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start.startswith(b"<"):
-        raise ModelFileError(f"{path} is a web page, not a PyTorch checkpoint: download the file itself.")
-    try:  # checkpoints of before PyTorch 1.6 are no zip archives and cannot be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK\x03\x04")
-    except pickle.UnpicklingError as error:
-        raise ModelFileError(
-            f"{path} is no PyTorch checkpoint, or holds Python objects beside weights, which are not loaded "
-            "for safety: use the .safetensors of that model."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ModelFileError(
-            f"{path} is damaged, truncated or no PyTorch checkpoint: download it again, better as .safetensors."
-        ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

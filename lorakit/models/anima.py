@@ -16,7 +16,7 @@ from lorakit._frozen import slim
 from lorakit.config import Config, setting
 from lorakit.hub import fetch
 from lorakit.models import Size, _cosmos, _flow, _qwen_vae
-from lorakit.models._anima_files import open_anima, read_json
+from lorakit.models._anima_files import open_anima
 from lorakit.models._base import Parts
 from lorakit.weightings import LossConfig
 
@@ -112,6 +112,13 @@ ORIGINAL = {
     "to_out.0": "output_proj",
     "ff.net.0.proj": "mlp.layer1",
     "ff.net.2": "mlp.layer2",
+    "norm1.linear_": "adaln_modulation_self_attn.",  # this and what follows other tools may have trained
+    "norm2.linear_": "adaln_modulation_cross_attn.",
+    "norm3.linear_": "adaln_modulation_mlp.",
+    "norm_out.linear_": "final_layer.adaln_modulation.",
+    "proj_out": "final_layer.linear",
+    "patch_embed.proj": "x_embedder.proj.1",
+    "time_embed.t_embedder": "t_embedder.1",
 }
 
 
@@ -227,7 +234,9 @@ class Model(Parts):
             read = torch.tensor([ids], device=self.device)
             states = encoder(input_ids=read, attention_mask=torch.ones_like(read)).last_hidden_state[0]
         else:  # an empty caption: one state of zeros, as diffusers has it
-            states = torch.zeros(1, self._conditioner_config["source_dim"], dtype=self.part_dtype("text_encoder"))
+            states = torch.zeros(
+                1, self.files.text_conditioner_config()["source_dim"], dtype=self.part_dtype("text_encoder")
+            )
         asked = {"states": states, "ids": torch.tensor(t5_ids)}
         return asked if "text_conditioner" in self.trained else {"hidden": self._conditioned(**asked)}
 
@@ -238,7 +247,7 @@ class Model(Parts):
         text mask, was trained so.
         """
         hidden = [text["hidden"] if "hidden" in text else self._conditioned(**text) for text in texts]
-        tokens = max(self._conditioner_config["min_sequence_length"], *map(len, hidden))
+        tokens = max(self.files.text_conditioner_config()["min_sequence_length"], *map(len, hidden))
         padded = [F.pad(item.to(self.device), (0, 0, 0, tokens - len(item))) for item in hidden]
         return {"hidden": torch.stack(padded)}
 
@@ -249,10 +258,6 @@ class Model(Parts):
         seen = torch.ones(states.shape[:2], dtype=torch.int64, device=self.device)
         hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=seen)
         return hidden[0, : ids.shape[1]].to(self.dtype)
-
-    @cached_property
-    def _conditioner_config(self) -> dict:
-        return {"min_sequence_length": 512, **read_json(self.settings("text_conditioner")[0])}
 
     # ---- training ------------------------------------------------------------------------------------------------
 
