@@ -234,9 +234,8 @@ class Model(Parts):
             read = torch.tensor([ids], device=self.device)
             states = encoder(input_ids=read, attention_mask=torch.ones_like(read)).last_hidden_state[0]
         else:  # an empty caption: one state of zeros, as diffusers has it
-            states = torch.zeros(
-                1, self.files.text_conditioner_config()["source_dim"], dtype=self.part_dtype("text_encoder")
-            )
+            width = self.files.text_conditioner_config()["source_dim"]
+            states = torch.zeros(1, width, dtype=self.part_dtype("text_encoder"))
         asked = {"states": states, "ids": torch.tensor(t5_ids)}
         return asked if "text_conditioner" in self.trained else {"hidden": self._conditioned(**asked)}
 
