@@ -49,14 +49,15 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     part_file = file.with_suffix(".part")
+    save_file(tensors, part_file, metadata)
     try:
-        save_file(tensors, part_file, metadata)
         matched = prove(part_file, adapter, model, dtype)
-        with open(part_file, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part_file, file)
-    finally:
-        part_file.unlink(missing_ok=True)
+    except LoraFileError:
+        part_file.unlink()
+        raise
+    with open(part_file, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(part_file, file)
     return matched
 
 

@@ -60,17 +60,7 @@ def unfit(look: PaintConfig, family: Any) -> list[str]:
 def paint(model: Any, prompt: dict, negative: dict, config: PaintConfig, seed: int) -> Image.Image:
     """One picture from encoded captions (`model.encode_text`) with the model's current weights."""
     size = Size.whole(config.width, config.height)
-    return model.paint(
-        model.condition([prompt], [size]),
-        model.condition([negative], [size]),
-        width=config.width,
-        height=config.height,
-        seed=seed,
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
-        sampler=config.sampler,
-        shift=config.shift,
-    )
+    return model.paint(model.condition([prompt], [size]), model.condition([negative], [size]), config, seed)
 
 
 def store(image: Image.Image, file: Path, parameters: dict[str, Any]) -> None:

@@ -1,9 +1,30 @@
-"""Keeps every test away from the network, the user's model cache and any display."""
+"""Keeps every test away from the network, the user's model cache and any display; a tiny base of every family."""
 
 import os
 import tempfile
+
+import pytest
+
+from lorakit import models
 
 _cache = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _cache.name
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: a hidden call to the hub fails at once
 os.environ["MPLBACKEND"] = "agg"
+
+
+@pytest.fixture(scope="module", params=models.names())
+def family(request) -> str:
+    """Each model family in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def base(family, tmp_path_factory):
+    """A tiny base of the family, in a folder whose name must not get out."""
+    from tiny import save_base
+
+    root = tmp_path_factory.mktemp(family)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield save_base(family, root / "secretfolder" / "base-v1")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import tiny_anima
 import torch
 from diffusers import AnimaTextConditioner, CosmosTransformer3DModel
@@ -205,12 +206,12 @@ def test_a_picture_is_that_of_diffusers_pipeline(base, pipeline, shift, guidance
     model = opened(base)
     look = {"width": 64, "height": 96, "seed": 7, "steps": 4, "guidance_scale": guidance_scale, "sampler": "euler"}
     texts = [{"hidden": hidden(model, caption)} for caption in ("mofu, girl", "hat")]
-    ours = model.paint(*texts, shift=shift, **look)
+    ours = tiny.painted(model, *texts, shift=shift, **look)
     if shift:
         pipeline.scheduler.set_shift(shift)
     pipeline.guider.guidance_scale = guidance_scale
     assert np.abs(np.asarray(ours, int) - painted(pipeline)).max() <= 1  # of 255
-    other = model.paint(*texts, shift=2.5, **look)
+    other = tiny.painted(model, *texts, shift=2.5, **look)
     assert np.abs(np.asarray(ours, int) - np.asarray(other, int)).max() > 1
 
 
@@ -224,7 +225,7 @@ def test_the_pipeline_with_the_exported_file_paints_the_trainers_picture(base, p
     with torch.no_grad():
         texts = [{"hidden": hidden(model, caption)} for caption in ("mofu, girl", "hat")]
     look = {"width": 64, "height": 96, "seed": 7, "steps": 4, "guidance_scale": 4.0, "sampler": "euler", "shift": 0.0}
-    ours = np.asarray(model.paint(*texts, **look), int)
+    ours = np.asarray(tiny.painted(model, *texts, **look), int)
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     assert np.abs(ours - painted(pipeline)).max() <= 1 and np.abs(ours - off).max() > 10
 
@@ -247,9 +248,9 @@ def test_a_picture_depends_on_its_seed_and_words_alone(base, sampler):
     model = opened(base)
     look = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 4.0, "sampler": sampler, "shift": 0.0}
     girl, boy, none = ({"hidden": hidden(model, caption)} for caption in ("girl", "boy, red hat", ""))
-    first, other, again = (model.paint(girl, none, seed=seed, **look).tobytes() for seed in (7, 8, 7))
+    first, other, again = (tiny.painted(model, girl, none, seed=seed, **look).tobytes() for seed in (7, 8, 7))
     assert first == again != other
-    assert model.paint(boy, none, seed=7, **look).tobytes() != first
+    assert tiny.painted(model, boy, none, seed=7, **look).tobytes() != first
 
 
 def test_painting_leaves_training_as_it_was(base):
@@ -261,7 +262,7 @@ def test_painting_leaves_training_as_it_was(base):
     look = {"width": 64, "height": 64, "steps": 2, "guidance_scale": 2.0, "sampler": "euler", "shift": 0.0}
     state = torch.get_rng_state()
     with model.painting():
-        first, again = (model.paint(text, text, seed=1, **look).tobytes() for _ in range(2))
+        first, again = (tiny.painted(model, text, text, seed=1, **look).tobytes() for _ in range(2))
     assert first == again and torch.equal(torch.get_rng_state(), state)
     assert {name: module.training for name, module in model.load("transformer").named_modules()} == modes
     assert model.load("transformer").gradient_checkpointing

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import tiny
 import tiny_anima
 import torch
 from diffusers.models.transformers import transformer_cosmos
@@ -162,7 +163,7 @@ def test_pictures_in_float16_are_those_of_float32(base, transformer, sampler):
     for dtype in (torch.float32, torch.float16):
         model, _ = trained(base, noise, dtype, "plain")
         texts = [model.condition([model.encode_text(words)], [Size.whole(64, 64)]) for words in ("girl, hat", "")]
-        pictures.append(np.asarray(model.paint(*texts, **look), int))
+        pictures.append(np.asarray(tiny.painted(model, *texts, **look), int))
     exact, found = pictures
     assert found.std() > 10 and np.abs(found - exact).mean() < 2  # of 255
 

@@ -19,7 +19,7 @@ from sittings import (
     until,
     warnings,
 )
-from tiny import conditioning, save_base
+from tiny import conditioning
 from tiny import settings as tiny_settings
 
 from lorakit import cli, export, models
@@ -37,19 +37,6 @@ from lorakit.weightings import LossConfig
 
 CPU = torch.device("cpu")
 CAPTIONS = ["mofu, girl", "a boy with a red hat, smile"]
-
-
-@pytest.fixture(scope="module", params=models.names())
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def base(family, tmp_path_factory):
-    root = tmp_path_factory.mktemp(family)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        yield save_base(family, root / "secretfolder" / "base-v1")
 
 
 @pytest.fixture(scope="module")

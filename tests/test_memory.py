@@ -7,7 +7,6 @@ import weakref
 import pytest
 import torch
 from sittings import assert_same_end, at, family_settings, merged, new_run, until
-from tiny import save_base
 
 from lorakit import models
 from lorakit._frozen import FrozenConv2d, FrozenLinear
@@ -20,19 +19,6 @@ from lorakit.weightings import LossConfig
 
 CPU = torch.device("cpu")
 RECOMPUTED = pytest.mark.parametrize("recomputed", (False, True), ids=("kept", "recomputed"))
-
-
-@pytest.fixture(scope="module", params=models.names())
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def base(family, tmp_path_factory):
-    root = tmp_path_factory.mktemp(family)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        yield save_base(family, root / "base")
 
 
 def opened(family: str, base, *, offload: float = 0.0, recomputed: bool = False, device=CPU, dtype=torch.float32):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import tiny
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
@@ -312,12 +313,12 @@ def test_a_picture_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_pat
     with torch.no_grad(), model.painting():
         size = [Size.whole(64, 96)]
         text, negative = (model.condition([model.encode_text(words)], size) for words in ("mofu, girl", "hat"))
-        ours = model.paint(text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
+        ours = tiny.painted(model, text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
     assert (to_tensor(ours) - to_tensor(expected)).abs().max() <= 2 / 127.5
     adapter.set_strength(0.0)
     with torch.no_grad(), model.painting():
         text, negative = (model.condition([model.encode_text(words)], size) for words in ("mofu, girl", "hat"))
-        without = model.paint(text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
+        without = tiny.painted(model, text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
     assert (to_tensor(without) - to_tensor(expected)).abs().max() > 8 / 127.5
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from lorakit.sample import PaintConfig
+
 WORDS = ["girl", "boy", "red", "blue", "green", "hair", "smile", "hat", "mofu", ","]
 
 
@@ -119,6 +121,11 @@ def conditioning(model, captions: list[str]) -> dict[str, torch.Tensor]:
     from lorakit.models import Size
 
     return model.condition([model.encode_text(caption) for caption in captions], [Size.whole(64, 64)] * len(captions))
+
+
+def painted(model, text: dict, negative: dict, *, seed: int, **look):
+    """A picture of this look (fields of PaintConfig)."""
+    return model.paint(text, negative, PaintConfig(**look), seed)
 
 
 def settings(base: Path, **changes: dict) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -279,30 +279,23 @@ class Model(Parts):
 
     @torch.no_grad()
     def paint(
-        self,
-        text: dict[str, torch.Tensor],
-        negative: dict[str, torch.Tensor],
-        *,
-        width: int,
-        height: int,
-        seed: int,
-        steps: int,
-        guidance_scale: float,
-        sampler: str,
-        shift: float,
+        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One picture of the current weights from conditionings of a batch of 1; noise and steps are diffusers' own."""
+        """One picture of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+
+        Noise and steps are diffusers' own.
+        """
         from diffusers.utils.torch_utils import randn_tensor
 
-        scheduler = _flow.scheduler(sampler, self.files.scheduler_config(), shift, steps)
-        shape = (1, self.files.transformer_config()["in_channels"], height // 8, width // 8)
+        scheduler = _flow.scheduler(look.sampler, self.files.scheduler_config(), look.shift, look.steps)
+        shape = (1, self.files.transformer_config()["in_channels"], look.height // 8, look.width // 8)
         latents = randn_tensor(shape, torch.Generator("cpu").manual_seed(seed), self.device, torch.float32)
         for step, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
             t = sigma.to(self.device)[None]
             said = self._velocity(latents, t, text)
-            if guidance_scale != 1:
+            if look.guidance_scale != 1:
                 unconditioned = self._velocity(latents, t, negative)
-                said = unconditioned + guidance_scale * (said - unconditioned)
+                said = unconditioned + look.guidance_scale * (said - unconditioned)
             latents = scheduler.step(said, step, latents, return_dict=False)[0]
         return self._decode(latents)
 

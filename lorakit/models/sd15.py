@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -119,19 +119,12 @@ class Model(_unet.UNetModel):
 
     @torch.no_grad()
     def paint(
-        self,
-        text: dict[str, torch.Tensor],
-        negative: dict[str, torch.Tensor],
-        *,
-        width: int,
-        height: int,
-        seed: int,
-        steps: int,
-        guidance_scale: float,
-        sampler: str,
-        shift: float,
+        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One picture of the current weights from conditionings of a batch of 1; the noise is diffusers' own."""
+        """One picture of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+
+        The noise is diffusers' own.
+        """
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline(
@@ -142,16 +135,16 @@ class Model(_unet.UNetModel):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            scheduler=_ddpm.scheduler(sampler, self.scheduler_config),
+            scheduler=_ddpm.scheduler(look.sampler, self.scheduler_config),
         )
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(
             prompt_embeds=text["hidden"],
             negative_prompt_embeds=negative["hidden"],
-            width=width,
-            height=height,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            width=look.width,
+            height=look.height,
+            num_inference_steps=look.steps,
+            guidance_scale=look.guidance_scale,
             output_type="latent",
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images

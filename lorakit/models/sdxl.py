@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -230,19 +230,12 @@ class Model(_unet.UNetModel):
 
     @torch.no_grad()
     def paint(
-        self,
-        text: dict[str, torch.Tensor],
-        negative: dict[str, torch.Tensor],
-        *,
-        width: int,
-        height: int,
-        seed: int,
-        steps: int,
-        guidance_scale: float,
-        sampler: str,
-        shift: float,
+        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One picture of the current weights from conditionings of a batch of 1; the noise is diffusers' own."""
+        """One picture of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+
+        The noise is diffusers' own.
+        """
         from diffusers import StableDiffusionXLPipeline
 
         pipeline = StableDiffusionXLPipeline(
@@ -252,7 +245,7 @@ class Model(_unet.UNetModel):
             text_encoder_2=None,
             tokenizer=None,
             tokenizer_2=None,
-            scheduler=_ddpm.scheduler(sampler, self.scheduler_config),
+            scheduler=_ddpm.scheduler(look.sampler, self.scheduler_config),
             add_watermarker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
@@ -261,10 +254,10 @@ class Model(_unet.UNetModel):
             negative_prompt_embeds=negative["hidden"],
             pooled_prompt_embeds=text["pooled"],
             negative_pooled_prompt_embeds=negative["pooled"],
-            width=width,
-            height=height,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            width=look.width,
+            height=look.height,
+            num_inference_steps=look.steps,
+            guidance_scale=look.guidance_scale,
             output_type="latent",
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images
