@@ -1,4 +1,4 @@
-"""The same verbs for a terminal: `lorakit train`, `status`, `grid`, `export`, `doctor`, `demo`."""
+"""The same verbs for a terminal: `lorakit model check`, `train`, `status`, `grid`, `export`, `doctor`, `demo`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 
-BAD_INPUT = 2  # exit status
+BAD_INPUT, INTERRUPTED = 2, 130  # exit status
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 1 for a check that failed, 2 (with one message) for bad input."""
+    """Run one command; returns its exit status.
+
+    0, 1 for a check that failed, 2 (with one message) for bad input, 130 when it was interrupted.
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.verb(options)
     except UserError as error:
         print(f"lorakit: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:  # training ends otherwise, once it has begun
+        print("\nlorakit: interrupted; what is on disk stays, and the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,18 +129,15 @@ def _project(folder: Path):
 
 
 def _train(options: argparse.Namespace) -> int:
-    from lorakit.config import read_yaml, to_dict
-    from lorakit.run import configure, read_config, start
+    from lorakit.config import read_yaml
+    from lorakit.run import configure, settings_of, start
     from lorakit.train import train
 
     run = _project(options.project).run(options.run)
     if options.config:
         settings = read_yaml(options.config)
     elif run.exists():
-        config = read_config(run)
-        settings = to_dict(config)
-        for part, values in config.model.cards.get(options.card, {}).items():
-            settings[part] = {name: value for name, value in settings[part].items() if name not in values}
+        settings = settings_of(run, options.card)
     else:
         settings = {"model": {"family": "sd15"}}
     start(run, configure(_with(settings, options.set), options.card))

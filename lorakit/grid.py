@@ -116,6 +116,8 @@ def grid(
             lora_file(run, cell.checkpoint)
     painter = Painter(run)
     folder = run.grids / name
+    if not all(_file(painter, cell, look, folder / "cells").exists() for cell in cells):
+        painter.read(list(dict.fromkeys([*(cell.prompt for cell in cells), look.negative_prompt])))
     files = []
     # painted checkpoint by checkpoint, so that each file is read once; stored by place
     for done, cell in enumerate(sorted(cells, key=_order), 1):
@@ -157,14 +159,19 @@ def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple
     return Done(picture, record)
 
 
-def _stored(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
-    """The cell's file, painted unless it is there: its name is the hash of all that decides the picture."""
+def _file(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+    """Where a cell's picture is kept: its name is the hash of all that decides it."""
     lora = OFF if cell.checkpoint == OFF else file_digest([painter.run.lora_file(cell.checkpoint)])
     strength = 0.0 if cell.checkpoint == OFF else cell.strength
     decides = [painter.fingerprint(), lora, strength, cell.prompt, {**to_dict(look), "seed": cell.seed}]
-    file = folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
+    return folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
+
+
+def _stored(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+    """The cell's file, painted unless it is there."""
+    file = _file(painter, cell, look, folder)
     if not file.exists():
-        painter.use(cell.checkpoint, strength)
+        painter.use(cell.checkpoint, cell.strength)
         image = painter.paint(cell.prompt, replace(look, seed=cell.seed))
         store(image, file, {**vars(cell), **to_dict(look), "seed": cell.seed, "base": painter.base})
     return file

@@ -84,7 +84,7 @@ class OptimizerConfig(Config):
 
     name: str = setting("adamw", help="optimizer", choices=lambda: tuple(OPTIMIZERS))
     learning_rate: float = setting(
-        1e-4, help="learning rate of the denoiser (UNet); 0 does not train it", minimum=0, maximum=10
+        1e-4, help="learning rate of the denoiser (UNet, transformer); 0 does not train it", minimum=0, maximum=10
     )
     text_encoder_lr: float = setting(
         0.0, help="learning rate of the (first) text encoder; 0 does not train it", minimum=0, maximum=10
@@ -100,7 +100,7 @@ class OptimizerConfig(Config):
         maximum=10,
     )
     text_encoder_stop_step: int = setting(
-        0, help="train the text encoders only up to this step; 0: to the end", minimum=0
+        0, help="train the text encoders, and Anima's text conditioner, only up to this step; 0: to the end", minimum=0
     )
     max_grad_norm: float = setting(
         1.0, help="longer gradients are shortened to this; 0: never", minimum=0, maximum=1000
@@ -112,6 +112,8 @@ class OptimizerConfig(Config):
         rates = {name: getattr(self, name) for name in RATES}
         if not any(rates.values()):
             found.append(f"{', '.join(rates)} are all 0, so nothing would be trained; set one of them.")
+        if self.text_encoder_stop_step and not self.learning_rate:
+            found.append("text_encoder_stop_step would stop all that is trained; set learning_rate, or take it away.")
         if self.name == "prodigy" and len(set(rates.values()) - {0}) > 1:
             told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items() if rate)
             found.append(

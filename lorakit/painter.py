@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit import export
 from lorakit.adapters import Adapter
 from lorakit.config import to_dict
+from lorakit.memory import explained
 from lorakit.models import family
 from lorakit.precision import choose
 from lorakit.project import ProjectError, Run
@@ -50,19 +52,32 @@ class Painter:
         Raises ProjectError when there is no such file and LoraFileError when it does not fit.
         """
         if self._adapter is None:
-            self._adapter = Adapter(self.config.adapter, self.model, list(self.config.rates), self.config.loop.seed)
+            with self._explained("while loading the base"):
+                self._adapter = Adapter(self.config.adapter, self.model, list(self.config.rates), self.config.loop.seed)
         if checkpoint not in (OFF, self._checkpoint):
             self._adapter.load(export.weights(lora_file(self.run, checkpoint), self._adapter, self.model))
             self._checkpoint = checkpoint
         self._adapter.set_strength(0.0 if checkpoint == OFF else strength)
         return f"{len(self._adapter.layers)}/{len(self._adapter.layers)}"
 
+    def read(self, prompts: list[str]) -> None:
+        """Encode all prompts that are going to be painted, then let go of what encoded them, as training does."""
+        with self._explained("while reading prompts"):
+            for prompt in prompts:
+                self._text(prompt)
+        self.model.release(*(part for part in self.model.text_parts if part not in self.config.rates))
+
     def paint(self, prompt: str, look: PaintConfig) -> Image.Image:
         """One picture with the weights in use."""
         import torch
 
-        with torch.no_grad(), self.model.painting():
+        with self._explained("while painting"), torch.no_grad(), self.model.painting():
             return paint(self.model, self._text(prompt), self._text(look.negative_prompt), look, look.seed)
+
+    def _explained(self, doing: str) -> AbstractContextManager[None]:
+        return explained(
+            self.config, self.precision.device, doing, otherwise="Or paint smaller pictures: width and height."
+        )
 
     def _text(self, prompt: str) -> dict:
         """The prompt as far as frozen parts bring it, remembered."""

@@ -73,7 +73,7 @@ class RunConfig(Config):
         ]
         if self.save.form not in ("auto", *family.forms):
             found.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
-        return found + [f"sample: {problem}" for problem in unfit(self.sample, family)]
+        return found + [f"sample.{problem}" for problem in unfit(self.sample, family)]
 
     @property
     def rates(self) -> dict[str, float]:
@@ -99,7 +99,9 @@ def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
     Raises ConfigError with a sentence for every setting that is wrong or does not go with the family.
     """
     model = settings.get("model", {})
-    if not isinstance(model, dict) or "family" not in model:
+    if not isinstance(model, dict):
+        raise ConfigError(f"model is {model!r}, but a table is wanted: model.family and model.source.")
+    if "family" not in model:
         raise ConfigError(f"model.family is missing; known families are {', '.join(models.names())}.")
     family = models.config_class(model["family"])
     if card and card not in family.cards:
@@ -127,6 +129,30 @@ def read_config(run: Run) -> RunConfig:
     return configure(read_yaml(run.config_file))
 
 
+def settings_of(run: Run, card: str = "") -> dict[str, Any]:
+    """The settings that the next sitting of a run starts from, to be changed and given to `configure` with `card`.
+
+    All of them for a run that has begun. While it has not, those that were chosen: another family or card may bring
+    others of its own.
+    """
+    config = read_config(run)
+    family, cards = config.model, config.model.cards
+    settings = to_dict(config)
+    if not run.fingerprint_file.exists():
+        plain = to_dict(configure({"model": {"family": family.family, "source": family.source}}))
+        settings = {
+            owner: {name: value for name, value in values.items() if value != plain[owner][name]}
+            for owner, values in settings.items()
+        }
+        settings["model"] |= {"family": family.family, "source": family.source}
+        named = [values for known in cards.values() for values in known.items()] if card else []
+    else:
+        named = list(cards.get(card, {}).items())
+    for owner, values in named:
+        settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
+    return settings
+
+
 def start(run: Run, config: RunConfig) -> RunConfig:
     """Freeze `config` as the run's, or check it against the one the run began with.
 
@@ -146,17 +172,25 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def freeze_inputs(run: Run, config: RunConfig, found: Scan, base: dict[str, str], precision: str) -> None:
-    """Remember which settings, data, base files and precision a run is made of, or refuse others (RunChanged)."""
-    inputs = {
+def inputs_of(config: RunConfig, found: Scan, base: dict[str, str], precision: str) -> dict[str, Any]:
+    """Which settings, data, base files and precision a run is made of."""
+    return {
         "config": decisive(config),  # config.yaml may have been edited by hand
         "precision": precision,  # auto may mean another one on another GPU
         "base": base,
         "data": {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples},
     }
+
+
+def check_inputs(run: Run, inputs: dict[str, Any]) -> None:
+    """Refuse (RunChanged) other inputs than those that a run has begun with; anything goes while it has not."""
     if run.fingerprint_file.exists():
         refuse_changes(run, json.loads(run.fingerprint_file.read_text(encoding="utf-8")), inputs)
-    else:
+
+
+def freeze_inputs(run: Run, inputs: dict[str, Any]) -> None:
+    """Remember what a run is made of, once all of it could be loaded: from here on it has begun."""
+    if not run.fingerprint_file.exists():
         write_json(run.fingerprint_file, inputs)
 
 

@@ -22,7 +22,7 @@ from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.project import Run
 from lorakit.randomness import generator, seed_of
-from lorakit.run import RunConfig, freeze_inputs, make_plan, read_config
+from lorakit.run import RunConfig, check_inputs, freeze_inputs, inputs_of, make_plan, read_config
 from lorakit.sample import paint, store
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Session:
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
         base = {part: self.model.fingerprint(part) for part in self.model.parts}
-        freeze_inputs(self.run, self.config, self.scan, base, self.precision.name)
+        inputs = inputs_of(self.config, self.scan, base, self.precision.name)
+        check_inputs(self.run, inputs)
         if notes := [*self.scan.notes, *self._cut_captions()]:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
@@ -93,6 +94,7 @@ class Session:
                     return
         with self._explained(f"while loading the {self.model.denoiser}"):
             self._attach()
+        freeze_inputs(self.run, inputs)
         done = yield from self._resume()
         yield Started(
             step=done,
@@ -233,9 +235,9 @@ class Session:
     def _stop_text_encoders(self, step: int) -> None:
         """Freeze the text encoders' adapters after their last step; without gradients an optimizer passes them over."""
         last = self.config.optimizer.text_encoder_stop_step
-        for name in self.model.text_parts:
+        for name in self.model.text_parts if last else ():
             for weight in self.adapter.parameters(name):
-                weight.requires_grad_(not last or step <= last)
+                weight.requires_grad_(step <= last)
 
     def _watch(self, stepped: Stepped) -> Iterator[Warned]:
         """Report what was not finite, once a sitting; raise TrainingDiverged when many steps in a row were so."""

@@ -315,3 +315,11 @@ def test_every_module_of_a_full_size_model_has_the_name_that_hosts_know(base):
         "lora_unet_llm_adapter_blocks_0_self_attn_q_proj",
         "lora_unet_llm_adapter_blocks_5_mlp_2",
     } <= {name["kohya"] for name in names.values()}
+
+
+def test_a_part_may_be_a_folder_of_its_own(tmp_path):
+    folder = tiny_anima.save_anima(tmp_path / "base")
+    plain = anima.Model(anima.Config(source=str(folder)), CPU, torch.float32)
+    own = anima.Config(source=str(folder), text_encoder=str(folder / "text_encoder"), vae=str(folder / "vae"))
+    apart = anima.Model(own, CPU, torch.float32)
+    assert {part: apart.files.files(part) for part in apart.parts} == {p: plain.files.files(p) for p in plain.parts}

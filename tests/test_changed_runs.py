@@ -14,7 +14,9 @@ from tiny import save_sd15
 from lorakit import checkpoint
 from lorakit.checkpoint import STATE
 from lorakit.events import Saved
-from lorakit.run import RunChanged
+from lorakit.model_files import ModelFileError
+from lorakit.project import Project
+from lorakit.run import RunChanged, configure, read_config, settings_of, start
 from lorakit.train import train
 
 
@@ -179,3 +181,33 @@ def test_a_run_does_not_go_on_with_other_pictures_or_another_base(tmp_path, base
         shutil.copytree(kept, there)
     list(train(run))  # put back, it goes on
     assert_same_end(run, uncut)
+
+
+# ---- before it has begun ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_base_could_not_be_loaded_has_not_begun(tmp_path, base):
+    broken = shutil.copytree(base, tmp_path / "broken")
+    weights = load_file(broken / "unet" / "diffusion_pytorch_model.safetensors")
+    weights.popitem()
+    save_file(weights, broken / "unet" / "diffusion_pytorch_model.safetensors")
+    run = new_run(tmp_path / "p", broken, HARD)
+    with pytest.raises(ModelFileError):
+        list(train(run))
+    assert not run.fingerprint_file.exists()
+    list(train(new_run(tmp_path / "p", base, HARD)))
+    assert run.fingerprint_file.exists()
+
+
+def test_another_family_or_card_before_that_brings_its_own_settings_and_keeps_the_chosen_ones(tmp_path):
+    run = Project(tmp_path).run("r")
+    chosen = {"model": {"family": "sd15", "source": "somewhere"}, "adapter": {"rank": 7}}
+    start(run, configure(chosen, "8 GB"))
+    settings = settings_of(run, "32 GB")
+    settings["model"]["family"] = "sdxl"
+    expected = {**chosen, "model": {"family": "sdxl", "source": "somewhere"}}
+    assert configure(settings, "32 GB") == configure(expected, "32 GB")
+
+
+def test_a_run_that_has_begun_keeps_all_its_settings(half):
+    assert configure(settings_of(half)) == read_config(half)

@@ -386,3 +386,12 @@ def test_what_needs_no_torch_loads_none(code):
     ended = program("-c", f"{code}\nimport sys; print(); print(*(name for name in sys.modules if '.' not in name))")
     assert ended.returncode == 0, ended.stderr
     assert not HEAVY & set(ended.stdout.splitlines()[-1].split())
+
+
+def test_an_interrupted_command_ends_with_one_line(monkeypatch, capsys, tmp_path):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorakit.doctor.examine", interrupt)
+    assert main(["doctor", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.strip().count("\n") == 0

@@ -233,7 +233,7 @@ def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path
         ({"model": {**BASE, "family": "sd16"}}, "model.family is 'sd16'; known families are"),
         ({"model": BASE, "sample": {"prompts": "a girl"}}, "sample.prompts is 'a girl', but a list"),
         ({"model": BASE, "sample": {"prompts": [1]}}, "sample.prompts is (1,), but a list"),
-        ({"model": BASE, "sample": {"width": 100}}, "sample: width is 100; with sd15 it must be a multiple of 8"),
+        ({"model": BASE, "sample": {"width": 100}}, "sample.width is 100; with sd15 it must be a multiple of 8"),
         ([], "the configuration is [], but a table"),
     ],
 )
@@ -245,6 +245,11 @@ def test_every_problem_of_a_run_is_told_with_its_path(settings, told):
     ("config_class", "settings", "told"),
     [
         (OptimizerConfig, {"learning_rate": 0}, "nothing would be trained"),
+        (
+            OptimizerConfig,
+            {"learning_rate": 0, "text_encoder_lr": 1e-5, "text_encoder_stop_step": 2},
+            "would stop all that is trained",
+        ),
         (OptimizerConfig, {"name": "prodigy", "learning_rate": 1, "text_encoder_lr": 0.5}, "prodigy finds one rate"),
         (ScheduleConfig, {"warmup": math.inf}, "warmup is inf"),
         (DataConfig, {"bucket_reso_steps": 12, "enable_bucket": False}, "multiple of 8 px"),

@@ -27,6 +27,7 @@ from lorakit.adapters import Adapter, AdapterConfig
 from lorakit.config import ConfigError, choices_of
 from lorakit.events import Finished, Progress, Sampled, Saved
 from lorakit.grid import Axis, Done, grid
+from lorakit.memory import OutOfMemory
 from lorakit.models import Size
 from lorakit.painter import OFF, Painter
 from lorakit.project import Project
@@ -210,6 +211,16 @@ def test_files_tell_nothing_private(uncut):
         metadata = file.metadata()
     assert "secretfolder" not in json.dumps(metadata) and str(uncut.project.folder) not in json.dumps(metadata)
     assert metadata["modelspec.architecture"].endswith("/lora") and metadata["ss_base_model_version"]
+
+
+def test_a_grid_that_does_not_fit_ends_with_one_message(uncut, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(type(Painter(uncut).model), "paint", full)
+    look = PaintConfig(width=64, height=64, steps=2, sampler=Painter(uncut).config.model.samplers[0])
+    with pytest.raises(OutOfMemory, match="(?s)Out of memory while painting.*smaller pictures"):
+        list(grid(uncut, Axis("checkpoint", (OFF,)), Axis("strength", (1.0,)), prompt="new", look=look, name="full"))
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------

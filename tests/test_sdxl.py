@@ -214,16 +214,16 @@ def test_a_single_file_tells_its_schedule_by_its_keys(base, tmp_path, marks, met
     save_file(state, tmp_path / "model.safetensors", metadata)
     model = opened(tmp_path / "model.safetensors")
     assert (model.prediction_type, model.zero_terminal_snr) == told
-    by_hand = opened(tmp_path / "model.safetensors", prediction_type="v_prediction", zero_terminal_snr="on")
+    by_hand = opened(tmp_path / "model.safetensors", prediction_type="v_prediction", zero_terminal_snr="enabled")
     assert (by_hand.prediction_type, by_hand.zero_terminal_snr) == ("v_prediction", True)
-    off = opened(tmp_path / "model.safetensors", prediction_type="epsilon", zero_terminal_snr="off")
+    off = opened(tmp_path / "model.safetensors", prediction_type="epsilon", zero_terminal_snr="disabled")
     assert (off.prediction_type, off.zero_terminal_snr) == ("epsilon", False)
 
 
 def test_zero_terminal_snr_without_v_prediction_is_refused(bases):
     with pytest.raises(ConfigError, match="zero terminal SNR needs v prediction"):
-        sdxl.Config(source="x", prediction_type="epsilon", zero_terminal_snr="on")
-    for name, settings in (("epsilon", {"zero_terminal_snr": "on"}), ("ztsnr", {"prediction_type": "epsilon"})):
+        sdxl.Config(source="x", prediction_type="epsilon", zero_terminal_snr="enabled")
+    for name, settings in (("epsilon", {"zero_terminal_snr": "enabled"}), ("ztsnr", {"prediction_type": "epsilon"})):
         with pytest.raises(ConfigError, match="set prediction_type or zero_terminal_snr"):
             opened(bases[name], **settings)
 
@@ -348,3 +348,21 @@ def test_slim_blocks_give_what_plain_ones_give(base):
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_picture_too_large_to_decode_whole_is_decoded_in_tiles_and_pictures_stay_encoded_whole(base, monkeypatch):
+    from diffusers import AutoencoderKL
+
+    model, decode, tiled = opened(base), AutoencoderKL.decode, []
+
+    def full(vae, latents, *args, **kwargs):
+        tiled.append(vae.use_tiling)
+        if not vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(vae, latents, *args, **kwargs)
+
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    whole = model.decode(latents)
+    monkeypatch.setattr(AutoencoderKL, "decode", full)
+    assert model.decode(latents).size == whole.size and tiled == [False, True]
+    assert not model.load("vae").use_tiling

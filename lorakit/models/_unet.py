@@ -114,7 +114,12 @@ class UNetModel(Parts):
         latents = latents.to(vae.dtype) / self.files.vae_config()["scaling_factor"]
         try:
             pixels = vae.decode(latents).sample
-        except torch.OutOfMemoryError:  # a large picture beside the UNet on a small card: in tiles, blended at seams
+        except torch.OutOfMemoryError:
+            pixels = None  # not tried again in here, where the error keeps what the first try allocated
+        if pixels is None:  # a large picture beside the UNet on a small card: in tiles, blended at their seams
             vae.enable_tiling()
-            pixels = vae.decode(latents).sample
+            try:
+                pixels = vae.decode(latents).sample
+            finally:
+                vae.disable_tiling()  # pictures are encoded whole
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]

@@ -71,8 +71,8 @@ class Config(Config):
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True},
         },
-        "16 GB (T4, V100)": {
-            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4, "precision": "fp16"},
+        "16 GB": {  # a T4: `auto` is fp16 there
+            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True},
         },
         "24 GB": {
@@ -122,6 +122,12 @@ ORIGINAL = {
 }
 
 
+def fetch_part(source: str) -> Path:
+    """The local file or folder of one part: what `hub.fetch` takes, and folders with config.json and weights."""
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else fetch(source, patterns=("config.json", "*.safetensors"))
+
+
 class Model(Parts):
     """An Anima model; see `models.family`."""
 
@@ -135,9 +141,8 @@ class Model(Parts):
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
         given = {name: getattr(config, name) for name in ("text_encoder", "vae", "text_conditioner")}
-        files = open_anima(
-            fetch(config.source), **{name: fetch(path) if path else None for name, path in given.items()}
-        )
+        parts = {name: fetch_part(source) if source else None for name, source in given.items()}
+        files = open_anima(fetch(config.source), **parts)
         super().__init__(config, files, device, dtype, trained)
 
     def settings(self, part: str) -> list[Path]:

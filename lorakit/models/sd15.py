@@ -42,10 +42,7 @@ class Config(Config):
             "memory": {"gradient_checkpointing": True},
         },
         "12 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
-        "16 GB (T4, V100)": {
-            "loop": {"batch_size": 4, "precision": "fp16"},
-            "memory": {"gradient_checkpointing": True},
-        },
+        "16 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
         "24 GB": {"loop": {"batch_size": 4}},
         "32 GB": {"loop": {"batch_size": 4}},
     }

@@ -45,21 +45,21 @@ class Config(Config):
     )
     zero_terminal_snr: str = setting(
         "auto",
-        help="whether the base's last timestep is pure noise; auto: as its files tell (NoobAI V-Pred: on)",
-        choices=("auto", "on", "off"),
+        help="whether the base's last timestep is pure noise; auto: as its files tell (NoobAI V-Pred: enabled)",
+        choices=("auto", "enabled", "disabled"),
     )
     max_token_length: int = setting(
         225, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225)
     )
 
     # Good untouched for anime characters: rank 16 holds what 64 does in SD 1.5; 1e-4 at alpha = rank moves weights
-    # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four pictures a batch; min-SNR and
-    # 225 tokens as there; sampling as the cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
+    # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four pictures a batch; 225
+    # tokens as there; no min-SNR, which takes from a base with zero terminal SNR what that is for; sampling as the
+    # cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
     defaults: ClassVar = {
         "data": {"resolution": 1024, "min_bucket_reso": 512, "max_bucket_reso": 2048, "bucket_reso_steps": 64},
         "adapter": {"rank": 16, "alpha": 16.0},
         "optimizer": {"learning_rate": 1e-4},
-        "loss": {"weighting": "min_snr"},
         "sample": {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 6.0, "sampler": "euler_a"},
     }
     # Four pictures a step on every card, so that a smaller one gives up speed and little else.
@@ -73,8 +73,8 @@ class Config(Config):
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True},
         },
-        "16 GB (T4, V100)": {
-            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2, "precision": "fp16"},
+        "16 GB": {
+            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
             "memory": {"gradient_checkpointing": True},
         },
         "24 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
@@ -95,7 +95,7 @@ class Config(Config):
     resolution_multiple: ClassVar = 8  # px of one latent
 
     def conflicts(self) -> list[str]:
-        return [f"{NEEDS_V}."] if (self.prediction_type, self.zero_terminal_snr) == ("epsilon", "on") else []
+        return [f"{NEEDS_V}."] if (self.prediction_type, self.zero_terminal_snr) == ("epsilon", "enabled") else []
 
 
 def fetch_vae(source: str) -> Path:
@@ -213,7 +213,7 @@ class Model(_unet.UNetModel):
         """The noise schedule of the base, with what the settings say about it."""
         told = dict(super().scheduler_config)
         if self.config.zero_terminal_snr != "auto":
-            told["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "on"
+            told["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "enabled"
         if told.get("rescale_betas_zero_snr"):  # sampling must begin where training ends
             told["timestep_spacing"] = "trailing"
         return told
