@@ -232,7 +232,7 @@ class Recipe:
         from transformers import CLIPTextModel, CLIPTokenizer
 
         from lorakit.hub import fetch
-        from lorakit.models.sd15 import TARGETS
+        from lorakit.models.sd15 import Model
 
         self.options, self.dtype = options, dtype_of(options)
         source = fetch(base(options))
@@ -245,7 +245,10 @@ class Recipe:
             frozen.to(options.device).requires_grad_(False)
         self.unet.add_adapter(
             LoraConfig(
-                r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=TARGETS["unet"]
+                r=options.rank,
+                lora_alpha=options.rank,
+                init_lora_weights="gaussian",
+                target_modules=Model.TARGETS["unet"],
             )
         )
         self.trained = [weight for weight in self.unet.parameters() if weight.requires_grad]
