@@ -6,6 +6,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 
 from lorakit.errors import UserError
@@ -13,6 +14,12 @@ from lorakit.errors import UserError
 INDEXES = ("model_index.json", "modular_model_index.json")  # of diffusers folders: of pipelines, of modular pipelines
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # of diffusers folders
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+ITEM_BYTES = {  # of the types that end on whole bytes
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?"
     r"\.(safetensors|bin)"
@@ -59,8 +66,10 @@ def verify_safetensors(path: Path) -> dict:
         text = file.read(length)
     try:
         header = json.loads(text)
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        end = max((_end(entry) for name, entry in header.items() if name != "__metadata__"), default=0)
+        if not isinstance(header.get("__metadata__", {}), dict):
+            raise TypeError("__metadata__ is no object")
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise ModelFileError(
             f"{path} has no readable .safetensors header: it is damaged or another kind of file; download it again."
         ) from error
@@ -68,6 +77,18 @@ def verify_safetensors(path: Path) -> dict:
         state = "truncated" if size < 8 + length + end else "longer than it should be"
         raise ModelFileError(f"{path} is {state}: {size} of {8 + length + end} bytes; download it again.")
     return header
+
+
+def _end(entry: dict) -> int:
+    """Where the data of a header's entry ends. Raises LookupError, TypeError or ValueError for no such entry."""
+    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise TypeError(f"dtype {dtype}, shape {shape}")
+    if any(type(number) is not int or number < 0 for number in (*shape, start, end)):  # True is an int to Python
+        raise TypeError(f"shape {shape}, data_offsets {start} to {end}")
+    if end - start != prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else end < start:
+        raise ValueError(f"{dtype} of shape {shape} in {end - start} bytes")
+    return end
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
@@ -126,9 +147,12 @@ def read_index(folder: Path) -> dict:
     if found is None:
         raise ModelFileError(f"{folder} is not a diffusers folder (it has no {' or '.join(INDEXES)}).")
     try:
-        return json.loads(found.read_text("utf-8"))
-    except ValueError as error:
+        index = json.loads(found.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{found} is not readable JSON ({error}): download it again.") from error
+    if not isinstance(index, dict) or not all(value for value in index.values() if isinstance(value, list)):
+        raise ModelFileError(f"{found} is no index of a diffusers folder: download it again.")
+    return index
 
 
 def part_folders(index: dict) -> dict[str, str]:

@@ -247,6 +247,49 @@ def test_a_damaged_file_is_refused_in_one_sentence(how, single, tiny, tmp_path):
         assert len(str(refused.value).splitlines()) == 1
 
 
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+CRAFTED = {
+    "deep nesting": "[" * 200_000,
+    "a list": [1],
+    "an entry that is a list": {"a": [1]},
+    "offsets in words": {"a": ENTRY | {"data_offsets": "08"}},
+    "offsets as text": {"a": ENTRY | {"data_offsets": ["0", "8"]}},
+    "three offsets": {"a": ENTRY | {"data_offsets": [0, 8, 8]}},
+    "offsets below zero": {"a": ENTRY, "b": ENTRY | {"data_offsets": [-8, 0]}},
+    "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 8]}},
+    "a shape in words": {"a": ENTRY | {"shape": "x"}},
+    "a shape of text": {"a": ENTRY | {"shape": ["2"]}},
+    "a shape with a fraction": {"a": ENTRY | {"shape": [2.0]}},
+    "a shape below zero": {"a": ENTRY | {"shape": [-1, -2]}},
+    "a number as dtype": {"a": ENTRY | {"dtype": 5}},
+    "a shape of another size": {"a": ENTRY | {"shape": [3]}},
+    "an unknown dtype that ends before its start": {
+        "a": ENTRY,
+        "b": {"dtype": "X", "shape": [], "data_offsets": [8, 0]},
+    },
+    "metadata null": {"a": ENTRY, "__metadata__": None},
+}
+
+
+def save_crafted(path: Path, header: str | dict | list) -> Path:
+    """A file with this header and 8 bytes of data."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
+    return path
+
+
+@pytest.mark.parametrize("how", CRAFTED)
+def test_a_crafted_header_is_refused_in_one_sentence(how, tmp_path):
+    with pytest.raises(ModelFileError, match="model.safetensors has no readable .safetensors header"):
+        verify_safetensors(save_crafted(tmp_path / "model.safetensors", CRAFTED[how]))
+
+
+@pytest.mark.parametrize("more", ({}, {"__metadata__": {"format": "pt"}}, {"b": ENTRY | {"dtype": "X", "shape": [9]}}))
+def test_a_header_with_metadata_or_a_type_of_the_future_is_read(more, tmp_path):
+    header = {"a": ENTRY} | more
+    assert verify_safetensors(save_crafted(tmp_path / "model.safetensors", header)) == header
+
+
 @pytest.mark.parametrize("how", ("empty", "cut", "garbage", "HTML", "code inside"))
 def test_a_damaged_or_dangerous_ckpt_is_refused_in_one_sentence(how, tiny, tmp_path):
     path = make_form("ckpt", tiny, tmp_path / "model")
