@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from lorakit.run import RunConfig
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-EPSILON = {
-    "fp16": 2**-10,
-    "bf16": 2**-7,
-    "fp32": 2**-20,
-}  # relative error of a product of two rounded factors, with room
 
 
 def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, form: str) -> str:
@@ -62,18 +57,30 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
 
 
 def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> str:
-    """Read a file back and compare each module's weight change with the trained one; returns "matched/all".
+    """Read a file back and compare each module's change with the trained one; returns "matched/all".
 
-    Raises LoraFileError when a module is missing, left over, or differs by more than the file's rounding.
+    Compared are the factors of alpha / rank * B A, number by number: A, and alpha / rank * B, wherever the file has the
+    scale. A number x may be off by r |x| for the rounding, or by the dtype's smallest number (times the scale, if that
+    is above 1): r = 2^-21 for float32's rounding of the scale, and for fp16 2^-11, for bf16 2^-8 more. Each number of
+    the change, a sum of `rank` products, is then off by about 2 r times the sum of their sizes at most. Raises
+    LoraFileError when a module is missing, left over, of another rank, or off by more.
     """
+    import torch
+
     changes = _read(file, adapter, model)
-    for (part, module), change in changes.items():
-        trained, stored = adapter.delta(part, module), change.delta()
-        down, up = (change.tensors[side].float().flatten(1).abs() for side in ("down", "up"))
-        bound = EPSILON[dtype] * (abs(change.scale) * up @ down).max() + 1e-6
-        # not written as "> bound", which would let NaN pass
-        if trained.shape != stored.shape or not (trained - stored).abs().max() <= bound:
-            raise LoraFileError(f"{file.name}: the change of {module} is not the trained one.")
+    kind, scale = torch.finfo(getattr(torch, DTYPES[dtype])), adapter.config.scale
+    relative, absolute = kind.eps / 2 + 2**-21, kind.smallest_normal * kind.eps
+    for key, (down, up) in adapter.pairs():
+        stored = {role: tensor.float() for role, tensor in changes[key].tensors.items()}
+        sides = (
+            (stored["down"], down, absolute),
+            (changes[key].scale * stored["up"], scale * up, absolute * max(1, scale)),
+        )
+        for found, trained, least in sides:
+            found, trained = found.flatten(1), trained.flatten(1)
+            # NaN is never close
+            if found.shape != trained.shape or not torch.allclose(found, trained, rtol=relative, atol=least):
+                raise LoraFileError(f"{file.name}: the change of {key[1]} is not the trained one.")
     return f"{len(changes)}/{len(adapter.layers)}"
 
 
@@ -161,14 +168,15 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
 
 
 def _time_sampling(config: RunConfig) -> dict[str, Any]:
-    """How a flow family drew its times, under kohya's names; nothing for others."""
+    """How a flow family drew its times, under kohya's names, and the settings of that way; nothing for others."""
     if "loss.timestep_sampling" in config.model.refused:
         return {}
     loss = config.loss
-    return {
-        "ss_timestep_sampling": loss.timestep_sampling,
-        "ss_sigmoid_scale": loss.sigmoid_scale,
-        "ss_logit_mean": loss.logit_mean,
-        "ss_logit_std": loss.logit_std,
-        "ss_discrete_flow_shift": loss.shift,
-    }
+    told: dict[str, Any] = {"ss_timestep_sampling": loss.timestep_sampling}
+    if loss.timestep_sampling in ("sigmoid", "shift"):
+        told["ss_sigmoid_scale"] = loss.sigmoid_scale
+    if loss.timestep_sampling == "logit_normal":
+        told |= {"ss_logit_mean": loss.logit_mean, "ss_logit_std": loss.logit_std}
+    if loss.timestep_sampling == "shift":
+        told["ss_discrete_flow_shift"] = loss.shift
+    return told

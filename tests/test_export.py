@@ -190,6 +190,51 @@ def test_the_proof_finds_what_is_wrong_with_a_file(both, tmp_path, change, told)
         export.prove(file, adapter, model, "fp16")
 
 
+@pytest.fixture(scope="module")
+def anima(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        base = tiny.save_base("anima", tmp_path_factory.mktemp("anima") / "base")
+        module = models.family("anima")
+        model = module.Model(module.Config(source=str(base)), torch.device("cpu"), torch.float32)
+        yield model, random_adapter(model, [model.denoiser], scale=1e-3)  # fp16 has no normal numbers for some
+
+
+@pytest.mark.parametrize("dtype", ("fp16", "bf16", "fp32"))
+@pytest.mark.parametrize("form", ("comfy", "kohya"))
+@pytest.mark.parametrize("side", (0, 1))
+def test_the_proof_finds_one_number_off_by_a_little_in_every_form(anima, tmp_path, form, dtype, side):
+    model, adapter = anima
+    file = tmp_path / "lora.safetensors"
+    export.write(file, adapter, model, {}, dtype, form)
+    tensors = load_file(file)
+    start = model.names(*list(adapter.layers)[-1])[form]
+    name = [key for key in sorted(tensors) if key.startswith(start) and not key.endswith("alpha")][side]
+    tensors[name].view(-1)[tensors[name].abs().argmax()] *= 1 + {"fp16": 2**-9, "bf16": 2**-6, "fp32": 2**-18}[dtype]
+    save_file(tensors, file)
+    with pytest.raises(export.LoraFileError, match="not the trained one"):
+        export.prove(file, adapter, model, dtype)
+
+
+def test_the_proof_finds_a_wrong_scale_where_a_file_has_no_alpha(anima, tmp_path):
+    model, adapter = anima
+    file = tmp_path / "lora.safetensors"
+    export.write(file, adapter, model, {}, "fp16", "comfy")
+    scaled = {key: t / adapter.config.scale if "lora_B" in key else t for key, t in load_file(file).items()}
+    save_file(scaled, file)
+    with pytest.raises(export.LoraFileError, match="not the trained one"):
+        export.prove(file, adapter, model, "fp16")
+
+
+def test_a_whole_file_of_another_rank_is_not_the_trained_one(both, base, tmp_path):
+    model, adapter = both
+    file = tmp_path / "lora.safetensors"
+    other = trained(base, PARTS["unet and text encoder"], rank=1)
+    export.write(file, *reversed(other), {}, "fp16", "kohya")
+    with pytest.raises(export.LoraFileError, match="not the trained one"):
+        export.prove(file, adapter, model, "fp16")
+
+
 def test_a_truncated_file_is_told_in_a_sentence(both, tmp_path):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
@@ -285,6 +330,25 @@ def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, famil
     assert json.loads(told["ss_text_encoder_lr"]) == (text_rates if len(text_rates) > 1 else text_rates[0])
     assert told["ss_sd_model_name"] == "base" and str(tmp_path) not in json.dumps(told)
     assert all(isinstance(value, str) for value in told.values())
+
+
+@pytest.mark.parametrize(
+    "sampling, wanted",
+    (
+        ("uniform", set()),
+        ("sigmoid", {"ss_sigmoid_scale"}),
+        ("logit_normal", {"ss_logit_mean", "ss_logit_std"}),
+        ("shift", {"ss_sigmoid_scale", "ss_discrete_flow_shift"}),
+    ),
+)
+def test_a_file_tells_only_the_settings_of_times_that_were_read(anima, tmp_path, sampling, wanted):
+    model, _ = anima
+    source = {"family": "anima", "source": model.config.source}
+    config = configure({"model": source, "loss": {"timestep_sampling": sampling}})
+    found = scan(config.data, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
+    told = export.metadata(config, model, found, make_plan(config, found), 1, "mine")
+    keys = {key for key in told if re.match("ss_(timestep_sampling|sigmoid|logit|discrete)", key)}
+    assert keys == {"ss_timestep_sampling"} | wanted
 
 
 def test_a_file_tells_no_path_and_no_user(run, base):
