@@ -43,6 +43,7 @@ ROLES = {
     "dora": "dora_scale|lora_magnitude_vector",
 }
 _SPELLINGS = "|".join(f"(?P<{role}>{spelling})" for role, spelling in ROLES.items())
+PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")  # of alpha_pattern, as peft and diffusers write them: a module's name
 TENSOR = re.compile(rf"(.+?)\.(?:{_SPELLINGS}|((?:hada|lokr)_\w+))(?:\.\w+)?(?:\.weight)?")
 
 
@@ -113,6 +114,9 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
     for key, tensor in header.items():
         if split := _split(key):
             found.setdefault(split[0], {})[split[1]] = tensor["shape"]
+    for name, shapes in found.items():
+        if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
+            raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")
     if not found:
         raise LoraFileError("This is no LoRA file: it has no lora_down and lora_up, lora_A and lora_B, hada or lokr.")
     kinds = {name: kind_of(set(shapes)) for name, shapes in found.items()}
@@ -129,7 +133,7 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
 def guess(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The family that modules (see `_key`) with tensors of these shapes are likely of."""
     for name, shapes in found.items():
-        if re.search(r"(down|up|input|output)_blocks_.*attn2_to_[kv]$", name) and "down" in shapes:
+        if re.search(r"(down|up|input|output)_blocks_.*attn2_to_[kv]$", name) and len(shapes.get("down", ())) > 1:
             if shapes["down"][1] in WIDTHS:
                 return WIDTHS[shapes["down"][1]]
     return next((family for family, look in LOOKS.items() if any(re.match(look, name) for name in found)), "unknown")
@@ -189,6 +193,8 @@ def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any
             metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise LoraFileError(f"{file} is damaged or no .safetensors file ({error}).") from None
+    except OSError as error:
+        raise LoraFileError(f"{file} cannot be read ({error}); give a LoRA file in .safetensors.") from error
     found: dict[str, dict[str, torch.Tensor]] = {}
     foreign = []
     for key, tensor in tensors.items():
@@ -204,11 +210,32 @@ def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any
         raise LoraFileError(
             f"{file.name}: {len(foreign)} of {len(tensors)} tensors are of no LoRA, LoHa or LoKr{example}."
         )
+    return found, _settings(file, metadata)
+
+
+def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """peft's settings in the file or beside it. Raises LoraFileError when they make no sense."""
     beside = file.with_name("adapter_config.json")
-    if "lora_adapter_metadata" in metadata:  # diffusers' own files
-        return found, json.loads(metadata["lora_adapter_metadata"])
-    is_peft = file.stem == "adapter_model" and beside.is_file()
-    return found, json.loads(beside.read_text("utf-8")) if is_peft else {}
+    where, text = f"lora_adapter_metadata in {file}", metadata.get("lora_adapter_metadata")  # diffusers' own files
+    try:
+        if text is None and file.stem == "adapter_model" and beside.is_file():
+            where, text = f"{beside}", beside.read_text("utf-8")
+        settings = json.loads(text) if text is not None else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoraFileError(f"{where} cannot be read as JSON ({error}), so the strength is not known.") from error
+    if not isinstance(settings, dict):
+        raise LoraFileError(f"{where} is no object with settings, so the strength is not known.")
+    for name, value in settings.items():
+        kind = name.rpartition(".")[2]
+        patterns = value or {} if kind == "alpha_pattern" else {}
+        numbers = [*patterns.values()] if isinstance(patterns, dict) else [patterns]
+        numbers += [value] if kind in ("r", "alpha", "lora_alpha") else []
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise LoraFileError(f"{where} has {value!r} as {name}, so the strength is not known.")
+        if strange := next((pattern for pattern in patterns if not PATTERN.fullmatch(pattern)), None):
+            # a regular expression from a stranger may take for ever
+            raise LoraFileError(f"{where} has the pattern {strange!r} as {name}; names of modules alone are read here.")
+    return settings
 
 
 def _change(
@@ -222,6 +249,8 @@ def _change(
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is of no use.")
     factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}
+    if not all(tensor.ndim for tensor in factors.values()):
+        raise LoraFileError(f"{file.name}: {name} has a single number where a matrix should be; the file is damaged.")
     rank = rank_of(kind, {role: tensor.shape for role, tensor in factors.items()})
     if "alpha" in tensors:
         alpha = tensors["alpha"].float().mean().item()  # a single number, whatever its shape
@@ -242,11 +271,17 @@ def _peft_alpha(settings: dict[str, Any], name: str, rank: int | None) -> tuple[
     if (found := next((pair for pair in names if pair[1] in settings), None)) is None:
         return None, rank
     prefix, usual = found
-    rank = rank or settings[f"{prefix}r"]
+    rank = rank or settings.get(f"{prefix}r")
     patterns = settings.get(f"{prefix}alpha_pattern") or {}
-    own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    own = (alpha for pattern, alpha in patterns.items() if _ends(module, pattern))
     alpha = next(own, settings[usual])
-    return alpha * math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else alpha, rank
+    return alpha * math.sqrt(rank) if rank and settings.get(f"{prefix}use_rslora") else alpha, rank
+
+
+def _ends(module: str, pattern: str) -> bool:
+    """Whether peft takes a pattern for the module: it is the name, or with no ^ its end from a dot on."""
+    name = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
+    return module == name or (not pattern.startswith("^") and module.endswith(f".{name}"))
 
 
 def _unfit(file: Path, model: Any, found: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:

@@ -479,3 +479,62 @@ def test_a_file_of_another_rank_is_refused_for_a_run(bases, trained, tmp_path, f
     smaller = Adapter(AdapterConfig(rank=2, alpha=1.5), other, list(other.config.rates), 1)
     with pytest.raises(LoraFileError, match="the rank is 4, the run's is 2"):
         export.weights(tmp_path / "lora.safetensors", smaller, other)
+
+
+STRANGE = {  # of peft's settings
+    "no JSON": ("{", "cannot be read as JSON"),
+    "deep nesting": ("[" * 100_000, "cannot be read as JSON"),
+    "a list": ("[1]", "is no object with settings"),
+    "a broken pattern": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": {"(": 1}}', r"the pattern '\('"),
+    "a pattern that takes for ever": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": {"(.+)+x": 1}}', "names of modules"),
+    "a list of patterns": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": [1]}', r"has \[1\] as alpha_pattern"),
+    "a pattern's alpha in words": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": {"a": "b"}}', "as alpha_pattern"),
+    "an alpha in words": ('{"r": 4, "unet.lora_alpha": "much"}', "'much' as unet.lora_alpha"),
+    "an alpha that is no number": ('{"r": 4, "lora_alpha": NaN}', "nan as lora_alpha"),
+}
+
+
+@pytest.mark.parametrize("where", ("in the file", "beside it"))
+@pytest.mark.parametrize("how", STRANGE)
+def test_strange_settings_of_peft_are_refused_in_one_sentence(tmp_path, how, where):
+    settings, told = STRANGE[how]
+    is_inside = where == "in the file"
+    pair = {"unet.a.lora_A.weight": torch.zeros(4, 8), "unet.a.lora_B.weight": torch.zeros(8, 4)}
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(pair, file, {"lora_adapter_metadata": settings} if is_inside else None)
+    if not is_inside:
+        (tmp_path / "adapter_config.json").write_text(settings)
+    with pytest.raises(LoraFileError, match=told) as refused:
+        lora_file.read(file, None)
+    assert ("lora_adapter_metadata in" if is_inside else "adapter_config.json") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "pattern, is_meant",
+    (
+        ("b.to_k", True),
+        ("a.b.to_k", True),
+        ("^a.b.to_k", True),
+        ("^a\\.b\\.to_k$", True),
+        ("to_k", True),
+        ("^b.to_k", False),
+        ("o_k", False),
+        ("a.b", False),
+    ),
+)
+def test_alpha_patterns_are_names_or_their_ends_as_peft_takes_them(pattern, is_meant):
+    from peft.utils.other import get_pattern_key
+
+    assert (get_pattern_key([pattern], "a.b.to_k") == pattern) == is_meant
+    settings = {"r": 4, "lora_alpha": 2, "alpha_pattern": {pattern: 8}}
+    assert lora_file._peft_alpha(settings, "unet.a.b.to_k", 4) == (8 if is_meant else 2, 4)
+
+
+def test_a_file_that_is_not_there_or_has_a_number_for_a_matrix_is_told(tmp_path):
+    with pytest.raises(LoraFileError, match="none.safetensors cannot be read"):
+        lora_file.read(tmp_path / "none.safetensors", None)
+    for name in ("lora_unet_a", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"):
+        with pytest.raises(LoraFileError, match="a single number where a matrix should be"):
+            lora_file.describe({f"{name}.lora_{side}.weight": {"shape": []} for side in ("down", "up")})
+    narrow = {f"lora_unet_down_blocks_0_attn2_to_k.lora_{side}.weight": {"shape": [4]} for side in ("down", "up")}
+    assert lora_file.describe(narrow).ranks == (4,)
