@@ -26,7 +26,9 @@ from lorakit.models._anima_files import HUB_FILES
 from lorakit.models._anima_names import ADAPTER, BARE_DIT, CONDITIONER, DIT, PREFIX, QWEN, VAE, anima_kind, quantised
 from lorakit.models._weights import read_pickle
 
-SEARCHED = (".safetensors", ".ckpt")
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+SEARCHED = (".safetensors", ".gguf", *PICKLED)
+STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states|rng_state).*")  # of trainers, no models
 UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")  # behind the file's own suffix
 ANIMA_WIDTH = 1024  # of the texts, as Qwen3-0.6B gives them
 DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
@@ -90,14 +92,19 @@ class Finding:
     trouble: str = ""
 
     def __str__(self) -> str:
-        told = [f"{self.size / 1e9:.2f} GB" if self.size >= 1e7 else f"{self.size / 1e6:.2f} MB", *self.dtypes]
+        told = [_told_size(self.size), *self.dtypes]
         told += [f"{self.blocks} blocks"] if self.blocks else []
         return f"{self.path}: {self.kind}, {', '.join(told)}" + (f"\n  ! {self.trouble}" if self.trouble else "")
 
 
+def _told_size(size: int) -> str:
+    units = ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1))
+    return next((f"{size / unit:.{digits}f} {name}" for unit, name, digits in units if size >= unit), f"{size} bytes")
+
+
 def check(paths: Iterable[Path | str]) -> list[Finding]:
     """What each file is, and each model among the files in a folder and the folders in it."""
-    return [_examine(found) for path in paths for found in _models(Path(path).expanduser())]
+    return [_examine(found) for path in paths for found in _models(Path(path).expanduser(), set())]
 
 
 def missing(findings: Iterable[Finding]) -> list[str]:
@@ -113,45 +120,61 @@ def missing(findings: Iterable[Finding]) -> list[str]:
     return told
 
 
-def _models(path: Path) -> Iterator[Path]:
-    """The model files and model folders at `path` and below, in the order of their names."""
-    if not path.is_dir():
+def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
+    """The model files and model folders at `path` and below, in the order of their names; `seen` folders only once."""
+    try:
+        if not path.is_dir():
+            yield path
+            return
+        inside = sorted(path.iterdir())
+        folders = [folder for folder in inside if folder.is_dir()]
+        here = path.resolve()
+    except (OSError, RuntimeError):  # of links in a circle; `_examine` says why it cannot be read
         yield path
         return
-    inside = sorted(path.iterdir())
-    files = [file.name for file in inside if not file.is_dir()]
+    if here in seen:
+        return
+    seen.add(here)
+    files = [file.name for file in inside if file not in folders]
     is_part = "config.json" in files and bool(weight_files(files))
     is_whole_model = not {*INDEXES}.isdisjoint(files)
     if is_part or is_whole_model:
         yield path
     for name in files:
         bare = name.removesuffix(next(filter(name.endswith, UNFINISHED), ""))
-        if bare.endswith(SEARCHED) and not (is_part and WEIGHTS.fullmatch(name)):
+        is_of_part = is_part and (WEIGHTS.fullmatch(name) or name.endswith(PICKLED))
+        if bare.endswith(SEARCHED) and not is_of_part and not (bare.endswith(PICKLED) and STATE.fullmatch(name)):
             yield path / name
-    for folder in inside:
-        around = folder.is_symlink() and path.resolve().is_relative_to(folder.resolve())  # a link to where we are
-        if folder.is_dir() and not (is_whole_model or around or folder.name.startswith(".")):
-            yield from _models(folder)
+    for folder in folders:
+        if not (is_whole_model or folder.name.startswith(".")):
+            yield from _models(folder, seen)
 
 
 def _examine(path: Path) -> Finding:
+    size = 0
     try:
         if path.is_dir():
+            next(path.iterdir(), None)  # an error when it may not be read
             is_diffusers = any((path / name).is_file() for name in INDEXES)
             return _diffusers_folder(path) if is_diffusers else _part_folder(path)
         if not path.is_file():
             raise ModelFileError(f"There is no {path}.")
+        size = path.stat().st_size
         if path.name.endswith(UNFINISHED):
             raise ModelFileError("Its download is not finished: go on with it, or download it again.")
-        return _described(path, path.stat().st_size, _header(path))
+        if path.suffix == ".gguf":
+            kind = "a GGUF file, which cannot be trained on (too coarse): use the .safetensors of that model"
+            return Finding(path=path, kind=kind, size=size)
+        return _described(path, size, _header(path))
     except ModelFileError as error:
-        size = path.stat().st_size if path.is_file() else 0
         return Finding(path=path, kind="no usable model", size=size, trouble=str(error))
+    except OSError as error:
+        return Finding(path=path, kind="no usable model", size=size, trouble=f"It cannot be read: {error}.")
 
 
 def _header(path: Path) -> dict[str, Any]:
     """name -> {dtype, shape} of the tensors in a file, by name."""
-    if path.suffix != ".ckpt":
+    if path.suffix not in PICKLED:
         return {name: entry for name, entry in verify_safetensors(path).items() if name != "__metadata__"}
     names = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float64": "F64"}
     return {
@@ -168,10 +191,13 @@ def _described(path: Path, size: int, header: Mapping[str, Any]) -> Finding:
     if kind in CHECKPOINTS:
         parts = tuple(part for part, start in SD_PARTS.items() if any(name.startswith(start) for name in names))
         holds = {CHECKPOINTS[kind]: parts}
+        told += ", with v prediction" if "v_pred" in header else ""
+        told += ", with zero terminal SNR" if "ztsnr" in header else ""
     elif kind.startswith("a LoRA"):
         told = _lora(header)
     elif kind == QWEN:
-        width = next(header[name]["shape"][-1] for name in names if name.endswith("embed_tokens.weight"))
+        shape = next(header[name]["shape"] for name in names if name.endswith("embed_tokens.weight"))
+        width = shape[-1] if shape else 0
         told += f" of width {width}"
         if width != ANIMA_WIDTH:
             told, holds = f"{told} (Anima's has {ANIMA_WIDTH})", {}
@@ -199,8 +225,8 @@ def _blocks(names: list[str], kind: str) -> int:
 def _lora(header: Mapping[str, Any]) -> str:
     try:
         lora = describe(header)
-    except LoraFileError:
-        return "a LoRA of a form that is not known here"
+    except LoraFileError as error:
+        return f"a LoRA of a form that is not known here ({error})"
     rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
     family = LORA_FAMILIES.get(lora.family, "a family that its names do not tell")
     return f"a LoRA for {family} ({', '.join(lora.kinds)}, rank {rank}, {lora.modules} modules, {lora.form} form)"

@@ -150,9 +150,21 @@ def read_index(folder: Path) -> dict:
         index = json.loads(found.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{found} is not readable JSON ({error}): download it again.") from error
-    if not isinstance(index, dict) or not all(value for value in index.values() if isinstance(value, list)):
+    if (
+        not isinstance(index, dict)
+        or not all(map(_is_entry, index.values()))
+        or not isinstance(index.get("_class_name", ""), str)
+    ):
         raise ModelFileError(f"{found} is no index of a diffusers folder: download it again.")
     return index
+
+
+def _is_entry(value: object) -> bool:
+    """Whether it may stand in the index of a diffusers folder; lists are parts."""
+    if not isinstance(value, list):
+        return True
+    origin = value[2] if len(value) > 2 else {}
+    return bool(value) and isinstance(origin, dict) and isinstance(origin.get("subfolder") or "", str)
 
 
 def part_folders(index: dict) -> dict[str, str]:

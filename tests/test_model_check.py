@@ -243,3 +243,73 @@ def test_the_terminal_says_the_same_and_fails_for_what_is_broken(zoo, capsys):
         "! Anima: DiT, LLM adapter found, VAE missing: circlestone-labs/Anima/split_files/vae"
         in capsys.readouterr().out
     )
+
+
+def test_linked_folders_are_looked_into_once(zoo, tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").symlink_to(tmp_path / other)
+        shutil.copy(zoo / "strange.safetensors", tmp_path / name / f"{name}.safetensors")
+    assert sorted(finding.path.name for finding in check([tmp_path])) == ["a.safetensors", "b.safetensors"]
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_shown(zoo, tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    shutil.copy(zoo / "strange.safetensors", tmp_path)
+    iterdir = Path.iterdir
+
+    def locked(folder: Path):
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", locked)  # the superuser may read everything
+    second, first, third = check([tmp_path, tmp_path / ("x" * 300)])
+    assert "It cannot be read" in first.trouble and "Permission denied" in first.trouble
+    assert not second.trouble and "no model known here" in second.kind
+    assert "It cannot be read" in third.trouble
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    (
+        (("lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight"), "a LoRA of a form that is not known here"),
+        (("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"), "a Qwen3 text encoder of width 0"),
+    ),
+)
+def test_numbers_where_matrices_should_be_are_no_crash(names, told, tmp_path):
+    save_file({name: torch.tensor(1.0) for name in names}, tmp_path / "model.safetensors")
+    assert told in check([tmp_path])[0].kind
+
+
+def test_other_suffixes_are_found_but_not_a_trainers_state(tmp_path):
+    (tmp_path / "anima.gguf").write_bytes(b"GGUF" + b"\0" * 1500)
+    state = {"decoder.conv_in.weight": torch.zeros(2, 2), "encoder.conv_in.weight": torch.zeros(2, 2)}
+    names = ("vae.pt", "vae.pth", "vae.bin", "optimizer.bin", "training_args.bin")
+    for name in names:
+        torch.save(state, tmp_path / name)
+    found = {finding.path.name: finding for finding in check([tmp_path])}
+    assert found.keys() == {"anima.gguf", *names[:3]}
+    assert "cannot be trained on" in found["anima.gguf"].kind and "1.5 kB" in str(found["anima.gguf"])
+    assert not any(finding.trouble for finding in found.values())
+    assert {found[name].kind for name in names[:3]} == {"a VAE alone"}
+
+
+@pytest.mark.parametrize("size, told", ((0, "0 bytes"), (1500, "1.5 kB"), (9_540_000, "9.5 MB"), (6.94e9, "6.94 GB")))
+def test_sizes_are_told_in_units_that_suit_them(size, told):
+    assert str(Finding(path=Path("a"), kind="a model", size=int(size))) == f"a: a model, {told}"
+
+
+def test_v_prediction_is_told(tmp_path):
+    names = ("model.diffusion_model.out.2.bias", "conditioner.embedders.0.transformer.x", "v_pred", "ztsnr")
+    save_file({name: torch.zeros(2) for name in names}, tmp_path / "noob.safetensors")
+    told = "a Stable Diffusion XL checkpoint, with v prediction, with zero terminal SNR"
+    assert check([tmp_path])[0].kind == told
+
+
+@pytest.mark.parametrize(
+    "index", ("[]", '{"unet": []}', '{"unet": ["a", "b", 1]}', '{"_class_name": []}', "[" * 100_000)
+)
+def test_a_strange_index_is_told(index, tmp_path):
+    (tmp_path / "model_index.json").write_text(index)
+    assert "model_index.json is n" in check([tmp_path])[0].trouble
