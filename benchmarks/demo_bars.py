@@ -18,18 +18,23 @@ from lorakit.demo import BASE, TAGGER, TRIGGER, world
 from lorakit.taggers.wd14 import WD14
 
 STEPS, GUIDANCE, BATCH, THRESHOLD = 20, 3.0, 20, 0.35
-CLASSES = {"framing": world.FRAMINGS, "hair colour": [f"{c} hair" for c in world.HAIR_COLORS],
+CLASSES = {
+    "framing": world.FRAMINGS,
+    "hair colour": [f"{c} hair" for c in world.HAIR_COLORS],
     "hair style": world.HAIR_STYLES,
-           "eye colour": [f"{c} eyes" for c in world.EYE_COLORS], "expression": world.EXPRESSIONS,
-               "accessory": world.ACCESSORIES,
-           "pose": world.POSES, "background": world.BACKGROUNDS}
+    "eye colour": [f"{c} eyes" for c in world.EYE_COLORS],
+    "expression": world.EXPRESSIONS,
+    "accessory": world.ACCESSORIES,
+    "pose": world.POSES,
+    "background": world.BACKGROUNDS,
+}
 
 
 def paint(pipeline, prompts):
     """One picture for each prompt; picture i starts from the noise of seed i."""
     pictures = []
     for i in range(0, len(prompts), BATCH):
-        part = prompts[i:i + BATCH]
+        part = prompts[i : i + BATCH]
         noise = [torch.Generator().manual_seed(i + j) for j in range(len(part))]
         pictures += pipeline(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise).images
         print(f"\r{len(pictures)}/{len(prompts)} pictures", end="", file=sys.stderr, flush=True)
@@ -80,8 +85,10 @@ def main():
     if options.lora:
         pipeline.load_lora_weights(options.lora)
     tagger = WD14(TAGGER)
-    characters = [world.tags(f) for f in world.held_out_figures(options.count if options.lora else min(options.count,
-        60), kind=world.character)]
+    characters = [
+        world.tags(f)
+        for f in world.held_out_figures(options.count if options.lora else min(options.count, 60), kind=world.character)
+    ]
     pictures = paint(pipeline, [", ".join(tags) for tags in characters])
     scores = tagger.tag(pictures)
     marks = found([world.MARKS] * len(scores), scores)["all"]
@@ -89,14 +96,18 @@ def main():
         print(f"  {mark:20} {found([[mark]] * len(scores), scores)['all']:7.1%}")
     if options.lora:
         kept = found([[tag for tag in tags if tag not in (TRIGGER, "1girl")] for tags in characters], scores)
-        met = [bar("marks found with the LoRA, trigger prompts", marks, 0.85),
-            bar("other prompted tags kept with the LoRA", kept["all"], 0.80)]
+        met = [
+            bar("marks found with the LoRA, trigger prompts", marks, 0.85),
+            bar("other prompted tags kept with the LoRA", kept["all"], 0.80),
+        ]
     else:
         prompts = [world.tags(figure) for figure in world.held_out_figures(options.count)]
         pictures = paint(pipeline, [", ".join(tags) for tags in prompts])
         kept = found([tags[1:] for tags in prompts], tagger.tag(pictures))
-        met = [bar("marks found in the base's pictures, trigger prompts", marks, 0.20, at_least=False),
-               bar("prompted tags found in the base's pictures", kept["all"], 0.90)]
+        met = [
+            bar("marks found in the base's pictures, trigger prompts", marks, 0.20, at_least=False),
+            bar("prompted tags found in the base's pictures", kept["all"], 0.90),
+        ]
     for kind, share in kept.items():
         print(f"  {kind:20} {share:7.1%}")
     if options.sheet:
