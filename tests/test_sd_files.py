@@ -17,7 +17,7 @@ from tiny import save_sd15
 
 from lorakit.hub import fetch
 from lorakit.model_files import ModelFileError, verify_safetensors
-from lorakit.models._sd_files import SD15, SD15_CONFIG, open_sd
+from lorakit.models._sd_files import SD15, SD15_CONFIG, SDXL, open_sd, open_vae
 
 CPU = torch.device("cpu")
 FORMS = (
@@ -368,3 +368,44 @@ def test_a_folder_that_lacks_a_shard_or_is_of_another_family_is_refused(tiny, tm
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ModelFileError, match="StableDiffusionXLPipeline"):
         open_sd(folder)
+
+
+HINTS = {  # tensors of a file -> the family that trains on it
+    "sdxl": FOREIGN["a Stable Diffusion XL"],
+    "sd15": ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.x"],
+    "anima": ["model.diffusion_model.blocks.0.adaln_modulation_self_attn.1.weight"],
+}
+
+
+@pytest.mark.parametrize("family", HINTS)
+def test_the_file_of_another_family_comes_with_the_family_to_set(family, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({name: torch.zeros(2) for name in HINTS[family]}, path)
+    layout = SDXL if family == "sd15" else SD15
+    with pytest.raises(ModelFileError, match=rf"To train on it set model\.family={family}\.$"):
+        open_sd(path, layout)
+    if family != "sd15":
+        with pytest.raises(ModelFileError, match="or a diffusers folder.$"):
+            open_vae(path, SD15)
+
+
+@pytest.mark.parametrize("name", ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"))
+def test_the_vae_of_anima_is_refused_at_once(name, tmp_path):
+    save_file({name: torch.zeros(2), "encoder.conv1.weight": torch.zeros(2)}, tmp_path / "vae.safetensors")
+    with pytest.raises(ModelFileError, match=r"vae.safetensors is a Qwen-Image VAE \(of Anima\); expected was a VAE"):
+        open_vae(tmp_path / "vae.safetensors", SDXL)
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLQwenImage", "z_dim": 16}')
+    with pytest.raises(ModelFileError, match=r"holds AutoencoderKLQwenImage \(of Anima\); as the VAE of a Stable"):
+        open_vae(tmp_path, SDXL)
+
+
+def test_a_folder_of_another_family_comes_with_the_family_to_set(tiny, tmp_path):
+    with pytest.raises(ModelFileError) as refused:
+        open_sd(tiny, SDXL)
+    assert str(refused.value).endswith(
+        "holds a StableDiffusionPipeline with text_encoder, unet; expected was a Stable Diffusion XL model with "
+        "text_encoder, text_encoder_2, unet. To train on it set model.family=sd15."
+    )
+    (tmp_path / "modular_model_index.json").write_text('{"_class_name": "AnimaModularPipeline"}')
+    with pytest.raises(ModelFileError, match=r"is a diffusers folder of Anima.*set model\.family=anima\.$"):
+        open_sd(tmp_path)

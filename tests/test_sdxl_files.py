@@ -82,7 +82,9 @@ def test_a_refiner_folder_is_refused(tiny_xl, tmp_path):
     folder = shutil.copytree(tiny_xl, tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text()) | {"text_encoder": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelFileError, match="with text_encoder_2, unet; expected was a Stable Diffusion XL with"):
+    with pytest.raises(
+        ModelFileError, match="with text_encoder_2, unet; expected was a Stable Diffusion XL model with"
+    ):
         open_sd(folder, SDXL)
 
 
@@ -117,7 +119,9 @@ def test_a_vae_of_another_family_or_no_vae_is_refused(tiny_xl, tmp_path):
     layout, tiny = replace(SDXL, settings=tiny_xl), save_sd15(tmp_path / "sd15")
     single = tmp_path / "sd15.safetensors"
     save_file(original_state(tiny), single)
-    with pytest.raises(ModelFileError, match="scaling_factor is 0.18215, that of a Stable Diffusion XL is 0.13025"):
+    with pytest.raises(
+        ModelFileError, match="scaling_factor is 0.18215, that of a Stable Diffusion XL model is 0.13025"
+    ):
         open_sd(tiny_xl, layout, vae=tiny)
     with pytest.raises(ModelFileError, match="is a Stable Diffusion 1.x checkpoint; expected was a VAE alone"):
         open_sd(tiny_xl, layout, vae=single)

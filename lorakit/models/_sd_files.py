@@ -61,12 +61,15 @@ def open_vae(path: Path, layout: Layout) -> Source:
         source = Folder(path) if (path / "vae").is_dir() else VaeFolder(path)
     else:
         source = SingleFile(path, layout).check("a VAE alone", layout.kind)
+    if (name := source.config("vae").get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        told = " (of Anima)" if name == "AutoencoderKLQwenImage" else ""
+        raise ModelFileError(f"{path} holds {name}{told}; as the VAE of {layout.model} expected was AutoencoderKL.")
     usual, found = read_vae_config(SingleFile(path, layout)), read_vae_config(source)
     for name in ("latent_channels", "scaling_factor"):
         if found[name] != usual[name]:
             raise ModelFileError(
                 f"{path} is a VAE of another family: its {name} is {found[name]}, that of "
-                f"{layout.kind.removesuffix(' checkpoint')} is {usual[name]}."
+                f"{layout.model} is {usual[name]}."
             )
     return source
 

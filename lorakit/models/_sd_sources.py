@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lorakit.model_files import ModelFileError, part_weights, verify_safetensors
+from lorakit.model_files import ModelFileError, part_weights, read_index, verify_safetensors
 from lorakit.models._weights import SPARE, Tensors, read_json, read_pickle, read_tensors
 
 CLIP_VOCABULARY = Path(__file__).parent / "sd15_config" / "tokenizer"
@@ -31,6 +31,11 @@ class Layout:
     kind: str
     prefixes: Mapping[str, str]
     settings: Path
+
+    @property
+    def model(self) -> str:
+        """The family's models in words, whatever they lie in."""
+        return self.kind.replace(" checkpoint", " model")
 
 
 # First match decides: (what a file is, what some of its tensors are named like)
@@ -56,6 +61,11 @@ KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("a textual inversion embedding", lambda name: name in ("emb_params", "string_to_param", "clip_l", "clip_g")),
     ("an SDXL derivative with EDM's noise (Playground 2.5, CosXL)", lambda name: name.startswith("edm_")),
     ("a Stable Diffusion XL refiner", lambda name: name.startswith("conditioner.embedders.0.model.")),
+    ("an Anima DiT", lambda name: name.endswith("blocks.0.adaln_modulation_self_attn.1.weight")),
+    (
+        "a Qwen-Image VAE (of Anima)",
+        lambda name: name in ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"),
+    ),
     ("a Stable Diffusion XL checkpoint", lambda name: name.startswith("conditioner.embedders.")),
     ("a Stable Diffusion 2 checkpoint", lambda name: name.startswith("cond_stage_model.model.")),
     ("a Stable Diffusion 3 checkpoint", lambda name: "joint_blocks." in name),
@@ -69,6 +79,21 @@ KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("a VAE alone", lambda name: name.startswith(("first_stage_model.", "encoder.", "decoder."))),
     ("one part of a diffusers folder", lambda name: name.startswith(("down_blocks.", "up_blocks.", "text_model."))),
 )
+
+
+TRAINED = {  # kind of a single file, and class of a diffusers folder -> the family that trains on it
+    "a Stable Diffusion 1.x checkpoint": "sd15",
+    "StableDiffusionPipeline": "sd15",
+    "a Stable Diffusion XL checkpoint": "sdxl",
+    "StableDiffusionXLPipeline": "sdxl",
+    "an Anima DiT": "anima",
+    "AnimaModularPipeline": "anima",
+}
+
+
+def hint(kind: str) -> str:
+    """Which family to set for a model of this kind, if one trains on it."""
+    return f" To train on it set model.family={TRAINED[kind]}." if kind in TRAINED else ""
 
 
 def kind_of(names: tuple[str, ...]) -> str:
@@ -124,13 +149,20 @@ class Folder(Source):
 
     def check(self, layout: Layout) -> Folder:
         """Raises ModelFileError when the folder has other parts than the family's models."""
-        index = read_json(self.settings / "model_index.json")
-        parts = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-        found = {name for name in parts if name in DENOISERS or name.startswith("text_encoder")}
-        if found != set(layout.prefixes) - {"vae"}:
+        index = read_index(self.settings)
+        name = index.get("_class_name", "model without a class")
+        parts = {part for part, value in index.items() if isinstance(value, list) and value[0] is not None}
+        if name.startswith("Anima") or "text_conditioner" in parts:
             raise ModelFileError(
-                f"{self.settings} holds a {index.get('_class_name')} with {', '.join(sorted(found))}; "
-                f"expected was {layout.kind.removesuffix(' checkpoint')} with {', '.join(layout.prefixes)}."
+                f"{self.settings} is a diffusers folder of Anima; expected was {layout.model}."
+                + hint("AnimaModularPipeline")
+            )
+        found = {part for part in parts if part in DENOISERS or part.startswith("text_encoder")}
+        wanted = set(layout.prefixes) - {"vae"}
+        if found != wanted:
+            raise ModelFileError(
+                f"{self.settings} holds a {name} with {', '.join(sorted(found)) or 'no parts'}; expected was "
+                f"{layout.model} with {', '.join(sorted(wanted))}.{hint(name)}"
             )
         return self
 
@@ -173,7 +205,10 @@ class SingleFile(Source):
         """Raises ModelFileError when the file is of none of these kinds."""
         kind = kind_of(self.names)
         if kind not in kinds:
-            raise ModelFileError(f"{self.path} is {kind}; expected was {' or '.join(kinds)} or a diffusers folder.")
+            own = hint(kind) if kinds == (self.layout.kind,) else ""  # not for a VAE, of which no family is told
+            raise ModelFileError(
+                f"{self.path} is {kind}; expected was {' or '.join(kinds)} or a diffusers folder.{own}"
+            )
         return self
 
     def files(self, part: str) -> list[Path]:
