@@ -257,6 +257,7 @@ CRAFTED = {
     "three offsets": {"a": ENTRY | {"data_offsets": [0, 8, 8]}},
     "offsets below zero": {"a": ENTRY, "b": ENTRY | {"data_offsets": [-8, 0]}},
     "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 8]}},
+    "a shape that is no list": {"a": {"dtype": "F64", "shape": {}, "data_offsets": [0, 8]}},
     "a shape in words": {"a": ENTRY | {"shape": "x"}},
     "a shape of text": {"a": ENTRY | {"shape": ["2"]}},
     "a shape with a fraction": {"a": ENTRY | {"shape": [2.0]}},
