@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -105,6 +106,20 @@ class UNetModel(Parts):
         return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
 
     # ---- pictures out --------------------------------------------------------------------------------------------
+
+    def painted(self, pipeline: Any, embeddings: dict[str, torch.Tensor], look: Any, seed: int) -> Image.Image:
+        """What a pipeline of diffusers makes of embeddings; `look` is a PaintConfig."""
+        pipeline.set_progress_bar_config(disable=True)
+        latents = pipeline(
+            **embeddings,
+            width=look.width,
+            height=look.height,
+            num_inference_steps=look.steps,
+            guidance_scale=look.guidance_scale,
+            output_type="latent",
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images
+        return self.decode(latents)
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         """The picture of latents [1, 4, h, w]."""

@@ -125,7 +125,7 @@ class Model(_unet.UNetModel):
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline(
-            vae=self.load("vae"),
+            vae=None,  # not in memory while the UNet works
             unet=self.load("unet"),
             text_encoder=None,
             tokenizer=None,
@@ -134,15 +134,5 @@ class Model(_unet.UNetModel):
             requires_safety_checker=False,
             scheduler=_ddpm.scheduler(look.sampler, self.scheduler_config),
         )
-        pipeline.set_progress_bar_config(disable=True)
-        latents = pipeline(
-            prompt_embeds=text["hidden"],
-            negative_prompt_embeds=negative["hidden"],
-            width=look.width,
-            height=look.height,
-            num_inference_steps=look.steps,
-            guidance_scale=look.guidance_scale,
-            output_type="latent",
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images
-        return self.decode(latents)
+        embeddings = {"prompt_embeds": text["hidden"], "negative_prompt_embeds": negative["hidden"]}
+        return self.painted(pipeline, embeddings, look, seed)

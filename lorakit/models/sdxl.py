@@ -248,17 +248,10 @@ class Model(_unet.UNetModel):
             scheduler=_ddpm.scheduler(look.sampler, self.scheduler_config),
             add_watermarker=False,
         )
-        pipeline.set_progress_bar_config(disable=True)
-        latents = pipeline(
-            prompt_embeds=text["hidden"],
-            negative_prompt_embeds=negative["hidden"],
-            pooled_prompt_embeds=text["pooled"],
-            negative_pooled_prompt_embeds=negative["pooled"],
-            width=look.width,
-            height=look.height,
-            num_inference_steps=look.steps,
-            guidance_scale=look.guidance_scale,
-            output_type="latent",
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images
-        return self.decode(latents)
+        embeddings = {
+            "prompt_embeds": text["hidden"],
+            "negative_prompt_embeds": negative["hidden"],
+            "pooled_prompt_embeds": text["pooled"],
+            "negative_pooled_prompt_embeds": negative["pooled"],
+        }
+        return self.painted(pipeline, embeddings, look, seed)
