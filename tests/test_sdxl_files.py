@@ -153,3 +153,14 @@ def test_a_vae_comes_from_a_repository_of_its_own_or_a_whole_models_without_the_
 def test_a_vae_that_is_nowhere_is_told(hub):
     with pytest.raises(SourceError, match="There is no model someone/none"):
         sdxl.fetch_vae("someone/none")
+
+
+def test_a_whole_model_comes_from_the_hub(hub, tiny_xl):
+    files = (file for file in tiny_xl.rglob("*") if file.is_file())
+    hub.repos["someone/xl"] = {file.relative_to(tiny_xl).as_posix(): file.read_bytes() for file in files}
+    model, local = (
+        sdxl.Model(sdxl.Config(source=source), CPU, torch.float32) for source in ("someone/xl", str(tiny_xl))
+    )
+    for part in model.parts:
+        found, wanted = model.load(part).state_dict(), local.load(part).state_dict()
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
