@@ -50,9 +50,10 @@ def linear(
 ) -> torch.Tensor:
     """x [..., k] times weight [n, k] transposed, + bias [n], + plus [..., n] (which may be overwritten).
 
-    In float32 on a CPU through oneDNN: MKL, which F.linear calls, is half as fast on AMD's processors.
+    In float32 on a CPU through oneDNN: MKL, which F.linear calls, is half as fast on AMD's processors. Not in compiled
+    code, whose compiler does not know that call.
     """
-    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32:
+    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
         if plus is None:
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
