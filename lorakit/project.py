@@ -58,6 +58,23 @@ class Project:
         self.folder = Path(folder).expanduser().absolute()
         self.dataset = self.folder / "dataset"
         self.cache = self.folder / "cache"
+        self.home_file = self.folder / "home.json"
+
+    @property
+    def home(self) -> Path | None:
+        """The folder on a slow disk (Drive) where the project lives for good; None when it lives in its own folder.
+
+        Raises ProjectError for a damaged home.json.
+        """
+        try:
+            return Path(json.loads(self.home_file.read_text(encoding="utf-8"))["home"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, LookupError, TypeError) as error:
+            raise ProjectError(
+                f"{self.home_file} is damaged: it should say where the project lives for good, such as "
+                '{"home": "/content/drive/MyDrive/lorakit/mine"}. Write that, or open the project by its home again.'
+            ) from error
 
     def run(self, name: str) -> Run:
         """The run of that name, which need not exist yet."""

@@ -91,3 +91,18 @@ def test_two_processes_may_write_the_same_file(tmp_path):
     while any(writer.is_alive() for writer in writers):
         assert not file.exists() or file.read_text() in ("a" * 5000, "b" * 5000)
     assert [writer.exitcode for writer in writers] == [0, 0]
+
+
+def test_a_project_lives_at_home_only_when_it_says_so(tmp_path):
+    project = Project(tmp_path)
+    assert project.home is None
+    write_json(project.home_file, {"home": "/content/drive/MyDrive/角色"})
+    assert project.home == Path("/content/drive/MyDrive/角色")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"home": null}', '{"home": 5}'])
+def test_a_damaged_note_of_the_home_is_named_never_passed_over(text, tmp_path):
+    project = Project(tmp_path)
+    project.home_file.write_text(text)
+    with pytest.raises(ProjectError, match=r"home\.json is damaged: it should say"):
+        project.home  # noqa: B018
