@@ -1,0 +1,61 @@
+"""What widgets say, in the reader's language: the English sentence is the key, zh.yaml holds the Chinese one."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorakit.errors import UserError
+
+LANGUAGES = {"en": "English", "zh": "中文"}
+BY_PATH = ("settings", "parts")  # sections that hold [label, help] of a setting's path, not sentences
+
+_chosen = {"language": "en"}
+
+
+def use(language: str) -> None:
+    """Speak "en" or "zh" from here on. Raises UserError for any other language."""
+    if language not in LANGUAGES:
+        raise UserError(f"There is no language {language!r} here; there are {', '.join(LANGUAGES)}.")
+    _chosen["language"] = language
+
+
+def language() -> str:
+    """The language that is spoken now: "en" or "zh"."""
+    return _chosen["language"]
+
+
+def say(text: str, **fields: Any) -> str:
+    """An English sentence in the reader's language, with `{name}` replaced by the fields: `say("{n} steps", n=3)`.
+
+    A sentence that was never translated stays English.
+    """
+    if language() == "zh":
+        text = _sentences().get(text, text)
+    return text.format(**fields) if fields else text
+
+
+def words(section: str, path: str, label: str, help: str) -> tuple[str, str]:
+    """Label and help in the reader's language of what stands at `path` in a section ("settings", "parts")."""
+    if language() == "zh" and path in translations()[section]:
+        label, help = translations()[section][path]
+    return label, help
+
+
+@cache
+def translations() -> dict[str, dict[str, Any]]:
+    """All of zh.yaml: section -> key -> translation."""
+    return yaml.safe_load((Path(__file__).parent / "zh.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def _sentences() -> dict[str, str]:
+    return {
+        english: chinese
+        for section, entries in translations().items()
+        if section not in BY_PATH
+        for english, chinese in entries.items()
+    }
