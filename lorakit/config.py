@@ -8,8 +8,9 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +29,19 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Callable[[], typing.Iterable[Any]] | tuple | None = None,
+    label: str = "",
+    slider: tuple[float, float, float] | None = None,
+    log: bool = False,
+    basic: bool = False,
 ) -> Any:
     """A field of a Config: its default, one line of help, unit, closed range and allowed values.
 
-    `choices` is a tuple, or a function of no argument that returns one (for registries that are read late).
+    `choices` is a tuple, or a function of no argument that returns one or a registry of rows (which is read late).
+    How a form shows it: its `label` (empty: the name), the usual range and step of its `slider`, whose ends are no
+    limits, whether that is logarithmic (`log`; the step counts tenfolds), and whether beginners see it (`basic`).
     """
     described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
+    described |= {"label": label, "slider": slider, "log": log, "basic": basic}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=described)
     return field(default=default, metadata=described)
@@ -66,7 +74,10 @@ class Config:
     refused: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
-        problems = [problem for f in dataclasses.fields(self) for problem in _problems(self, f)]
+        wanted = types_of(type(self))
+        problems = [
+            problem for f in dataclasses.fields(self) for problem in _problems(f, wanted[f.name], getattr(self, f.name))
+        ]
         problems = problems or self.conflicts()  # which compare values of the right types only
         if problems:
             raise ConfigError("\n".join(problems))
@@ -76,13 +87,26 @@ class Config:
         return []
 
 
-def _hints(config_class: type) -> dict[str, Any]:
+@cache
+def types_of(config_class: type) -> dict[str, Any]:
+    """Name -> type of every field of a Config."""
     return typing.get_type_hints(config_class)
 
 
-def _problems(config: Config, f: dataclasses.Field) -> list[str]:
-    value, meta = getattr(config, f.name), f.metadata
-    wanted = _hints(type(config))[f.name]
+def check(config_class: type[Config], name: str, value: Any) -> Any:
+    """One setting as its Config holds it (lists as tuples, 1e-4 as a number).
+
+    Raises ConfigError with a sentence when the value alone is wrong; what goes together, a whole Config checks.
+    """
+    f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
+    value = _parse(value, f, wanted, name)
+    if problems := _problems(f, wanted, value):
+        raise ConfigError("\n".join(problems))
+    return value
+
+
+def _problems(f: dataclasses.Field, wanted: Any, value: Any) -> list[str]:
+    meta = f.metadata
     if not _fits(value, wanted):
         return [f"{f.name} is {value!r}, but {_type_name(wanted)} is wanted: {meta['help']}."]
     if isinstance(value, Config):
@@ -109,6 +133,18 @@ def choices_of(f: dataclasses.Field) -> tuple | None:
     """The allowed values of a field, or None when any value of its type and range will do."""
     choices = f.metadata["choices"]
     return tuple(choices()) if callable(choices) else choices
+
+
+def helps_of(f: dataclasses.Field) -> dict[Any, str]:
+    """Allowed value -> its row's line of help, of a field whose choices are a registry; empty for others."""
+    choices = f.metadata["choices"]
+    rows = choices() if callable(choices) else None
+    return {name: row.help for name, row in rows.items()} if isinstance(rows, Mapping) else {}
+
+
+def label_of(f: dataclasses.Field) -> str:
+    """What a field is called in a form."""
+    return f.metadata["label"] or f.name.replace("_", " ")
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -165,7 +201,7 @@ def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     problems = [_unknown(name, config_class, path) for name in data if name not in fields]
     values = {}
-    hints = _hints(config_class)
+    hints = types_of(config_class)
     for name, f in fields.items():
         try:
             if name in data:
@@ -226,7 +262,7 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, not yet checked. Raises ConfigError when there is no such file or no table in it."""
     try:
-        data = _load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+        data = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a YAML file: {error}; save it as UTF-8.") from None
     except OSError as error:
@@ -236,7 +272,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data or {}
 
 
-def _load_yaml(text: str, source: str) -> Any:
+def load_yaml(text: str, source: str) -> Any:
+    """What a YAML text says; `source` tells where it stands. Raises ConfigError when it is not YAML."""
     import yaml
 
     try:
@@ -252,7 +289,7 @@ def assign(data: dict[str, Any], dotted: str, text: str) -> None:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):
             raise ConfigError(f"{dotted} is not a setting: {table} is a value, not a table.")
-    data[name] = _load_yaml(text, f"--set {dotted}={text}") if text else ""  # an empty value empties a text
+    data[name] = load_yaml(text, f"--set {dotted}={text}") if text else ""  # an empty value empties a text
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
