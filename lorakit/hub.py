@@ -7,6 +7,9 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +28,7 @@ CHUNK = 1 << 16  # bytes; what a dropped connection costs at most
 TRIES = 5  # in a row without a single new byte
 TIMEOUT = (15, 60)  # s to connect, s without a byte
 LOGIN = "log in with `hf auth login` or HF_TOKEN"
+DOWNLOADS = ContextVar("downloads", default=True)  # whether `fetch` may ask the network
 MIRROR = "if the hub is out of reach, set HF_ENDPOINT=https://hf-mirror.com (or another mirror) or give a local path"
 
 
@@ -63,6 +67,21 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
                 "file or of a diffusers folder, a hub id such as owner/name, or the URL of a file."
             )
     return _from_hub(Wanted(hub["repo"], hub["revision"], hub["file"], patterns, folder))
+
+
+@contextmanager
+def downloading_nothing() -> Iterator[None]:
+    """Within, `fetch` raises SourceError for what is not on this machine yet."""
+    token = DOWNLOADS.set(False)
+    try:
+        yield
+    finally:
+        DOWNLOADS.reset(token)
+
+
+def _may_download(what: object) -> None:
+    if not DOWNLOADS.get():
+        raise SourceError(f"{what} is not on this machine yet; it is downloaded when it is needed.")
 
 
 def endpoint() -> str:
@@ -161,6 +180,7 @@ def _cached(wanted: Wanted) -> Path | None:
 def _snapshot(wanted: Wanted) -> Path:
     """Large files come through `download`, which goes on where another process was cut (the client begins them anew);
     the client finds them in its cache and does the rest."""
+    _may_download(wanted)
     from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download, try_to_load_from_cache
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import build_hf_headers
@@ -218,6 +238,7 @@ def _from_url(url: str, folder: Path) -> Path:
     note = folder / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.name"
     if note.is_file() and (folder / note.read_text("utf-8")).is_file():
         return folder / note.read_text("utf-8")
+    _may_download(_bare(url))
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as reply:
             _refuse(reply, url)

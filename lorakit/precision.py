@@ -85,12 +85,26 @@ def return_freed_memory() -> None:
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory used so far, in 1e9 bytes: of the GPU, or of this process on a CPU."""
-    import resource
     import sys
 
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "linux":  # getrusage would count the process that started this one
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            kib = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
+        return int(kib) * 1024 / 1e9
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def total_memory_gb(device: torch.device) -> float:
+    """All memory that there is, in 1e9 bytes: of the GPU, or of the computer on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -51,22 +51,20 @@ class Feed:
 
     def fill(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
         """Encode what the caches lack: pictures (and mirror images), every text that can be drawn, and `prompts`."""
-        if self.config.cache_latents:
-            wanted = [(sample, flip) for sample in self.samples for flip in self._flips()]
-            yield from self._fill(
-                "pictures",
-                {self._image_path(*item): item for item in wanted},
-                self.latents,
-                lambda item: self._encode_image(*item),
-            )
-        if self.config.cache_text:
-            texts = [text for sample in self.samples for text in captions.texts(sample.caption, self.config, self.seed)]
-            yield from self._fill(
-                "captions",
-                {self._text_path(text): text for text in [*texts, *prompts]},
-                self.text,
-                self.model.encode_text,
-            )
+        yield from self._fill("pictures", self.pictures(), self.latents, lambda item: self._encode_image(*item))
+        yield from self._fill("captions", self.texts(prompts), self.text, self.model.encode_text)
+
+    def pictures(self) -> dict[Path, tuple[Sample, bool]]:
+        """Cache file -> (sample, mirrored) of everything that is cached of the pictures."""
+        wanted = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
+        return {self._image_path(*item): item for item in wanted}
+
+    def texts(self, prompts: tuple[str, ...]) -> dict[Path, str]:
+        """Cache file -> text of everything that is cached of the captions and of `prompts`."""
+        if not self.config.cache_text:
+            return {}
+        texts = [text for sample in self.samples for text in captions.texts(sample.caption, self.config, self.seed)]
+        return {self._text_path(text): text for text in [*texts, *prompts]}
 
     def _fill(self, what: str, wanted: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
         missing = cache.missing(wanted)

@@ -237,7 +237,7 @@ class Model(Parts):
         if ids:
             encoder = self.load("text_encoder")
             read = torch.tensor([ids], device=self.device)
-            states = encoder(input_ids=read, attention_mask=torch.ones_like(read)).last_hidden_state[0]
+            states = encoder(input_ids=read).last_hidden_state[0]  # one caption: nothing of it is masked
         else:  # an empty caption: one state of zeros, as diffusers has it
             width = self.files.text_conditioner_config()["source_dim"]
             states = torch.zeros(1, width, dtype=self.part_dtype("text_encoder"))
