@@ -25,12 +25,29 @@ class Kind:
 class AdapterConfig(Config):
     """What is trained: its kind and size."""
 
-    kind: str = setting("lora", help="kind of adapter", choices=lambda: tuple(KINDS))
-    rank: int = setting(16, help="how much can be learned, and the file's size (network dim)", minimum=1, maximum=768)
-    alpha: float = setting(
-        16.0, help="the change is scaled by alpha / rank; 0 means alpha = rank (network alpha)", minimum=0, maximum=1536
+    kind: str = setting("lora", help="kind of adapter", choices=lambda: KINDS)
+    rank: int = setting(
+        16,
+        help="how much can be learned, and the file's size (network dim)",
+        minimum=1,
+        maximum=768,
+        slider=(4, 128, 4),
+        basic=True,
     )
-    dropout: float = setting(0.0, help="share of inputs hidden from the adapter at random", minimum=0, maximum=0.9)
+    alpha: float = setting(
+        16.0,
+        help="the change is scaled by alpha / rank; 0 means alpha = rank (network alpha)",
+        minimum=0,
+        maximum=1536,
+        slider=(0, 128, 1),
+    )
+    dropout: float = setting(
+        0.0, help="share of inputs hidden from the adapter at random", minimum=0, maximum=0.9, slider=(0, 0.5, 0.01)
+    )
+    network_weights: str = setting(
+        "",
+        help="a LoRA file to start from: a path, a file on the hub or an URL; its rank must fit; empty: from nothing",
+    )
 
     @property
     def scale(self) -> float:

@@ -30,6 +30,8 @@ class MemoryConfig(Config):
         "is used: less GPU memory, slower; 0 none, 1 all",
         minimum=0,
         maximum=1,
+        label="weights kept on the host",
+        slider=(0, 1, 0.05),
     )
 
 

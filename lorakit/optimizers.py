@@ -78,34 +78,53 @@ OPTIMIZERS = {
 RATES = ("learning_rate", "text_encoder_lr", "text_encoder_2_lr", "text_conditioner_lr")
 
 
+def _rate(default: float, *, help: str, label: str = "", basic: bool = False) -> Any:
+    """A learning rate: its slider is logarithmic and goes from 1e-6 to 1e-2, twenty steps a tenfold."""
+    return setting(
+        default, help=help, minimum=0, maximum=10, label=label, slider=(1e-6, 1e-2, 0.05), log=True, basic=basic
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
     """How weights follow gradients, and how fast."""
 
-    name: str = setting("adamw", help="optimizer", choices=lambda: tuple(OPTIMIZERS))
-    learning_rate: float = setting(
-        1e-4, help="learning rate of the denoiser (UNet, transformer); 0 does not train it", minimum=0, maximum=10
+    name: str = setting("adamw", help="optimizer", choices=lambda: OPTIMIZERS, label="optimizer")
+    learning_rate: float = _rate(
+        1e-4, help="learning rate of the denoiser (UNet, transformer); 0 does not train it", basic=True
     )
-    text_encoder_lr: float = setting(
-        0.0, help="learning rate of the (first) text encoder; 0 does not train it", minimum=0, maximum=10
+    text_encoder_lr: float = _rate(
+        0.0,
+        help="learning rate of the (first) text encoder; 0 does not train it",
+        label="text encoder learning rate",
     )
-    text_encoder_2_lr: float = setting(
-        0.0, help="learning rate of SDXL's second text encoder; 0 does not train it", minimum=0, maximum=10
+    text_encoder_2_lr: float = _rate(
+        0.0,
+        help="learning rate of SDXL's second text encoder; 0 does not train it",
+        label="second text encoder learning rate",
     )
-    text_conditioner_lr: float = setting(
+    text_conditioner_lr: float = _rate(
         0.0,
         help="advanced: learning rate of Anima's text conditioner (LLM adapter), at most half of learning_rate; "
         "it holds most of what the base knows of names, and forgets easily; 0 does not train it",
-        minimum=0,
-        maximum=10,
+        label="text conditioner learning rate",
     )
     text_encoder_stop_step: int = setting(
-        0, help="train the text encoders, and Anima's text conditioner, only up to this step; 0: to the end", minimum=0
+        0,
+        help="train the text encoders, and Anima's text conditioner, only up to this step; 0: to the end",
+        minimum=0,
+        label="text encoders stop at step",
     )
     max_grad_norm: float = setting(
-        1.0, help="longer gradients are shortened to this; 0: never", minimum=0, maximum=1000
+        1.0,
+        help="longer gradients are shortened to this; 0: never",
+        minimum=0,
+        maximum=1000,
+        label="longest gradient",
     )
-    args: dict = setting({}, help="arguments of the optimizer itself, e.g. {weight_decay: 0.1}")
+    args: dict = setting(
+        {}, help="arguments of the optimizer itself, e.g. {weight_decay: 0.1}", label="optimizer arguments"
+    )
 
     def conflicts(self) -> list[str]:
         found = []

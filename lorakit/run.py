@@ -27,11 +27,25 @@ from lorakit.weightings import LossConfig
 class LoopConfig(Config):
     """How long and how large the steps are."""
 
-    epochs: int = setting(10, help="how often every picture is seen repeats times", minimum=1, maximum=10_000)
+    epochs: int = setting(
+        10,
+        help="how often every picture is seen repeats times",
+        minimum=1,
+        maximum=10_000,
+        slider=(1, 100, 1),
+        basic=True,
+    )
     steps: int = setting(0, help="stop after this many steps instead of after the epochs; 0: by epochs", minimum=0)
-    batch_size: int = setting(1, help="pictures at once; more need more memory", minimum=1, maximum=256)
+    batch_size: int = setting(
+        1, help="pictures at once; more need more memory", minimum=1, maximum=256, slider=(1, 16, 1)
+    )
     gradient_accumulation_steps: int = setting(
-        1, help="batches summed up for one step: a larger batch without more memory", minimum=1, maximum=256
+        1,
+        help="batches summed up for one step: a larger batch without more memory",
+        minimum=1,
+        maximum=256,
+        slider=(1, 16, 1),
+        label="batches a step",
     )
     precision: str = setting(
         "auto", help="auto: bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU", choices=PRECISIONS

@@ -22,14 +22,17 @@ class PaintConfig(Config):
     negative_prompt: str = setting("", help="what should not be in the pictures")
     width: int = setting(512, help="width", unit="px", minimum=64, maximum=4096)
     height: int = setting(512, help="height", unit="px", minimum=64, maximum=4096)
-    steps: int = setting(25, help="sampling steps", minimum=1, maximum=200)
-    guidance_scale: float = setting(7.0, help="how strictly the prompt is followed (CFG)", minimum=1, maximum=30)
+    steps: int = setting(25, help="sampling steps", minimum=1, maximum=200, slider=(10, 60, 1))
+    guidance_scale: float = setting(
+        7.0, help="how strictly the prompt is followed (CFG)", minimum=1, maximum=30, slider=(1, 15, 0.5)
+    )
     sampler: str = setting("ddim", help="sampler", choices=SAMPLERS)
     shift: float = setting(
         0.0,
         help="sampling shift of flow families (Anima): above 1 more steps at noise; 0: as the base says",
         minimum=0,
         maximum=20,
+        slider=(0, 10, 0.1),
     )
     seed: int = setting(42, help="the noise that pictures start from", minimum=0, maximum=2**32 - 1)
 
@@ -38,7 +41,9 @@ class PaintConfig(Config):
 class SampleConfig(PaintConfig):
     """Which samples are painted while training; they change nothing in it."""
 
-    prompts: tuple[str, ...] = setting((), help="a picture is painted for each; none: no samples")
+    prompts: tuple[str, ...] = setting(
+        (), help="a picture is painted for each; none: no samples", label="sample prompts", basic=True
+    )
     every_epochs: int = setting(1, help="paint after every so many epochs; 0: not by epochs", minimum=0)
     every_steps: int = setting(0, help="paint after every so many steps; 0: not by steps", minimum=0)
 

@@ -33,16 +33,35 @@ SCHEDULES = {
 class ScheduleConfig(Config):
     """How the learning rate moves over the run."""
 
-    name: str = setting("cosine", help="shape of the learning rate over the run", choices=lambda: tuple(SCHEDULES))
+    name: str = setting(
+        "cosine", help="shape of the learning rate over the run", choices=lambda: SCHEDULES, label="schedule"
+    )
     warmup: float = setting(
         0.0, help="rise from zero over this many steps; a value below 1 is a share of the run", minimum=0
     )
     cycles: int = setting(1, help="how often cosine_with_restarts falls to zero", minimum=1, maximum=100)
+    steps: int = setting(
+        0, help="plan the shape over this many steps, then hold its last value; 0: over the whole run or stage", minimum=0
+    )
+    past: tuple[dict, ...] = setting(
+        (),
+        help="how the shape was planned before the run was given more epochs, as {until: step, steps: planned}; "
+        "written when that is done, so that steps which were trained keep the rate they had",
+    )
+
+    def conflicts(self) -> list[str]:
+        return [
+            f"past has {entry!r}; entries look like {{until: 400, steps: 1000}}, whole numbers from 1 on."
+            for entry in self.past
+            if entry.keys() != {"until", "steps"} or not all(type(n) is int and n > 0 for n in entry.values())
+        ]
 
 
 def factor(config: ScheduleConfig, step: int, steps: int) -> float:
     """What the base learning rate is multiplied with at step `step` (counted from 1) of `steps`; 0 to 1."""
-    warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    planned = next((entry["steps"] for entry in config.past if step <= entry["until"]), config.steps or steps)
+    step = min(step, planned)
+    warmup = round(config.warmup * planned) if config.warmup < 1 else int(config.warmup)
     if step <= warmup:
         return step / (warmup + 1)
-    return SCHEDULES[config.name].factor((step - 1 - warmup) / max(1, steps - warmup), config.cycles)
+    return SCHEDULES[config.name].factor((step - 1 - warmup) / max(1, planned - warmup), config.cycles)

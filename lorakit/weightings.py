@@ -40,22 +40,49 @@ WEIGHTINGS = {
 class LossConfig(Config):
     """What is summed up as the loss."""
 
-    weighting: str = setting("none", help="how timesteps are weighted", choices=lambda: tuple(WEIGHTINGS))
+    weighting: str = setting("none", help="how timesteps are weighted", choices=lambda: WEIGHTINGS)
     min_snr_gamma: float = setting(
-        5.0, help="with min_snr: 1 is the strongest, 20 hardly does anything", minimum=0.1, maximum=20
+        5.0,
+        help="with min_snr: 1 is the strongest, 20 hardly does anything",
+        minimum=0.1,
+        maximum=20,
+        slider=(1, 20, 0.5),
     )
     noise_offset: float = setting(
-        0.0, help="helps very dark and very bright pictures; 0.05 to 0.1 when used", minimum=0, maximum=1
+        0.0,
+        help="helps very dark and very bright pictures; 0.05 to 0.1 when used",
+        minimum=0,
+        maximum=1,
+        slider=(0, 0.2, 0.01),
     )
     timestep_sampling: str = setting(
-        "uniform", help="how times are drawn in flow families (Anima); t = 1 is noise", choices=lambda: tuple(TIMESTEPS)
+        "uniform", help="how times are drawn in flow families (Anima); t = 1 is noise", choices=lambda: TIMESTEPS
     )
     sigmoid_scale: float = setting(
-        1.0, help="with sigmoid and shift: above 1 more of the ends, below 1 more of the middle", minimum=0.1, maximum=5
+        1.0,
+        help="with sigmoid and shift: above 1 more of the ends, below 1 more of the middle",
+        minimum=0.1,
+        maximum=5,
+        slider=(0.1, 3, 0.1),
     )
-    logit_mean: float = setting(0.0, help="with logit_normal: above 0 more noise", minimum=-5, maximum=5)
-    logit_std: float = setting(1.0, help="with logit_normal: spread around the mean", minimum=0.1, maximum=5)
+    logit_mean: float = setting(
+        0.0, help="with logit_normal: above 0 more noise", minimum=-5, maximum=5, slider=(-2, 2, 0.1)
+    )
+    logit_std: float = setting(
+        1.0, help="with logit_normal: spread around the mean", minimum=0.1, maximum=5, slider=(0.1, 3, 0.1)
+    )
     shift: float = setting(
-        3.0, help="with shift: t' = s t / (1 + (s - 1) t); above 1 more noise", minimum=0.1, maximum=20
+        3.0,
+        help="with shift: t' = s t / (1 + (s - 1) t); above 1 more noise",
+        minimum=0.1,
+        maximum=20,
+        slider=(0.1, 10, 0.1),
     )
-    prior_loss_weight: float = setting(1.0, help="how much regularization pictures count", minimum=0, maximum=10)
+    prior_loss_weight: float = setting(
+        1.0,
+        help="how much regularization pictures count",
+        minimum=0,
+        maximum=10,
+        slider=(0, 2, 0.05),
+        label="regularization weight",
+    )

@@ -17,35 +17,83 @@ class DataConfig(Config):
         "kohya's <repeats>_<name>/ and reg/ folders are understood",
     )
     trigger: str = setting(
-        "", help="word that calls the character or style; put first in every caption when it is missing there"
+        "",
+        help="word that calls the character or style; put first in every caption when it is missing there",
+        label="trigger word",
+        basic=True,
     )
     repeats: int = setting(
         1, help="how often each picture of a plain folder is seen in an epoch", minimum=1, maximum=10_000
     )
     caption_extension: str = setting(".txt", help="ending of the caption files", choices=(".txt", ".caption"))
     resolution: int = setting(
-        512, help="a picture's area in training is at most this squared", unit="px", minimum=64, maximum=4096
+        512,
+        help="a picture's area in training is at most this squared",
+        unit="px",
+        minimum=64,
+        maximum=4096,
+        slider=(256, 1536, 64),
     )
-    enable_bucket: bool = setting(True, help="keep each picture's shape (buckets); off: crop everything to a square")
-    min_bucket_reso: int = setting(256, help="shortest side of a bucket", unit="px", minimum=32, maximum=4096)
-    max_bucket_reso: int = setting(1024, help="longest side of a bucket", unit="px", minimum=32, maximum=8192)
-    bucket_reso_steps: int = setting(64, help="bucket sides are multiples of this", unit="px", minimum=8, maximum=512)
-    bucket_no_upscale: bool = setting(True, help="never enlarge a picture: small ones get a smaller bucket")
+    enable_bucket: bool = setting(
+        True, help="keep each picture's shape (buckets); off: crop everything to a square", label="buckets"
+    )
+    min_bucket_reso: int = setting(
+        256, help="shortest side of a bucket", unit="px", minimum=32, maximum=4096, label="shortest bucket side"
+    )
+    max_bucket_reso: int = setting(
+        1024, help="longest side of a bucket", unit="px", minimum=32, maximum=8192, label="longest bucket side"
+    )
+    bucket_reso_steps: int = setting(
+        64, help="bucket sides are multiples of this", unit="px", minimum=8, maximum=512, label="bucket step"
+    )
+    bucket_no_upscale: bool = setting(
+        True, help="never enlarge a picture: small ones get a smaller bucket", label="no enlarging"
+    )
     flip_aug: bool = setting(
-        False, help="mirror half of the pictures at random; not for characters with one-sided details"
+        False,
+        help="mirror half of the pictures at random; not for characters with one-sided details",
+        label="mirror pictures",
     )
-    shuffle_caption: bool = setting(False, help="shuffle the tags, so that none depends on its place")
-    keep_tokens: int = setting(1, help="how many first tags stay in place and are never dropped", minimum=0, maximum=64)
+    shuffle_caption: bool = setting(
+        False, help="shuffle the tags, so that none depends on its place", label="shuffle tags"
+    )
+    keep_tokens: int = setting(
+        1,
+        help="how many first tags stay in place and are never dropped",
+        minimum=0,
+        maximum=64,
+        label="first tags kept",
+    )
     caption_variants: int = setting(
-        8, help="how many shuffles of each caption there are; each is encoded once", minimum=1, maximum=256
+        8,
+        help="how many shuffles of each caption there are; each is encoded once",
+        minimum=1,
+        maximum=256,
+        label="shuffles of a caption",
     )
-    caption_dropout_rate: float = setting(0.0, help="share of pictures trained without caption", minimum=0, maximum=1)
+    caption_dropout_rate: float = setting(
+        0.0,
+        help="share of pictures trained without caption",
+        minimum=0,
+        maximum=1,
+        label="caption dropout",
+        slider=(0, 0.5, 0.01),
+    )
     caption_tag_dropout_rate: float = setting(
-        0.0, help="share of tags left out of each caption variant", minimum=0, maximum=1
+        0.0,
+        help="share of tags left out of each caption variant",
+        minimum=0,
+        maximum=1,
+        label="tag dropout",
+        slider=(0, 0.5, 0.01),
     )
-    cache_latents: bool = setting(True, help="encode each picture once and keep the result on disk; frees the VAE")
+    cache_latents: bool = setting(
+        True, help="encode each picture once and keep the result on disk; frees the VAE", label="cache pictures"
+    )
     cache_text: bool = setting(
-        True, help="encode each caption once while the text encoder is not trained; frees the text encoder"
+        True,
+        help="encode each caption once while the text encoder is not trained; frees the text encoder",
+        label="cache captions",
     )
 
     def conflicts(self) -> list[str]:
