@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -36,6 +37,7 @@ class Run:
         self.loras = self.folder / "lora"
         self.samples = self.folder / "samples"
         self.grids = self.folder / "grids"
+        self.lock = self.folder / "trainer.lock"  # held (flock) by the run's trainer while it lives
 
     def exists(self) -> bool:
         """True once the run's config has been written."""
@@ -59,6 +61,7 @@ class Project:
         self.dataset = self.folder / "dataset"
         self.cache = self.folder / "cache"
         self.home_file = self.folder / "home.json"
+        self.sync = self.folder / ".sync"  # what copying to and from home remembers; itself never copied
 
     @property
     def home(self) -> Path | None:
@@ -94,6 +97,18 @@ def write_whole(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds the flock on this file; it is gone when its holder dies, however it dies."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_json(path: Path, data: Any) -> None:
