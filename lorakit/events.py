@@ -85,6 +85,13 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The session ended with an error that it could explain; the states before it are kept."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished(Event):
     """The run is complete; `lora` is the file of its last step, relative to the run folder."""
 

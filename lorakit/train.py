@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit import checkpoint, events, export, optimizers, schedules
 from lorakit.adapters import Adapter
+from lorakit.claim import claim
 from lorakit.config import to_dict
 from lorakit.data.feed import Feed
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
-from lorakit.events import Event, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
+from lorakit.events import Event, Failed, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
 from lorakit.memory import OutOfMemory, explained
 from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
@@ -40,14 +41,18 @@ def train(run: Run) -> Iterator[Event]:
     """Train a run (made with `lorakit.run.start`) from its newest whole state to its end.
 
     Yields events and appends them to the run's log. SIGINT and SIGTERM finish the step, save and end with `Stopped`.
-    Raises RunChanged, DataError, ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory
-    at any time.
+    Raises RunBusy while another trainer has the run; with `Failed` at the end of the log RunChanged, DataError,
+    ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory at any time.
     """
-    with _stop_signals() as stop:
-        session = Session(run)
-        for event in session.events(stop):
-            events.append(run.log, event, time=time.time())
-            yield event
+    with claim(run), _stop_signals() as stop:
+        try:
+            session = Session(run)
+            for event in session.events(stop):
+                events.append(run.log, event, time=time.time())
+                yield event
+        except UserError as error:
+            events.append(run.log, Failed(reason=str(error)), time=time.time())
+            raise
 
 
 class Session:
@@ -328,6 +333,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     for number in previous:
         signal.signal(number, on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)  # a detached trainer could not be told to stop before
     try:
         yield stop
     finally:

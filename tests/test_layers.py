@@ -13,11 +13,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up. What is not named here is a verb. `sample` paints for a run and owns a part of its config.
 LAYERS = {
-    "ground": ["errors", "config", "events", "project", "randomness", "fingerprint", "hub", "model_files", "precision"],
+    "ground": [
+        "machine",
+        "errors",
+        "config",
+        "events",
+        "project",
+        "randomness",
+        "fingerprint",
+        "hub",
+        "model_files",
+        "precision",
+    ],
     "kernels": ["_frozen", "_lora", "_offload"],
     "files": ["lora_file", "lora_kinds"],
     "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "timesteps"],
-    "run": ["data", "run", "checkpoint", "mirror", "sample", "memory"],
+    "run": ["data", "run", "checkpoint", "claim", "mirror", "sample", "memory"],
     "verbs": [],
     "terminal": ["__main__", "cli", "doctor", "demo"],
     "widgets": ["widgets"],
