@@ -19,9 +19,9 @@ class ProjectError(UserError):
 
 
 class Run:
-    """The files of one run, below `<project>/runs/<name>/`."""
+    """The files of one run, below `<project>/runs/<name>/`, or below `folder` for a trial that is not to stay."""
 
-    def __init__(self, project: Project, name: str):
+    def __init__(self, project: Project, name: str, folder: Path | None = None):
         if not re.fullmatch(NAME, name):
             raise ProjectError(
                 f"{name!r} cannot be a run's name: use up to 64 letters, digits, '-', '_' and '.', the first of them "
@@ -29,7 +29,7 @@ class Run:
             )
         self.project = project
         self.name = name
-        self.folder = project.folder / "runs" / name
+        self.folder = folder or project.folder / "runs" / name
         self.config_file = self.folder / "config.yaml"
         self.fingerprint_file = self.folder / "fingerprint.json"
         self.log = self.folder / "events.jsonl"
