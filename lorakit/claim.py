@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 from lorakit import machine
 from lorakit.errors import UserError
-from lorakit.project import ProjectError, Run, write_json
+from lorakit.project import ProjectError, Run, is_held, write_json
 
-LOCK, HEARTBEAT = "trainer.lock", "heartbeat.json"  # in the run's folder
+HEARTBEAT = "heartbeat.json"  # in the run's folder
 BEAT = 5.0  # s
 TRIES = 40  # of a lock that others only look at, about a second in all
 NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
@@ -52,7 +52,7 @@ class Trainer:
             pid=pid,
             process=machine.begun(pid),
             **machine.identity(),
-            begun=time.time(),
+            begun=round(time.time(), 3),  # as in the log
             memory_kills=machine.memory_kills(),
             log=log,
         )
@@ -88,7 +88,7 @@ def locked(run: Run) -> BinaryIO:
     if not run.exists():
         raise ProjectError(f"There is no run {run.name!r} in {run.project.folder}: it has no config yet.")
     with contextlib.ExitStack() as unless_taken:
-        lock = open(run.folder / LOCK, "ab+", buffering=0)  # never removed: another process may just be waiting for it
+        lock = open(run.lock, "ab+", buffering=0)  # never removed: another process may just be waiting for it
         unless_taken.enter_context(lock)
         _take(run, lock)
         lock.truncate(0)
@@ -105,7 +105,7 @@ def sign(lock: BinaryIO, trainer: Trainer) -> None:
 def last_trainer(run: Run) -> Trainer | None:
     """Who signed the run's lock last; None when nobody did, or is about to."""
     try:
-        return Trainer(**json.loads((run.folder / LOCK).read_bytes()))
+        return Trainer(**json.loads((run.lock).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):  # TypeError: of another version
         return None
 
@@ -113,20 +113,17 @@ def last_trainer(run: Run) -> Trainer | None:
 def is_alive(run: Run) -> bool:
     """True while some process trains the run."""
     try:
-        lock = open(run.folder / LOCK, "rb")
-    except FileNotFoundError:
-        return False
-    with lock:
-        try:
-            return not _flock(lock, fcntl.LOCK_SH)
-        except NoLocks:  # then no trainer can have begun
-            return False
+        return is_held(run.lock)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False  # where nothing can be locked no trainer has begun
 
 
 def _handed_over(run: Run) -> BinaryIO | None:
     """The lock that `jobs.start` took for this process: its standard input, which no child of it is to inherit."""
     try:
-        if not os.path.samestat(os.fstat(0), os.stat(run.folder / LOCK)):
+        if not os.path.samestat(os.fstat(0), os.stat(run.lock)):
             return None
     except OSError:  # no standard input, or no lock yet
         return None
@@ -144,7 +141,7 @@ def _take(run: Run, lock: BinaryIO) -> None:
             break
         fcntl.flock(lock, fcntl.LOCK_UN)  # somebody only looked whether the run is trained
         time.sleep(random.uniform(0.01, 0.04))
-    raise RunBusy(_told(run))
+    raise busy(run)
 
 
 def _flock(lock: BinaryIO, kind: int) -> bool:
@@ -162,14 +159,15 @@ def _flock(lock: BinaryIO, kind: int) -> bool:
     return True
 
 
-def _told(run: Run) -> str:
+def busy(run: Run) -> RunBusy:
+    """The error for a run that somebody trains: who, since when, what to do."""
     trainer = last_trainer(run)
-    who = "another process" if trainer is None else f"process {trainer.pid}"
+    who = "another process"
     if trainer is not None:
-        who = "this very process (another cell, perhaps)" if _is_me(trainer) else who
+        who = "this very process (another cell, perhaps)" if _is_me(trainer) else f"process {trainer.pid}"
         who += f" on {trainer.host} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(trainer.begun))}"
     where = f"{run.project.folder} --run {run.name}"
-    return (
+    return RunBusy(
         f"Run {run.name!r} is being trained already, by {who}. Watch it (lorakit watch {where}), stop it (lorakit stop "
         f"{where}), or train another run."
     )
@@ -179,18 +177,33 @@ def _is_me(trainer: Trainer) -> bool:
     return trainer.is_near and (trainer.pid, trainer.process) == (os.getpid(), machine.begun(os.getpid()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """The last sign of life of a trainer."""
+
+    time: float  # time.time()
+    pid: int
+    memory: machine.Memory | None  # of the host
+    memory_kills: int
+
+
+def last_heartbeat(run: Run, trainer: Trainer) -> Heartbeat | None:
+    """The last one of this trainer; None when it died before its first."""
+    try:
+        told = json.loads((run.folder / HEARTBEAT).read_bytes())
+        beat = Heartbeat(**{**told, "memory": told["memory"] and machine.Memory(**told["memory"])})
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+    return beat if beat.pid == trainer.pid and beat.time >= trainer.begun else None
+
+
 def _beat(run: Run, ended: threading.Event) -> None:
     """Tell every few seconds that the trainer lives, and how much memory it has left to die of."""
     while True:
-        left = machine.memory()
-        beat = {
-            "time": time.time(),
-            "pid": os.getpid(),
-            "memory_available": left and left.available,  # bytes
-            "memory_total": left and left.total,
-            "memory_kills": machine.memory_kills(),
-        }
+        beat = Heartbeat(
+            time=time.time(), pid=os.getpid(), memory=machine.memory(), memory_kills=machine.memory_kills()
+        )
         with contextlib.suppress(OSError):  # a full disk is no reason to stop training
-            write_json(run.folder / HEARTBEAT, beat)
+            write_json(run.folder / HEARTBEAT, dataclasses.asdict(beat))
         if ended.wait(BEAT):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -99,6 +100,7 @@ class Finished(Event):
     lora: str
 
 
+BEGIN = 100  # bytes by which a log is told from another
 KINDS = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
 
 
@@ -113,17 +115,53 @@ def append(log: Path, event: Event, *, time: float) -> None:
         file.write(line.encode() + b"\n")
 
 
+class Tail:
+    """A log that is read while it grows; nothing is read twice."""
+
+    def __init__(self, log: Path):
+        self.log = log
+        self._seen: tuple = ()  # what the file was at the last look
+        self._begin = b""  # its first bytes, the time of its first event among them
+        self._offset = 0  # of the first line that was not whole yet
+
+    def new(self) -> list[tuple[float, Event]]:
+        """(time, event) of what was logged since the last call, oldest first.
+
+        A torn line of a killed process is passed over. When another file has taken the log's place all of it is new.
+        """
+        try:
+            stat = os.stat(self.log)
+            if (seen := (stat.st_ino, stat.st_size, stat.st_mtime_ns)) == self._seen:
+                return []
+            with open(self.log, "rb") as file:
+                if file.read(len(self._begin)) != self._begin or stat.st_size < self._offset:
+                    self._begin, self._offset = b"", 0
+                if len(self._begin) < BEGIN:
+                    file.seek(0)
+                    self._begin = file.read(BEGIN)
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self._seen = seen
+        return list(self._events(data))
+
+    def _events(self, data: bytes) -> Iterator[tuple[float, Event]]:
+        for line in io.BytesIO(data):
+            try:
+                told = json.loads(line)
+            except ValueError:
+                if not line.endswith(b"\n"):
+                    return  # the rest of it may come yet
+                told = None
+            self._offset += len(line)
+            if told is not None:
+                yield told.pop("time"), KINDS[told.pop("kind")](**told)
+
+
 def read(log: Path) -> Iterator[tuple[float, Event]]:
     """(time, event) for every whole line of the log, oldest first; a torn line of a killed process is passed over."""
-    if not log.exists():
-        return
-    for line in log.read_bytes().splitlines():
-        try:
-            data = json.loads(line)
-        except ValueError:
-            continue
-        time, kind = data.pop("time"), data.pop("kind")
-        yield time, KINDS[kind](**data)
+    yield from Tail(log).new()
 
 
 def steps(log: Path) -> dict[int, Stepped]:

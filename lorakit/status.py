@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorakit.events import Finished, Sampled, Saved, Started, Stepped, Stopped, read
+from lorakit import jobs
+from lorakit.events import Sampled, Saved, Started, Stepped
 from lorakit.project import Project, Run
 
 SMOOTHING = 0.95  # share of the old value in the smoothed loss
@@ -23,7 +24,7 @@ class RunStatus:
     """What a run has reached."""
 
     name: str
-    state: str  # new, started, stopped or finished
+    state: str  # new, running, stopped, finished, failed (with an error in the log) or cut (died without a word)
     step: int
     steps: int
     loss: float | None  # smoothed over about 20 steps
@@ -33,12 +34,13 @@ class RunStatus:
 
 
 def run_status(run: Run) -> RunStatus:
-    """Read one run's log from its beginning."""
-    state, step, steps, saved, sample = "new", 0, 0, 0, ""
+    """Read one run's log from its beginning; `jobs.fate` tells more of one that failed or was cut."""
+    step, steps, saved, sample = 0, 0, 0, ""
     losses: dict[int, float] = {}  # of the last time each step was done
-    for _, event in read(run.log):
+    state, log = jobs.history(run)
+    for _, event in log:
         if isinstance(event, Started):
-            state, step, steps = "started", event.step, event.steps
+            step, steps = event.step, event.steps
         elif isinstance(event, Stepped):
             step = event.step
             if event.loss is not None:
@@ -47,8 +49,6 @@ def run_status(run: Run) -> RunStatus:
             saved = event.step
         elif isinstance(event, Sampled):
             sample = event.image
-        elif isinstance(event, (Stopped, Finished)):
-            state = type(event).__name__.lower()
     loss = smoothed([losses[step] for step in sorted(losses)])[-1] if losses else None
     loras = tuple(f"lora/{run.lora_file(step).name}" for step in run.lora_steps())
     return RunStatus(run.name, state, step, steps, loss, saved, loras, sample)

@@ -130,7 +130,7 @@ def test_the_status_follows_the_log_from_new_to_finished(tmp_path):
         Finished(step=2, lora="lora/r-000002.safetensors"),
     ):
         told.append(logged(run, event))
-    assert [s.state for s in told] == ["new"] + ["started"] * 6 + ["stopped"] + ["started"] * 2 + ["finished"]
+    assert [s.state for s in told] == ["new"] + ["cut"] * 6 + ["stopped"] + ["cut"] * 2 + ["finished"]
     assert [s.step for s in told] == [0, 0, 1, 1, 2, 3, 3, 3, 1, 2, 2]
     assert [s.saved_step for s in told] == [0, 0, 0] + [1] * 8
     assert told[0].steps == 0 and told[1].steps == 9
