@@ -1,143 +1,300 @@
-"""The live view of a run, drawn from its log alone, so that any cell of any kernel can show it at any time."""
+"""The live view of a run, drawn from its folder alone, so that any cell of any kernel can show it at any time."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import time
-from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorakit import events
-from lorakit.events import Event, Finished, Progress, Sampled, Saved, Started, Stepped, Stopped, Warned
+from lorakit import jobs
+from lorakit.errors import UserError
+from lorakit.events import Finished
 from lorakit.project import Run
-from lorakit.status import smoothed
+from widgets.history import History
+from widgets.i18n import say
+from widgets.page import AMBER, RED, WIDTH, aside, bar, box, clock, facts, size, span
+from widgets.pictures import thumbnail
+from widgets.plot import BLUE, GREY, Curve, lines, number
+
+if TYPE_CHECKING:
+    from lorakit.mirror import Standing
 
 REDRAW = 1.0  # s between two drawings at least
-POINTS = 300  # of a curve at most, so that the output stays small
-WIDTH, HEIGHT = 720, 220  # of the loss plot, px
-THUMBNAIL = 160  # px
-GREY = "#888888"  # readable on light and on dark pages
+PROMPTS, COLUMNS, WARNINGS = 4, 6, 5  # that are shown at most
+STATES = {
+    "new": "not begun",
+    "running": "training",
+    "stopped": "stopped",
+    "finished": "finished",
+    "failed": "failed",
+    "cut": "cut off",
+}
+KINDS = {"pictures": "pictures", "captions": "captions"}  # of things that are prepared
+HICCUP, LONG = 5, 60  # s that trouble at home may last before it is told, and before it is alarming
 
 
-def watch(run: Run, happenings: Iterable[Event]) -> None:
-    """Follow a run in the foreground of a cell: `watch(run, train(run))`. The interrupt button saves and stops."""
-    from IPython.display import HTML, display
+def train(run: Run) -> None:
+    """Start the run's trainer, or go on with it, and watch it; about the interrupt button see `watch`."""
+    _watch(run, starts=True)
 
-    view, drawn = display(HTML(""), display_id=True), 0.0
-    for event in happenings:
-        if isinstance(event, (Finished, Stopped)) or time.monotonic() - drawn >= REDRAW:
-            view.update(HTML(render(run)))
-            drawn = time.monotonic()
-    view.update(HTML(render(run)))
+
+def watch(run: Run) -> None:
+    """Show a run in the foreground of a cell, all of it at once, and follow it until its trainer is gone.
+
+    The interrupt button asks the trainer to finish its step, save and stop, and goes on watching until it has; a
+    second one only ends the watching. Raises UserError outside of a notebook.
+    """
+    _watch(run, starts=False)
 
 
 def render(run: Run) -> str:
-    """The view of a run as HTML: how far it is, loss, newest samples, warnings. Needs nothing but its folder."""
-    log = [event for _, event in events.read(run.log)]
-    steps = [event for _, event in sorted(events.steps(run.log).items())]
-    started = next((event for event in reversed(log) if isinstance(event, Started)), None)
-    pieces = [_headline(run, log, steps, started)]
-    if steps:
-        pieces.append(_loss_plot([(event.step, event.loss) for event in steps if event.loss is not None]))
-    pieces.append(_samples(run, [event for event in log if isinstance(event, Sampled)]))
-    warnings = list(dict.fromkeys(event.text for event in log if isinstance(event, Warned)))
-    pieces += [f'<div style="color:#b45309;white-space:pre-line">⚠ {html.escape(text)}</div>' for text in warnings[-5:]]
-    return f'<div style="font-family:sans-serif;max-width:{WIDTH}px">{"".join(pieces)}</div>'
+    """All of the view as HTML. Needs nothing but the run's folder."""
+    history = History.of(run)
+    return figures(run, history) + samples(run, history)
 
 
-def _headline(run: Run, log: list[Event], steps: list[Stepped], started: Started | None) -> str:
-    """Name, progress bar and one line of figures."""
-    last = next((event for event in reversed(log) if isinstance(event, (Progress, Stepped, Stopped, Finished))), None)
-    if started is None or isinstance(last, Progress):
-        share = last.done / last.total if isinstance(last, Progress) else 0.0
-        told = [f"encoding {last.what} {last.done}/{last.total}" if isinstance(last, Progress) else "loading"]
-    else:
-        done = steps[-1].step if steps else started.step
-        share = done / started.steps
-        told = [f"step {done} / {started.steps}"]
-        if steps:
-            recent = steps[-20:]
-            told += [
-                f"epoch {steps[-1].epoch}",
-                f"lr {steps[-1].lr:.2e}",
-                f"{_mean_rate(recent):.1f} images/s",
-                f"{steps[-1].memory_gb:.1f} GB",
-            ]
-        saved = next((event.step for event in reversed(log) if isinstance(event, Saved)), None)
-        if saved:
-            told.append(f"saved at {saved}")
-    if isinstance(last, Finished):
-        told.append(f"<b>finished 完成</b> · {html.escape(last.lora)}")
-    if isinstance(last, Stopped):
-        told.append(f"<b>stopped 已停止</b> · {html.escape(last.reason)}")
-    bar = (
-        f'<div style="height:6px;border-radius:3px;background:#8883;margin:6px 0">'
-        f'<div style="height:6px;border-radius:3px;background:#3b82f6;width:{100 * share:.1f}%"></div></div>'
-    )
-    return f"<div><b>{html.escape(run.name)}</b> · {' · '.join(told)}</div>{bar}"
+# ---- in a cell -------------------------------------------------------------------------------------------------------
 
 
-def _mean_rate(steps: list[Stepped]) -> float:
-    return len(steps) / sum(1 / event.images_per_second for event in steps)
+def _watch(run: Run, starts: bool) -> None:
+    from IPython import get_ipython
 
-
-def _loss_plot(points: list[tuple[int, float]]) -> str:
-    """The raw loss thin, the smoothed loss bold, readable on light and dark pages."""
-    if len(points) < 2:
-        return ""
-    every = -(-len(points) // POINTS)
-    xs = [step for step, _ in points][::every]
-    raw = [loss for _, loss in points]
-    curves = {"raw": raw[::every], "smoothed": smoothed(raw)[::every]}
-    high = sorted(raw)[int(0.98 * (len(raw) - 1))] * 1.05  # a few spikes may leave the picture
-    low = min(raw) * 0.95
-    left, bottom = 46, HEIGHT - 22
-
-    def place(x: float, y: float) -> str:
-        across = left + (x - xs[0]) / max(1, xs[-1] - xs[0]) * (WIDTH - left - 8)
-        return f"{across:.1f},{8 + (high - min(y, high)) / max(1e-9, high - low) * (bottom - 8):.1f}"
-
-    lines = {name: " ".join(place(x, y) for x, y in zip(xs, ys, strict=True)) for name, ys in curves.items()}
-    ticks = "".join(
-        f'<text x="{left - 6}" y="{float(place(xs[0], y).split(",")[1]) + 4:.1f}" text-anchor="end">{y:.3f}</text>'
-        for y in (low, (low + high) / 2, high)
-    )
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="sans-serif" font-size="11" fill="{GREY}">'
-        f'<line x1="{left}" y1="{bottom}" x2="{WIDTH - 8}" y2="{bottom}" stroke="{GREY}" stroke-opacity=".5"/>'
-        f"{ticks}"
-        f'<text x="{left}" y="{HEIGHT - 6}">step {xs[0]}</text>'
-        f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">step {xs[-1]}</text>'
-        f'<text x="{WIDTH - 8}" y="16" text-anchor="end">loss 损失: smoothed {smoothed(raw)[-1]:.4f}</text>'
-        f'<polyline points="{lines["raw"]}" fill="none" stroke="{GREY}" stroke-opacity=".4"/>'
-        f'<polyline points="{lines["smoothed"]}" fill="none" stroke="#3b82f6" stroke-width="2"/></svg>'
-    )
-    # as a picture: JupyterLab strips SVG elements from a notebook that it opens again
-    return f'<img style="width:100%" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
-
-
-def _samples(run: Run, painted: list[Sampled]) -> str:
-    """The samples of the newest saves, a row for each prompt, oldest left."""
-    rows = []
-    for prompt in dict.fromkeys(event.prompt for event in painted):
-        newest = {event.step: event for event in painted if event.prompt == prompt}
-        pictures = "".join(
-            f'<figure style="margin:2px;display:inline-block;text-align:center;font-size:11px">'
-            f'<img style="border-radius:4px" src="{_thumbnail(run, event)}">'
-            f"<figcaption>step {event.step}</figcaption></figure>"
-            for _, event in sorted(newest.items())[-4:]
+    if getattr(get_ipython(), "kernel", None) is None:
+        verb = "start" if starts else "watch"
+        raise UserError(
+            f"This view needs a notebook. In a terminal: lorakit {verb} {run.project.folder} --run {run.name}"
         )
-        rows.append(f'<div style="font-size:12px;margin-top:6px">{html.escape(prompt)}</div>{pictures}')
-    return "".join(rows[:4])
+    screen = _Screen(run)
+    try:
+        try:
+            if starts:
+                jobs.start(run)
+            screen.follow()
+        except KeyboardInterrupt:
+            screen.note = say("Finishing this step and saving…")
+            jobs.stop(run)
+            screen.draw()
+            screen.follow()
+        screen.note = ""
+    except KeyboardInterrupt:
+        screen.note = say("No longer watched. The trainer still saves and stops; run the cell again to see it.")
+    screen.finish()
 
 
-def _thumbnail(run: Run, event: Sampled) -> str:
-    from PIL import Image
+class _Screen:
+    """The two displays of a cell: figures, drawn once a second, and samples, drawn when there are new ones."""
 
-    packed = io.BytesIO()
-    with Image.open(run.folder / event.image) as image:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        image.save(packed, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
+    def __init__(self, run: Run):
+        from IPython.display import HTML, display
+
+        self.run, self.note, self.history = run, "", History.of(run)
+        self.html, self.painted = HTML, samples(run, self.history)
+        self.top = display(HTML(figures(run, self.history)), display_id=True)
+        self.below = display(HTML(self.painted), display_id=True)
+        self.drawn = time.monotonic()
+
+    def follow(self) -> None:
+        """Draw, at most once in REDRAW s, until the trainer is gone."""
+        seen = 0  # events; those that the history knows come once more
+        for event in jobs.follow(self.run):
+            seen += event is not None
+            if event is not None and seen > self.history.count:
+                self.history.add(time.time(), event)
+            if time.monotonic() - self.drawn >= REDRAW:
+                self.draw()
+
+    def draw(self) -> None:
+        """One update: the samples if there are new ones, else the figures."""
+        painted, self.drawn = samples(self.run, self.history), time.monotonic()
+        if painted != self.painted:
+            self.painted = painted
+            self.below.update(self.html(painted))
+        else:
+            self.top.update(self.html(figures(self.run, self.history, self.note)))
+
+    def finish(self) -> None:
+        """The last drawing, which stays in the notebook."""
+        self.below.update(self.html(samples(self.run, self.history)))
+        self.top.update(self.html(figures(self.run, self.history, self.note)))
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures(run: Run, history: History, note: str = "") -> str:
+    """Everything but the samples; `note` is what the cell itself has to say."""
+    alive, now = jobs.is_alive(run), time.time()
+    state = "running" if alive else jobs.history(run)[0]
+    pieces = [_headline(run, history, state, now)]
+    pieces += [box(note, AMBER)] if note else []
+    pieces += [safety(run, history, now)] if history.saved or alive else []
+    pieces += [_ending(run, history, state)]
+    pieces += [_loss(history), _rates(history)]
+    pieces += [_warning(text, count) for text, count in list(history.warnings.items())[-WARNINGS:]]
+    if alive and not note:
+        pieces.append(
+            aside(
+                say(
+                    "■ (interrupt) finishes the step, saves and stops. To leave it training, just close the tab; run "
+                    "this cell again to come back."
+                )
+            )
+        )
+    return f'<div style="max-width:{WIDTH}px">{"".join(pieces)}</div>'
+
+
+def _headline(run: Run, history: History, state: str, now: float) -> str:
+    """Name and state, how much is done, and the figures of the moment."""
+    words, share = say(STATES[state]), history.step / max(1, history.total)
+    if state == "running":
+        words, share = _doing(run, history, now) or (words, share)
+    told = []
+    if history.total:
+        told.append(say("step {step} / {steps}", step=history.step, steps=history.total))
+    if (epoch := history.epoch_of(history.step)) is not None:
+        told.append(say("epoch {n}", n=epoch))
+    if state == "running" and (left := history.seconds_left()) is not None:
+        told.append(say("{span} left, done about {clock}", span=span(left), clock=clock(now + left)))
+    if speed := history.images_per_second():
+        told.append(say("{n} images/s", n=number(speed, 2)))
+        told.append(say("{n} GB memory", n=f"{history.steps[history.step].memory_gb:.1f}"))
+    if history.started:
+        told.append(f"{history.started.precision} · {history.started.device}")
+    head = f"<b>{html.escape(run.name)}</b> · {html.escape(words)}"
+    return f'<div style="line-height:1.6">{head}</div><div style="margin:6px 0">{bar(share)}</div>{facts(told)}'
+
+
+def _doing(run: Run, history: History, now: float) -> tuple[str, float] | None:
+    """What a living trainer does before its first step, in words, and how much of that is done; None from then on."""
+    trainer = jobs.last_trainer(run)
+    begun = trainer.begun if trainer else now
+    if history.started_at >= begun:
+        return None
+    prepared = history.prepared
+    if prepared and history.prepared_at >= begun and prepared.done < prepared.total:
+        what = say(KINDS[prepared.what])
+        words = say("preparing: {what} {done} / {total}", what=what, done=prepared.done, total=prepared.total)
+        return words, prepared.done / prepared.total
+    since = max(begun, history.prepared_at)
+    return say("loading the model, {span} so far", span=span(now - since)), 0.0
+
+
+def safety(run: Run, history: History, now: float) -> str:
+    """What is saved here and at home, and a banner when copying is in trouble."""
+    told = [say("nothing saved yet")]
+    if history.saved:
+        ago = span(now - history.saved_at)
+        told = [say("saved here: step {step} ({span} ago)", step=history.saved.step, span=ago)]
+    home = run.project.home
+    if home is None:
+        return facts(told)
+    from lorakit import mirror
+
+    standing, name = mirror.standing(run.project), home_name(home)
+    confirmed = standing.confirmed.get(run.name, 0) if standing else 0
+    if confirmed:
+        told.append(say("safe on {home}: step {step}", home=name, step=confirmed))
+    else:
+        told.append(say("nothing safe on {home} yet", home=name))
+    if standing and standing.files_left:
+        told.append(say("{files} files ({size}) to copy", files=standing.files_left, size=size(standing.bytes_left)))
+    return facts(told) + (_trouble(standing, name, now) if standing else "")
+
+
+def _trouble(standing: Standing, home: str, now: float) -> str:
+    """A banner when files do not get home: "" for a hiccup, amber at first, then red."""
+    silent = now - standing.seen if standing.files_left else 0.0
+    if standing.trouble and now - standing.since >= HICCUP:
+        text, lasted = standing.trouble, now - standing.since
+    elif silent >= LONG:
+        text, lasted = say("Nothing was heard of the copying for {span}.", span=span(silent)), silent
+    else:
+        return ""
+    colour = AMBER if lasted < LONG else RED
+    unsaved = say(
+        "Since {span}; {files} files ({size}) are on this machine only. Training goes on.",
+        span=span(lasted),
+        files=standing.files_left,
+        size=size(standing.bytes_left),
+    )
+    return box(f"{text}\n{unsaved}", colour, say("Not safe on {home}", home=home))
+
+
+def home_name(home: Path) -> str:
+    """What people call the place where a project lives for good."""
+    return "Drive" if "drive" in str(home).lower() else str(home)
+
+
+def _ending(run: Run, history: History, state: str) -> str:
+    """What to do next, once nobody trains."""
+    if state == "finished" and isinstance(history.ended, Finished):
+        told = say(
+            "The file: {file}\nNext: compare checkpoints and strengths in a grid, then take the best one with you.",
+            file=run.folder / history.ended.lora,
+        )
+        return box(told, BLUE, say("Finished"))
+    if state == "stopped" and history.saved:
+        told = say("Everything up to step {step} is kept; start again to go on from there.", step=history.saved.step)
+        return box(told, BLUE, say("Stopped"))
+    if state == "stopped":
+        return box(say("What was prepared is kept; start again to go on from there."), BLUE, say("Stopped"))
+    if state in ("failed", "cut"):
+        return box(jobs.fate(run), RED, say("Failed") if state == "failed" else say("Cut off"))
+    return ""
+
+
+def _loss(history: History) -> str:
+    raw, smooth = history.losses()
+    if len(raw) < 2:
+        return ""
+    curves = [Curve(say("each step"), raw, GREY, 1, opacity=0.45), Curve(say("smoothed"), smooth)]
+    return lines(curves, title=say("Loss"), x_label=say("step"), marks=tuple(history.sittings))
+
+
+def _rates(history: History) -> str:
+    rates = history.rates()
+    if len(rates) < 2:
+        return ""
+    return lines([Curve(say("now"), rates)], title=say("Learning rate"), x_label=say("step"), height=110)
+
+
+def _warning(text: str, count: int) -> str:
+    often = f" (× {count})" if count > 1 else ""
+    return box(f"{text}{often}", AMBER)
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def samples(run: Run, history: History) -> str:
+    """The newest samples: a row for each prompt, a column for each step, oldest left; "" while there are none."""
+    steps = sorted(history.samples)[-COLUMNS:]
+    prompts = list(dict.fromkeys(prompt for step in steps[-2:] for prompt in history.samples[step]))
+    rows = []
+    for prompt in prompts[:PROMPTS]:
+        cells = []
+        for step in steps:
+            event, epoch = history.samples[step].get(prompt), history.epoch_of(step)
+            titles = [say("step {n}", n=step), *([say("epoch {n}", n=epoch)] if epoch else [])]
+            cells.append(picture(thumbnail(run.folder / event.image) if event else "", titles))
+        head = f'<div style="font-size:12px;margin-top:6px">{html.escape(prompt)}</div>'
+        rows.append(f"{head}<div>{''.join(cells)}</div>")
+    if not rows:
+        return ""
+    more = [say("and {n} more prompts", n=len(prompts) - PROMPTS)] if len(prompts) > PROMPTS else []
+    told = " · ".join([*more, say("whole pictures: {folder}", folder=run.samples)])
+    head = f'<div style="font-size:12px;margin-top:8px"><b>{html.escape(say("Samples"))}</b></div>'
+    return f'<div style="max-width:{WIDTH}px">{head}{"".join(rows)}{aside(told)}</div>'
+
+
+def picture(source: str, titles: list[str]) -> str:
+    """A thumbnail, or an empty place of the same width, above its titles, a line each."""
+    shown = (
+        f'<img src="{source}" style="width:100%;border-radius:4px">' if source else '<div style="height:96px"></div>'
+    )
+    told = "".join(f'<div style="white-space:nowrap">{html.escape(title)}</div>' for title in titles)
+    return (
+        '<div style="display:inline-block;width:15.6%;min-width:96px;margin:2px 1% 6px 0;vertical-align:top">'
+        f'{shown}<div style="color:{GREY};font-size:11px;line-height:1.3;text-align:center">{told}</div></div>'
+    )

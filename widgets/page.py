@@ -1,0 +1,69 @@
+"""Pieces of HTML that views are made of, with inline styles alone, which a notebook keeps when it is opened again."""
+
+from __future__ import annotations
+
+import html
+import time
+
+from widgets.i18n import say
+from widgets.plot import BLUE, GREY
+
+AMBER, RED = "#b45309", "#dc2626"  # for trouble; readable on light and on dark pages
+WIDTH = 720  # px of a view at most
+
+
+def box(text: str, colour: str, title: str = "") -> str:
+    """A paragraph (plain text) beside a coloured bar, with its title in that colour."""
+    head = f'<div style="color:{colour};font-weight:bold">{html.escape(title)}</div>' if title else ""
+    return (
+        f'<div style="border-left:4px solid {colour};padding:4px 10px;margin:8px 0;max-width:{WIDTH}px">{head}'
+        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{html.escape(text)}</div></div>'
+    )
+
+
+def bar(share: float, colour: str = BLUE, height: int = 6) -> str:
+    """How much of something is done, 0 to 1."""
+    full = f"width:{100 * min(1.0, max(0.0, share)):.1f}%;background-color:{colour}"
+    return (
+        f'<div style="height:{height}px;border-radius:{height // 2}px;background-color:rgba(128,128,128,0.25)">'
+        f'<div style="height:{height}px;border-radius:{height // 2}px;{full}"></div></div>'
+    )
+
+
+def facts(told: list[str]) -> str:
+    """A line of short plain texts, broken between them only."""
+    pieces = (f'<span style="white-space:nowrap">{html.escape(text)}</span>' for text in told)
+    return f'<div style="line-height:1.6">{" · ".join(pieces)}</div>'
+
+
+def aside(text: str) -> str:
+    """A plain text that stands back."""
+    return f'<div style="color:{GREY};font-size:12px;line-height:1.5;max-width:{WIDTH}px">{html.escape(text)}</div>'
+
+
+def span(seconds: float) -> str:
+    """A time in words, as exact as one wants to know it."""
+    minutes, hours = round(seconds / 60), seconds // 3600
+    if seconds < 90:
+        return say("{n} s", n=max(0, round(seconds)))
+    if minutes < 90:
+        return say("{n} min", n=minutes)
+    if hours < 48:
+        return say("{h} h {m} min", h=minutes // 60, m=minutes % 60)
+    return say("{d} days {h} h", d=int(hours // 24), h=int(hours % 24))
+
+
+def clock(at: float) -> str:
+    """When that is on this machine's clock, with the day if it is not today."""
+    moment = time.localtime(at)
+    today = time.strftime("%Y-%m-%d", moment) == time.strftime("%Y-%m-%d")
+    return time.strftime("%H:%M %Z" if today else "%m-%d %H:%M %Z", moment)
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit, digits in (("B", 0), ("KB", 0), ("MB", 0)):
+        if count < 999.5:
+            return f"{count:.{digits}f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

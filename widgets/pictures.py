@@ -1,0 +1,52 @@
+"""Small copies of pictures, as data that stays in a cell's output; the whole ones stay on disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIDE = 160  # px of a thumbnail's longer side
+
+
+def thumbnail(file: Path, side: int = SIDE) -> str:
+    """`src` of a small JPEG of a picture; "" when it is not there (yet) or cannot be read."""
+    try:
+        return _thumbnail(file, file.stat().st_mtime_ns, side)
+    except OSError:  # also what Pillow raises for a picture that is only half there
+        return ""
+
+
+@lru_cache(maxsize=256)
+def _thumbnail(file: Path, changed: int, side: int) -> str:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        image.draft("RGB", (side, side))
+        small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return source(jpeg(small, 78))
+
+
+def source(data: bytes) -> str:
+    """`src` of an <img> that holds a JPEG."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=quality, optimize=True)
+    return packed.getvalue()
+
+
+def bounded(image: Image.Image, width: int, size: int) -> bytes:
+    """A JPEG of an RGB picture, at most `width` px wide and `size` bytes large."""
+    image.thumbnail((width, 4 * width))
+    while len(data := jpeg(image, 85)) > size:
+        image.thumbnail((image.width * 7 // 8, image.height * 7 // 8))
+    return data
