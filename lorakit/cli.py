@@ -1,9 +1,10 @@
-"""The same verbs for a terminal: `lorakit model check`, `train`, `status`, `grid`, `export`, `doctor`, `demo`."""
+"""The same verbs for a terminal: `lorakit train`, `start`, `watch`, `stop`, `status`, `grid`, `export` and others."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add(verb, help: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(verb.__name__.lstrip("_"), help=help, description=help)
+    def add(verb, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        made = verbs.add_parser(verb.__name__.lstrip("_"), help=help, description=help, parents=parents)
         made.set_defaults(verb=verb)
         return made
 
@@ -52,16 +53,29 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_model_check)
     check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders that are searched")
 
-    train = add(_train, "train a run; the same command again goes on from its newest state")
-    train.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
-    train.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
-    train.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
-    train.add_argument(
+    run = argparse.ArgumentParser(add_help=False)
+    run.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    run.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
+    settings = argparse.ArgumentParser(add_help=False, parents=[run])
+    settings.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    settings.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, e.g. adapter.rank=32"
     )
-    train.add_argument(
+    settings.add_argument(
         "--card", default="", metavar="MEMORY", help="settings that suit a GPU, e.g. '8 GB'; others win over them"
     )
+    add(_train, "train a run; the same command again goes on from its newest state", settings)
+    add(_start, "train a run in the background: it goes on when this terminal is closed", settings)
+    add(_watch, "show what happens in a run, wherever it is trained; Ctrl-C ends the watching only", run)
+    add(_stop, "let a run that is trained anywhere on this machine finish its step, save and stop", run)
+
+    opened = add(_open, "bring a project from its home on a slow disk (Drive) to this machine's own disk")
+    opened.add_argument("home", type=Path, help="where the project lives for good")
+    opened.add_argument(
+        "--local", type=Path, metavar="FOLDER", help="where projects lie on this machine (default: the fastest disk)"
+    )
+    sync = add(_sync, "copy a project's new files home, in the foreground; `start` does so in the background")
+    sync.add_argument("project", type=Path)
 
     status = add(_status, "the runs of a project")
     status.add_argument("project", type=Path)
@@ -128,12 +142,17 @@ def _project(folder: Path):
     return project
 
 
-def _train(options: argparse.Namespace) -> int:
+def _configured(options: argparse.Namespace):
+    """The run that was named, with what was asked for in its config."""
+    from lorakit.claim import busy, is_alive
     from lorakit.config import read_yaml
     from lorakit.run import configure, settings_of, start
-    from lorakit.train import train
 
     run = _project(options.project).run(options.run)
+    if run.exists() and not (options.config or options.set or options.card):
+        return run
+    if is_alive(run):
+        raise busy(run)
     if options.config:
         settings = read_yaml(options.config)
     elif run.exists():
@@ -141,8 +160,75 @@ def _train(options: argparse.Namespace) -> int:
     else:
         settings = {"model": {"family": "sd15"}}
     start(run, configure(_with(settings, options.set), options.card))
-    for event in train(run):
-        _print(event)
+    return run
+
+
+def _train(options: argparse.Namespace) -> int:
+    from lorakit._terminal import show
+    from lorakit.train import train
+
+    for event in train(_configured(options)):
+        show(event)
+    return 0
+
+
+def _start(options: argparse.Namespace) -> int:
+    from lorakit import jobs
+    from lorakit._terminal import ways_on
+
+    run = _configured(options)
+    print(f"Run {run.name!r} {'is trained now' if jobs.start(run) else 'was being trained already'}.\n{ways_on(run)}")
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from lorakit import jobs
+    from lorakit._terminal import show, ways_on
+
+    run = _known(options)
+    try:
+        for event in jobs.follow(run):
+            if event is not None:
+                show(event)
+    except KeyboardInterrupt:
+        print(f"\nNo longer watched; the training goes on.\n{ways_on(run)}")
+        return 0
+    if fate := jobs.fate(run):
+        print(f"\n{fate}", file=sys.stderr)
+    return int(bool(fate))
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from lorakit import jobs
+
+    run = _known(options)
+    told = "is told to finish its step, save and stop" if jobs.stop(run) else "is not being trained"
+    print(f"Run {run.name!r} {told}.")
+    return 0
+
+
+def _known(options: argparse.Namespace):
+    """A run that has a config."""
+    from lorakit.run import read_config
+
+    run = _project(options.project).run(options.run)
+    if not run.exists():
+        read_config(run)  # names the runs there are
+    return run
+
+
+def _open(options: argparse.Namespace) -> int:
+    from lorakit import places
+    from lorakit.workspace import open_home
+
+    print(open_home(options.home, options.local or places.find(os.environ).fast).folder)
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from lorakit.mirror import serve
+
+    serve(_project(options.project))
     return 0
 
 
@@ -157,33 +243,8 @@ def _with(settings: dict, changes: list[str]) -> dict:
     return settings
 
 
-def _print(event) -> None:
-    """One line on the terminal; steps overwrite each other there, and are thinned out in a log file."""
-    from lorakit import events
-
-    if isinstance(event, events.Stepped):
-        loss = "left out" if event.loss is None else f"{event.loss:.4f}"
-        line = f"step {event.step}  epoch {event.epoch}  loss {loss}  lr {event.lr:.2e}"
-        line += f"  {event.images_per_second:.2f} images/s"
-        if sys.stdout.isatty():
-            print(f"\r{line}  {event.memory_gb:.1f} GB  ", end="", flush=True)
-        elif event.step % 10 == 0:
-            print(line, flush=True)
-        return
-    told = {
-        events.Started: "{images} pictures, step {step} of {steps} ({steps_per_epoch} an epoch), "
-        "{precision} on {device}",
-        events.Progress: "encoding {what}: {done} of {total}",
-        events.Saved: "saved step {step}  {lora}  {matched}",
-        events.Sampled: "sample {image}",
-        events.Warned: "! {text}",
-        events.Stopped: "stopped after step {step}: {reason}",
-        events.Finished: "finished after step {step}: {lora}",
-    }
-    print(("\n" if sys.stdout.isatty() else "") + told[type(event)].format(**vars(event)), flush=True)
-
-
 def _status(options: argparse.Namespace) -> int:
+    from lorakit._terminal import state_line
     from lorakit.status import project_status
 
     project = _project(options.project)
@@ -191,12 +252,8 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([vars(run) for run in found], indent=1, ensure_ascii=False))
         return 0
-    for run in found:
-        loss = "" if run.loss is None else f"  loss {run.loss:.4f}"
-        print(
-            f"{run.name:20} {run.state:9} step {run.step} of {run.steps}{loss}"
-            f"  saved at {run.saved_step}, {len(run.loras)} files"
-        )
+    for status in found:
+        print(state_line(status, project.run(status.name)))
     if not found:
         print(f"No runs yet in {project.folder}.")
     return 0

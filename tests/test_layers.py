@@ -28,9 +28,9 @@ LAYERS = {
     "kernels": ["_frozen", "_lora", "_offload"],
     "files": ["lora_file", "lora_kinds"],
     "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "timesteps"],
-    "run": ["data", "run", "checkpoint", "claim", "mirror", "sample", "memory"],
+    "run": ["data", "run", "checkpoint", "claim", "mirror", "sample", "memory", "stages"],
     "verbs": [],
-    "terminal": ["__main__", "cli", "doctor", "demo"],
+    "terminal": ["__main__", "cli", "_terminal", "doctor", "demo"],
     "widgets": ["widgets"],
 }
 ORDER = list(LAYERS)
