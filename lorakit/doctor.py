@@ -3,104 +3,296 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 import shutil
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-REQUIRED = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "huggingface-hub",
-    "pillow",
-    "numpy",
-    "pyyaml",
-    "requests",
-    "ipython",
-    "ipywidgets",
-    "matplotlib",
-)
+from lorakit import gpu, hub, machine, places
+from lorakit.project import Project
+
+# Lower bounds as in pyproject.toml, which is not there when the package was installed from a wheel.
+REQUIRED = {
+    "torch": "2.8",
+    "diffusers": "0.39",
+    "transformers": "5.0",
+    "peft": "0.18",
+    "accelerate": "1.10",
+    "safetensors": "0.6",
+    "huggingface-hub": "1.0",
+    "numpy": "2.0",
+    "pillow": "10.1",
+    "pyyaml": "6.0",
+    "requests": "2.31",
+    "matplotlib": "3.9",
+    "ipython": "7.34",
+    "ipywidgets": "7.7.1",
+}
 OPTIONAL = {"bitsandbytes": "optimizer adamw8bit", "prodigyopt": "optimizer prodigy", "onnxruntime": "taggers"}
-LOW_DISK_GB = 5
+LOW_DISK_GB, LOW_HOME_GB = 5, 1
+LOW_MEMORY_GB = 12.7  # a free Colab machine has 13.6
+HUB_TIMEOUT = 2.0  # s
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `cure` is "" when all is well."""
+    """One line of the report.
+
+    cure      what to do, "" when all is well; `pattern` with `fields` put in
+    """
 
     name: str
     value: str
-    cure: str = ""
+    pattern: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cure(self) -> str:
+        return self.pattern.format(**self.fields)
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Versions, GPU (with a real calculation on it), precision, memory and the disk below `folder`."""
-    return [Finding("Python", platform.python_version()), *_packages(), *_device(), _memory(), _disk(folder)]
+def trouble(name: str, value: str, pattern: str, **fields: Any) -> Finding:
+    """A finding that needs something done."""
+    return Finding(name, value, pattern, fields)
 
 
-def _packages() -> list[Finding]:
-    found = []
-    for name in (*REQUIRED, *OPTIONAL):
-        try:
-            found.append(Finding(name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            use = OPTIONAL.get(name)
-            found.append(Finding(name, "not installed", f"pip install {name}" + (f"  (only for {use})" if use else "")))
-    return found
+def examine(folder: Path, home: Path | None = None) -> list[Finding]:
+    """Versions, GPU (with a real calculation on it), precision, memory, hub, and the disks below `folder` and `home`.
+
+    home   where the project lives for good when that is another disk; by default what the project at `folder` says
+
+    Takes as long as importing torch does in a process of its own, at most once in a process; neither torch nor GPU
+    memory stays in this one. Raises ProjectError for a damaged home.json.
+    """
+    asked = _ask_hub()
+    found = [Finding("Python", platform.python_version()), *_packages(), *_gpu(_facts()), *_memory()]
+    home = home or Project(folder).home
+    return [*found, *asked(), _disk("disk", folder, LOW_DISK_GB), *([_disk("home", home, LOW_HOME_GB)] if home else [])]
 
 
-def _device() -> list[Finding]:
-    import torch
+# ---- packages --------------------------------------------------------------------------------------------------------
 
-    from lorakit.precision import choose
 
-    if not torch.cuda.is_available():
-        return [
-            Finding(
-                "GPU",
-                "none",
-                "training on the CPU is for the demo; in Colab choose Runtime > Change runtime type > GPU",
-            ),
-            Finding("precision", choose("auto").name),
-        ]
-    major, minor = torch.cuda.get_device_capability()
-    name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
-    try:
-        ones = torch.ones(1, 8, 16, 16, device="cuda")
-        torch.nn.functional.conv2d(ones, torch.ones(8, 8, 3, 3, device="cuda")).flatten(1).square().sum().item()
-    except RuntimeError as error:
-        return [
-            Finding(
-                "GPU",
+def _packages() -> Iterator[Finding]:
+    for name, needed in REQUIRED.items():
+        found = _version(name)
+        if not found:
+            yield trouble(name, "not installed", "pip install '{name}>={needed}'", name=name, needed=needed)
+        elif _release(found) < _release(needed):
+            yield trouble(
                 name,
-                f"it does not calculate with this torch {torch.__version__} (built for "
-                f"{', '.join(torch.cuda.get_arch_list())}): {str(error).splitlines()[0]}; use another GPU or torch",
+                found,
+                "{name} is {found}, and {needed} or newer is needed: pip install '{name}>={needed}' and restart the "
+                "kernel; in Colab choose Runtime > Change runtime type > Runtime version > Latest instead",
+                name=name,
+                found=found,
+                needed=needed,
             )
-        ]
-    free, total = torch.cuda.mem_get_info()
-    return [
-        Finding("GPU", name),
-        Finding("GPU memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"),
-        Finding("precision", choose("auto").name),
-    ]
+        else:
+            yield Finding(name, found)
+    for name, use in OPTIONAL.items():
+        yield Finding(name, _version(name) or f"not installed; only {use} needs it: pip install {name}")
 
 
-def _memory() -> Finding:
-    import os
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
-    return Finding("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB")
+
+def _release(version: str) -> list[int]:
+    """2.11.0+cu128 -> [2, 11, 0], which compares as versions do."""
+    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]
 
 
-def _disk(folder: Path) -> Finding:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
-    return Finding(
-        "disk",
-        f"{free:.1f} GB free in {folder}",
-        "" if free > LOW_DISK_GB else "make room: a base model alone takes 2 to 7 GB",
+# ---- the GPU ---------------------------------------------------------------------------------------------------------
+
+
+_known: dict[str, Any] = {}
+
+
+def _facts() -> dict[str, Any]:
+    """Facts that no one can change while this process lives are asked for once."""
+    if _known:
+        return _known
+    told = gpu.ask()
+    if not any(finding.cure for finding in _gpu(told)) or not ("broken" in told or told["said"] or told["available"]):
+        _known.update(told)
+    return told
+
+
+def _gpu(told: dict[str, Any]) -> Iterator[Finding]:
+    """What the facts mean for training."""
+    if "broken" in told:
+        yield trouble(
+            "GPU",
+            "unknown",
+            "torch could not be asked ({error}): restart the runtime; if that does not help, install torch again",
+            error=told["broken"],
+        )
+        return
+    yield from _available(told) if told["available"] else (_no_gpu(told),)
+    yield Finding("precision", _precision(told))
+    if "onnx_wrong" in told:
+        yield trouble(
+            "onnxruntime runs on",
+            "nothing",
+            "onnxruntime cannot be used ({error}): pip uninstall -y onnxruntime-gpu, then pip install onnxruntime; "
+            "it tags on the CPU",
+            error=told["onnx_wrong"],
+        )
+    elif "onnx" in told:
+        yield Finding("onnxruntime runs on", told["onnx"])
+
+
+def _no_gpu(told: dict[str, Any]) -> Finding:
+    if told["said"]:
+        return trouble("GPU", "not usable", "torch {torch} says: {said}", torch=told["torch"], said=told["said"])
+    if not told["cuda"] and Path("/dev/nvidia0").exists():
+        return trouble(
+            "GPU",
+            "not used",
+            "there is an NVIDIA card, but torch {torch} is built for CPUs: install the CUDA build that pytorch.org "
+            "names for this machine",
+            torch=told["torch"],
+        )
+    return trouble(
+        "GPU",
+        "none",
+        "everything but training at full size works without one; in Colab choose Runtime > Change runtime type > T4 "
+        "GPU, on Kaggle Settings > Accelerator > GPU T4 x2",
     )
+
+
+def _available(told: dict[str, Any]) -> Iterator[Finding]:
+    major, minor = told["capability"]
+    name = f"{told['name']}, compute capability {major}.{minor}"
+    if not gpu.is_built_for((major, minor), told["built_for"]):
+        old = (major, minor) < min(map(gpu.capability, told["built_for"]), default=(0, 0))
+        yield trouble(
+            "GPU",
+            name,
+            "torch {torch} is not built for it (only for {built}), as it is too old: choose another card (T4 or newer; "
+            "on Kaggle GPU T4 x2), or on your own machine an older torch that names it"
+            if old
+            else "torch {torch} is not built for it (only for {built}), as it is newer than this torch: "
+            "pip install --upgrade torch, and restart the kernel",
+            torch=told["torch"],
+            built=", ".join(told["built_for"]),
+        )
+    elif told["wrong"]:
+        yield trouble(
+            "GPU",
+            name,
+            "a small calculation on it failed ({error}): restart the runtime; if it fails again, choose another card",
+            error=told["wrong"],
+        )
+    else:
+        yield Finding("GPU", name)
+    free, total = told["free"], told["total"]
+    memory = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    yield (
+        Finding("GPU memory", memory)
+        if free > total / 2
+        else trouble(
+            "GPU memory",
+            memory,
+            "another program or notebook holds the rest: shut down its kernel (nvidia-smi lists them)",
+        )
+    )
+
+
+def _precision(told: dict[str, Any]) -> str:
+    if not told["available"]:
+        return f"{told['precision']}, as there is no GPU"
+    capability = ".".join(map(str, told["capability"]))
+    relation = "is at least" if told["precision"] == "bf16" else "is below"
+    return f"{told['precision']}, as compute capability {capability} {relation} 8.0"
+
+
+# ---- memory, disks, the hub ------------------------------------------------------------------------------------------
+
+
+def _memory() -> Iterator[Finding]:
+    if (memory := machine.memory()) is None:  # not Linux
+        return
+    value = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
+    if min(memory.total / LOW_MEMORY_GB, 2 * memory.available / LOW_MEMORY_GB) < 1e9:
+        yield trouble(
+            "memory",
+            value,
+            "SDXL and Anima take about 6 GB while they load: close other notebooks and programs first; SD 1.5 needs "
+            "3 GB",
+        )
+    else:
+        yield Finding("memory", value)
+
+
+def _disk(name: str, folder: Path, low_gb: float) -> Finding:
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if places.is_there(parent))
+    try:
+        free = shutil.disk_usage(there).free / 1e9
+    except OSError as error:
+        return trouble(
+            name,
+            str(folder),
+            "it cannot be reached ({error}); in Colab run the notebook's first cell again, which mounts Drive",
+            error=error.strerror,
+        )
+    value = f"{free:.1f} GB free in {there}"
+    if free >= low_gb:
+        return Finding(name, value)
+    if name == "home":
+        return trouble(name, value, "make room, and empty Drive's trash: states and files of a run take about 1 GB")
+    return trouble(name, value, "make room: a base model alone takes 2 to 7 GB")
+
+
+def _ask_hub() -> Callable[[], Iterator[Finding]]:
+    """Ask the hub in the background; the answer is waited for no longer than HUB_TIMEOUT."""
+    address, said = hub.endpoint(), []
+    asking = threading.Thread(target=lambda: said.append(_hub_error(address)), daemon=True)  # names may take a minute
+    asking.start()
+
+    def answer() -> Iterator[Finding]:
+        asking.join(HUB_TIMEOUT)
+        error = said[0] if said else f"no answer within {HUB_TIMEOUT:.0f} s"
+        if not error:
+            yield Finding("hub", address)
+        elif os.environ.get("HF_ENDPOINT"):
+            yield trouble(
+                "hub",
+                f"{address}: {error}",
+                "models can be used from local files only: choose another address for the hub, or check HF_ENDPOINT",
+            )
+        elif places.SWITCH.exists():
+            yield trouble(
+                "hub",
+                f"{address}: {error}",
+                "choose the mirror (HF_ENDPOINT=https://hf-mirror.com) or AutoDL's network switch (source "
+                "/etc/network_turbo); local files work without",
+            )
+        else:
+            yield trouble(
+                "hub",
+                f"{address}: {error}",
+                "check the connection; where the hub is blocked, choose the mirror "
+                "(HF_ENDPOINT=https://hf-mirror.com); local files work without",
+            )
+
+    return answer
+
+
+def _hub_error(address: str) -> str:
+    import requests
+
+    try:
+        requests.head(address, timeout=HUB_TIMEOUT, allow_redirects=False)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return ""

@@ -27,7 +27,7 @@ class Optimizer:
 def _optional(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # bitsandbytes fails in all these ways
         raise ConfigError(
             f"This optimizer needs the package {package}, which is not usable here ({error}): "
             f"pip install {package}, or choose optimizer.name adamw."
@@ -171,6 +171,28 @@ def build(config: OptimizerConfig, groups: dict[str, tuple[list, float]]) -> tor
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.args {config.args} do not fit {config.name}: {error}.") from None
+
+
+def usable(name: str) -> str:
+    """Why an optimizer cannot be used on this machine, with what to do; "" after a real step with it.
+
+    The package may be missing or built for another CUDA; the step tells, on the GPU where there is one.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weight = torch.nn.Parameter(torch.ones(128, 128, device=device))  # large enough for 8-bit states
+    weight.grad = torch.ones_like(weight)
+    row = OPTIMIZERS[name]
+    try:
+        row.build([{"params": [weight], "lr": row.learning_rate}], dict(row.defaults)).step()
+        moved = bool(((weight < 1) & weight.isfinite()).all())
+    except ConfigError as error:  # the package is missing or broken
+        return str(error)
+    except (RuntimeError, NotImplementedError, AttributeError, OSError) as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{name} fails on this machine ({told}): choose optimizer.name adamw."
+    return "" if moved else f"a step of {name} leaves the weights as they were: choose optimizer.name adamw."
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

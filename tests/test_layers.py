@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "ground": [
         "machine",
+        "places",
+        "gpu",
         "errors",
         "config",
         "events",
