@@ -33,15 +33,16 @@ def setting(
     slider: tuple[float, float, float] | None = None,
     log: bool = False,
     basic: bool = False,
+    when: tuple[str, tuple] | None = None,
 ) -> Any:
     """A field of a Config: its default, one line of help, unit, closed range and allowed values.
 
     `choices` is a tuple, or a function of no argument that returns one or a registry of rows (which is read late).
     How a form shows it: its `label` (empty: the name), the usual range and step of its `slider`, whose ends are no
-    limits, whether that is logarithmic (`log`; the step counts tenfolds), and whether beginners see it (`basic`).
+    limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), and `when` it matters at all: another field and values of it.
     """
     described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
-    described |= {"label": label, "slider": slider, "log": log, "basic": basic}
+    described |= {"label": label, "slider": slider, "log": log, "basic": basic, "when": when}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=described)
     return field(default=default, metadata=described)

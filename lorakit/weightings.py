@@ -47,6 +47,7 @@ class LossConfig(Config):
         minimum=0.1,
         maximum=20,
         slider=(1, 20, 0.5),
+        when=("weighting", ("min_snr",)),
     )
     noise_offset: float = setting(
         0.0,
@@ -64,12 +65,23 @@ class LossConfig(Config):
         minimum=0.1,
         maximum=5,
         slider=(0.1, 3, 0.1),
+        when=("timestep_sampling", ("sigmoid", "shift")),
     )
     logit_mean: float = setting(
-        0.0, help="with logit_normal: above 0 more noise", minimum=-5, maximum=5, slider=(-2, 2, 0.1)
+        0.0,
+        help="with logit_normal: above 0 more noise",
+        minimum=-5,
+        maximum=5,
+        slider=(-2, 2, 0.1),
+        when=("timestep_sampling", ("logit_normal",)),
     )
     logit_std: float = setting(
-        1.0, help="with logit_normal: spread around the mean", minimum=0.1, maximum=5, slider=(0.1, 3, 0.1)
+        1.0,
+        help="with logit_normal: spread around the mean",
+        minimum=0.1,
+        maximum=5,
+        slider=(0.1, 3, 0.1),
+        when=("timestep_sampling", ("logit_normal",)),
     )
     shift: float = setting(
         3.0,
@@ -77,6 +89,7 @@ class LossConfig(Config):
         minimum=0.1,
         maximum=20,
         slider=(0.1, 10, 0.1),
+        when=("timestep_sampling", ("shift",)),
     )
     prior_loss_weight: float = setting(
         1.0,

@@ -15,6 +15,8 @@ from lorakit.data.captions import tags_of, with_trigger
 from lorakit.data.images import EXTENSIONS, ImageError, open_rgb
 from lorakit.errors import UserError
 
+READ = ("folder", "repeats", "trigger", "caption_extension")  # the settings that a scan depends on
+
 
 class DataError(UserError):
     """The data set cannot be trained on; the message says what was found, where and what to do."""
@@ -22,7 +24,9 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable picture. `name` is its path inside the data set, `digest` the SHA-256 of its bytes."""
+    """One usable picture. `name` is its path inside the data set, `digest` the SHA-256 of its bytes; `is_captioned`
+    when its caption was written for it, in its caption file.
+    """
 
     name: str
     path: Path
@@ -32,6 +36,7 @@ class Sample:
     caption: str
     repeats: int
     is_reg: bool = False
+    is_captioned: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,20 @@ def scan(config: DataConfig, project: Path) -> Scan:
             "<repeats>_<name>/ folders." + ("\n" + "\n".join(notes[:10]) if notes else "")
         )
     return Scan(tuple(samples), tuple(notes))
+
+
+def count(config: DataConfig, project: Path) -> tuple[int, int]:
+    """How many pictures a folder seems to hold, and how many an epoch sees of them (repeats), regularization left out.
+
+    By their names alone, in milliseconds; (0, 0) without a folder.
+    """
+    root = Path(project, Path(config.folder).expanduser())
+    found = [
+        (repeats, sum(path.suffix.lower() in EXTENSIONS for path in _files(folder, root)))
+        for folder, repeats, _, is_reg in (_concepts(root, config.repeats) if root.is_dir() else ())
+        if not is_reg
+    ]
+    return sum(images for _, images in found), sum(repeats * images for repeats, images in found)
 
 
 def _concepts(root: Path, repeats: int) -> list[tuple[Path, int, str, bool]]:
@@ -151,4 +170,4 @@ def _sample(
         caption = with_trigger(caption, config.trigger)
     if not written:
         notes.append(f"{name}: no {config.caption_extension} file with a caption; trained as {caption!r}.")
-    return Sample(name, path, hashlib.sha256(data).hexdigest(), *image.size, caption, repeats, is_reg)
+    return Sample(name, path, hashlib.sha256(data).hexdigest(), *image.size, caption, repeats, is_reg, bool(written))

@@ -27,7 +27,8 @@ class Config(Config):
 
     family: str = setting("anima", help="model family", choices=("anima",))
     source: str = setting(
-        help="the base model: a diffusers folder, a hub id (owner/name), or its transformer as a file or an URL"
+        help="the base model: a diffusers folder, a hub id (owner/name), or its transformer as a file or an URL",
+        label="base model",
     )
     text_encoder: str = setting(
         "", help="with a transformer file: Qwen3 0.6B (qwen_3_06b_base.safetensors); empty: the source's own"

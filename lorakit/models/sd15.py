@@ -20,7 +20,9 @@ class Config(Config):
     """The base model and how it is used."""
 
     family: str = setting("sd15", help="model family", choices=("sd15",))
-    source: str = setting(help="the base model: 'demo', a file, a diffusers folder, a hub id (owner/name) or an URL")
+    source: str = setting(
+        help="the base model: 'demo', a file, a diffusers folder, a hub id (owner/name) or an URL", label="base model"
+    )
     prediction_type: str = setting(
         "auto",
         help="what the base was trained to say; auto: as its files tell",

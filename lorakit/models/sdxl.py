@@ -34,7 +34,9 @@ class Config(Config):
     """The base model and how it is used."""
 
     family: str = setting("sdxl", help="model family", choices=("sdxl",))
-    source: str = setting(help="the base model: a file, a diffusers folder, a hub id (owner/name) or an URL")
+    source: str = setting(
+        help="the base model: a file, a diffusers folder, a hub id (owner/name) or an URL", label="base model"
+    )
     vae: str = setting(
         "", help="another VAE than the base's: a file, a folder or a hub id such as madebyollin/sdxl-vae-fp16-fix"
     )
