@@ -39,7 +39,8 @@ def setting(
 
     `choices` is a tuple, or a function of no argument that returns one or a registry of rows (which is read late).
     How a form shows it: its `label` (empty: the name), the usual range and step of its `slider`, whose ends are no
-    limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), and `when` it matters at all: another field and values of it.
+    limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), and
+    `when` it matters at all: another field of its Config, and values of it.
     """
     described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
     described |= {"label": label, "slider": slider, "log": log, "basic": basic, "when": when}
