@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lorakit import events
 from lorakit.events import Event, Failed, Finished, Progress, Sampled, Saved, Started, Stepped, Stopped, Warned
-from lorakit.project import Run
 from lorakit.status import smoothed
 
 PACE = 500  # newest steps that the time left is reckoned from
@@ -18,7 +18,7 @@ RATE = 20  # newest steps that images/s are the mean of
 class History:
     """A run's log as far as it was read. Times are seconds since 1970, 0.0 for never."""
 
-    count: int = 0  # events
+    log: Path
     at: float = 0.0  # of the newest event
     step: int = 0  # that the run has reached; steps above it are of an earlier sitting
     started: Started | None = None
@@ -34,17 +34,18 @@ class History:
     warnings: Counter[str] = field(default_factory=Counter)  # text -> how often; the newest stand last
     pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=PACE))  # (time, step) of this sitting
 
-    @classmethod
-    def of(cls, run: Run) -> History:
-        """All that the run's log tells by now."""
-        found = cls()
-        for time, event in events.read(run.log):
-            found.add(time, event)
-        return found
+    def __post_init__(self) -> None:
+        self._tail = events.Tail(self.log)
+
+    def read_on(self) -> History:
+        """Take in what was logged since the last time."""
+        for time, event in self._tail.new():
+            self.add(time, event)
+        return self
 
     def add(self, time: float, event: Event) -> None:
         """Take the next event in."""
-        self.count, self.at = self.count + 1, time
+        self.at = time
         match event:
             case Stepped():
                 self.step = event.step

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 GREY, BLUE = "#888888", "#3b82f6"  # readable on light and on dark pages
 PAIRS = 150  # of points of a curve that are drawn at most: the lowest and the highest of each stretch
+SPARK = 24  # the same of a curve as small as a word
 SIZE = 1000  # of the plane that curves are drawn in; it is stretched to the room that there is
 LEFT, TOP, BOTTOM = 46, 6, 20  # px around it, for the numbers
 OUTLIERS = 0.98  # when there are many points, so many of them decide how high the picture is
@@ -113,6 +114,16 @@ def bars(
     return _figure(drawn, Scale(low, high), ys, title, [], x_label, width, height)
 
 
+def spark(points: list[tuple[float, float]], width: int = 96, height: int = 18) -> str:
+    """<img> of a curve without numbers, as large as a word; "" for fewer than two points."""
+    if len(points) < 2:
+        return ""
+    xs, ys = Scale(points[0][0], points[-1][0]), _heights([y for _, y in points], log=False)
+    line = _line(Curve("", points, width=1.5), _thinned(points, SPARK), xs, ys)
+    plane = f'<svg width="100%" height="100%" viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none">{line}</svg>'
+    return _picture([plane], f"{width}px", height, "vertical-align:middle;display:inline")
+
+
 def number(value: float, digits: int = 3) -> str:
     """A number as short as can be: 0.0123, 250, 1e-4."""
     if value and not 1e-3 <= abs(value) < 1e6:
@@ -145,13 +156,13 @@ def _down(ys: Scale, y: float) -> int:
     return round(SIZE * (1 - min(1.0, max(0.0, ys.place(y)))))
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: list[tuple[float, float]], pairs: int = PAIRS) -> list[tuple[float, float]]:
     """The first and the last point and the extremes between, so that no spike and no restart is lost."""
-    if len(points) <= 2 * PAIRS:
+    if len(points) <= 2 * pairs:
         return points
     inner, found = points[1:-1], [points[0]]
-    share = len(inner) / (PAIRS - 1)
-    for i in range(PAIRS - 1):
+    share = len(inner) / (pairs - 1)
+    for i in range(pairs - 1):
         stretch = inner[round(i * share) : round((i + 1) * share)]
         found += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
     return [*found, points[-1]]

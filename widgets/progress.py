@@ -5,20 +5,16 @@ from __future__ import annotations
 import html
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorakit import jobs
 from lorakit.errors import UserError
 from lorakit.events import Finished
-from lorakit.project import Run
+from lorakit.project import Project, Run
 from widgets.history import History
 from widgets.i18n import say
 from widgets.page import AMBER, RED, WIDTH, aside, bar, box, clock, facts, size, span
 from widgets.pictures import thumbnail
 from widgets.plot import BLUE, GREY, Curve, lines, number
-
-if TYPE_CHECKING:
-    from lorakit.mirror import Standing
 
 REDRAW = 1.0  # s between two drawings at least
 PROMPTS, COLUMNS, WARNINGS = 4, 6, 5  # that are shown at most
@@ -50,7 +46,7 @@ def watch(run: Run) -> None:
 
 def render(run: Run) -> str:
     """All of the view as HTML. Needs nothing but the run's folder."""
-    history = History.of(run)
+    history = History(run.log).read_on()
     return figures(run, history) + samples(run, history)
 
 
@@ -88,7 +84,7 @@ class _Screen:
     def __init__(self, run: Run):
         from IPython.display import HTML, display
 
-        self.run, self.note, self.history = run, "", History.of(run)
+        self.run, self.note, self.history = run, "", History(run.log).read_on()
         self.html, self.painted = HTML, samples(run, self.history)
         self.top = display(HTML(figures(run, self.history)), display_id=True)
         self.below = display(HTML(self.painted), display_id=True)
@@ -96,17 +92,13 @@ class _Screen:
 
     def follow(self) -> None:
         """Draw, at most once in REDRAW s, until the trainer is gone."""
-        seen = 0  # events; those that the history knows come once more
-        for event in jobs.follow(self.run):
-            seen += event is not None
-            if event is not None and seen > self.history.count:
-                self.history.add(time.time(), event)
+        for _ in jobs.follow(self.run):
             if time.monotonic() - self.drawn >= REDRAW:
                 self.draw()
 
     def draw(self) -> None:
         """One update: the samples if there are new ones, else the figures."""
-        painted, self.drawn = samples(self.run, self.history), time.monotonic()
+        painted, self.drawn = samples(self.run, self.history.read_on()), time.monotonic()
         if painted != self.painted:
             self.painted = painted
             self.below.update(self.html(painted))
@@ -115,7 +107,7 @@ class _Screen:
 
     def finish(self) -> None:
         """The last drawing, which stays in the notebook."""
-        self.below.update(self.html(samples(self.run, self.history)))
+        self.below.update(self.html(samples(self.run, self.history.read_on())))
         self.top.update(self.html(figures(self.run, self.history, self.note)))
 
 
@@ -128,9 +120,8 @@ def figures(run: Run, history: History, note: str = "") -> str:
     state = "running" if alive else jobs.history(run)[0]
     pieces = [_headline(run, history, state, now)]
     pieces += [box(note, AMBER)] if note else []
-    pieces += [safety(run, history, now)] if history.saved or alive else []
-    pieces += [_ending(run, history, state)]
-    pieces += [_loss(history), _rates(history)]
+    pieces += [facts(kept(run, history, now))] if history.saved or alive else []
+    pieces += [trouble(run.project, now), _ending(run, history, state), _loss(history), _rates(history)]
     pieces += [_warning(text, count) for text, count in list(history.warnings.items())[-WARNINGS:]]
     if alive and not note:
         pieces.append(
@@ -180,30 +171,35 @@ def _doing(run: Run, history: History, now: float) -> tuple[str, float] | None:
     return say("loading the model, {span} so far", span=span(now - since)), 0.0
 
 
-def safety(run: Run, history: History, now: float) -> str:
-    """What is saved here and at home, and a banner when copying is in trouble."""
+def kept(run: Run, history: History, now: float) -> list[str]:
+    """What is saved here and what is safe at home, in words."""
     told = [say("nothing saved yet")]
     if history.saved:
         ago = span(now - history.saved_at)
         told = [say("saved here: step {step} ({span} ago)", step=history.saved.step, span=ago)]
-    home = run.project.home
-    if home is None:
-        return facts(told)
+    if run.project.home is None:
+        return told
     from lorakit import mirror
 
-    standing, name = mirror.standing(run.project), home_name(home)
+    standing, home = mirror.standing(run.project), home_name(run.project.home)
     confirmed = standing.confirmed.get(run.name, 0) if standing else 0
     if confirmed:
-        told.append(say("safe on {home}: step {step}", home=name, step=confirmed))
+        told.append(say("safe on {home}: step {step}", home=home, step=confirmed))
     else:
-        told.append(say("nothing safe on {home} yet", home=name))
+        told.append(say("nothing safe on {home} yet", home=home))
     if standing and standing.files_left:
         told.append(say("{files} files ({size}) to copy", files=standing.files_left, size=size(standing.bytes_left)))
-    return facts(told) + (_trouble(standing, name, now) if standing else "")
+    return told
 
 
-def _trouble(standing: Standing, home: str, now: float) -> str:
+def trouble(project: Project, now: float) -> str:
     """A banner when files do not get home: "" for a hiccup, amber at first, then red."""
+    if project.home is None:
+        return ""
+    from lorakit import mirror
+
+    if (standing := mirror.standing(project)) is None:
+        return ""
     silent = now - standing.seen if standing.files_left else 0.0
     if standing.trouble and now - standing.since >= HICCUP:
         text, lasted = standing.trouble, now - standing.since
@@ -211,14 +207,14 @@ def _trouble(standing: Standing, home: str, now: float) -> str:
         text, lasted = say("Nothing was heard of the copying for {span}.", span=span(silent)), silent
     else:
         return ""
-    colour = AMBER if lasted < LONG else RED
     unsaved = say(
         "Since {span}; {files} files ({size}) are on this machine only. Training goes on.",
         span=span(lasted),
         files=standing.files_left,
         size=size(standing.bytes_left),
     )
-    return box(f"{text}\n{unsaved}", colour, say("Not safe on {home}", home=home))
+    title = say("Not safe on {home}", home=home_name(project.home))
+    return box(f"{text}\n{unsaved}", AMBER if lasted < LONG else RED, title)
 
 
 def home_name(home: Path) -> str:
