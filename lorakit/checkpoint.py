@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit import events
 from lorakit.config import Config, setting
 from lorakit.errors import UserError
-from lorakit.project import write_json
+from lorakit.project import Run, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,26 @@ class SaveConfig(Config):
 
 @dataclass(frozen=True)
 class Found:
-    """What `newest` found: the state (None: start from the beginning) and why newer ones were passed over."""
+    """What `newest` found: the folder of a whole state (None: there is none) and why newer ones were passed over."""
 
-    state: dict[str, Any] | None
+    folder: Path | None
     problems: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        """How many steps are behind it; 0 without a state."""
+        return int(self.folder.name) if self.folder else 0
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """The state itself, read from disk on the CPU each time it is asked for."""
+        import torch
+
+        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True) if self.folder else None
+
+
+class NoState(UserError):
+    """A run that has saved states cannot be resumed, as none of them is whole."""
 
 
 class NotFinite(UserError):
@@ -81,15 +98,38 @@ def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 def newest(states: Path) -> Found:
     """The newest state that is whole, with a sentence for every newer one that is not."""
-    import torch
-
     problems: list[str] = []
     for folder in _folders(states):
         problem = _problem(folder)
         if problem is None:
-            return Found(torch.load(folder / STATE, map_location="cpu", weights_only=True), tuple(problems))
+            return Found(folder, tuple(problems))
         problems.append(f"The state of step {int(folder.name)} is passed over: {problem}.")
     return Found(None, tuple(problems))
+
+
+def saved_step(run: Run) -> int:
+    """The last step that a run has saved, by its log and its folders; whether the state is whole is not looked at."""
+    logged = (event.step for _, event in events.read(run.log) if isinstance(event, events.Saved))
+    return max([0, *logged, *(int(folder.name) for folder in _folders(run.states) if (folder / COMPLETE).exists())])
+
+
+def going_on(run: Run) -> Found:
+    """The state that a run goes on from, or none when it has not saved any.
+
+    Raises NoState when it has, and none is whole: to begin again would not be to resume.
+    """
+    found = newest(run.states)
+    if found.folder is None and (saved := saved_step(run)):
+        told = "".join(f"\n  {problem}" for problem in found.problems) or f"\n  {run.states} holds none."
+        loras = run.lora_steps()
+        newest_lora = run.lora_file(loras[-1]) if loras else "FILE"
+        raise NoState(
+            f"Run {run.name!r} has saved up to step {saved}, but no state of it is whole, so it cannot be resumed, "
+            f"and it does not begin again by itself.{told}\nPut back a state from a copy of {run.states}, then train "
+            f"again. Or start a new run from these weights: lorakit train {run.project.folder} --run NAME "
+            f"--from-weights {newest_lora}."
+        )
+    return found
 
 
 def _tensors(data: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:

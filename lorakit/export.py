@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lorakit import __version__, lora_file
+from lorakit.config import to_dict
 from lorakit.lora_file import LoraFileError
+from lorakit.stages import STAGE_PARTS
 
 if TYPE_CHECKING:
     import torch
 
     from lorakit.adapters import Adapter
-    from lorakit.data.plan import Plan
-    from lorakit.data.scan import Scan
     from lorakit.lora_kinds import Change
     from lorakit.run import RunConfig
+    from lorakit.stages import Stage
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -121,8 +123,13 @@ def base_name(source: str) -> str:
     return PurePosixPath(source.partition("?")[0].replace("\\", "/")).name
 
 
-def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, name: str) -> dict[str, str]:
-    """What a LoRA file tells about itself: kohya's `ss_*` keys and modelspec 1.0.0; no local path."""
+def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[str, str]:
+    """What a LoRA file tells about itself: kohya's `ss_*` keys and modelspec 1.0.0; no local path.
+
+    Settings are those of the stage that the step belongs to; `lorakit.stages` tells what was other in each before it.
+    """
+    stage = next(stage for stage in stages if step <= stage.plan.last)
+    config, found, plan, end = stage.config, stage.scan, stage.plan, stages[-1].plan
     images = sum(sample.repeats for sample in found.samples if not sample.is_reg)
     rates = {part: getattr(config.optimizer, setting) for part, setting in config.model.rates.items()}
     denoiser = rates.pop(model.denoiser)
@@ -141,9 +148,9 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         "ss_optimizer": config.optimizer.name,
         "ss_lr_scheduler": config.schedule.name,
         "ss_steps": step,
-        "ss_max_train_steps": plan.steps,
+        "ss_max_train_steps": end.last,
         "ss_epoch": plan.epoch_of(step),
-        "ss_num_epochs": plan.epoch_of(plan.steps),
+        "ss_num_epochs": end.epoch_of(end.last),
         "ss_batch_size_per_device": config.loop.batch_size,
         "ss_gradient_accumulation_steps": config.loop.gradient_accumulation_steps,
         "ss_num_train_images": images,
@@ -154,6 +161,7 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         "ss_noise_offset": config.loss.noise_offset,
         "ss_min_snr_gamma": config.loss.min_snr_gamma if config.loss.weighting == "min_snr" else None,
         **_time_sampling(config),
+        **_stages(stages[: stage.number]),
         "ss_tag_frequency": json.dumps({name: found.tag_frequency()}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
@@ -165,6 +173,25 @@ def metadata(config: RunConfig, model: Any, found: Scan, plan: Plan, step: int, 
         **model.metadata(),
     }
     return {key: str(value) for key, value in told.items()}
+
+
+def _stages(stages: Sequence[Stage]) -> dict[str, str]:
+    """What a run of several stages, or one that started from a file, was made by so far; nothing for others."""
+    first, told = stages[0].config, {}
+    if first.adapter.network_weights:
+        told["lorakit.network_weights"] = base_name(first.adapter.network_weights)
+    if len(stages) > 1:
+        made = []
+        for stage in stages:
+            others = {
+                f"{part}.{name}": value
+                for part in STAGE_PARTS
+                for name, value in to_dict(getattr(stage.config, part)).items()
+                if value != getattr(getattr(first, part), name) and f"{part}.{name}" != "data.folder"
+            }
+            made.append({"last_step": stage.plan.last, **others})
+        told["lorakit.stages"] = json.dumps(made, ensure_ascii=False)
+    return told
 
 
 def _time_sampling(config: RunConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,15 @@ def _key(name: str) -> str:
     return re.sub(r"^lora_te_", "lora_te1_", name).replace("text_model_", "")
 
 
+def modules(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Module's name -> role -> tensor's name, of all tensors that belong to an adapter."""
+    found: dict[str, dict[str, str]] = {}
+    for tensor in tensors:
+        if split := _split(tensor):
+            found.setdefault(split[0], {})[split[1]] = tensor
+    return found
+
+
 @dataclass(frozen=True)
 class LoraSummary:
     """What the names and shapes in a LoRA file tell."""
@@ -110,10 +119,10 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
 
     Raises LoraFileError when no tensor belongs to an adapter.
     """
-    found: dict[str, dict[str, list[int]]] = {}
-    for key, tensor in header.items():
-        if split := _split(key):
-            found.setdefault(split[0], {})[split[1]] = tensor["shape"]
+    found = {
+        name: {role: header[tensor]["shape"] for role, tensor in roles.items()}
+        for name, roles in modules(header).items()
+    }
     for name, shapes in found.items():
         if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
             raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")

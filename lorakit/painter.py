@@ -30,7 +30,7 @@ class Painter:
         self.run, self.config = run, read_config(run)
         self.precision = choose(self.config.loop.precision)
         self.model = family(self.config.model.family).Model(
-            self.config.model, self.precision.device, self.precision.dtype, self.config.rates
+            self.config.model, self.precision.device, self.precision.dtype, self.config.trained
         )
         self.model.offload = self.config.memory.offload
         self.base = export.base_name(self.config.model.source)
@@ -53,7 +53,9 @@ class Painter:
         """
         if self._adapter is None:
             with self._explained("while loading the base"):
-                self._adapter = Adapter(self.config.adapter, self.model, list(self.config.rates), self.config.loop.seed)
+                self._adapter = Adapter(
+                    self.config.adapter, self.model, list(self.config.trained), self.config.loop.seed
+                )
         if checkpoint not in (OFF, self._checkpoint):
             self._adapter.load(export.weights(lora_file(self.run, checkpoint), self._adapter, self.model))
             self._checkpoint = checkpoint
@@ -65,7 +67,7 @@ class Painter:
         with self._explained("while reading prompts"):
             for prompt in prompts:
                 self._text(prompt)
-        self.model.release(*(part for part in self.model.text_parts if part not in self.config.rates))
+        self.model.release(*(part for part in self.model.text_parts if part not in self.config.trained))
 
     def paint(self, prompt: str, look: PaintConfig) -> Image.Image:
         """One picture with the weights in use."""

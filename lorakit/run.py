@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from lorakit import models
 from lorakit.adapters import AdapterConfig
 from lorakit.checkpoint import SaveConfig
 from lorakit.config import Config, ConfigError, differences, from_dict, part, read_yaml, setting, to_dict, to_yaml
-from lorakit.data import DataConfig, buckets
-from lorakit.data.plan import Plan
+from lorakit.data import DataConfig
 from lorakit.data.scan import Scan
 from lorakit.memory import MemoryConfig
 from lorakit.optimizers import RATES, OptimizerConfig
 from lorakit.precision import PRECISIONS
 from lorakit.project import ProjectError, Run, write_json, write_whole
-from lorakit.randomness import seed_of
 from lorakit.sample import SampleConfig, unfit
 from lorakit.schedules import ScheduleConfig
+from lorakit.stages import STAGE_PARTS, stage_config
 from lorakit.weightings import LossConfig
 
 
@@ -53,6 +54,9 @@ class LoopConfig(Config):
     seed: int = setting(42, help="another seed is another run of the same settings", minimum=0, maximum=2**32 - 1)
 
 
+BESIDE = ("steps_per_epoch", "history")  # what a fingerprint holds that is no input
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """Everything that decides a run, by part; `memory`, `save` and `sample` may change between sittings."""
@@ -67,6 +71,11 @@ class RunConfig(Config):
     memory: MemoryConfig = part(MemoryConfig, help="what is given for memory", free=True)
     save: SaveConfig = part(SaveConfig, help="when to save", free=True)
     sample: SampleConfig = part(SampleConfig, help="when to paint samples", free=True)
+    stages: tuple[dict, ...] = setting(
+        (),
+        help="further stages after the main settings, which are the first: of each what is other there in "
+        f"{', '.join(STAGE_PARTS)}, and how long it is, e.g. {{loop: {{epochs: 2}}, schedule: {{name: cosine}}}}",
+    )
 
     def conflicts(self) -> list[str]:
         family = self.model
@@ -87,11 +96,30 @@ class RunConfig(Config):
         ]
         if self.save.form not in ("auto", *family.forms):
             found.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
-        return found + [f"sample.{problem}" for problem in unfit(self.sample, family)]
+        found += [f"sample.{problem}" for problem in unfit(self.sample, family)]
+        return found or list(self._stage_problems())
+
+    def _stage_problems(self) -> Iterator[str]:
+        for number, overrides in enumerate(self.stages, 2):
+            try:
+                stage_config(replace(self, stages=()), overrides, f"stages.{number}.")
+            except ConfigError as error:
+                yield from str(error).splitlines()
+
+    @cached_property
+    def stage_configs(self) -> tuple[RunConfig, ...]:
+        """Each stage as a whole config without further stages; the first has the main settings."""
+        first = replace(self, stages=()) if self.stages else self
+        return first, *(stage_config(first, overrides, f"stages.{i}.") for i, overrides in enumerate(self.stages, 2))
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The parts of the model that any stage trains; the adapter is on these from the first step on."""
+        return tuple(part for part in self.model.rates if any(part in stage.rates for stage in self.stage_configs))
 
     @property
     def rates(self) -> dict[str, float]:
-        """Part of the model -> its learning rate, of all that are trained."""
+        """Part of the model -> its learning rate, of all that are trained in the first stage."""
         found = {part: getattr(self.optimizer, name) for part, name in self.model.rates.items()}
         return {part: rate for part, rate in found.items() if rate}
 
@@ -152,6 +180,7 @@ def settings_of(run: Run, card: str = "") -> dict[str, Any]:
     config = read_config(run)
     family, cards = config.model, config.model.cards
     settings = to_dict(config)
+    stages = settings.pop("stages")
     if not run.fingerprint_file.exists():
         plain = to_dict(configure({"model": {"family": family.family, "source": family.source}}))
         settings = {
@@ -164,7 +193,7 @@ def settings_of(run: Run, card: str = "") -> dict[str, Any]:
         named = list(cards.get(card, {}).items())
     for owner, values in named:
         settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
-    return settings
+    return settings | ({"stages": stages} if stages else {})
 
 
 def start(run: Run, config: RunConfig) -> RunConfig:
@@ -173,39 +202,94 @@ def start(run: Run, config: RunConfig) -> RunConfig:
     Parts marked free take their new values; so do all while the run has not begun, e.g. when its base was misspelt.
     Raises RunChanged with the list of differences.
     """
-    if run.exists() and run.fingerprint_file.exists():
-        refuse_changes(run, json.loads(run.fingerprint_file.read_text(encoding="utf-8"))["config"], decisive(config))
+    if (begun := began_with(run)) is not None:
+        refuse_changes(run, decisive(begun), decisive(config))
     run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.config_file, to_yaml(config))
     return config
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide the result, as they are when read back from JSON (lists for tuples)."""
-    settings = {f.name: to_dict(getattr(config, f.name)) for f in fields(config) if not f.metadata["free"]}
+    """The settings that decide the result, as they are when read back from JSON (lists for tuples); of further stages,
+    by number, those that each has of its own.
+    """
+    parts = [f.name for f in fields(config) if "free" in f.metadata and not f.metadata["free"]]
+    settings: dict[str, Any] = {name: to_dict(getattr(config, name)) for name in parts}
+    if config.stages:
+        settings["stages"] = {
+            str(number): _own(stage, overrides)
+            for number, (stage, overrides) in enumerate(zip(config.stage_configs[1:], config.stages, strict=True), 2)
+        }
     return json.loads(json.dumps(settings))
 
 
-def inputs_of(config: RunConfig, found: Scan, base: dict[str, str], precision: str) -> dict[str, Any]:
-    """Which settings, data, base files and precision a run is made of."""
-    return {
-        "config": decisive(config),  # config.yaml may have been edited by hand
-        "precision": precision,  # auto may mean another one on another GPU
-        "base": base,
-        "data": {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples},
-    }
+def _own(stage: RunConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A stage's own settings, as they were understood."""
+    return {owner: {name: to_dict(getattr(stage, owner))[name] for name in given} for owner, given in overrides.items()}
 
 
-def check_inputs(run: Run, inputs: dict[str, Any]) -> None:
-    """Refuse (RunChanged) other inputs than those that a run has begun with; anything goes while it has not."""
-    if run.fingerprint_file.exists():
-        refuse_changes(run, json.loads(run.fingerprint_file.read_text(encoding="utf-8")), inputs)
-
-
-def freeze_inputs(run: Run, inputs: dict[str, Any]) -> None:
-    """Remember what a run is made of, once all of it could be loaded: from here on it has begun."""
+def frozen(run: Run) -> dict[str, Any]:
+    """What a run has begun with, empty while it has not: `config`, `precision`, `base`, `data` and more inputs,
+    `steps_per_epoch` of each stage, and `history`, its amendments as {step, changes}.
+    """
     if not run.fingerprint_file.exists():
-        write_json(run.fingerprint_file, inputs)
+        return {}
+    known = json.loads(run.fingerprint_file.read_text(encoding="utf-8"))
+    return {"steps_per_epoch": [], "history": [], **known}
+
+
+def began_with(run: Run) -> RunConfig | None:
+    """The config that a run has begun with, None while it has not; config.yaml may have been edited by hand.
+
+    Settings that there were not yet have their defaults, and those that decide nothing, too.
+    """
+    if not (known := frozen(run)):
+        return None
+    config = known["config"]
+    return configure({**config, "stages": list(config["stages"].values())} if "stages" in config else config)
+
+
+def inputs_of(config: RunConfig, scans: Sequence[Scan], base: dict[str, str], precision: str) -> dict[str, Any]:
+    """Which settings, data (a scan for each stage), base files and precision a run is made of."""
+    data = [
+        {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples}
+        for found in scans
+    ]
+    others = {f"data of stage {number}": found for number, found in enumerate(data, 1) if found != data[0]}
+    return {"config": decisive(config), "precision": precision, "base": base, "data": data[0], **others}
+
+
+def check_inputs(run: Run, inputs: dict[str, Any], stages_begun: int) -> None:
+    """Refuse (RunChanged) other inputs than those that a run has begun with; anything goes while it has not, and other
+    data for stages that have not.
+    """
+    if not (known := frozen(run)):
+        return
+    old = {**known, "config": decisive(began_with(run))}
+    told = {name for name in {*old, *inputs} if not name.startswith("data of stage ")}
+    told |= {f"data of stage {number}" for number in range(2, stages_begun + 1)}
+    old, new = ({k: v for k, v in side.items() if k in told - {*BESIDE}} for side in (old, inputs))
+    refuse_changes(run, old, new)
+
+
+def freeze_inputs(run: Run, inputs: dict[str, Any], steps_per_epoch: Sequence[int]) -> None:
+    """Remember what a run is made of, once all of it could be loaded: from here on it has begun."""
+    known = frozen(run)
+    made = {**inputs, "steps_per_epoch": list(steps_per_epoch), "history": known["history"] if known else []}
+    if made != known:
+        write_json(run.fingerprint_file, made)
+
+
+def amend(run: Run, config: RunConfig, step: int, steps_per_epoch: Sequence[int]) -> None:
+    """Give a run that has begun another config from `step` on, and remember when and what; config.yaml last, so that a
+    run which was cut off in between is amended again. What may change, `lorakit.extend` knows.
+    """
+    known = frozen(run)
+    if changes := differences(decisive(began_with(run)), decisive(config)):
+        history = [*known["history"], {"step": step, "changes": changes}]
+        made = {"config": decisive(config), "history": history, "steps_per_epoch": list(steps_per_epoch)}
+        write_json(run.fingerprint_file, {**known, **made})
+    write_whole(run.config_file, to_yaml(config))
 
 
 def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -217,22 +301,12 @@ def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
         raise RunChanged(
             f"Run {run.name!r} cannot go on: it was started with something else (old -> new).\n{shown}\n"
-            "Either put back what it was and train again to resume it, or start a new run under another name."
+            "There are two ways on. Resume this run: put back what it was, and train again. Or start a new run from "
+            f"these weights: lorakit train {run.project.folder} --run NAME --from-weights {_newest(run)}.\n"
+            "For more epochs or another stage there is lorakit extend."
         )
 
 
-def make_plan(config: RunConfig, found: Scan) -> Plan:
-    """All steps of a run over its samples."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for index, sample in enumerate(found.samples):
-        size = buckets.fit(sample.width, sample.height, config.data).size
-        by_size.setdefault(size, []).extend([index] * sample.repeats)
-    loop = config.loop
-    return Plan(
-        tuple(tuple(by_size[size]) for size in sorted(by_size)),
-        loop.batch_size,
-        loop.gradient_accumulation_steps,
-        loop.epochs,
-        loop.steps,
-        seed_of(loop.seed, "plan"),
-    )
+def _newest(run: Run) -> str:
+    """The newest LoRA file of a run, as a person would type it."""
+    return str(run.lora_file(run.lora_steps()[-1])) if run.lora_steps() else "FILE"

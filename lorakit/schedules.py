@@ -41,7 +41,9 @@ class ScheduleConfig(Config):
     )
     cycles: int = setting(1, help="how often cosine_with_restarts falls to zero", minimum=1, maximum=100)
     steps: int = setting(
-        0, help="plan the shape over this many steps, then hold its last value; 0: over the whole run or stage", minimum=0
+        0,
+        help="plan the shape over this many steps, then hold its last value; 0: over the whole run, or stage",
+        minimum=0,
     )
     past: tuple[dict, ...] = setting(
         (),

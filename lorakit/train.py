@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorakit import checkpoint, events, export, optimizers, schedules
+from lorakit import checkpoint, events, export, network_weights, optimizers, schedules
 from lorakit.adapters import Adapter
 from lorakit.claim import claim
 from lorakit.config import to_dict
 from lorakit.data.feed import Feed
-from lorakit.data.scan import scan
 from lorakit.errors import UserError
 from lorakit.events import Event, Failed, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
 from lorakit.memory import OutOfMemory, explained
@@ -23,8 +22,9 @@ from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.project import Run
 from lorakit.randomness import generator, seed_of
-from lorakit.run import RunConfig, check_inputs, freeze_inputs, inputs_of, make_plan, read_config
+from lorakit.run import RunConfig, check_inputs, freeze_inputs, frozen, inputs_of, read_config
 from lorakit.sample import paint, store
+from lorakit.stages import stages
 
 if TYPE_CHECKING:
     import torch
@@ -66,29 +66,34 @@ class Session:
         if self.precision.device.type == "cpu":
             keep_freed_memory()
         config = self.config
+        self.found = checkpoint.going_on(run)
         self.model = family(config.model.family).Model(
-            config.model, self.precision.device, self.precision.dtype, config.rates
+            config.model, self.precision.device, self.precision.dtype, config.trained
         )
         self.model.offload = config.memory.offload
-        self.scan = scan(config.data, run.project.folder)
-        self.plan = make_plan(config, self.scan)
-        self.feed = Feed(
-            self.scan.samples,
-            config.data,
-            self.model,
-            run.project.cache,
-            seed=config.loop.seed,
-            prior_loss_weight=config.loss.prior_loss_weight,
-        )
+        self.stages = stages(config, run.project.folder)
+        self.feeds = [
+            Feed(
+                stage.scan.samples,
+                stage.config.data,
+                self.model,
+                run.project.cache,
+                seed=config.loop.seed,
+                prior_loss_weight=stage.config.loss.prior_loss_weight,
+            )
+            for stage in self.stages
+        ]
+        self.steps = self.stages[-1].plan.last
+        self._turn_to(max(1, self.found.step))
         self.bad_steps = 0  # in a row without a finite gradient, up to now
         self.has_warned = False  # of numbers that are not finite
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
-        base = {part: self.model.fingerprint(part) for part in self.model.parts}
-        inputs = inputs_of(self.config, self.scan, base, self.precision.name)
-        check_inputs(self.run, inputs)
-        if notes := [*self.scan.notes, *self._cut_captions()]:
+        inputs = self._inputs()
+        check_inputs(self.run, inputs, self.stage.number)
+        notes = [*dict.fromkeys(note for stage in self.stages for note in stage.scan.notes), *self._cut_captions()]
+        if notes:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
         with self._explained("while encoding pictures and captions"):
@@ -99,18 +104,20 @@ class Session:
                     return
         with self._explained(f"while loading the {self.model.denoiser}"):
             self._attach()
-        freeze_inputs(self.run, inputs)
+        freeze_inputs(self.run, inputs, [stage.plan.steps_per_epoch for stage in self.stages])
         done = yield from self._resume()
         yield Started(
             step=done,
-            steps=self.plan.steps,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            images=len(self.scan.samples),
+            steps=self.steps,
+            steps_per_epoch=self.stage.plan.steps_per_epoch,
+            images=len(self.stage.scan.samples),
             precision=self.precision.name,
             device=str(self.precision.device),
         )
         saved_at, last_saved = time.monotonic(), done
-        for step in range(done + 1, self.plan.steps + 1):
+        for step in range(done + 1, self.steps + 1):
+            if step > self.stage.plan.last:
+                yield from self._next_stage(step)
             with self._explained(f"in step {step}"):
                 stepped = self._step(step)
             yield stepped
@@ -122,68 +129,120 @@ class Session:
                 saved_at, last_saved = time.monotonic(), step
             if samples:
                 yield from self._sample(step)
-            if stop.is_set() and step < self.plan.steps:
+            if stop.is_set() and step < self.steps:
                 yield Stopped(step=last_saved, reason="stop was asked for; train again to go on from here")
                 return
-        yield Finished(step=self.plan.steps, lora=str(self.run.lora_file(self.plan.steps).relative_to(self.run.folder)))
+        yield Finished(step=self.steps, lora=str(self.run.lora_file(self.steps).relative_to(self.run.folder)))
 
     def _explained(self, doing: str, otherwise: str = "") -> AbstractContextManager[None]:
-        return explained(self.config, self.precision.device, doing, otherwise=otherwise)
+        return explained(self.stage.config, self.precision.device, doing, otherwise=otherwise)
 
     # ---- before the first step -----------------------------------------------------------------------------------
 
-    def _cut_captions(self) -> Iterator[str]:
+    def _inputs(self) -> dict[str, Any]:
+        """What the run is made of; the file that it started from is not read again once there is a state."""
+        base = {part: self.model.fingerprint(part) for part in self.model.parts}
+        inputs = inputs_of(self.config, [stage.scan for stage in self.stages], base, self.precision.name)
+        if self.config.adapter.network_weights:
+            known = frozen(self.run)["network_weights"] if self.found.folder else None
+            inputs["network_weights"] = known or network_weights.digest(self.config.adapter.network_weights)
+        return inputs
+
+    def _cut_captions(self) -> list[str]:
         """A note on every picture whose caption has more tokens than the model is told."""
         limit = self.config.model.max_token_length
-        for sample in self.scan.samples:
-            if (tokens := self.model.token_count(sample.caption)) > limit:
-                yield (
-                    f"{sample.name}: its caption has {tokens} tokens; what comes after {limit} is cut "
-                    "(model.max_token_length)."
-                )
+        captions = dict.fromkeys((s.name, s.caption) for stage in self.stages for s in stage.scan.samples)
+        counted = ((name, self.model.token_count(caption)) for name, caption in captions)
+        return [
+            f"{name}: its caption has {tokens} tokens; what comes after {limit} is cut (model.max_token_length)."
+            for name, tokens in counted
+            if tokens > limit
+        ]
 
     def _encode(self) -> Iterator[Event]:
-        """Fill the caches, then let go of everything that training does not need."""
+        """Fill the caches for all stages to come, then let go of everything that training does not need."""
         sample = self.config.sample
-        yield from self.feed.fill((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
-        if self.config.data.cache_latents:
+        for feed in self.feeds[self.stage.number - 1 :]:
+            yield from feed.fill((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of what made the caches, where no stage makes anything anew."""
+        if all(stage.config.data.cache_latents for stage in self.stages):
             self.model.release("vae")
-        if self.config.data.cache_text:
-            self.model.release(*(part for part in self.model.text_parts if part not in self.config.rates))
+        if all(stage.config.data.cache_text for stage in self.stages):
+            self.model.release(*(part for part in self.model.text_parts if part not in self.config.trained))
 
     def _attach(self) -> None:
-        """Put the adapter on the model, and the optimizer on the adapter."""
+        """Put the adapter on the model, with the file that the run starts from, and the optimizer on the adapter."""
         import torch
 
-        config = self.config
-        self.adapter = Adapter(config.adapter, self.model, list(config.rates), config.loop.seed)
+        config, self.notes = self.config, []
+        starts_from = config.adapter.network_weights if not self.found.folder else ""
+        weights = network_weights.read(starts_from, self.model) if starts_from else None
+        self.adapter = Adapter(config.adapter, self.model, list(config.trained), config.loop.seed)
+        if weights:
+            self.notes = network_weights.put(weights, self.adapter)
+            self._release()  # text parts that the file names were read
         if config.memory.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        self.optimizer = optimizers.build(
-            config.optimizer, {part: (self.adapter.parameters(part), rate) for part, rate in config.rates.items()}
-        )
+        self._begin_optimizer()
         self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scales_loss)
+
+    def _begin_optimizer(self) -> None:
+        """A new optimizer over the parts that the stage trains; the adapter's other parts stand still."""
+        rates = self.stage.config.rates
+        for part in self.config.trained:
+            for weight in self.adapter.parameters(part):
+                weight.requires_grad_(part in rates)
+        self.optimizer = optimizers.build(
+            self.stage.config.optimizer, {part: (self.adapter.parameters(part), rate) for part, rate in rates.items()}
+        )
 
     def _resume(self) -> Iterator[Event]:
         """Put back the newest whole state; returns how many steps it has behind it."""
-        found = checkpoint.newest(self.run.states)
-        yield from (Warned(text=problem) for problem in found.problems)
-        if found.state is None:
+        yield from (Warned(text=text) for text in (*self.found.problems, *self.notes))
+        if (state := self.found.state) is None:
             return 0
-        self.adapter.load(found.state["adapter"])
-        self.optimizer.load_state_dict(found.state["optimizer"])
-        self.scaler.load_state_dict(found.state["scaler"])
-        self.bad_steps = found.state["bad_steps"]
-        return found.state["step"]
+        self.adapter.load(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.bad_steps = state["bad_steps"]
+        return state["step"]
+
+    # ---- stages --------------------------------------------------------------------------------------------------
+
+    def _turn_to(self, step: int) -> None:
+        """Take up the stage that step `step` belongs to; the last one for steps after its end."""
+        self.stage = next((stage for stage in self.stages if step <= stage.plan.last), self.stages[-1])
+        self.feed = self.feeds[self.stage.number - 1]
+
+    def _next_stage(self, step: int) -> Iterator[Warned]:
+        """Go over to the stage that begins with this step; its optimizer is the one before while that is the same."""
+        before = self.stage.config
+        self._turn_to(step)
+        now = self.stage.config
+        others = [name for name in ("name", "args") if getattr(before.optimizer, name) != getattr(now.optimizer, name)]
+        if not others and before.rates.keys() == now.rates.keys():
+            for group in self.optimizer.param_groups:
+                group["base_lr"] = now.rates[group["part"]]
+            return
+        self._begin_optimizer()
+        why = " and ".join(f"optimizer.{name}" for name in others) or "what is trained"
+        yield Warned(
+            text=f"Stage {self.stage.number} begins with step {step} and a new optimizer, as {why} changes there; an "
+            "optimizer that adapts itself needs 50 to 200 steps to find its rate again."
+        )
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> Stepped:
         """One optimizer step: the mean loss over all samples of its micro-batches, whatever their sizes."""
-        begun, config = time.perf_counter(), self.config
-        micro_batches = self.plan.micro_batches(step)
+        begun, plan = time.perf_counter(), self.stage.plan
+        micro_batches = plan.micro_batches(step)
         count = sum(map(len, micro_batches))
-        optimizers.set_rates(self.optimizer, schedules.factor(config.schedule, step, self.plan.steps))
+        factor = schedules.factor(self.stage.config.schedule, step - plan.steps_before, plan.steps)
+        optimizers.set_rates(self.optimizer, factor)
         self._stop_text_encoders(step)
         total, good = 0.0, 0
         for micro, indexes in enumerate(micro_batches):
@@ -194,7 +253,7 @@ class Session:
         grad_norm = self._update(count / good) if good else None
         return Stepped(
             step=step,
-            epoch=self.plan.epoch_of(step),
+            epoch=plan.epoch_of(step),
             loss=total * count / good if good else None,
             lr=optimizers.effective_rate(self.optimizer),
             grad_norm=grad_norm,
@@ -207,15 +266,15 @@ class Session:
         """Sum of the weighted losses of one micro-batch."""
         import torch
 
-        seed = self.config.loop.seed
+        seed, loss = self.config.loop.seed, self.stage.config.loss
         batch = self.feed.batch(indexes, step, first_place)
         draws = generator(seed, step, micro, "noise")
         x0 = self.model.latents(batch.images, draws)
-        eps, t = self.model.draw(x0, draws, self.config.loss)
+        eps, t = self.model.draw(x0, draws, loss)
         # the modules' own dropout draws from torch's global generator
         torch.manual_seed(seed_of(seed, step, micro, "dropout"))
         text = self.model.condition(self.feed.encoded(batch.captions), batch.sizes)
-        losses = self.model.loss(x0, eps, t, text, self.config.loss)
+        losses = self.model.loss(x0, eps, t, text, loss)
         return (losses * torch.tensor(batch.weights, device=losses.device)).sum()
 
     def _update(self, share: float) -> float | None:
@@ -229,7 +288,7 @@ class Session:
         weights = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if share != 1:
             torch._foreach_mul_([p.grad for p in weights], share)
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm or math.inf).item()
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.stage.config.optimizer.max_grad_norm or math.inf).item()
         # an enabled scaler leaves a step that is not finite out by itself, and learns from it
         if math.isfinite(norm) or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -239,9 +298,9 @@ class Session:
 
     def _stop_text_encoders(self, step: int) -> None:
         """Freeze the text encoders' adapters after their last step; without gradients an optimizer passes them over."""
-        last = self.config.optimizer.text_encoder_stop_step
-        for name in self.model.text_parts if last else ():
-            for weight in self.adapter.parameters(name):
+        last = self.stage.config.optimizer.text_encoder_stop_step
+        for name in self.stage.config.rates if last else ():
+            for weight in self.adapter.parameters(name) if name in self.model.text_parts else ():
                 weight.requires_grad_(step <= last)
 
     def _watch(self, stepped: Stepped) -> Iterator[Warned]:
@@ -264,12 +323,13 @@ class Session:
     # ---- now and then --------------------------------------------------------------------------------------------
 
     def _due(self, step: int, when: Any) -> bool:
-        """True when `when` (every_steps, every_epochs) falls on this step; the last step always counts."""
-        epoch = self.plan.epoch_of(step)
+        """True when `when` (every_steps, every_epochs) falls on this step; the last step of a stage always counts."""
+        plan = self.stage.plan
+        epoch = plan.epoch_of(step)
         return bool(
-            step == self.plan.steps
+            step == plan.last
             or (when.every_steps and step % when.every_steps == 0)
-            or (when.every_epochs and self.plan.ends_epoch(step) and epoch % when.every_epochs == 0)
+            or (when.every_epochs and plan.ends_epoch(step) and epoch % when.every_epochs == 0)
         )
 
     def _save(self, step: int, exports: bool) -> Saved:
@@ -277,7 +337,7 @@ class Session:
         lora, matched = "", ""
         if exports:
             file = self.run.lora_file(step)
-            metadata = export.metadata(self.config, self.model, self.scan, self.plan, step, self.run.name)
+            metadata = export.metadata(self.stages, self.model, step, self.run.name)
             matched = export.write(file, self.adapter, self.model, metadata, self.config.save.dtype, self.config.form)
             lora = str(file.relative_to(self.run.folder))
         state = {
@@ -301,8 +361,7 @@ class Session:
                 yield from self._painted(step)
         except OutOfMemory as error:
             yield Warned(text=str(error))
-        if self.config.data.cache_latents:
-            self.model.release("vae")
+        self._release()
 
     def _painted(self, step: int) -> Iterator[Sampled]:
         config = self.config.sample

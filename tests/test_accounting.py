@@ -14,7 +14,8 @@ from tiny import save_pictures, save_sd15
 
 from lorakit.data.scan import Sample, Scan
 from lorakit.events import Finished, Started, Stepped
-from lorakit.run import configure, make_plan
+from lorakit.run import configure
+from lorakit.stages import make_plan
 from lorakit.train import Session, train
 
 SEEDS = range(40)
@@ -152,7 +153,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_samples_with_regularization_pic
     session, event, _, losses, _ = first_step(
         new_run(tmp_path, base, {"loop": loop, "loss": {"prior_loss_weight": 0.25}})
     )
-    samples = [session.scan.samples[index] for micro in session.plan.micro_batches(1) for index in micro]
+    samples = [session.stage.scan.samples[index] for micro in session.stage.plan.micro_batches(1) for index in micro]
     weights = torch.tensor([0.25 if sample.is_reg else 1.0 for sample in samples])
     assert sorted(weights.tolist()) == [0.25] * 4 + [1.0] * 5
     assert event.loss == pytest.approx((torch.cat(losses).detach() * weights).mean().item(), rel=1e-6)

@@ -14,7 +14,7 @@ from sittings import HARD, TEXT, assert_same_end, at, copy_of, new_run, until, w
 from tiny import save_sd15
 
 from lorakit import checkpoint, events
-from lorakit.checkpoint import COMPLETE, STATE
+from lorakit.checkpoint import COMPLETE, STATE, NoState
 from lorakit.events import Saved, Started, Stepped
 from lorakit.train import train
 
@@ -83,14 +83,30 @@ def test_a_run_with_a_damaged_newest_state_goes_on_from_the_one_before_and_says_
     assert_same_end(run, uncut)
 
 
-def test_a_run_whose_states_are_all_damaged_begins_again_and_says_why(tmp_path, half, uncut):
+def test_a_run_whose_states_are_all_damaged_does_not_begin_again_and_says_what_to_do(tmp_path, half, uncut):
     run = copy_of(half, tmp_path / "project")
     truncate(run.states / "00000004" / STATE)
     (run.states / "00000002" / COMPLETE).unlink()
-    seen = list(train(run))
-    assert next(event.step for event in seen if isinstance(event, Started)) == 0
-    assert ["step 4" in told for told in warnings(seen)] == [True, False]
+    with pytest.raises(NoState) as caught:
+        list(train(run))
+    told = str(caught.value)
+    assert "saved up to step 4" in told and "step 2 is passed over" in told
+    assert "Put back a state" in told and f"--from-weights {run.lora_file(4)}" in told
+    shutil.copytree(half.states, run.states, dirs_exist_ok=True)  # put back, it goes on
+    list(train(run))
     assert_same_end(run, uncut)
+
+
+@pytest.mark.parametrize("log_too", [False, True])
+def test_a_run_whose_states_are_gone_does_not_begin_again(tmp_path, half, log_too):
+    run = copy_of(half, tmp_path / "project")
+    shutil.rmtree(run.states)
+    if log_too:  # then nothing tells that it ever saved
+        run.log.unlink()
+        assert next(event for event in train(run) if isinstance(event, Started)).step == 0
+    else:
+        with pytest.raises(NoState, match="holds none"):
+            list(train(run))
 
 
 def test_a_state_that_would_run_code_is_not_loaded(tmp_path):
@@ -103,7 +119,7 @@ def test_a_state_that_would_run_code_is_not_loaded(tmp_path):
     digest, size = checkpoint._digest(folder / STATE), (folder / STATE).stat().st_size
     (folder / COMPLETE).write_text(json.dumps({"step": 1, "sha256": digest, "bytes": size}))
     with pytest.raises(pickle.UnpicklingError):
-        checkpoint.newest(tmp_path / "states")
+        print(checkpoint.newest(tmp_path / "states").state)
     assert not (tmp_path / "ran").exists()
 
 

@@ -62,7 +62,8 @@ def refusal(config_class: type[Config], data: dict) -> str:
 
 
 def test_all_parts_of_a_run_are_among_the_configs_tested_here():
-    assert {type(value) for value in vars(from_dict(RunConfig, {"model": BASE})).values()} < set(CONFIGS)
+    values = vars(from_dict(RunConfig, {"model": BASE})).values()
+    assert {type(value) for value in values if not isinstance(value, tuple)} < set(CONFIGS)
     assert {models.config_class(name) for name in models.names()} < set(CONFIGS)
 
 

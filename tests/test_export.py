@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from lorakit import export, models
 from lorakit.adapters import Adapter, AdapterConfig
-from lorakit.data.scan import scan
 from lorakit.events import Sampled, Saved
 from lorakit.models import sd15
 from lorakit.project import Project
-from lorakit.run import configure, make_plan, start
+from lorakit.run import configure, start
+from lorakit.stages import stages
 from lorakit.train import train
 
 PARTS = {"unet": ["unet"], "unet and text encoder": ["unet", "text_encoder"]}
@@ -323,9 +323,9 @@ def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, famil
     text_rates = [1e-5 * (i + 1) for i in range(len(rates) - 1)]
     learned = dict(zip(rates.values(), [1e-3, *text_rates], strict=True))
     config = configure({"model": {"family": family, "source": str(base)}, "optimizer": learned})
-    found = scan(config.data, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
+    found = stages(config, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
     model = models.family(family).Model(config.model, torch.device("cpu"), torch.float32)
-    told = export.metadata(config, model, found, make_plan(config, found), 1, "mine")
+    told = export.metadata(found, model, 1, "mine")
     assert told["ss_unet_lr"] == "0.001"
     assert json.loads(told["ss_text_encoder_lr"]) == (text_rates if len(text_rates) > 1 else text_rates[0])
     assert told["ss_sd_model_name"] == "base" and str(tmp_path) not in json.dumps(told)
@@ -345,8 +345,8 @@ def test_a_file_tells_only_the_settings_of_times_that_were_read(anima, tmp_path,
     model, _ = anima
     source = {"family": "anima", "source": model.config.source}
     config = configure({"model": source, "loss": {"timestep_sampling": sampling}})
-    found = scan(config.data, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
-    told = export.metadata(config, model, found, make_plan(config, found), 1, "mine")
+    found = stages(config, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
+    told = export.metadata(found, model, 1, "mine")
     keys = {key for key in told if re.match("ss_(timestep_sampling|sigmoid|logit|discrete)", key)}
     assert keys == {"ss_timestep_sampling"} | wanted
 

@@ -11,7 +11,7 @@ from lorakit.randomness import rng
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a run.
+    """All steps of a run, or of one stage of it; steps and epochs are counted from the beginning of the run.
 
     `buckets` holds, for each bucket, the sample indexes of one epoch: each index stands there `repeats` times.
     A micro-batch has one bucket's shape and at most `batch_size` samples; a step has at most `accumulation`
@@ -24,6 +24,8 @@ class Plan:
     epochs: int
     max_steps: int  # 0: as many as the epochs have
     seed: int
+    steps_before: int = 0  # of the stages before this one
+    epochs_before: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -32,20 +34,25 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of this stage."""
         return self.max_steps or self.epochs * self.steps_per_epoch
+
+    @property
+    def last(self) -> int:
+        """The last step of this stage."""
+        return self.steps_before + self.steps
 
     def epoch_of(self, step: int) -> int:
         """The epoch, counted from 1, that step `step` (counted from 1) belongs to."""
-        return (step - 1) // self.steps_per_epoch + 1
+        return self.epochs_before + (step - self.steps_before - 1) // self.steps_per_epoch + 1
 
     def ends_epoch(self, step: int) -> bool:
         """True when step `step` (counted from 1) is the last of its epoch."""
-        return step % self.steps_per_epoch == 0
+        return (step - self.steps_before) % self.steps_per_epoch == 0
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The micro-batches of step `step` (counted from 1), each a list of sample indexes."""
-        first = (step - 1) % self.steps_per_epoch * self.accumulation
+        first = (step - self.steps_before - 1) % self.steps_per_epoch * self.accumulation
         return _epoch(self, self.epoch_of(step))[first : first + self.accumulation]
 
 
