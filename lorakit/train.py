@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from lorakit import checkpoint, events, export, network_weights, optimizers, schedules
@@ -24,6 +23,7 @@ from lorakit.project import Run
 from lorakit.randomness import generator, seed_of
 from lorakit.run import RunConfig, check_inputs, freeze_inputs, frozen, inputs_of, read_config
 from lorakit.sample import paint, store
+from lorakit.signals import stop_signals
 from lorakit.stages import stages
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def train(run: Run) -> Iterator[Event]:
     Raises RunBusy while another trainer has the run; with `Failed` at the end of the log RunChanged, DataError,
     ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory at any time.
     """
-    with claim(run), _stop_signals() as stop:
+    with claim(run), stop_signals() as stop:
         try:
             session = Session(run)
             for event in session.events(stop):
@@ -371,29 +371,3 @@ class Session:
             file = self.run.samples / f"{step:06d}-{index:02d}.png"
             store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
             yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as if we were not here."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
-        yield stop
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def on_signal(number: int, frame: object) -> None:
-        stop.set()
-        restore()
-
-    for number in previous:
-        signal.signal(number, on_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)  # a detached trainer could not be told to stop before
-    try:
-        yield stop
-    finally:
-        restore()
