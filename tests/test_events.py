@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import typing
 
@@ -17,6 +18,7 @@ from lorakit.events import (
     Started,
     Stepped,
     Stopped,
+    Tail,
     Warned,
     append,
     read,
@@ -94,6 +96,60 @@ def test_a_line_of_zeros_from_a_power_cut_is_passed_over(tmp_path):
         file.write(bytes(512))
     append(log, stepped(2), time=2)
     assert list(steps(log)) == [1, 2]
+
+
+def test_a_log_that_grows_is_told_piece_by_piece_each_event_once(tmp_path):
+    log, events = tmp_path / "log", [started(0), stepped(1), Warned(text="é帽\n"), stepped(2)]
+    for event in events:
+        append(log, event, time=1)
+    whole, tail, told = log.read_bytes(), Tail(log), []
+    log.unlink()
+    assert tail.new() == []
+    for end in range(len(whole) + 1):
+        log.write_bytes(whole[:end])
+        told += tail.new()
+        assert len(told) == whole[: end + 1].count(b"\n")  # a line that lacks only its newline is whole
+    assert [event for _, event in told] == events
+    assert tail.new() == []
+
+
+def test_a_log_that_is_followed_past_a_torn_line_goes_on_with_the_next(tmp_path):
+    log = tmp_path / "log"
+    append(log, stepped(1), time=1)
+    tail = Tail(log)
+    with open(log, "ab") as file:
+        file.write(b'{"kind": "stepp')
+    assert tail.new() == [(1, stepped(1))]
+    append(log, stepped(2), time=2)
+    assert tail.new() == [(2, stepped(2))]
+
+
+def test_what_was_read_of_a_log_is_not_read_again(tmp_path, monkeypatch):
+    log, sizes, read_bytes = tmp_path / "log", [], io.BytesIO
+    for step in range(500):
+        append(log, stepped(step), time=1)
+    tail = Tail(log)
+    tail.new()
+    monkeypatch.setattr(io, "BytesIO", lambda data: sizes.append(len(data)) or read_bytes(data))
+    assert tail.new() == [] and sizes == []
+    append(log, stepped(500), time=1)
+    assert tail.new() == [(1, stepped(500))]
+    assert len(sizes) == 1 and sizes[0] < 300
+
+
+@pytest.mark.parametrize("ahead", [0, 5], ids=["a shorter one", "a longer one"])
+def test_another_log_in_the_place_of_the_first_is_told_from_its_beginning(tmp_path, ahead):
+    log, other = tmp_path / "log", tmp_path / "other"
+    for step in range(1, 4):
+        append(log, stepped(step), time=1)
+    tail = Tail(log)
+    tail.new()
+    for step in range(2 + ahead):
+        append(other, stepped(step), time=7)
+    other.replace(log)
+    assert tail.new() == list(read(log)) != []
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:1]))  # an older copy of it
+    assert tail.new() == [(7, stepped(0))]
 
 
 def test_steps_that_were_done_again_after_a_resume_replace_the_first_ones(tmp_path):
