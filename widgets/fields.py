@@ -1,0 +1,274 @@
+"""One setting in a form: its label and unit, what it is set with, its help, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ipywidgets
+import yaml
+
+from lorakit.config import Config, choices_of, helps_of, label_of, load_yaml, types_of
+from lorakit.errors import UserError
+from widgets.i18n import say, words
+
+GREY, AMBER, RED = "#888888", "#b45309", "#dc2626"  # readable on light and on dark pages
+LABEL, CONTROL = "170px", "400px"  # widths on a wide page; on a narrow one the parts of a row stand below each other
+
+
+class Plain:
+    """A widget whose value is a setting's, by way of two functions."""
+
+    def __init__(self, widget: Any, into: Callable[[Any], Any], outof: Callable[[Any], Any]):
+        self.widget, self._into, self._outof = widget, into, outof
+
+    def read(self) -> Any:
+        return self._outof(self.widget.value)
+
+    def show(self, value: Any) -> None:
+        self.widget.value = self._into(value)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        self.widget.observe(lambda change: changed(), "value")
+
+
+class Choosing(Plain):
+    """A dropdown; it also shows a value that is not among its choices, which is then explained."""
+
+    def __init__(self, choices: Iterable[Any], **look: Any):
+        told = [(str(value), value) for value in choices]
+        super().__init__(ipywidgets.Dropdown(options=told, **look), lambda value: value, lambda value: value)
+
+    def show(self, value: Any) -> None:
+        if value not in [known for _, known in self.widget.options]:
+            self.widget.options = (*self.widget.options, (str(value), value))
+        super().show(value)
+
+
+class Sliding:
+    """A slider over the usual values of a number, with a text field beside it that takes every value.
+
+    A logarithmic slider has 0 at its left end. Values beyond its ends move them.
+    """
+
+    def __init__(self, f: dataclasses.Field, wanted: type):
+        low, high, step = f.metadata["slider"]
+        self._log, self._whole = f.metadata["log"], wanted is int
+        self._zero = self._log and f.metadata["minimum"] == 0
+        self._silent = False
+        options = {"readout": False, "layout": ipywidgets.Layout(flex="1 1 120px", min_width="80px", width="auto")}
+        if self._log:
+            low, high = math.log10(low) - (step if self._zero else 0), math.log10(high)
+        kind = ipywidgets.IntSlider if self._whole else ipywidgets.FloatSlider
+        self.slider = kind(value=low, min=low, max=high, step=step, **options)
+        if self._log:
+            self.slider = ipywidgets.FloatLogSlider(value=10**low, base=10, min=low, max=high, step=step, **options)
+        self.text = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="92px", flex="0 0 92px"))
+        self.widget = ipywidgets.HBox([self.slider, self.text], layout=ipywidgets.Layout(width="100%"))
+
+    def read(self) -> Any:
+        return _number(self.text.value)
+
+    def show(self, value: Any) -> None:
+        self._silently(self._write, value)
+        self._silently(self._place, value)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        def moved(change: dict) -> None:
+            if not self._silent:
+                self._silently(self._write, self._at(change["new"]))
+                changed()
+
+        def typed(change: dict) -> None:
+            if not self._silent:
+                if isinstance(value := self.read(), (int, float)):
+                    self._silently(self._place, value)
+                changed()
+
+        self.slider.observe(moved, "value")
+        self.text.observe(typed, "value")
+
+    def _silently(self, act: Callable[[Any], None], value: Any) -> None:
+        self._silent = True  # what follows from a change is no change of its own
+        try:
+            act(value)
+        finally:
+            self._silent = False
+
+    def _write(self, value: Any) -> None:
+        self.text.value = _told(value, self._log)
+
+    def _place(self, value: Any) -> None:
+        """Move the slider to a value, and its ends where that lies beyond them."""
+        slider = self.slider
+        if not self._log:
+            slider.min, slider.max = min(slider.min, value), max(slider.max, value)
+            slider.value = int(value) if self._whole else value
+        elif value <= 0:
+            slider.value = 10**slider.min
+        else:
+            place = math.log10(value)
+            slider.min, slider.max = min(slider.min, math.floor(place)), max(slider.max, math.ceil(place))
+            slider.value = value
+
+    def _at(self, place: float) -> Any:
+        """The setting that a place of the slider stands for; two digits are as exact as a hand is."""
+        if self._zero and math.log10(place) < self.slider.min + self.slider.step / 2:
+            return 0.0
+        return place if self._whole else float(f"{place:.2g}") if self._log else float(f"{place:.6g}")
+
+
+def _told(value: Any, scientific: bool) -> str:
+    """A number as people write it: 1e-4, 0.05, 16."""
+    if scientific and 0 < value < 0.01:
+        digits, exponent = f"{value:.6e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def _number(text: str) -> Any:
+    """The number that a text says, else the text, which the setting then refuses."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def control(config_class: type[Config], name: str, options: Iterable[Any] = ()) -> Plain | Sliding:
+    """What a setting is set with, by its type, its choices (`options`: fewer of them) and its slider."""
+    f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
+    wide = {"layout": ipywidgets.Layout(width="100%")}
+    short = {"layout": ipywidgets.Layout(width="150px")}
+    if allowed := tuple(options) or choices_of(f):
+        return Choosing(allowed, **wide)
+    if wanted is bool:
+        return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
+    if f.metadata["slider"]:
+        return Sliding(f, wanted)
+    if wanted is int:
+        return Plain(ipywidgets.IntText(**short), int, int)
+    if wanted is float:
+        return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: _told(v, False), _number)
+    if wanted is str:
+        return Plain(ipywidgets.Text(**wide), str, str)
+    if typing.get_origin(wanted) is tuple and typing.get_args(wanted)[0] is str:
+        area = ipywidgets.Textarea(rows=3, placeholder=say("one a line"), **wide)
+        return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
+    area = ipywidgets.Textarea(rows=2, placeholder="YAML", continuous_update=False, **wide)
+    return Plain(area, _yaml, lambda text: _structured(text, dict if wanted is dict else tuple))
+
+
+def _structured(text: str, kind: type) -> Any:
+    """What YAML in a field says; nothing is the empty `kind`. Raises ConfigError when it is not YAML."""
+    found = load_yaml(text, say("The text")) or kind()
+    return tuple(found) if kind is tuple and isinstance(found, list) else found
+
+
+def _yaml(value: Any) -> str:
+    plain = [*value] if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, allow_unicode=True, sort_keys=False).strip() if value else ""
+
+
+class Row:
+    """A setting as a row of the form; `changed(row)` and `undone(row)` are called when its user acts.
+
+    path        as `part.name`
+    beside      widgets that stand before its own
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config_class: type[Config],
+        name: str,
+        changed: Callable[[Row], None],
+        undone: Callable[[Row], None],
+        options: Iterable[Any] = (),
+        beside: tuple = (),
+    ):
+        f = config_class.__dataclass_fields__[name]
+        self.path, self.when = path, f.metadata["when"]
+        self.control = control(config_class, name, options)
+        self._helps, self._unit = helps_of(f), f.metadata["unit"]
+        self._label, self._help = words("settings", path, label_of(f), f.metadata["help"])
+        self._silent = False
+        self._undo = ipywidgets.Button(
+            icon="undo",
+            tooltip=say("let go of what was set by hand"),
+            layout=ipywidgets.Layout(width="34px", flex="0 0 34px"),
+        )
+        self._undo.on_click(lambda button: undone(self))
+        self._head, self._note, self._trouble = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+        self._line = ipywidgets.HBox([*beside, self.control.widget], layout=ipywidgets.Layout(width="100%"))
+        self._middle = ipywidgets.VBox([self._line])
+        self.widget = laid_out(self._head, self._middle, self._note)
+        self.control.listen(lambda: None if self._silent else changed(self))
+
+    def show(self, value: Any, *, by_hand: bool, trouble: str, colour: str = RED, keeps: bool = False) -> None:
+        """Show a value (unless the widget `keeps` what was typed), whether it was set by hand, and what is wrong."""
+        if not keeps:
+            self._silent = True
+            try:
+                self._write(value)
+            finally:
+                self._silent = False
+        unit = f" <span style='color:{GREY}'>{html.escape(self._unit)}</span>" if self._unit else ""
+        label = html.escape(self._label[:1].upper() + self._label[1:])
+        _set(self._head, f"<div style='line-height:1.3'>{f'<b>{label}</b>' if by_hand else label}{unit}</div>")
+        own = self._helps.get(value, "") if isinstance(value, str) else ""
+        told = f"<b>{html.escape(value)}</b>: {html.escape(say(own))} · " if own else ""
+        _set(self._note, small(f"{told}{html.escape(self._help)}"))
+        _set(self._trouble, sentence(trouble, colour))
+        self._line.children = self._placed(self._undo, self._line.children, by_hand)
+        self._middle.children = self._placed(self._trouble, self._middle.children, bool(trouble))
+
+    def hide(self, hidden: bool) -> None:
+        """Take the row away while its setting does not matter."""
+        self.widget.layout.display = "none" if hidden else ""
+
+    def _write(self, value: Any) -> None:
+        try:
+            same = self.control.read() == value
+        except UserError:
+            same = False
+        if not same:
+            self.control.show(value)
+
+    @staticmethod
+    def _placed(widget: Any, children: tuple, there: bool) -> tuple:
+        if (widget in children) == there:
+            return children
+        return (*children, widget) if there else tuple(child for child in children if child is not widget)
+
+
+def _set(widget: Any, text: str) -> None:
+    if widget.value != text:  # a message less
+        widget.value = text
+
+
+def small(text: str) -> str:
+    """Help below or beside a field, as HTML."""
+    return f"<div style='color:{GREY};font-size:12px;line-height:1.35'>{text}</div>"
+
+
+def sentence(text: str, colour: str = RED) -> str:
+    """What is wrong, as HTML; "" for nothing."""
+    lines = "<br>".join(html.escape(line) for line in text.splitlines())
+    return f"<div style='color:{colour};font-size:12px;line-height:1.35'>{lines}</div>" if text else ""
+
+
+def laid_out(label: Any, middle: Any, note: Any) -> Any:
+    """A row of the form: three columns on a wide page, below each other on a narrow one."""
+    label.layout = ipywidgets.Layout(flex=f"0 0 {LABEL}", width="auto", margin="2px 8px 0 0")
+    middle.layout = ipywidgets.Layout(flex=f"0 1 {CONTROL}", width="auto", min_width="240px", max_width="100%")
+    note.layout = ipywidgets.Layout(flex="1 1 300px", width="auto", min_width="240px", margin="2px 0 0 10px")
+    return ipywidgets.HBox(
+        [label, middle, note],
+        layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", margin="0 0 6px 0"),
+    )

@@ -1,0 +1,255 @@
+"""The form in which the settings of a project's next run are chosen, made from the config classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import ipywidgets
+
+from lorakit import advice, models
+from lorakit.config import Config, ConfigError
+from lorakit.data import DataConfig
+from lorakit.data.scan import count
+from lorakit.errors import UserError
+from lorakit.project import Project, Run
+from lorakit.run import RunConfig, start
+from widgets import draft as drafts
+from widgets.draft import Draft, owners, usable
+from widgets.fields import AMBER, RED, Row, sentence, small
+from widgets.header import Header
+from widgets.i18n import say, words
+
+
+class Form:
+    """The next run of a project, as a form: `form = Form(project)` at the end of a cell shows it.
+
+    Every change is in the project's settings.yaml at once; a new kernel or another notebook shows the same. Without a
+    front-end it holds settings all the same: `form.set("adapter.rank", 32)`. `name` is the run's, empty for the last.
+    """
+
+    def __init__(self, project: Project, name: str = ""):
+        is_new = not (project.folder / drafts.FILE).exists()
+        self.draft = Draft(project, name)
+        if is_new and not self.draft.choice.card:
+            self.draft.choice.card = fitting_card(models.config_class(self.draft.choice.family).cards)
+        self._wrong: dict[str, str] = {}  # path -> what is wrong with what was typed there; the last right value holds
+        self.changes: tuple[list[str], list[str]] = [], []  # by the preset chosen last: what changed, what stayed
+        self.pictures = self._count()
+        self.widget = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%", max_width="1240px"))
+        self._make()
+
+    # ---- what it stands for ------------------------------------------------------------------------------------------
+
+    @property
+    def value(self) -> RunConfig:
+        """The config. Raises ConfigError with a sentence for everything that is wrong or missing."""
+        if self._wrong:
+            raise ConfigError("\n".join(self._wrong.values()))
+        return self.draft.value
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that were chosen, by part; `lorakit.run.configure` makes the config of them and the card."""
+        return self.draft.settings
+
+    def code(self) -> str:
+        """Python, and a line for a terminal, that begins the same run without a form. Raises ConfigError as `value`."""
+        self.value  # noqa: B018
+        return drafts.code(self.draft)
+
+    def run(self) -> Run:
+        """Freeze the config as the run's and return it, ready to be trained.
+
+        Of a run that has begun, only memory, save and sample settings may be others than before: RunChanged says what
+        differs. Raises ConfigError as `value`.
+        """
+        start(self.draft.run, self.value)
+        self._refresh()
+        return self.draft.run
+
+    # ---- changes -----------------------------------------------------------------------------------------------------
+
+    def set(self, path: str, value: Any) -> None:
+        """Set one setting by hand, as its field does; raises ConfigError, and changes nothing, for what is wrong."""
+        self.draft.set(path, value)
+        self._wrong.pop(path, None)
+        self._refresh()
+
+    def reset(self, path: str) -> None:
+        """Let go of what was set by hand: the preset, the card or the family decides again."""
+        self.draft.reset(path)
+        self._wrong.pop(path, None)
+        self._refresh()
+
+    def choose(self, **changes: Any) -> None:
+        """Choose `run` (its name), `family`, `card`, `purpose`, `size` or `expert`; what was set by hand stays.
+
+        A purpose without a size takes that of the pictures there are. Raises ConfigError for what there is not.
+        """
+        choice = self.draft.choice
+        if {"purpose", "size", "family"} & changes.keys():
+            self.pictures = self._count()
+            images, changes["pictures"] = self.pictures
+            purpose, family = changes.get("purpose", choice.purpose), changes.get("family", choice.family)
+            if "size" not in changes:
+                changes["size"] = (advice.size_for(family, purpose, images) or "middle") if purpose else ""
+        changed = self.draft.choose(**changes)
+        if {"purpose", "size", "card"} & changes.keys():
+            self.changes = changed
+        if "family" in changes:
+            self.changes = [], []
+            self._wrong.clear()
+            self._make()
+        self._refresh()
+
+    # ---- how it looks ------------------------------------------------------------------------------------------------
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.widget)
+
+    def __repr__(self) -> str:
+        choice = self.draft.choice
+        return f"Form({str(self.draft.project.folder)!r}, run {choice.run!r}, {choice.family})"
+
+    def _make(self) -> None:
+        """The widgets of the chosen family; those for experts only are made when they are first asked for."""
+        self.rows: dict[str, Row] = {}
+        self.head = Header(self)
+        self._basic = [path for path, place in usable(self.draft.choice.family).items() if is_basic(*place)]
+        basic = [self._row(path).widget for path in self._basic]
+        self._groups: list[tuple[str, list[Row]]] = []
+        self._accordion = ipywidgets.Accordion(selected_index=None)
+        self._top, self._end = ipywidgets.HTML(), ipywidgets.HTML()
+        self._expert = ipywidgets.Checkbox(description=say("all settings"), indent=False)
+        self._expert.observe(lambda change: self.choose(expert=change["new"]), "value")
+        rows = [self.head.name, basic[0], self.head.preset, *basic[1:]]
+        self.widget.children = [self._top, *rows, self._expert, self._accordion, self._end]
+        self._refresh()
+
+    def _row(self, path: str) -> Row:
+        config_class, name = usable(self.draft.choice.family)[path]
+        family = models.config_class(self.draft.choice.family)
+        fewer = {"sample.sampler": family.samplers, "save.form": ("auto", *family.forms)}
+        beside = (self.head.family,) if path == "model.source" else ()
+        row = Row(
+            path, config_class, name, self._changed, lambda row: self.reset(row.path), fewer.get(path, ()), beside
+        )
+        self.rows[path] = row
+        return row
+
+    def _make_groups(self) -> None:
+        places = usable(self.draft.choice.family)
+        for owner, _ in owners(self.draft.choice.family):
+            paths = [path for path in places if path.rpartition(".")[0] == owner and path not in self.rows]
+            if paths:
+                self._groups.append((owner, [self._row(path) for path in paths]))
+        tables = ipywidgets.HTML(advice_tables(self.draft.choice.family))
+        self._accordion.children = [*(ipywidgets.VBox([r.widget for r in rows]) for _, rows in self._groups), tables]
+        self._accordion.set_title(len(self._groups), say("What guides advise"))
+
+    def _changed(self, row: Row) -> None:
+        """Take over what was typed; what is wrong is said there, and the last right value holds."""
+        try:
+            self.set(row.path, row.control.read())
+        except UserError as error:
+            self._wrong[row.path] = str(error)
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Show what holds now. Only what changed is sent to the page."""
+        choice, problems = self.draft.choice, self._problems()
+        if choice.expert and not self._groups:
+            self._make_groups()
+        shown, own = self.draft.shown, self.draft.by_hand
+        for path, row in self.rows.items():
+            missing = path in problems and problems[path].startswith(f"{path} is missing")
+            row.show(
+                shown[path],
+                by_hand=path in own,
+                trouble=problems.get(path, ""),
+                colour=AMBER if missing else RED,
+                keeps=path in self._wrong,
+            )
+            row.hide(bool(row.when) and shown.get(f"{path.rpartition('.')[0]}.{row.when[0]}") not in row.when[1])
+        for place, (owner, rows) in enumerate(self._groups):
+            self._accordion.set_title(place, group_title(owner, sum(row.path in own for row in rows)))
+        self._accordion.layout.display = "" if choice.expert else "none"
+        self._expert.value = choice.expert
+        self.head.show()
+        far = [text for path, text in problems.items() if path not in self._basic]
+        self._top.value = "".join(sentence(text, AMBER) for text in self.draft.notes) + "".join(map(sentence, far))
+        self._end.value = self._ending(len(problems))
+
+    def _problems(self) -> dict[str, str]:
+        """Path -> what is wrong there; "" -> what is wrong but at no single field."""
+        found: dict[str, list[str]] = {}
+        places = usable(self.draft.choice.family)
+        try:
+            self.draft.value  # noqa: B018
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                named = re.match(r"\w+(\.\w+)?", line)
+                words_of = (named[0], named[0].partition(".")[0]) if named else ()
+                found.setdefault(next((path for path in words_of if path in places), ""), []).append(line)
+        return {path: "\n".join(lines) for path, lines in found.items()} | self._wrong
+
+    def _ending(self, troubles: int) -> str:
+        saved = say("Every change is saved in {file}.", file=drafts.FILE)
+        if troubles:
+            return sentence(say("To put right before the run: {n}.", n=troubles), AMBER) + small(saved)
+        return small(f"✓ {say('The settings are complete.')} {saved}")
+
+    def _count(self) -> tuple[int, int]:
+        """(pictures, pictures in an epoch) of the data set, as far as names tell."""
+        shown = self.draft.shown
+        return count(DataConfig(folder=shown["data.folder"], repeats=shown["data.repeats"]), self.draft.project.folder)
+
+
+def is_basic(config_class: type[Config], name: str) -> bool:
+    """Whether beginners see a setting: when its Config says so, and when it has no default."""
+    f = config_class.__dataclass_fields__[name]
+    return f.metadata["basic"] or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+
+
+def group_title(part: str, by_hand: int) -> str:
+    """The title of a group of settings; `by_hand` of them were set by hand."""
+    help = RunConfig.__dataclass_fields__[part].metadata["help"] if part else "what is trained after the first stage"
+    label, told = words("parts", part or "run", part or "stages", help)
+    return f"{label} – {told}" + (f" ({say('{n} set by hand', n=by_hand)})" if by_hand else "")
+
+
+def advice_tables(family: str) -> str:
+    """The guides' tables that speak of a family, as HTML."""
+    found = []
+    for table in advice.tables(family):
+        head = "".join(f"<th style='text-align:left;padding:2px 8px'>{html.escape(say(c))}</th>" for c in table.columns)
+        rows = "".join(
+            "<tr>"
+            + "".join(f"<td style='text-align:left;padding:2px 8px'>{html.escape(say(c))}</td>" for c in row)
+            + "</tr>"
+            for row in table.rows
+        )
+        found.append(
+            f"<div style='margin:0 0 14px 0;overflow-x:auto'><b>{html.escape(say(table.title))}</b> "
+            f"<i>{html.escape(table.source)}</i><table style='font-size:12px;line-height:1.35'>"
+            f"<tr>{head}</tr>{rows}</table>{small(html.escape(say(table.note)))}</div>"
+        )
+    return "".join(found)
+
+
+def fitting_card(cards: dict[str, Any]) -> str:
+    """The largest of the cards (named like "16 GB") that this machine's GPU has the memory of; "" without one."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+    gigabytes = int(told[0]) * 2**20 / 1e9 if told and told[0].isdecimal() else 0.0
+    fitting = [card for card in cards if float(card.split()[0]) <= gigabytes]
+    return max(fitting, key=lambda card: float(card.split()[0]), default="")
