@@ -267,22 +267,26 @@ def _ask_hub() -> Callable[[], Iterator[Finding]]:
         elif os.environ.get("HF_ENDPOINT"):
             yield trouble(
                 "hub",
-                f"{address}: {error}",
-                "models can be used from local files only: choose another address for the hub, or check HF_ENDPOINT",
+                address,
+                "it does not answer ({error}): choose another address for the hub, or check HF_ENDPOINT; local files "
+                "work without",
+                error=error,
             )
         elif places.SWITCH.exists():
             yield trouble(
                 "hub",
-                f"{address}: {error}",
-                "choose the mirror (HF_ENDPOINT=https://hf-mirror.com) or AutoDL's network switch (source "
-                "/etc/network_turbo); local files work without",
+                address,
+                "it does not answer ({error}): choose the mirror (HF_ENDPOINT=https://hf-mirror.com) or AutoDL's network "
+                "switch (source /etc/network_turbo); local files work without",
+                error=error,
             )
         else:
             yield trouble(
                 "hub",
-                f"{address}: {error}",
-                "check the connection; where the hub is blocked, choose the mirror "
+                address,
+                "it does not answer ({error}): check the connection; where it is blocked, choose the mirror "
                 "(HF_ENDPOINT=https://hf-mirror.com); local files work without",
+                error=error,
             )
 
     return answer

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit.project import Project
+
 FOLDER = "lora-projects"  # in it a folder for each project, on every machine
 LAST = "last-project.txt"  # beside them: the name of the one that was opened last
 COLAB_DRIVE = Path("/content/drive")
@@ -86,15 +88,20 @@ class Place:
         return next((folder / name for folder in self.folders if is_there(folder / name)), self.folders[0] / name)
 
     def projects(self) -> list[str]:
-        """Names of all projects here, by name."""
+        """Names of all projects here, in order."""
         found = {
             entry.name
             for folder in self.folders
             if is_there(folder)
             for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith(".")
+            if entry.is_dir() and not entry.name.startswith(".") and not self._is_copy(Path(entry.path))
         }
         return sorted(found)
+
+    def _is_copy(self, folder: Path) -> bool:
+        """Whether a project lives in the first folder, and this is where it is worked on."""
+        home = Project(folder).home if folder.parent != self.folders[0] else None
+        return home is not None and home.parent == self.folders[0]
 
     def last(self) -> str:
         """The name of the project that was opened last; where no note tells, of the one that changed last; or ""."""

@@ -19,7 +19,7 @@ def render(project: Project, place: Place, findings: Iterable[Finding], warnings
     found = list(findings)
     alarms = [*warnings, *([say(place.keeps)] if place.is_lost else [])]
     pieces = [
-        f'<div style="font-size:18px;font-weight:bold">{html.escape(project.folder.name)}</div>',
+        f'<div style="font-size:18px;font-weight:bold">{html.escape(_name(project))}</div>',
         _where(project, place),
         _holds(project),
         _others(project, place),
@@ -28,6 +28,10 @@ def render(project: Project, place: Place, findings: Iterable[Finding], warnings
         _passed([finding for finding in found if not finding.cure]),
     ]
     return f'<div style="max-width:{page.WIDTH}px;line-height:1.6;overflow-wrap:anywhere">{"".join(pieces)}</div>'
+
+
+def _name(project: Project) -> str:
+    return (project.home or project.folder).name
 
 
 def _where(project: Project, place: Place) -> str:
@@ -42,11 +46,10 @@ def _holds(project: Project) -> str:
     """Pictures and runs, a line for each run."""
     pictures = sum(file.suffix.lower() in EXTENSIONS for file in project.dataset.rglob("*"))
     wanted = (project.home or project.folder) / "dataset"
-    told = [
-        say("{n} pictures", n=pictures) if pictures else say("No pictures yet: they go into {folder}", folder=wanted),
-        *([_state(run) for run in project_status(project)] or [say("no runs yet")]),
-    ]
-    return f'<div style="margin:6px 0">{"".join(f"<div>{html.escape(line)}</div>" for line in told)}</div>'
+    told = say("{n} pictures", n=pictures) if pictures else say("No pictures yet: they go into {folder}", folder=wanted)
+    runs = [_state(run) for run in project_status(project)]
+    lines = [told, *runs] if runs else [f"{told} · {say('no runs yet')}"]
+    return f'<div style="margin:6px 0">{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
 
 
 def _state(run: RunStatus) -> str:
@@ -65,7 +68,7 @@ def _state(run: RunStatus) -> str:
 
 
 def _others(project: Project, place: Place) -> str:
-    others = [name for name in place.projects() if name != project.folder.name]
+    others = [name for name in place.projects() if name != _name(project)]
     if not others:
         return ""
     example = f'open_project("{others[0]}")'

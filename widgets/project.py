@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from ipywidgets import Box, Dropdown, HBox, Layout
 from lorakit import doctor, places
 from lorakit.errors import UserError
 from lorakit.places import COLAB_DRIVE, Place
-from lorakit.project import Project, is_held, write_json
+from lorakit.project import Project, write_json
+from lorakit.workspace import local_folder, notes, opening
 from widgets import card, i18n, page, preferences
 from widgets.i18n import say
 from widgets.preferences import Preferences
@@ -31,12 +31,14 @@ def open_project(name: str = "", home: str | Path | None = None) -> Project:
 
     Raises UserError for a name that cannot be a folder's.
     """
-    view = display(HTML(""), display_id=True)
+    view = DisplayHandle()
+    view.display(HTML(""))
     place, warnings = _place(home)
-    folder = place.folders[0] / Path(home).name if home else place.find(_checked(name or place.last() or FIRST_NAME))
+    folder = Path(home).absolute() if home else place.find(_checked(name or place.last() or FIRST_NAME))
     view.update(HTML(page.aside(say("opening {folder} …", folder=folder))))
-    project, told = _opened(place, folder)
-    place.remember(folder.name)
+    project, told = _opened(place, folder, view)
+    if not home:
+        place.remember(folder.name)
     Entry(view, project, place, warnings + told).show()
     return project
 
@@ -44,11 +46,11 @@ def open_project(name: str = "", home: str | Path | None = None) -> Project:
 def _place(home: str | Path | None) -> tuple[Place, list[str]]:
     """Where projects are, with Drive mounted if this is Colab, and what has to be said about it."""
     place, told = places.find(os.environ), []
-    wanted = Path(home).expanduser().absolute() if home else COLAB_DRIVE
+    wanted = Path(home).absolute() if home else COLAB_DRIVE
     if place.name == "Colab" and COLAB_DRIVE in (wanted, *wanted.parents):
         told = _mount_drive()
         place = places.find(os.environ)
-    return (replace(place, folders=(wanted.parent,), keeps="") if home else place), told
+    return (replace(place, keeps="") if home else place), told
 
 
 def _mount_drive() -> list[str]:
@@ -76,36 +78,47 @@ def _checked(name: str) -> str:
     return name
 
 
-def _opened(place: Place, folder: Path) -> tuple[Project, list[str]]:
-    """The project, on the machine's own disk if `folder` is on a slow one, and what has to be said about it."""
-    local = Project(place.fast / folder.name)
-    home = local.home if folder == local.folder else folder
-    if home is None and place.is_copied(place.folders[0]):  # it was made while Drive was not there: now it moves in
-        home = place.folders[0] / folder.name
-        write_json(local.home_file, {"home": str(home)})
-    if home is None or not place.is_copied(home):
-        project = Project(home or folder)
+def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, list[str]]:
+    """The project at `folder`, brought to the machine's own disk if its home is slow, and what to say of that."""
+    home = _home(place, folder)
+    if home is None:
+        project = Project(folder)
         project.dataset.mkdir(parents=True, exist_ok=True)
         return project, []
-    if local.folder.exists() and local.home is None:
-        _step_aside(local)
-    from lorakit.workspace import open_home
+    project = Project(local_folder(home, place.fast))
+    if project.home and not places.is_there(home):
+        told = say("{home} is out of reach. This is the copy on the machine's own disk; it goes home later.", home=home)
+        return project, [told]
+    for copied in opening(home, place.fast):
+        done = f"{copied.done / 1e6:.0f} / {copied.total / 1e6:.0f} MB" if copied.total else ""
+        view.update(HTML(page.aside(say("bringing {what} from {home} …", what=f"{copied.what} {done}", home=home))))
+    project.dataset.mkdir(exist_ok=True)
+    return project, [*notes(project), *_namesake(place, project)]
 
-    return open_home(home, place.fast), []
+
+def _home(place: Place, folder: Path) -> Path | None:
+    """Where the project at `folder` lives for good, if that is slow. One that was made on the machine's own disk while
+    Drive was not there moves to Drive."""
+    if folder.parent != place.fast:
+        return folder if place.is_copied(folder) else None
+    local, home = Project(folder), place.folders[0] / folder.name
+    if local.home is None and folder.exists() and place.is_copied(home) and not places.is_there(home):
+        write_json(local.home_file, {"home": str(home)})
+    return local.home
 
 
-def _step_aside(local: Project) -> None:
-    """A project that was made without Drive and has a namesake there gets another name, or goes if it is empty."""
-    if any(is_held(run.folder / "trainer.lock") for run in local.runs()):
-        raise UserError(
-            f"{local.folder} was made without Drive and is being trained, and Drive has a project of that name: stop "
-            "the training, then run this cell again."
+def _namesake(place: Place, project: Project) -> list[str]:
+    """A warning of another project of this name, which was made while Drive was not there."""
+    other = Project(place.fast / project.home.name)
+    if other.home or not other.runs() and not any(other.dataset.rglob("*")):
+        return []
+    return [
+        say(
+            "{folder} is another project of that name, made without Drive. Rename that folder and open it: then it "
+            "moves to Drive.",
+            folder=other.folder,
         )
-    if not local.runs() and not any(local.dataset.rglob("*")):
-        shutil.rmtree(local.folder)
-        return
-    free = (local.folder.with_name(f"{local.folder.name}-{n}") for n in range(2, 1000))
-    local.folder.rename(next(folder for folder in free if not folder.exists()))
+    ]
 
 
 @dataclass
