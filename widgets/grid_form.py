@@ -63,9 +63,9 @@ class GridForm:
         self.x = _field(ipywidgets.Dropdown(options=names, value="checkpoint"), say("columns"))
         self.y = _field(ipywidgets.Dropdown(options=names, value="strength"), say("rows"))
         self.every = _field(ipywidgets.IntSlider(self._spacing(), 1, max(2, len(self.steps))), say("every nth"))
-        self.off = _field(ipywidgets.Checkbox(True), say("without the LoRA, too"))
+        self.off = _field(ipywidgets.Checkbox(True), say("LoRA off, too"))
         self.strengths = _field(ipywidgets.Text("0.6, 0.8, 1"), say("strengths"))
-        self.prompts = _field(ipywidgets.Textarea("\n".join(prompts), rows=8), say("prompts, one a line"))
+        self.prompts = _field(ipywidgets.Textarea("\n".join(prompts), rows=8), say("prompts"))
         self.seeds = _field(ipywidgets.Text(", ".join(str(look.seed + i) for i in range(3))), say("seeds"))
         self.checkpoint = _field(ipywidgets.Dropdown(options=checkpoints), say("checkpoint"))
         self.strength = _field(ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.05), say("strength"))
@@ -141,7 +141,7 @@ class GridForm:
         try:
             x, y = self.axes()
         except UserError as error:
-            self.told.value = f'<div style="color:{RED}">{html.escape(str(error))}</div>'
+            self.told.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
             return
         told = say(
             "{x} columns × {y} rows = {n} pictures. Paint them in the next cell: {code}",
@@ -151,13 +151,16 @@ class GridForm:
             code="show(choice.paint())",
         )
         columns = " · ".join(x.label(value) for value in x.values) if x.name != "prompt" else ""
-        self.told.value = f'<div>{html.escape(told)}</div><div style="color:{GREY}">{html.escape(columns)}</div>'
+        self.told.value = (
+            f'<div style="line-height:1.5"><div>{html.escape(told)}</div>'
+            f'<div style="color:{GREY}">{html.escape(columns)}</div></div>'
+        )
 
 
 def _field(widget: Any, words: str) -> Any:
     """A field as wide as the form, its words beside it."""
     widget.description = words
-    widget.style.description_width = "150px"
+    widget.style.description_width = "112px"
     widget.layout.width = "98%"
     return widget
 

@@ -9,6 +9,7 @@ from widgets.i18n import say
 from widgets.plot import BLUE, GREY
 
 AMBER, RED = "#b45309", "#dc2626"  # for trouble; readable on light and on dark pages
+GREEN = "#16a34a"  # all is well
 WIDTH = 720  # px of a view at most
 
 
@@ -31,8 +32,8 @@ def bar(share: float, colour: str = BLUE, height: int = 6) -> str:
 
 
 def facts(told: list[str]) -> str:
-    """A line of short plain texts, broken between them only."""
-    pieces = (f'<span style="white-space:nowrap">{html.escape(text)}</span>' for text in told)
+    """A line of short plain texts, broken between them if that is possible."""
+    pieces = (f'<span style="display:inline-block">{html.escape(text)}</span>' for text in told)
     return f'<div style="line-height:1.6">{" · ".join(pieces)}</div>'
 
 

@@ -191,7 +191,7 @@ def _figure(
         marks.append(f'<path d="M0 {at:.1f}h4000" stroke="{GREY}" stroke-opacity=".25"/>')
     ticks = [(number(x, 6), xs.place(x)) for x in xs.ticks(5)]
     if x_label:  # says where the axis ends
-        ticks = [tick for tick in ticks if tick[1] < 0.77] + [(f"{x_label} {number(xs.high, 6)}", 1.0)]
+        ticks = [tick for tick in ticks if tick[1] < 0.67] + [(f"{x_label} {number(xs.high, 6)}", 1.0)]
     for text, share in ticks:
         anchor = "start" if share < 0.02 else "end" if share > 0.98 else "middle"
         marks.append(f'<text x="{100 * share:.1f}%" y="{height - 5}" text-anchor="{anchor}">{html.escape(text)}</text>')

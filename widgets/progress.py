@@ -287,10 +287,10 @@ def samples(run: Run, history: History) -> str:
 def picture(source: str, titles: list[str]) -> str:
     """A thumbnail, or an empty place of the same width, above its titles, a line each."""
     shown = (
-        f'<img src="{source}" style="width:100%;border-radius:4px">' if source else '<div style="height:96px"></div>'
+        f'<img src="{source}" style="width:100%;border-radius:4px">' if source else '<div style="height:72px"></div>'
     )
     told = "".join(f'<div style="white-space:nowrap">{html.escape(title)}</div>' for title in titles)
     return (
-        '<div style="display:inline-block;width:15.6%;min-width:96px;margin:2px 1% 6px 0;vertical-align:top">'
+        '<div style="display:inline-block;width:15.6%;min-width:72px;margin:2px 1% 6px 0;vertical-align:top">'
         f'{shown}<div style="color:{GREY};font-size:11px;line-height:1.3;text-align:center">{told}</div></div>'
     )

@@ -70,7 +70,7 @@ class RunList:
         self.message, self.detail, self.file = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
         self.list = ipywidgets.VBox()
         refresh = self._button(say("Refresh"), "refresh", self.refresh)
-        self.widget = ipywidgets.VBox([refresh, self.list, self.message, self.file, self.detail])
+        self.widget = ipywidgets.VBox([self._bar([refresh]), self.list, self.message, self.file, self.detail])
         self.refresh()
 
     def refresh(self) -> None:
