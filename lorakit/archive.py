@@ -144,6 +144,8 @@ def _untarring(opened: BinaryIO, folder: Path, limit: _Limit) -> Iterator[int]:
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") or archive.fileobj.tell() == archive.offset:
             raise ArchiveError(f"{limit.file} is damaged or incomplete (it has no end): upload it again.")
+        for block in blocks(archive.fileobj):  # to the end, where compressed files have their checksum
+            limit.add(len(block))
 
 
 def _storing(source: BinaryIO, target: Path, limit: _Limit) -> Iterator[int]:
