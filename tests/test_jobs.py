@@ -28,11 +28,14 @@ LONG = merged(HARD, TEXT, {"loop": {"epochs": 16}, "save": {"every_steps": 3}}) 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def same_threads():
-    """Bit for bit holds for the same number of threads."""
+def one_thread():
+    """Here and in trainers: bit for bit holds for the same number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
