@@ -68,7 +68,7 @@ class Sliding:
         if self._log:
             self.slider = ipywidgets.FloatLogSlider(value=10**low, base=10, min=low, max=high, step=step, **options)
         self.text = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="92px", flex="0 0 92px"))
-        self.widget = ipywidgets.HBox([self.slider, self.text], layout=ipywidgets.Layout(width="100%"))
+        self.widget = ipywidgets.HBox([self.slider, self.text], layout=ipywidgets.Layout(width="auto", flex="1 1 auto"))
 
     def read(self) -> Any:
         return _number(self.text.value)
@@ -79,7 +79,7 @@ class Sliding:
 
     def listen(self, changed: Callable[[], None]) -> None:
         def moved(change: dict) -> None:
-            if not self._silent:
+            if not self._silent and self._is_elsewhere(change["new"]):
                 self._silently(self._write, self._at(change["new"]))
                 changed()
 
@@ -98,6 +98,15 @@ class Sliding:
             act(value)
         finally:
             self._silent = False
+
+    def _is_elsewhere(self, place: float) -> bool:
+        """Whether a slider was moved; a page puts it on its nearest step by itself, which is no change."""
+        value = self.read()
+        if not isinstance(value, (int, float)):
+            return True
+        if self._log:
+            place, value = math.log10(place), math.log10(value) if value > 0 else self.slider.min
+        return abs(place - value) > 0.51 * self.slider.step
 
     def _write(self, value: Any) -> None:
         self.text.value = _told(value, self._log)
@@ -143,7 +152,7 @@ def _number(text: str) -> Any:
 def control(config_class: type[Config], name: str, options: Iterable[Any] = ()) -> Plain | Sliding:
     """What a setting is set with, by its type, its choices (`options`: fewer of them) and its slider."""
     f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
-    wide = {"layout": ipywidgets.Layout(width="100%")}
+    wide = {"layout": ipywidgets.Layout(width="auto", flex="1 1 auto")}
     short = {"layout": ipywidgets.Layout(width="150px")}
     if allowed := tuple(options) or choices_of(f):
         return Choosing(allowed, **wide)

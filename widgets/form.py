@@ -169,11 +169,12 @@ class Form:
             self._make_groups()
         shown, own = self.draft.shown, self.draft.by_hand
         for path, row in self.rows.items():
-            missing = path in problems and problems[path].startswith(f"{path} is missing")
+            trouble = problems.get(path, "")
+            missing = trouble.startswith(f"{path} is missing")  # its help stands beside it
             row.show(
                 shown[path],
                 by_hand=path in own,
-                trouble=problems.get(path, ""),
+                trouble=trouble.partition(":")[0] if missing else trouble,
                 colour=AMBER if missing else RED,
                 keeps=path in self._wrong,
             )

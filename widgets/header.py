@@ -23,7 +23,7 @@ class Header:
 
     def __init__(self, form: Any):
         self._form, self._silent = form, True
-        self._name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="100%"))
+        self._name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="auto"))
         self._name.observe(lambda change: self._choose(run=change["new"].strip()), "value")
         self._begun, self._trouble, self._why = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         middle = ipywidgets.VBox([self._name, self._trouble])
