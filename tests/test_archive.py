@@ -191,7 +191,7 @@ def test_a_truncated_archive_is_told_wherever_it_was_cut(kind, tmp_path):
             opened.add(fill(tmp_path / "in"), ".")
     data = file.read_bytes()
     end = len(data.rstrip(b"\0")) if kind == "tar" else len(data)  # its zeros at the end may be fewer
-    for cut in sorted({0, 1, 100, 512, 1024, end // 3, end // 2, end - 1}):
+    for cut in sorted({0, 1, 100, 200, end // 3, end // 2, end - 1}):
         file.write_bytes(data[:cut])
         refused(file, "damaged|neither a zip nor a tar")
 
