@@ -56,7 +56,7 @@ class Finding:
         return self.pattern.format(**self.fields)
 
 
-def trouble(name: str, value: str, pattern: str, **fields: Any) -> Finding:
+def trouble(name: str, value: str, pattern: str, /, **fields: Any) -> Finding:
     """A finding that needs something done."""
     return Finding(name, value, pattern, fields)
 
@@ -276,8 +276,8 @@ def _ask_hub() -> Callable[[], Iterator[Finding]]:
             yield trouble(
                 "hub",
                 address,
-                "it does not answer ({error}): choose the mirror (HF_ENDPOINT=https://hf-mirror.com) or AutoDL's network "
-                "switch (source /etc/network_turbo); local files work without",
+                "it does not answer ({error}): choose the mirror (HF_ENDPOINT=https://hf-mirror.com) or AutoDL's "
+                "network switch (source /etc/network_turbo); local files work without",
                 error=error,
             )
         else:

@@ -1,9 +1,12 @@
 """What is declared agrees: pyproject.toml, environment.yml, constraints.txt, Colab's image and the code's imports."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 from zipfile import ZipFile
 
 import pytest
@@ -18,23 +21,20 @@ EXTRAS = PROJECT["optional-dependencies"]
 TO_USE = ["bnb", "prodigy", "tagger", "lab"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}  # otherwise a package is imported by its own name
-# What Colab had preinstalled on 2026-08-19 (googlecolab/backend-info, pip-freeze).
-COLAB = {
-    "torch": "2.11.0",
-    "diffusers": "0.39.0",
-    "transformers": "5.15.0",
-    "peft": "0.20.0",
-    "accelerate": "1.14.0",
-    "safetensors": "0.8.0",
-    "huggingface-hub": "1.27.0",
-    "numpy": "2.1.3",
-    "pillow": "11.3.0",
-    "pyyaml": "6.0.3",
-    "requests": "2.32.4",
-    "matplotlib": "3.10.0",
-    "ipython": "7.34.0",
-    "ipywidgets": "7.7.1",
-}
+FIRST_CELL = """\
+import sys
+
+sys.path.append("..")  # a checkout's own code, where it is not installed
+try:
+    from widgets.project import open_project
+except ModuleNotFoundError:
+    %pip install -q "lorakit[prodigy,tagger] @ git+{repository}"
+    from widgets.project import open_project
+project = open_project()"""
+COLAB_ALONE = {"google"}  # imported where Colab is known to be
+PREINSTALLED = [line for line in (ROOT / "tests/colab-2026-08-19.txt").read_text().splitlines() if line[0] != "#"]
+COLAB = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in PREINSTALLED)}
+COLAB["torch"] = "2.11.0"
 
 
 def declared(*extras: str) -> dict[str, Requirement]:
@@ -64,7 +64,7 @@ def test_the_conda_environment_agrees_with_pyproject():
 
 
 def test_nothing_that_colab_preinstalled_is_replaced():
-    assert set(COLAB) == set(declared())
+    assert not set(declared()) - set(COLAB), "what is always needed is preinstalled"
     refused = [str(each) for name, each in declared().items() if not each.specifier.contains(COLAB[name])]
     assert not refused
 
@@ -82,7 +82,7 @@ def test_every_requirement_is_pinned_within_its_bounds(python):
 
 
 def test_every_package_that_the_code_imports_is_declared():
-    allowed = set(declared(*TO_USE)) | {"lorakit", "widgets"}
+    allowed = set(declared(*TO_USE)) | {"lorakit", "widgets"} | COLAB_ALONE
     missing = set()
     for path in [*(ROOT / "lorakit").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -92,6 +92,47 @@ def test_every_package_that_the_code_imports_is_declared():
                 if canonicalize_name(IMPORTED_AS.get(name, name)) not in allowed:
                     missing.add(f"{path.relative_to(ROOT)} imports {name}")
     assert not missing, "\n".join(sorted(missing))
+
+
+def test_xformers_is_nowhere():
+    assert "xformers" not in declared(*EXTRAS) and "xformers" not in pins("3.11")
+
+
+def first_cells() -> dict[str, str]:
+    """The first code cell of every notebook that opens a project."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        if any("open_project" in code for code in codes):
+            found[path.name] = codes[0]
+    return found
+
+
+def test_every_notebook_begins_with_the_same_cell():
+    same = FIRST_CELL.format(repository=PROJECT["urls"]["Repository"])
+    found = {name: re.sub(r"open_project\(.*\)", "open_project()", code) for name, code in first_cells().items()}
+    assert {name: code for name, code in found.items() if code != same} == {}
+
+
+def test_every_address_in_the_notebooks_is_that_of_the_repository():
+    repository = urlsplit(PROJECT["urls"]["Repository"]).path
+    address = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)(/[\w.-]+/[\w.-]+)")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert {*address.findall(path.read_text(encoding="utf-8"))} <= {repository}, path.name
+
+
+def test_nothing_in_the_kit_listens():
+    serving = re.compile(
+        r"\b(http\.server|socketserver|serve_forever|start_server|ngrok|cloudflared|gradio|flask)\b|socket\(|\.bind\("
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {hit[0]}"
+        for package in ("lorakit", "widgets")
+        for path in (ROOT / package).rglob("*.py")
+        for hit in serving.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.slow
