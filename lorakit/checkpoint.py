@@ -26,15 +26,38 @@ STATE, COMPLETE = "state.pt", "COMPLETE.json"
 class SaveConfig(Config):
     """When and what to save; none of it changes the result."""
 
-    every_epochs: int = setting(1, help="export a LoRA file after every so many epochs; 0: not by epochs", minimum=0)
-    every_steps: int = setting(0, help="export a LoRA file after every so many steps; 0: not by steps", minimum=0)
-    every_minutes: float = setting(
-        10.0, help="save the state for resuming at least this often; 0: only with exports", minimum=0
+    every_epochs: int = setting(
+        1,
+        help="export a LoRA file after every so many epochs; 0: not by epochs",
+        unit="epochs",
+        minimum=0,
+        label="LoRA file every",
     )
-    keep_states: int = setting(2, help="states kept for resuming; the older ones are removed", minimum=2, maximum=100)
-    dtype: str = setting("fp16", help="precision of exported files", choices=("fp16", "bf16", "fp32"))
+    every_steps: int = setting(
+        0,
+        help="export a LoRA file after every so many steps; 0: not by steps",
+        unit="steps",
+        minimum=0,
+        label="LoRA file every",
+    )
+    every_minutes: float = setting(
+        10.0,
+        help="save the state for resuming at least this often; 0: only with exports",
+        unit="min",
+        minimum=0,
+        label="state every",
+    )
+    keep_states: int = setting(
+        2, help="states kept for resuming; the older ones are removed", minimum=2, maximum=100, label="states kept"
+    )
+    dtype: str = setting(
+        "fp16", help="precision of exported files", label="file precision", choices=("fp16", "bf16", "fp32")
+    )
     form: str = setting(
-        "auto", help="form of exported files; auto: what all hosts read", choices=("auto", "kohya", "comfy")
+        "auto",
+        help="form of exported files; auto: what all hosts read",
+        label="file form",
+        choices=("auto", "kohya", "comfy"),
     )
 
 

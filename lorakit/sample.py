@@ -44,8 +44,12 @@ class SampleConfig(PaintConfig):
     prompts: tuple[str, ...] = setting(
         (), help="a picture is painted for each; none: no samples", label="sample prompts", basic=True
     )
-    every_epochs: int = setting(1, help="paint after every so many epochs; 0: not by epochs", minimum=0)
-    every_steps: int = setting(0, help="paint after every so many steps; 0: not by steps", minimum=0)
+    every_epochs: int = setting(
+        1, help="paint after every so many epochs; 0: not by epochs", unit="epochs", minimum=0, label="samples every"
+    )
+    every_steps: int = setting(
+        0, help="paint after every so many steps; 0: not by steps", unit="steps", minimum=0, label="samples every"
+    )
 
 
 def unfit(look: PaintConfig, family: Any) -> list[str]:

@@ -39,7 +39,13 @@ class ScheduleConfig(Config):
     warmup: float = setting(
         0.0, help="rise from zero over this many steps; a value below 1 is a share of the run", minimum=0
     )
-    cycles: int = setting(1, help="how often cosine_with_restarts falls to zero", minimum=1, maximum=100)
+    cycles: int = setting(
+        1,
+        help="how often cosine_with_restarts falls to zero",
+        minimum=1,
+        maximum=100,
+        when=("name", ("cosine_with_restarts",)),
+    )
     steps: int = setting(
         0,
         help="plan the shape over this many steps, then hold its last value; 0: over the whole run, or stage",
