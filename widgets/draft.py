@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lorakit import advice, models
-from lorakit.config import Config, ConfigError, check, differences, read_yaml, types_of
+from lorakit.config import Config, ConfigError, check, read_yaml, types_of
 from lorakit.errors import UserError
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run, write_whole
@@ -167,8 +167,8 @@ class Draft:
         is_model = path.startswith("model.")
         return self.choice.models.setdefault(self.choice.family, {}) if is_model else self.choice.settings
 
-    def choose(self, **changes: Any) -> tuple[list[str], list[str]]:
-        """Change fields of the choice but `settings` and `models`: ([`path: old -> new`], [path that stayed by hand]).
+    def choose(self, **changes: Any) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+        """Change fields of the choice but `settings` and `models`: {path: (old, new)} and paths that stayed by hand.
 
         Raises ConfigError or ProjectError, and changes nothing, when there is no such family, card, purpose or size,
         or when the name cannot be a run's.
@@ -183,7 +183,8 @@ class Draft:
         self.save()
         new = underneath(wanted)
         stayed = [path for path, value in own.items() if path in new and under.get(path) != new[path] != value]
-        return differences(shown, self.shown), stayed
+        changed = {path: (shown.get(path), v) for path, v in self.shown.items() if shown.get(path) != v}
+        return changed, stayed
 
     # ---- the file ----------------------------------------------------------------------------------------------------
 

@@ -131,6 +131,21 @@ class Sliding:
         return place if self._whole else float(f"{place:.2g}") if self._log else float(f"{place:.6g}")
 
 
+def called(path: str, config_class: type[Config], name: str) -> tuple[str, str]:
+    """Label and help of a setting in the reader's language; those of the base model are translated by family."""
+    f = config_class.__dataclass_fields__[name]
+    key = f"{config_class.family}.{name}" if path.startswith("model.") else path
+    label, help = words("settings", key, label_of(f), f.metadata["help"])
+    return label[:1].upper() + label[1:], help
+
+
+def told(value: Any) -> str:
+    """A value in a sentence."""
+    if isinstance(value, bool):
+        return say("yes") if value else say("no")
+    return _told(value, True) if isinstance(value, (int, float)) else str(value)
+
+
 def _told(value: Any, scientific: bool) -> str:
     """A number as people write it: 1e-4, 0.05, 16."""
     if scientific and 0 < value < 0.01:
@@ -205,16 +220,16 @@ class Row:
         self.path, self.when = path, f.metadata["when"]
         self.control = control(config_class, name, options)
         self._helps, self._unit = helps_of(f), f.metadata["unit"]
-        self._label, self._help = words("settings", path, label_of(f), f.metadata["help"])
+        self._label, self._help = called(path, config_class, name)
         self._silent = False
         self._undo = ipywidgets.Button(
             icon="undo",
             tooltip=say("let go of what was set by hand"),
-            layout=ipywidgets.Layout(width="34px", flex="0 0 34px"),
+            layout=ipywidgets.Layout(width="34px", flex="0 0 34px", visibility="hidden"),
         )
         self._undo.on_click(lambda button: undone(self))
         self._head, self._note, self._trouble = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self._line = ipywidgets.HBox([*beside, self.control.widget], layout=ipywidgets.Layout(width="100%"))
+        self._line = ipywidgets.HBox([*beside, self.control.widget, self._undo], layout=ipywidgets.Layout(width="100%"))
         self._middle = ipywidgets.VBox([self._line])
         self.widget = laid_out(self._head, self._middle, self._note)
         self.control.listen(lambda: None if self._silent else changed(self))
@@ -228,14 +243,16 @@ class Row:
             finally:
                 self._silent = False
         unit = f" <span style='color:{GREY}'>{html.escape(self._unit)}</span>" if self._unit else ""
-        label = html.escape(self._label[:1].upper() + self._label[1:])
+        label = html.escape(self._label)
         _set(self._head, f"<div style='line-height:1.3'>{f'<b>{label}</b>' if by_hand else label}{unit}</div>")
         own = self._helps.get(value, "") if isinstance(value, str) else ""
-        told = f"<b>{html.escape(value)}</b>: {html.escape(say(own))} · " if own else ""
-        _set(self._note, small(f"{told}{html.escape(self._help)}"))
+        row = f"<b>{html.escape(value)}</b>: {html.escape(say(own))} · " if own else ""
+        _set(self._note, small(f"{row}{html.escape(self._help)}"))
         _set(self._trouble, sentence(trouble, colour))
-        self._line.children = self._placed(self._undo, self._line.children, by_hand)
-        self._middle.children = self._placed(self._trouble, self._middle.children, bool(trouble))
+        self._undo.layout.visibility = "visible" if by_hand else "hidden"  # nothing moves below a hand that drags
+        there = (self._line, self._trouble) if trouble else (self._line,)
+        if self._middle.children != there:
+            self._middle.children = there
 
     def hide(self, hidden: bool) -> None:
         """Take the row away while its setting does not matter."""
@@ -248,12 +265,6 @@ class Row:
             same = False
         if not same:
             self.control.show(value)
-
-    @staticmethod
-    def _placed(widget: Any, children: tuple, there: bool) -> tuple:
-        if (widget in children) == there:
-            return children
-        return (*children, widget) if there else tuple(child for child in children if child is not widget)
 
 
 def _set(widget: Any, text: str) -> None:
