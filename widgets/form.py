@@ -38,7 +38,10 @@ class Form:
         if is_new and not self.draft.choice.card:
             self.draft.choice.card = fitting_card(models.config_class(self.draft.choice.family).cards)
         self._wrong: dict[str, str] = {}  # path -> what is wrong with what was typed there; the last right value holds
-        self.changes: tuple[list[str], list[str]] = [], []  # by the preset chosen last: what changed, what stayed
+        self.changes: tuple[dict[str, tuple[Any, Any]], list[str]] = (
+            {},
+            [],
+        )  # by the preset chosen last: what changed, what stayed
         self.pictures = self._count()
         self.widget = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%", max_width="1240px"))
         self._make()
@@ -102,7 +105,7 @@ class Form:
         if {"purpose", "size", "card"} & changes.keys():
             self.changes = changed
         if "family" in changes:
-            self.changes = [], []
+            self.changes = {}, []
             self._wrong.clear()
             self._make()
         self._refresh()
@@ -223,7 +226,7 @@ def group_title(part: str, by_hand: int) -> str:
     """The title of a group of settings; `by_hand` of them were set by hand."""
     help = RunConfig.__dataclass_fields__[part].metadata["help"] if part else "what is trained after the first stage"
     label, told = words("parts", part or "run", part or "stages", help)
-    return f"{label} – {told}" + (f" ({say('{n} set by hand', n=by_hand)})" if by_hand else "")
+    return f"{label[:1].upper()}{label[1:]} – {told}" + (f" ({say('{n} set by hand', n=by_hand)})" if by_hand else "")
 
 
 def advice_tables(family: str) -> str:

@@ -10,12 +10,13 @@ import ipywidgets
 
 from lorakit import advice, models
 from lorakit.errors import UserError
-from widgets.fields import AMBER, laid_out, sentence, small
+from widgets.draft import usable
+from widgets.fields import AMBER, called, laid_out, sentence, small, told
 from widgets.i18n import say
 
 TOLD = 8  # changes told after a preset was chosen
 PURPOSES = {"character": "a character", "style": "a style", "concept": "a concept"}
-SIZES = {"small": "few pictures", "middle": "some pictures", "large": "many pictures"}
+SIZES = {"small": "few", "middle": "some", "large": "many"}  # pictures
 
 
 class Header:
@@ -36,7 +37,7 @@ class Header:
         self.preset = laid_out(ipywidgets.HTML(say("Preset")), ipywidgets.VBox([chosen]), self._why)
 
     def _dropdown(self, name: str, options: Mapping[str, str], layout: Any) -> Any:
-        made = ipywidgets.Dropdown(options=[(told, value) for value, told in options.items()], layout=layout)
+        made = ipywidgets.Dropdown(options=[(text, value) for value, text in options.items()], layout=layout)
         made.observe(lambda change: self._choose(**{name: change["new"]}), "value")
         return made
 
@@ -60,9 +61,9 @@ class Header:
                 (self._size, self._sizes(choice.family, choice.purpose)),
                 (self._card, {"": say("any card")} | {card: card for card in models.config_class(choice.family).cards}),
             ):
-                told = tuple((text, value) for value, text in options.items())
-                if widget.options != told:
-                    widget.options = told
+                pairs = tuple((text, value) for value, text in options.items())
+                if widget.options != pairs:
+                    widget.options = pairs
             self._purpose.value, self._size.value, self._card.value = choice.purpose, choice.size, choice.card
         finally:
             self._silent = False
@@ -79,9 +80,7 @@ class Header:
         for row in advice.presets(family):
             if row.purpose == purpose:
                 low, high = row.images
-                found[row.size] = (
-                    f"{say(SIZES[row.size])} ({low}–{high})" if high else f"{say(SIZES[row.size])} ({low}+)"
-                )
+                found[row.size] = f"{say(SIZES[row.size])}: {low}–{high}" if high else f"{say(SIZES[row.size])}: {low}+"
         return found
 
     def _about_name(self) -> str:
@@ -116,10 +115,12 @@ class Header:
         return "".join(lines) + self._changes()
 
     def _changes(self) -> str:
+        """What the preset or card that was chosen last changed, and what it did not."""
         changed, stayed = self._form.changes
-        lines = [f"{line}" for line in changed[:TOLD]]
-        if len(changed) > TOLD:
-            lines.append(say("and {n} more", n=len(changed) - TOLD))
-        told = small(f"<b>{say('Changed')}</b> {html.escape(' · '.join(lines))}") if changed else ""
-        kept = small(f"<b>{say('Stays as set by hand')}</b> {html.escape(', '.join(stayed))}") if stayed else ""
-        return told + kept
+        places = usable(self._form.draft.choice.family)
+        lines = [f"{called(path, *places[path])[0]} {told(old)} → {told(new)}" for path, (old, new) in changed.items()]
+        if len(lines) > TOLD:
+            lines[TOLD:] = [say("and {n} more", n=len(lines) - TOLD)]
+        kept = ", ".join(called(path, *places[path])[0] for path in stayed)
+        found = [(say("Changed:"), " · ".join(lines)), (say("Stays as set by hand:"), kept)]
+        return "".join(small(f"<b>{name}</b> {html.escape(text)}") for name, text in found if text)
