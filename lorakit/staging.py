@@ -240,6 +240,7 @@ def restoring_cache(project: Project) -> Iterator[Copied]:
             problem = yield from _cache_files(project, listed["packs"]["all"], here)
             if problem:
                 known["packs"] = {}
+                project.cache.mkdir(exist_ok=True)  # so that the mirror takes the damaged archive back
                 yield Copied("cache", 0, 0, problem)
         now = packs.stamps(project.cache)
         content = packs.ids(project, "cache", now, known)
