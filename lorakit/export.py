@@ -181,15 +181,13 @@ def _stages(stages: Sequence[Stage]) -> dict[str, str]:
     if first.adapter.network_weights:
         told["lorakit.network_weights"] = base_name(first.adapter.network_weights)
     if len(stages) > 1:
-        made = []
+        made: list[dict[str, Any]] = []
         for stage in stages:
-            others = {
-                f"{part}.{name}": value
-                for part in STAGE_PARTS
-                for name, value in to_dict(getattr(stage.config, part)).items()
-                if value != getattr(getattr(first, part), name) and f"{part}.{name}" != "data.folder"
-            }
-            made.append({"last_step": stage.plan.last, **others})
+            made.append({"last_step": stage.plan.last})
+            for part in STAGE_PARTS:
+                main, own = to_dict(getattr(first, part)), to_dict(getattr(stage.config, part))
+                made[-1] |= {f"{part}.{name}": value for name, value in own.items() if value != main[name]}
+            made[-1].pop("data.folder", None)
         told["lorakit.stages"] = json.dumps(made, ensure_ascii=False)
     return told
 

@@ -42,11 +42,11 @@ TEXT = {"optimizer": {"text_encoder_lr": 1e-2, "text_encoder_stop_step": 3}}  # 
 
 
 def merged(*changes: dict) -> dict:
-    """Settings by part, the later ones over the earlier ones."""
+    """Settings by part, the later ones over the earlier ones; of stages, the last list of them."""
     found: dict = {}
     for change in changes:
         for part, values in change.items():
-            found[part] = {**found.get(part, {}), **values}
+            found[part] = values if part == "stages" else {**found.get(part, {}), **values}
     return found
 
 

@@ -138,4 +138,5 @@ def settings(base: Path, **changes: dict) -> dict:
         "loop": {"epochs": 2, "batch_size": 2},
         "sample": {"width": 64, "height": 64, "steps": 2},
     }
-    return {part: {**plain.get(part, {}), **changes.get(part, {})} for part in {**plain, **changes}}
+    stages = {"stages": changes.pop("stages")} if "stages" in changes else {}
+    return {part: {**plain.get(part, {}), **changes.get(part, {})} for part in {**plain, **changes}} | stages
