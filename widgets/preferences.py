@@ -46,10 +46,10 @@ def read(project: Project, place: Place) -> Preferences:
     """The choices of a project; those of a new one fit the machine."""
     found = {}
     with suppress(FileNotFoundError, ValueError, AttributeError):  # a damaged file is not worth stopping for
-        found = json.loads((project.folder / "preferences.json").read_text("utf-8"))
-        found = {name: found.get(name) for name in ("language", "hf_endpoint")}
+        found = dict(json.loads((project.folder / "preferences.json").read_text("utf-8")).items())
     chinese = place.name == "AutoDL" or os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
-    language = found.get("language") if found.get("language") in i18n.LANGUAGES else "zh" if chinese else "en"
+    spoken = str(found.get("language"))
+    language = spoken if spoken in i18n.LANGUAGES else "zh" if chinese else "en"
     address = found.get("hf_endpoint")
     return Preferences(language, address if isinstance(address, str) else "")
 
