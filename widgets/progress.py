@@ -27,6 +27,7 @@ STATES = {
     "cut": "cut off",
 }
 KINDS = {"pictures": "pictures", "captions": "captions"}  # of things that are prepared
+ENDING = 0.5  # s after an interrupt in which a kernel that is to end has been told so
 HICCUP, LONG = 5, 60  # s that trouble at home may last before it is told, and before it is alarming
 
 
@@ -56,7 +57,7 @@ def render(run: Run) -> str:
 def _watch(run: Run, starts: bool) -> None:
     from IPython import get_ipython
 
-    if getattr(get_ipython(), "kernel", None) is None:
+    if (kernel := getattr(get_ipython(), "kernel", None)) is None:
         verb = "start" if starts else "watch"
         raise UserError(
             f"This view needs a notebook. In a terminal: lorakit {verb} {run.project.folder} --run {run.name}"
@@ -68,6 +69,8 @@ def _watch(run: Run, starts: bool) -> None:
                 jobs.start(run)
             screen.follow()
         except KeyboardInterrupt:
+            if _is_ending(kernel):
+                return
             screen.note = say("Finishing this step and saving…")
             jobs.stop(run)
             screen.draw()
@@ -76,6 +79,20 @@ def _watch(run: Run, starts: bool) -> None:
     except KeyboardInterrupt:
         screen.note = say("No longer watched. The trainer still saves and stops; run the cell again to see it.")
     screen.finish()
+
+
+def _is_ending(kernel: object) -> bool:
+    """True when a kernel was interrupted because it is shut down or restarted: then training goes on without it.
+
+    Jupyter interrupts a kernel first and asks it to end a moment later; nothing but this attribute tells (None: not).
+    """
+    until = time.monotonic() + ENDING
+    try:
+        while time.monotonic() < until and (asked := getattr(kernel, "_shutdown_message", None)) is None:
+            time.sleep(0.02)
+    except KeyboardInterrupt:  # somebody who means it
+        return False
+    return asked is not None
 
 
 class _Screen:
@@ -200,11 +217,13 @@ def trouble(project: Project, now: float) -> str:
 
     if (standing := mirror.standing(project)) is None:
         return ""
-    silent = now - standing.seen if standing.files_left else 0.0
+    silent = now - standing.seen if standing.files_left and standing.seen else 0.0
     if standing.trouble and now - standing.since >= HICCUP:
         text, lasted = standing.trouble, now - standing.since
     elif silent >= LONG:
-        text, lasted = say("Nothing was heard of the copying for {span}.", span=span(silent)), silent
+        text, lasted = say("Nothing is copied any more."), silent
+        if not standing.is_running:
+            text = say("The copying is not running: open the project again, or train, and it goes on.")
     else:
         return ""
     unsaved = say(
