@@ -76,6 +76,8 @@ def _copy(work: Pass, mouth: int) -> None:
         for line in work.lines():
             end["all"] = end["all"] and "also" not in line
             os.write(mouth, json.dumps(line).encode() + b"\n")
+    except BrokenPipeError:
+        return  # nobody listens any more
     except OSError as error:
         what, cure = WRONG.get(error.errno, ("fails", "See whether the disk is well"))
         detail = f" ({error.strerror}: {error.filename})" if error.filename else f" ({error.strerror})"

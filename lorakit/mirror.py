@@ -23,6 +23,7 @@ from lorakit.outbox import STAMP, Due, Sent, left, machine, read_stamp
 from lorakit.project import Project, Run, is_held, write_json
 
 OLD = 180.0  # seconds after which a trainer's stamp at home counts for nothing
+HURRY = 0.3  # seconds between looks while somebody waits
 ANSWERS = 20.0  # seconds that a small file at home may take to be read
 
 
@@ -112,9 +113,7 @@ def elsewhere(run: Run, *, old: float = OLD) -> str:
     A stamp that another machine has renewed within `old` seconds is watched until it is renewed again (alive) or old.
     """
     home = run.project.home
-    if home is None:
-        return ""
-    first = _read_stamp(home / "runs" / run.name / STAMP)
+    first = _read_stamp(home / "runs" / run.name / STAMP) if home else read_stamp(b"")
     if first["machine"] == machine(run.project):
         return ""
     while first["time"] and time.time() - first["time"] < old:
@@ -153,6 +152,7 @@ class Mirror:
         self.trouble = ("", "")  # what is wrong, and what helps
         self.since, self.is_silent = 0.0, False  # since when; whether the copier's silence is what is wrong
         self.next_try, self.wait = 0.0, 1.0
+        self.given_up = 0  # copiers, since one came to its end: what takes long is given more and more time
         self.told: dict[str, float] = {}  # run -> when others were last told that it is trained here
         self.logged = 0.0
         self.changed: dict[str, tuple[packs.Stamps, float]] = {}  # folder -> its files, since when
@@ -192,8 +192,11 @@ class Mirror:
             logs=hurry or not self.training or now - self.logged >= self.pace.logs,
             packs=tuple(folder for folder in self.changed if self._is_quiet(folder, hurry, now)),
             training={
-                **{name: _step(self.project.run(name)) for name in self.training if self._is_to_be_told(name, now)},
-                **{name: -1 for name in self.told if name not in self.training},
+                **{name: _step(self.project.run(name)) for name in self.training - self.told.keys()},
+                **{
+                    name: _step(self.project.run(name)) for name, at in self.told.items() if now - at >= self.pace.stamp
+                },
+                **{name: -1 for name in self.told.keys() - self.training},
             },
             told=frozenset(self.told),
         )
@@ -219,12 +222,9 @@ class Mirror:
         wait = 0.0 if hurry else self.pace.quiet * (3 if folder == "cache" else 1)
         return now - since >= wait and packs.unsent(self.project, folder, files)[0] > 0
 
-    def _is_to_be_told(self, name: str, now: float) -> bool:
-        return now - self.told.get(name, 0.0) >= self.pace.stamp
-
     def _listen(self) -> None:
         """Take what the copier says until it is time for the next look; give up a silent one."""
-        end = time.time() + self.pace.look
+        end = time.time() + (min(HURRY, self.pace.look) if self._is_hurried(time.time()) else self.pace.look)
         while self.copier and (line := self.copier.next_line(end)) is not None:
             if self.is_silent:
                 self._well()
@@ -236,9 +236,11 @@ class Mirror:
         if silent >= self.pace.silence:
             self._tell(f"{self.project.home} has not answered for {silent:.0f} s", "If this stays, mount it again")
             self.is_silent = True
-            if silent >= self.pace.patience or self.copier.mount != mount_of(self.project.home):
+            if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
+                self.project.home
+            ):
                 self.stuck.append((self.copier.give_up(), self.copier.mount, time.time()))
-                self.copier = None
+                self.copier, self.given_up = None, self.given_up + 1
 
     def _take(self, line: dict) -> None:
         """One thing that a copier says."""
@@ -252,7 +254,7 @@ class Mirror:
             if line["ends"]:
                 del self.told[line["told"]]
         elif "note" in line:
-            self.notes = [*self.notes, line["note"]][-20:]
+            self.notes = [*dict.fromkeys([*self.notes, line["note"]])][-20:]
         elif "also" in line:
             other = line["machine"].partition(" ")[0]
             what = f"Run {line['also']!r} is trained on another machine, too ({other}), and not copied home from here"
@@ -266,7 +268,7 @@ class Mirror:
         self.copier = None
         if line["all"]:
             self._well()
-            self.wait = 1.0
+            self.wait, self.given_up = 1.0, 0
             return
         if line["end"]:
             self._tell(line["end"], line["cure"])
@@ -290,8 +292,9 @@ class Mirror:
     def _hangs(self, now: float) -> bool:
         """Whether a copier that was given up still hangs in the disk as it is mounted now; one more would hang, too."""
         self.stuck = [(pid, mount, at) for pid, mount, at in self.stuck if os.waitpid(pid, os.WNOHANG)[0] == 0]
-        mount = mount_of(self.project.home) if self.stuck else ""
-        return any(its == mount and now - at < 10 * self.pace.retry for _, its, at in self.stuck)
+        return any(
+            mount == mount_of(self.project.home) and now - at < 10 * self.pace.retry for _, mount, at in self.stuck
+        )
 
     def _write(self) -> None:
         confirmed, trouble = _confirmed(self.project, self.sent), self._sentence()

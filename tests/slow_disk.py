@@ -146,8 +146,9 @@ if mfusepy is not None:
 
         def read(self, path, size, offset, fh):
             self.pass_by("read", path)
-            self.slow(size)
-            return os.pread(fh, size, offset)
+            data = os.pread(fh, size, offset)
+            self.slow(len(data))
+            return data
 
         def write(self, path, data, offset, fh):
             self.pass_by("write", path)
@@ -199,4 +200,4 @@ if mfusepy is not None:
 
 
 if __name__ == "__main__":
-    mfusepy.FUSE(Misbehaving(sys.argv[1], sys.argv[3]), sys.argv[2], foreground=True, attr_timeout=0, entry_timeout=0)
+    mfusepy.FUSE(Misbehaving(sys.argv[1], sys.argv[3]), sys.argv[2], foreground=True)
