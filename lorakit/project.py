@@ -88,6 +88,13 @@ class Project:
         names = (p.parent.name for p in sorted((self.folder / "runs").glob("*/config.yaml")))
         return [Run(self, name) for name in names if re.fullmatch(NAME, name)]
 
+    def newest_run(self) -> Run:
+        """The run in which something happened last. Raises ProjectError while there is none."""
+        found = self.runs()
+        if not found:
+            raise ProjectError(f"There are no runs in {self.folder} yet: train one first (notebook 4_train).")
+        return max(found, key=lambda run: (run.log if run.log.exists() else run.config_file).stat().st_mtime)
+
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""

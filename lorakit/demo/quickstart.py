@@ -8,17 +8,17 @@ from pathlib import Path
 from lorakit.demo import DATASET, PROMPTS, TRIGGER
 from lorakit.errors import UserError
 from lorakit.project import Project
-from lorakit.run import RunConfig, configure
+from lorakit.run import RunConfig, configure, start
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "0_quickstart.ipynb"
 
 
-def project(folder: str | Path = "lorakit-demo") -> Project:
-    """A project folder with the demo character's pictures; made when it is not there."""
-    made = Project(folder)
-    if not made.dataset.exists():
-        shutil.copytree(DATASET, made.dataset)
-    return made
+def fill(project: Project) -> None:
+    """Put the demo character's pictures and settings into a new project; one that has its own keeps them."""
+    if not any(project.dataset.rglob("*.png")):
+        shutil.copytree(DATASET, project.dataset, dirs_exist_ok=True)
+    if not project.runs():
+        start(project.run(TRIGGER), config())
 
 
 def config() -> RunConfig:

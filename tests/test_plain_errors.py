@@ -1,0 +1,32 @@
+"""An error for people is one sentence below the cell; any other error keeps its traceback."""
+
+import nbformat
+import pytest
+
+nbclient = pytest.importorskip("nbclient")
+FIRST = "from widgets.plain import plain_errors\nplain_errors()\nfrom lorakit.errors import UserError"
+
+
+def outputs_of(*cells: str) -> list[list]:
+    """What stands below each cell, run in a real kernel with a traceback allowed."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=60, allow_errors=True).execute()
+    return [cell.outputs for cell in notebook.cells]
+
+
+def test_only_errors_for_people_are_shown_as_what_they_say():
+    _, [told], [other], [after] = outputs_of(
+        FIRST, "raise UserError('the folder <x> is missing')", "raise ValueError('a fault of ours')", "print('goes on')"
+    )
+    assert told.output_type == "display_data" and "the folder &lt;x&gt; is missing" in told.data["text/html"]
+    assert "Traceback" not in told.data["text/html"]
+    assert other.output_type == "error" and other.ename == "ValueError"
+    assert after.text == "goes on\n"
+
+
+def test_a_cell_that_told_such_an_error_has_failed():
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(FIRST), nbformat.v4.new_code_cell("raise UserError('no')")]
+    )
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="no"):
+        nbclient.NotebookClient(notebook, timeout=60).execute()

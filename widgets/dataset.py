@@ -1,0 +1,151 @@
+"""A data set in a cell: its pictures, its tags, and captions for those that have none."""
+
+from __future__ import annotations
+
+import html
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of
+from lorakit.data.scan import Sample, Scan, scan
+from lorakit.project import Project
+from widgets.draft import Draft
+from widgets.i18n import say
+from widgets.page import AMBER, aside, box
+
+SHOWN, COLUMNS, WIDTH = 42, 7, 840  # pictures on the sheet, in a row, px
+NOTES, TAGS, CAPTIONS = 12, 80, 8  # lines of each at most
+REDRAW = 1.0  # s
+
+
+def pictures(project: Project) -> None:
+    """Show the training pictures: how many there are, a sheet of them, and what is left out and why."""
+    from IPython.display import HTML, display
+
+    from lorakit import contact
+
+    config = _config(project)
+    found = _scanned(config, project)
+    if found is None:
+        return
+    display(HTML(_counts(found)))
+    files = [sample.path for sample in found.samples if not sample.is_reg]
+    step = max(1, len(files) // SHOWN)  # of many pictures every nth
+    display(contact.sheet(files[::step][:SHOWN], columns=COLUMNS, width=WIDTH))
+    display(HTML(_notes(found.notes)))
+
+
+def tags(project: Project) -> None:
+    """Show the tags and how many pictures have each, some captions, and which pictures have none."""
+    from IPython.display import HTML, display
+
+    config = _config(project)
+    found = _scanned(config, project)
+    if found is not None:
+        display(HTML(_tag_table(found) + _captions(found, config.trigger)))
+
+
+def tag(project: Project, tagger: str = "demo", threshold: float = 0.35) -> None:
+    """Write captions for the pictures that have none, with a WD tagger (`demo`, a folder, or a hub id).
+
+    Interrupted, it goes on where it was when the cell is run again.
+    """
+    from IPython.display import HTML, display
+
+    from lorakit.demo import TAGGER
+    from lorakit.hub import fetch
+    from lorakit.taggers.wd14 import WD14
+    from lorakit.tagging import tag_missing
+
+    config, done, drawn = _config(project), 0, 0.0
+    view = display(HTML(html.escape(say("reading the tagger…"))), display_id=True)
+    folder = TAGGER if tagger == "demo" else fetch(tagger, patterns=("model.onnx", "selected_tags.csv"))
+    try:
+        for progress in tag_missing(config, project.folder, WD14(folder), threshold=threshold):
+            done = progress.done
+            if time.monotonic() - drawn > REDRAW:
+                view.update(HTML(say("{done} of {total} captions written", done=done, total=progress.total)))
+                drawn = time.monotonic()
+    except KeyboardInterrupt:
+        view.update(HTML(say("stopped after {done}; run the cell again to go on", done=done)))
+        return
+    view.update(HTML(say("{done} captions written; those that were there are as they were", done=done)))
+
+
+def _config(project: Project) -> DataConfig:
+    """The data settings that are chosen for the project's next run."""
+    chosen = Draft(project).shown
+    return DataConfig(**{f.name: chosen[f"data.{f.name}"] for f in fields(DataConfig) if f"data.{f.name}" in chosen})
+
+
+def _scanned(config: DataConfig, project: Project) -> Scan | None:
+    """The scan, or None after saying what is wrong with the data set."""
+    from IPython.display import HTML, display
+
+    from lorakit.data.scan import DataError
+
+    try:
+        return scan(config, project.folder)
+    except DataError as error:
+        display(HTML(box(str(error), AMBER)))
+        return None
+
+
+def _counts(found: Scan) -> str:
+    """A line for each folder: pictures, repeats, and how many pictures an epoch shows."""
+    folders: dict[str, list[Sample]] = {}
+    for sample in found.samples:
+        folders.setdefault(str(Path(sample.name).parent), []).append(sample)
+    rows = "".join(
+        f"<tr>{_cell(name if name != '.' else '')}{_cell(len(samples))}{_cell(f'× {samples[0].repeats}')}"
+        f"{_cell(sum(sample.repeats for sample in samples))}"
+        f"{_cell(say('regularization') if samples[0].is_reg else '')}</tr>"
+        for name, samples in folders.items()
+    )
+    heads = (say("folder"), say("pictures"), say("repeats"), say("seen an epoch"), "")
+    return _table("".join(f"<th style='text-align:left;padding:2px 14px 2px 0'>{head}</th>" for head in heads), rows)
+
+
+def _cell(text: object) -> str:
+    return f"<td style='text-align:left;padding:2px 14px 2px 0'>{html.escape(str(text))}</td>"
+
+
+def _table(heads: str, rows: str) -> str:
+    return f"<table style='border-collapse:collapse;font-size:13px'><tr>{heads}</tr>{rows}</table>"
+
+
+def _notes(notes: tuple[str, ...]) -> str:
+    more = [say("and {n} more", n=len(notes) - NOTES)] if len(notes) > NOTES else []
+    return box("\n".join([*notes[:NOTES], *more]), AMBER) if notes else aside(say("Every file is used."))
+
+
+def _tag_table(found: Scan) -> str:
+    """Each tag as a pill with its count, the most frequent first."""
+    counts = found.tag_frequency()
+    pills = "".join(
+        f"<span style='display:inline-block;border:1px solid #8886;border-radius:10px;padding:1px 8px;margin:2px'>"
+        f"{html.escape(name)} <b>{count}</b></span>"
+        for name, count in list(counts.items())[:TAGS]
+    )
+    told = say("{tags} tags in {pictures} pictures", tags=len(counts), pictures=_trained(found))
+    more = say("and {n} more", n=len(counts) - TAGS) if len(counts) > TAGS else ""
+    return f"<div style='font-size:13px;max-width:{WIDTH}px'><b>{told}</b><div>{pills}{more}</div></div>"
+
+
+def _trained(found: Scan) -> int:
+    return sum(not sample.is_reg for sample in found.samples)
+
+
+def _captions(found: Scan, trigger: str) -> str:
+    """Some captions as they are trained, and how many pictures have none or lack the trigger."""
+    mine = [sample for sample in found.samples if not sample.is_reg]
+    bare = sum(not sample.is_captioned for sample in mine)
+    late = [sample for sample in mine if trigger and tags_of(sample.caption)[:1] != [trigger]]
+    told = [say("{n} pictures have no caption", n=bare)] if bare else [say("Every picture has a caption.")]
+    if late:
+        told.append(say("{n} captions do not begin with the trigger {trigger}", n=len(late), trigger=trigger))
+    rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in mine[:CAPTIONS])
+    heads = "".join(f"<th style='text-align:left'>{head}</th>" for head in (say("picture"), say("caption")))
+    return f"<p style='font-size:13px'>{html.escape(' '.join(told))}</p>" + _table(heads, rows)
