@@ -54,7 +54,7 @@ def row(run: Run) -> str:
 def _newest(run: Run, history: History) -> str:
     """The sample painted last, or an empty place."""
     for step in sorted(history.samples, reverse=True)[:1]:
-        if source := thumbnail(run.folder / next(iter(history.samples[step].values())).image):
+        if source := thumbnail(run.folder / next(iter(history.samples[step].values())).image, SIDE):
             return f'<img src="{source}" style="width:{SIDE}px;border-radius:4px">'
     frame = f"width:{SIDE}px;height:{SIDE}px;border-radius:4px;background-color:rgba(128,128,128,0.15)"
     return f'<div style="{frame}"></div>'
