@@ -201,6 +201,7 @@ class Draft:
         if self.file.exists():
             try:
                 choice, trouble = read_choice(read_yaml(self.file))
+                self.project.run(choice.run)  # refuses what cannot be a name
             except UserError as error:
                 choice, trouble = Choice(), [str(error)]
             if trouble:

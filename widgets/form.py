@@ -17,7 +17,7 @@ from lorakit.data import DataConfig
 from lorakit.data.scan import count
 from lorakit.errors import UserError
 from lorakit.project import Project, Run
-from lorakit.run import RunConfig, start
+from lorakit.run import RunChanged, RunConfig, start
 from widgets import draft as drafts
 from widgets.draft import Draft, owners, usable
 from widgets.fields import AMBER, RED, Row, sentence, small
@@ -51,8 +51,8 @@ class Form:
     @property
     def value(self) -> RunConfig:
         """The config. Raises ConfigError with a sentence for everything that is wrong or missing."""
-        if self._wrong:
-            raise ConfigError("\n".join(self._wrong.values()))
+        if wrong := [reason for path, reason in self._wrong.items() if path]:
+            raise ConfigError("\n".join(wrong))
         return self.draft.value
 
     @property
@@ -71,7 +71,11 @@ class Form:
         Of a run that has begun, only memory, save and sample settings may be others than before: RunChanged says what
         differs. Raises ConfigError as `value`.
         """
-        start(self.draft.run, self.value)
+        try:
+            start(self.draft.run, self.value)
+        except RunChanged as error:
+            self.refuse("", str(error))
+            raise
         self._refresh()
         return self.draft.run
 
@@ -79,15 +83,27 @@ class Form:
 
     def set(self, path: str, value: Any) -> None:
         """Set one setting by hand, as its field does; raises ConfigError, and changes nothing, for what is wrong."""
+        if path == "model.family":
+            self.choose(family=value)
+            return
         self.draft.set(path, value)
-        self._wrong.pop(path, None)
+        self._right(path)
         self._refresh()
 
     def reset(self, path: str) -> None:
         """Let go of what was set by hand: the preset, the card or the family decides again."""
         self.draft.reset(path)
-        self._wrong.pop(path, None)
+        self._right(path)
         self._refresh()
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Say what is wrong with what stands in a field ("run": the name; "": all of it) until that is changed."""
+        self._wrong[path] = reason
+        self._refresh()
+
+    def _right(self, *paths: str) -> None:
+        for path in (*paths, ""):
+            self._wrong.pop(path, None)
 
     def choose(self, **changes: Any) -> None:
         """Choose `run` (its name), `family`, `card`, `purpose`, `size` or `expert`; what was set by hand stays.
@@ -102,6 +118,7 @@ class Form:
             if "size" not in changes:
                 changes["size"] = (advice.size_for(family, purpose, images) or "middle") if purpose else ""
         changed = self.draft.choose(**changes)
+        self._right(*(changes.keys() & {"run"}))
         if {"purpose", "size", "card"} & changes.keys():
             self.changes = changed
         if "family" in changes:
@@ -153,7 +170,8 @@ class Form:
             paths = [path for path in places if path.rpartition(".")[0] == owner and path not in self.rows]
             if paths:
                 self._groups.append((owner, [self._row(path) for path in paths]))
-        tables = ipywidgets.HTML(advice_tables(self.draft.choice.family))
+        wide = ipywidgets.Layout(width="100%", min_width="0", overflow="auto")
+        tables = ipywidgets.HTML(advice_tables(self.draft.choice.family), layout=wide)
         self._accordion.children = [*(ipywidgets.VBox([r.widget for r in rows]) for _, rows in self._groups), tables]
         self._accordion.set_title(len(self._groups), say("What guides advise"))
 
@@ -162,8 +180,7 @@ class Form:
         try:
             self.set(row.path, row.control.read())
         except UserError as error:
-            self._wrong[row.path] = str(error)
-            self._refresh()
+            self.refuse(row.path, str(error))
 
     def _refresh(self) -> None:
         """Show what holds now. Only what changed is sent to the page."""
@@ -186,8 +203,8 @@ class Form:
             self._accordion.set_title(place, group_title(owner, sum(row.path in own for row in rows)))
         self._accordion.layout.display = "" if choice.expert else "none"
         self._expert.value = choice.expert
-        self.head.show()
-        far = [text for path, text in problems.items() if path not in self._basic]
+        self.head.show(self._wrong.get("run", ""))
+        far = [text for path, text in problems.items() if path not in (*self._basic, "run")]
         self._top.value = "".join(sentence(text, AMBER) for text in self.draft.notes) + "".join(map(sentence, far))
         self._end.value = self._ending(len(problems))
 

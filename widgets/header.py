@@ -14,8 +14,9 @@ from widgets.draft import usable
 from widgets.fields import AMBER, called, laid_out, sentence, small, told
 from widgets.i18n import say
 
+MARGIN = "2px 40px 2px 2px"  # ends where fields with a button beside them end
 TOLD = 8  # changes told after a preset was chosen
-PURPOSES = {"character": "a character", "style": "a style", "concept": "a concept"}
+PURPOSES = {"character": "character", "style": "style", "concept": "concept"}
 SIZES = {"small": "few", "middle": "some", "large": "many"}  # pictures
 
 
@@ -24,7 +25,7 @@ class Header:
 
     def __init__(self, form: Any):
         self._form, self._silent = form, True
-        self._name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="auto"))
+        self._name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="auto", margin=MARGIN))
         self._name.observe(lambda change: self._choose(run=change["new"].strip()), "value")
         self._begun, self._trouble, self._why = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         middle = ipywidgets.VBox([self._name, self._trouble])
@@ -33,7 +34,9 @@ class Header:
         self.family = self._dropdown("family", {name: name for name in models.names()}, narrow)
         even = ipywidgets.Layout(width="auto", flex="1 1 90px", min_width="90px")
         self._purpose, self._size, self._card = (self._dropdown(name, {}, even) for name in ("purpose", "size", "card"))
-        chosen = ipywidgets.HBox([self._purpose, self._size, self._card], layout=ipywidgets.Layout(width="100%"))
+        chosen = ipywidgets.HBox(
+            [self._purpose, self._size, self._card], layout=ipywidgets.Layout(width="auto", margin="0 38px 0 0")
+        )
         self.preset = laid_out(ipywidgets.HTML(say("Preset")), ipywidgets.VBox([chosen]), self._why)
 
     def _dropdown(self, name: str, options: Mapping[str, str], layout: Any) -> Any:
@@ -47,14 +50,15 @@ class Header:
         try:
             self._form.choose(**changes)
         except UserError as error:  # only a name can be wrong; the others are chosen from what there is
-            self._trouble.value = sentence(str(error))
+            self._form.refuse("run", str(error))
 
-    def show(self) -> None:
-        """Show what is chosen, why a preset says what it says, and what it changed."""
+    def show(self, trouble: str) -> None:
+        """Show what is chosen, why a preset says what it says, what it changed, and what is wrong with the name."""
         choice = self._form.draft.choice
         self._silent = True
         try:
-            self._name.value = choice.run
+            if not trouble:
+                self._name.value = choice.run
             self.family.value = choice.family
             for widget, options in (
                 (self._purpose, self._purposes(choice.family)),
@@ -67,7 +71,7 @@ class Header:
             self._purpose.value, self._size.value, self._card.value = choice.purpose, choice.size, choice.card
         finally:
             self._silent = False
-        self._trouble.value = ""
+        self._trouble.value = sentence(trouble)
         self._begun.value = self._about_name()
         self._why.value = self._about_preset()
 
