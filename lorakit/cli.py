@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from lorakit import _terminal
+from lorakit._terminal import project_at, with_changes
 from lorakit.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit status
@@ -64,10 +65,24 @@ def _parser() -> argparse.ArgumentParser:
     settings.add_argument(
         "--card", default="", metavar="MEMORY", help="settings that suit a GPU, e.g. '8 GB'; others win over them"
     )
-    add(_train, "train a run; the same command again goes on from its newest state", settings)
-    add(_start, "train a run in the background: it goes on when this terminal is closed", settings)
-    add(_watch, "show what happens in a run, wherever it is trained; Ctrl-C ends the watching only", run)
-    add(_stop, "let a run that is trained anywhere on this machine finish its step, save and stop", run)
+    settings.add_argument(
+        "--from-weights",
+        metavar="FILE",
+        help="begin a new run with a LoRA file, e.g. of another run, which it continues",
+    )
+    add(_terminal.train, "train a run; the same command again goes on from its newest state", settings)
+    add(_terminal.start, "train a run in the background: it goes on when this terminal is closed", settings)
+    add(_terminal.watch, "show what happens in a run, wherever it is trained; Ctrl-C ends the watching only", run)
+    add(_terminal.stop, "let a run that is trained anywhere on this machine finish its step, save and stop", run)
+    extend = add(_terminal.extend, "more epochs, or one more stage, for a run that has begun or is finished", run)
+    more = extend.add_mutually_exclusive_group(required=True)
+    more.add_argument("--epochs", type=int, help="epochs in all, in its last stage")
+    more.add_argument(
+        "--stage", action="append", metavar="KEY=VALUE", help="one setting of a stage after all others; give it again"
+    )
+    extend.add_argument(
+        "--way", default="", help="with --epochs: stretch the learning rate's curve over all, or hold its last value"
+    )
 
     opened = add(_open, "bring a project from its home on a slow disk (Drive) to this machine's own disk")
     opened.add_argument("home", type=Path, help="where the project lives for good")
@@ -77,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     sync = add(_sync, "copy a project's new files home, in the foreground; `start` does so in the background")
     sync.add_argument("project", type=Path)
 
-    status = add(_status, "the runs of a project")
+    status = add(_terminal.status, "the runs of a project")
     status.add_argument("project", type=Path)
     status.add_argument("--json", action="store_true", help="machine-readable")
 
@@ -133,90 +148,6 @@ def _model_check(options: argparse.Namespace) -> int:
     return int(any(finding.trouble for finding in findings))
 
 
-def _project(folder: Path):
-    from lorakit.project import Project, ProjectError
-
-    project = Project(folder)
-    if not project.folder.is_dir():
-        raise ProjectError(f"{project.folder} does not exist; name a project's folder, with its pictures in dataset/.")
-    return project
-
-
-def _configured(options: argparse.Namespace):
-    """The run that was named, with what was asked for in its config."""
-    from lorakit.claim import busy, is_alive
-    from lorakit.config import read_yaml
-    from lorakit.run import configure, settings_of, start
-
-    run = _project(options.project).run(options.run)
-    if run.exists() and not (options.config or options.set or options.card):
-        return run
-    if is_alive(run):
-        raise busy(run)
-    if options.config:
-        settings = read_yaml(options.config)
-    elif run.exists():
-        settings = settings_of(run, options.card)
-    else:
-        settings = {"model": {"family": "sd15"}}
-    start(run, configure(_with(settings, options.set), options.card))
-    return run
-
-
-def _train(options: argparse.Namespace) -> int:
-    from lorakit._terminal import show
-    from lorakit.train import train
-
-    for event in train(_configured(options)):
-        show(event)
-    return 0
-
-
-def _start(options: argparse.Namespace) -> int:
-    from lorakit import jobs
-    from lorakit._terminal import ways_on
-
-    run = _configured(options)
-    print(f"Run {run.name!r} {'is trained now' if jobs.start(run) else 'was being trained already'}.\n{ways_on(run)}")
-    return 0
-
-
-def _watch(options: argparse.Namespace) -> int:
-    from lorakit import jobs
-    from lorakit._terminal import show, ways_on
-
-    run = _known(options)
-    try:
-        for event in jobs.follow(run):
-            if event is not None:
-                show(event)
-    except KeyboardInterrupt:
-        print(f"\nNo longer watched; the training goes on.\n{ways_on(run)}")
-        return 0
-    if fate := jobs.fate(run):
-        print(f"\n{fate}", file=sys.stderr)
-    return int(bool(fate))
-
-
-def _stop(options: argparse.Namespace) -> int:
-    from lorakit import jobs
-
-    run = _known(options)
-    told = "is told to finish its step, save and stop" if jobs.stop(run) else "is not being trained"
-    print(f"Run {run.name!r} {told}.")
-    return 0
-
-
-def _known(options: argparse.Namespace):
-    """A run that has a config."""
-    from lorakit.run import read_config
-
-    run = _project(options.project).run(options.run)
-    if not run.exists():
-        read_config(run)  # names the runs there are
-    return run
-
-
 def _open(options: argparse.Namespace) -> int:
     from lorakit import places
     from lorakit.workspace import open_home
@@ -228,34 +159,7 @@ def _open(options: argparse.Namespace) -> int:
 def _sync(options: argparse.Namespace) -> int:
     from lorakit.mirror import serve
 
-    serve(_project(options.project))
-    return 0
-
-
-def _with(settings: dict, changes: list[str]) -> dict:
-    from lorakit.config import ConfigError, assign
-
-    for change in changes:
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change}: write it as key=value, e.g. adapter.rank=32.")
-        assign(settings, name, value)
-    return settings
-
-
-def _status(options: argparse.Namespace) -> int:
-    from lorakit._terminal import state_line
-    from lorakit.status import project_status
-
-    project = _project(options.project)
-    found = project_status(project)
-    if options.json:
-        print(json.dumps([vars(run) for run in found], indent=1, ensure_ascii=False))
-        return 0
-    for status in found:
-        print(state_line(status, project.run(status.name)))
-    if not found:
-        print(f"No runs yet in {project.folder}.")
+    serve(project_at(options.project))
     return 0
 
 
@@ -265,7 +169,7 @@ def _grid(options: argparse.Namespace) -> int:
     from lorakit.run import read_config
     from lorakit.sample import PaintConfig
 
-    run = _project(options.project).run(options.run)
+    run = project_at(options.project).run(options.run)
     config = read_config(run)
     look = {name: value for name, value in to_dict(config.sample).items() if name in PaintConfig.__dataclass_fields__}
     prompt = options.prompt or next(iter(config.sample.prompts), config.data.trigger)
@@ -275,7 +179,7 @@ def _grid(options: argparse.Namespace) -> int:
         _axis(options.y, run),
         prompt=prompt,
         name=options.name,
-        look=from_dict(PaintConfig, _with(look, options.set)),
+        look=from_dict(PaintConfig, with_changes(look, options.set)),
     ):
         print(
             f"grid {event.picture}\nrecord {event.record}"
@@ -314,7 +218,7 @@ def _export(options: argparse.Namespace) -> int:
     from lorakit.painter import deliver
     from lorakit.run import read_config
 
-    run = _project(options.project).run(options.run)
+    run = project_at(options.project).run(options.run)
     read_config(run)
     step = options.step if options.step is not None else max(run.lora_steps(), default=0)
     file, matched = deliver(run, step, options.output)

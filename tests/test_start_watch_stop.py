@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lorakit.cli import main
 from lorakit.events import Failed, Stopped, append, read
 from lorakit.project import Project
 from lorakit.run import configure, read_config, start
+from lorakit.status import run_status
+from lorakit.train import train
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,42 @@ def test_unknown_projects_and_runs_are_refused(run, verb, capsys):
     folder = run.project.folder
     assert "nowhere does not exist" in said(capsys, verb, folder / "nowhere", status=2)
     assert "no run 'other'" in said(capsys, verb, folder, "--run", "other", status=2)
+
+
+# ---- more of a run, and a new run from its weights -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> Path:
+    """A project whose run `run1` is complete; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    tiny.save_pictures(folder / "dataset")
+    run = Project(folder).run("run1")
+    start(run, configure(tiny.settings(base, loop={"epochs": 1, "batch_size": 4})))
+    list(train(run))
+    return folder
+
+
+def test_a_finished_run_gets_more_epochs_and_another_stage(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "p")
+    steps = run_status(Project(folder).run("run1")).steps
+    assert "Go on: lorakit start" in said(capsys, "extend", folder, "--epochs", 2, "--way", "hold")
+    assert f"finished after step {2 * steps}" in said(capsys, "train", folder)
+    said(capsys, "extend", folder, "--stage", "loop.epochs=1", "--stage", "schedule.name=cosine")
+    assert f"finished after step {3 * steps}" in said(capsys, "train", folder)
+
+
+def test_more_epochs_are_refused_without_a_way_or_when_they_are_trained(trained, capsys):
+    assert "allowed are stretch, hold" in said(capsys, "extend", trained, "--epochs", 2, status=2)
+    assert "Ask for more" in said(capsys, "extend", trained, "--epochs", 0, "--way", "hold", status=2)
+    assert "no run 'other'" in said(capsys, "extend", trained, "--run", "other", "--epochs", 2, status=2)
+
+
+def test_a_new_run_from_the_weights_of_another_takes_its_settings_and_changes(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "p")
+    (lora,) = (folder / "runs" / "run1" / "lora").iterdir()
+    told = said(capsys, "train", folder, "--run", "two", "--from-weights", lora, "--set", "loop.steps=1")
+    assert "step 0 of 1" in told and "finished after step 1" in told
+    config = read_config(Project(folder).run("two"))
+    assert config.adapter.rank == 2 and config.adapter.network_weights == str(lora)
+    assert "has begun" in said(capsys, "train", folder, "--run", "two", "--from-weights", lora, status=2)
