@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from lorakit import packs
 from lorakit.copier import Copier, mount_of
 from lorakit.errors import UserError
 from lorakit.fetch import brought, wanted
-from lorakit.outbox import STAMP, Due, Sent, left, machine, read_stamp
+from lorakit.outbox import Due, Sent, left
 from lorakit.project import Project, Run, is_held, write_json
+from lorakit.stamps import elsewhere
 
-OLD = 180.0  # seconds after which a trainer's stamp at home counts for nothing
+__all__ = ["Pace", "Standing", "elsewhere", "serve", "settle", "standing", "start"]
 HURRY = 0.3  # seconds between looks while somebody waits
-ANSWERS = 20.0  # seconds that a small file at home may take to be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,28 +107,6 @@ def settle(project: Project, timeout: float) -> Iterator[Standing]:
         time.sleep(0.5)
 
 
-def elsewhere(run: Run, *, old: float = OLD) -> str:
-    """A sentence when another machine trains this run, else "". Takes up to `old` seconds to tell life from death.
-
-    A stamp that another machine has renewed within `old` seconds is watched until it is renewed again (alive) or old.
-    """
-    home = run.project.home
-    first = _read_stamp(home / "runs" / run.name / STAMP) if home else read_stamp(b"")
-    if first["machine"] == machine(run.project):
-        return ""
-    while first["time"] and time.time() - first["time"] < old:
-        time.sleep(min(2.0, old / 20))
-        now = _read_stamp(home / "runs" / run.name / STAMP)
-        if now["time"] == 0:
-            return ""
-        if now["time"] != first["time"]:
-            return (
-                f"Run {run.name!r} is being trained on another machine ({now['machine'].partition(' ')[0]}, step "
-                f"{now['step']}). Stop it there first: two trainers of one run would overwrite each other's work."
-            )
-    return ""
-
-
 def serve(project: Project, pace: Pace = PACE) -> None:
     """Copy until nothing is left and nobody trains: what `lorakit sync` runs. Returns at once when another one does.
 
@@ -158,15 +136,20 @@ class Mirror:
         self.changed: dict[str, tuple[packs.Stamps, float]] = {}  # folder -> its files, since when
         self.notes: list[str] = []
         self.busy = time.time()  # when there was last something to do
+        self.training: set[str] = set()
+        self.count, self.size = 0, 0  # what is left
 
     def run(self) -> None:
         while True:
-            self._look()
+            # of the local disk: full, or a file that goes while it is looked at; the next look is seconds away
+            with suppress(OSError):
+                self._look()
             now = time.time()
             if self.copier is None and now >= self.next_try and not self._hangs(now):
                 self._begin(now)
             self._listen()
-            self._write()
+            with suppress(OSError):
+                self._write()
             if self.copier is None and not self.count and not self.training and not self.told:
                 if time.time() - self.busy >= self.pace.linger:
                     return
@@ -192,10 +175,7 @@ class Mirror:
             logs=hurry or not self.training or now - self.logged >= self.pace.logs,
             packs=tuple(folder for folder in self.changed if self._is_quiet(folder, hurry, now)),
             training={
-                **{name: _step(self.project.run(name)) for name in self.training - self.told.keys()},
-                **{
-                    name: _step(self.project.run(name)) for name, at in self.told.items() if now - at >= self.pace.stamp
-                },
+                **{name: _step(self.project.run(name)) for name in self.training if self._is_silent_on(name, now)},
                 **{name: -1 for name in self.told.keys() - self.training},
             },
             told=frozenset(self.told),
@@ -215,6 +195,9 @@ class Mirror:
     def _is_hurried(self, now: float) -> bool:
         hurry = self.project.sync / "hurry"
         return hurry.exists() and now - hurry.stat().st_mtime < 30
+
+    def _is_silent_on(self, name: str, now: float) -> bool:
+        return now - self.told.get(name, 0.0) >= self.pace.stamp
 
     def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
         """Whether a folder differs from its archives, and nobody has written into it for a while."""
@@ -248,7 +231,8 @@ class Mirror:
             self.sent.files[line["sent"]] = line["stamp"]
         elif "states" in line:
             self.sent.states[line["states"]] = line["steps"]
-            self.sent.remember(self.project)
+            with suppress(OSError):
+                self.sent.remember(self.project)
         elif "told" in line:
             self.told[line["told"]] = time.time()
             if line["ends"]:
@@ -263,7 +247,8 @@ class Mirror:
             self._ended(line)
 
     def _ended(self, line: dict) -> None:
-        self.sent.remember(self.project)
+        with suppress(OSError):
+            self.sent.remember(self.project)
         self.copier.reap()
         self.copier = None
         if line["all"]:
@@ -339,14 +324,3 @@ def _step(run: Run) -> int:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         steps = re.findall(rb'"step": (\d+)', file.read())
     return int(steps[-1]) if steps else 0
-
-
-def _read_stamp(file: Path) -> dict:
-    """A stamp at home, read by a process of its own, since whoever reads a hanging disk hangs with it."""
-    with open(os.devnull, "wb") as nowhere:
-        reader = subprocess.Popen(["cat", str(file)], stdout=subprocess.PIPE, stderr=nowhere)
-    try:
-        return read_stamp(reader.communicate(timeout=ANSWERS)[0])
-    except subprocess.TimeoutExpired:
-        reader.kill()
-        return read_stamp(b"")

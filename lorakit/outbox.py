@@ -15,12 +15,12 @@ from typing import Any
 from lorakit import packs
 from lorakit.archive import ArchiveError
 from lorakit.checkpoint import COMPLETE, STATE
-from lorakit.copying import MACHINE, copying, growing, is_abandoned, wipe, writing
+from lorakit.copying import copying, growing, is_abandoned, wipe, writing
 from lorakit.fetch import MARK, bringing, brought
 from lorakit.project import Project, Run, write_json
+from lorakit.stamps import STAMP, machine, read_stamp
 
 KEEP = 2  # confirmed states at home before an older one goes
-STAMP = "trainer.json"  # in a run's folder at home: who trains it
 LOGS = (".jsonl", ".log")
 ENOUGH = 3  # files that fail before a pass gives up
 UNSENT = re.compile(r"\..*|.*\.(part|lock|pid|tmp)|home\.json|heartbeat.*|" + re.escape(STAMP))
@@ -115,24 +115,6 @@ def left(project: Project, sent: Sent) -> tuple[int, int]:
         more, larger = packs.unsent(project, folder, packs.stamps(project.folder / folder))
         count, size = count + more, size + larger
     return count, size
-
-
-def machine(project: Project) -> str:
-    """A name for this machine that no other has, readable for people."""
-    file = project.sync / "machine"
-    if not file.exists():
-        project.sync.mkdir(exist_ok=True)
-        file.write_text(f"{MACHINE} {os.urandom(4).hex()}")
-    return file.read_text()
-
-
-def read_stamp(text: bytes) -> dict[str, Any]:
-    """Who trains a run, since when and how far; a time of 0 for nobody, also when the text is torn."""
-    try:
-        stamp = json.loads(text)
-        return {"machine": str(stamp["machine"]), "time": float(stamp["time"]), "step": int(stamp["step"])}
-    except (ValueError, LookupError, TypeError):
-        return {"machine": "", "time": 0.0, "step": 0}
 
 
 class Pass:

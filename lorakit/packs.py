@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def stamps(folder: Path) -> Stamps:
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and not name.endswith(".part"):
-                status = os.stat(os.path.join(parent, name))
-                found[os.path.relpath(os.path.join(parent, name), folder)] = (status.st_size, status.st_mtime_ns)
+                with suppress(FileNotFoundError):  # it goes while others are looked at
+                    status = os.stat(os.path.join(parent, name))
+                    found[os.path.relpath(os.path.join(parent, name), folder)] = (status.st_size, status.st_mtime_ns)
     return found
 
 

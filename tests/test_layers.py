@@ -33,6 +33,7 @@ LAYERS = {
     "run": ["data", "run", "checkpoint", "claim", "sample", "memory", "stages"],
     "home": [
         "copying",
+        "stamps",
         "archive",
         "packs",
         "fetch",

@@ -15,7 +15,7 @@ import pytest
 from homes import QUICK, begin, opened, safetensors, save_data, serving, state, until, whole_states
 from slow_disk import SlowDisk, mountable
 
-from lorakit import mirror, outbox, workspace
+from lorakit import mirror, outbox, stamps, workspace
 from lorakit.errors import UserError
 from lorakit.mirror import Pace, Standing
 from lorakit.outbox import Due, Pass, Sent
@@ -424,7 +424,7 @@ def test_two_machines_that_train_one_run_are_told_and_nothing_is_overwritten(pla
 
 @fuse
 def test_whoever_asks_a_hanging_disk_who_trains_does_not_hang(disk, project, monkeypatch):
-    monkeypatch.setattr(mirror, "ANSWERS", 0.5)
+    monkeypatch.setattr(stamps, "ANSWERS", 0.5)
     disk.set(hang=True)
     begun = time.time()
     assert mirror.elsewhere(project.run("r")) == "" and mirror.standing(project) is not None

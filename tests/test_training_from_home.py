@@ -43,9 +43,9 @@ def run_in(project: Project, base) -> Run:
 
 
 def seconds(run: Run) -> float:
-    """The median time between two steps."""
+    """The time between two steps that a tenth of them stay below: what else runs on the machine is not in it."""
     times = [when for when, event in events.read(run.log) if isinstance(event, Stepped)]
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    return statistics.quantiles((b - a for a, b in zip(times, times[1:], strict=False)), n=10)[0]
 
 
 @fuse
