@@ -63,7 +63,7 @@ def rank_and_alpha(file: Path) -> tuple[int, float]:
         ]
     ((scale, _),) = Counter(float(f"{scale:.6g}") for scale in scales or [1.0]).most_common(1)
     rank = max(ranks.values())
-    return rank, float(f"{scale * rank:.6g}")
+    return rank, float(f"{scale * rank:.5g}")
 
 
 def _refuse_others(file: Path, modules: Mapping[str, Mapping[str, Iterable[int]]]) -> None:
