@@ -41,24 +41,31 @@ HUB_TIMEOUT = 2.0  # s
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
-
-    cure      what to do, "" when all is well; `pattern` with `fields` put in
-    """
+    """One line of the report: `text` says what was found, `remedy` what to do ("" when all is well); `fields` go into
+    both, so that they can be translated before."""
 
     name: str
-    value: str
-    pattern: str = ""
+    text: str
+    remedy: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def value(self) -> str:
+        return self.text.format(**self.fields) if self.fields else self.text
+
+    @property
     def cure(self) -> str:
-        return self.pattern.format(**self.fields)
+        return self.remedy.format(**self.fields) if self.fields else self.remedy
 
 
-def trouble(name: str, value: str, pattern: str, /, **fields: Any) -> Finding:
+def well(name: str, text: str, /, **fields: Any) -> Finding:
+    """A finding that needs nothing done."""
+    return Finding(name, text, "", fields)
+
+
+def trouble(name: str, text: str, remedy: str, /, **fields: Any) -> Finding:
     """A finding that needs something done."""
-    return Finding(name, value, pattern, fields)
+    return Finding(name, text, remedy, fields)
 
 
 def examine(folder: Path, home: Path | None = None) -> list[Finding]:
@@ -87,16 +94,18 @@ def _packages() -> Iterator[Finding]:
             yield trouble(
                 name,
                 found,
-                "{name} is {found}, and {needed} or newer is needed: pip install '{name}>={needed}' and restart the "
-                "kernel; in Colab choose Runtime > Change runtime type > Runtime version > Latest instead",
+                "{needed} or newer is needed: pip install '{name}>={needed}' and restart the kernel; in Colab choose "
+                "Runtime > Change runtime type > Runtime version > Latest instead",
                 name=name,
-                found=found,
                 needed=needed,
             )
         else:
             yield Finding(name, found)
     for name, use in OPTIONAL.items():
-        yield Finding(name, _version(name) or f"not installed; only {use} needs it: pip install {name}")
+        if found := _version(name):
+            yield Finding(name, found)
+        else:
+            yield well(name, "not installed; only {use} needs it: pip install {name}", use=use, name=name)
 
 
 def _version(name: str) -> str:
@@ -138,7 +147,7 @@ def _gpu(told: dict[str, Any]) -> Iterator[Finding]:
         )
         return
     yield from _available(told) if told["available"] else (_no_gpu(told),)
-    yield Finding("precision", _precision(told))
+    yield _precision(told)
     if "onnx_wrong" in told:
         yield trouble(
             "onnxruntime runs on",
@@ -171,13 +180,28 @@ def _no_gpu(told: dict[str, Any]) -> Finding:
 
 
 def _available(told: dict[str, Any]) -> Iterator[Finding]:
+    yield _card(told)
+    free, total = told["free"], told["total"]
+    memory = {"free": f"{free / 1e9:.1f}", "total": f"{total / 1e9:.1f}"}
+    if free > total / 2:
+        yield well("GPU memory", "{free} of {total} GB free", **memory)
+    else:
+        yield trouble(
+            "GPU memory",
+            "{free} of {total} GB free",
+            "another program or notebook holds the rest: shut down its kernel (nvidia-smi lists them)",
+            **memory,
+        )
+
+
+def _card(told: dict[str, Any]) -> Finding:
     major, minor = told["capability"]
-    name = f"{told['name']}, compute capability {major}.{minor}"
+    card = {"name": told["name"], "capability": f"{major}.{minor}"}
     if not gpu.is_built_for((major, minor), told["built_for"]):
         old = (major, minor) < min(map(gpu.capability, told["built_for"]), default=(0, 0))
-        yield trouble(
+        return trouble(
             "GPU",
-            name,
+            "{name}, compute capability {capability}",
             "torch {torch} is not built for it (only for {built}), as it is too old: choose another card (T4 or newer; "
             "on Kaggle GPU T4 x2), or on your own machine an older torch that names it"
             if old
@@ -185,35 +209,30 @@ def _available(told: dict[str, Any]) -> Iterator[Finding]:
             "pip install --upgrade torch, and restart the kernel",
             torch=told["torch"],
             built=", ".join(told["built_for"]),
+            **card,
         )
-    elif told["wrong"]:
-        yield trouble(
+    if told["wrong"]:
+        return trouble(
             "GPU",
-            name,
+            "{name}, compute capability {capability}",
             "a small calculation on it failed ({error}): restart the runtime; if it fails again, choose another card",
             error=told["wrong"],
+            **card,
         )
-    else:
-        yield Finding("GPU", name)
-    free, total = told["free"], told["total"]
-    memory = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    yield (
-        Finding("GPU memory", memory)
-        if free > total / 2
-        else trouble(
-            "GPU memory",
-            memory,
-            "another program or notebook holds the rest: shut down its kernel (nvidia-smi lists them)",
-        )
-    )
+    return well("GPU", "{name}, compute capability {capability}", **card)
 
 
-def _precision(told: dict[str, Any]) -> str:
+def _precision(told: dict[str, Any]) -> Finding:
     if not told["available"]:
-        return f"{told['precision']}, as there is no GPU"
-    capability = ".".join(map(str, told["capability"]))
-    relation = "is at least" if told["precision"] == "bf16" else "is below"
-    return f"{told['precision']}, as compute capability {capability} {relation} 8.0"
+        return well("precision", "{precision}, as there is no GPU", precision=told["precision"])
+    return well(
+        "precision",
+        "{precision}, as compute capability {capability} is at least 8.0"
+        if told["precision"] == "bf16"
+        else "{precision}, as compute capability {capability} is below 8.0",
+        precision=told["precision"],
+        capability=".".join(map(str, told["capability"])),
+    )
 
 
 # ---- memory, disks, the hub ------------------------------------------------------------------------------------------
@@ -222,16 +241,17 @@ def _precision(told: dict[str, Any]) -> str:
 def _memory() -> Iterator[Finding]:
     if (memory := machine.memory()) is None:  # not Linux
         return
-    value = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
-    if min(memory.total / LOW_MEMORY_GB, 2 * memory.available / LOW_MEMORY_GB) < 1e9:
+    numbers = {"free": f"{memory.available / 1e9:.1f}", "total": f"{memory.total / 1e9:.1f}"}
+    if min(memory.total / LOW_MEMORY_GB, 2 * memory.available / LOW_MEMORY_GB) >= 1e9:
+        yield well("memory", "{free} of {total} GB free", **numbers)
+    else:
         yield trouble(
             "memory",
-            value,
+            "{free} of {total} GB free",
             "SDXL and Anima take about 6 GB while they load: close other notebooks and programs first; SD 1.5 needs "
             "3 GB",
+            **numbers,
         )
-    else:
-        yield Finding("memory", value)
 
 
 def _disk(name: str, folder: Path, low_gb: float) -> Finding:
@@ -241,16 +261,22 @@ def _disk(name: str, folder: Path, low_gb: float) -> Finding:
     except OSError as error:
         return trouble(
             name,
-            str(folder),
+            "{folder}",
             "it cannot be reached ({error}); in Colab run the notebook's first cell again, which mounts Drive",
+            folder=folder,
             error=error.strerror,
         )
-    value = f"{free:.1f} GB free in {there}"
+    room = {"free": f"{free:.1f}", "folder": there}
     if free >= low_gb:
-        return Finding(name, value)
-    if name == "home":
-        return trouble(name, value, "make room, and empty Drive's trash: states and files of a run take about 1 GB")
-    return trouble(name, value, "make room: a base model alone takes 2 to 7 GB")
+        return well(name, "{free} GB free in {folder}", **room)
+    return trouble(
+        name,
+        "{free} GB free in {folder}",
+        "make room, and empty Drive's trash: states and files of a run take about 1 GB"
+        if name == "home"
+        else "make room: a base model alone takes 2 to 7 GB",
+        **room,
+    )
 
 
 def _ask_hub() -> Callable[[], Iterator[Finding]]:

@@ -118,7 +118,7 @@ def test_the_card_tells_what_the_project_holds_and_where(cell, tmp_path, base):
     until(run, lambda event: isinstance(event, Stepped))
     entry.open_project("fox")
     assert str(tmp_path / FOLDER / "fox") in cell.html
-    assert "7 pictures" in cell.html and "run r: cut off, step 1 of 8" in cell.html
+    assert "7 pictures" in cell.html and "r: cut off, step 1 of 8" in cell.html
 
 
 def test_an_empty_project_says_where_pictures_go(cell, tmp_path):

@@ -62,9 +62,9 @@ def _state(run: RunStatus) -> str:
         "cut": say("cut off"),
     }
     if not run.steps:
-        return say("run {name}: {state}", name=run.name, state=states[run.state])
+        return say("{name}: {state}", name=run.name, state=states[run.state])
     told = {"name": run.name, "state": states[run.state], "step": run.step, "steps": run.steps}
-    return say("run {name}: {state}, step {step} of {steps}", **told)
+    return say("{name}: {state}, step {step} of {steps}", **told)
 
 
 def _others(project: Project, place: Place) -> str:
@@ -78,16 +78,16 @@ def _others(project: Project, place: Place) -> str:
 def _problem(finding: Finding) -> str:
     return (
         f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ '
-        f"{html.escape(f'{say(finding.name)}: {say(finding.value)}')}</span> — "
-        f"{html.escape(say(finding.pattern, **finding.fields))}</div>"
+        f"{html.escape(f'{say(finding.name)}: {say(finding.text, **finding.fields)}')}</span> — "
+        f"{html.escape(say(finding.remedy, **finding.fields))}</div>"
     )
 
 
 def _passed(findings: list[Finding]) -> str:
-    left = "text-align:left;vertical-align:top"
+    left = "text-align:left;vertical-align:baseline"
     rows = "".join(
         f'<tr><td style="{left};white-space:nowrap;padding:1px 16px 1px 0">{html.escape(say(each.name))}</td>'
-        f'<td style="{left};padding:1px 0">{html.escape(each.value)}</td></tr>'
+        f'<td style="{left};padding:1px 0">{html.escape(say(each.text, **each.fields))}</td></tr>'
         for each in findings
     )
     return (
