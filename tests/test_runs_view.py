@@ -1,10 +1,11 @@
 """The run list: every run as it is, and buttons that do what they say."""
 
+import json
 import os
-import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import IPython
 import pytest
 from logs import Trainer, long_run, project, sampled, saved, started, stepped, write
 
@@ -91,16 +92,19 @@ def test_what_goes_wrong_after_a_click_is_told_where_it_was_clicked(runs, monkey
     assert "its config is &lt;gone&gt;" in found.message.value
 
 
-def test_a_file_below_the_notebook_is_a_link_and_any_other_a_path(runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_file_that_jupyter_serves_is_a_link_and_any_other_a_path(runs, tmp_path, monkeypatch):
+    config = {"IPKernelApp": {"connection_file": str(tmp_path / "runtime" / "kernel-1.json")}}
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(config=config))
+    monkeypatch.setenv("JPY_PARENT_PID", "77")
     found = RunList(runs)
     found.buttons["stopped"]["download"].click()
-    (link,) = (output["data"]["text/html"] for output in found.file.outputs)
-    assert re.search(r"href='project/runs/stopped/lora/stopped-000003\.safetensors'", link)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert str(runs.run("stopped").lora_file(3)) in found.message.value and "href" not in found.message.value
+    (tmp_path / "runtime").mkdir()
+    server = {"root_dir": str(tmp_path), "base_url": "/jupyter/"}
+    (tmp_path / "runtime" / "jpserver-77.json").write_text(json.dumps(server))
     found.buttons["stopped"]["download"].click()
-    assert found.file.outputs == () and str(runs.run("stopped").lora_file(3)) in found.message.value
+    wanted = "/jupyter/files/project/runs/stopped/lora/stopped-000003.safetensors?download=1"
+    assert f'href="{wanted}" download' in found.message.value
 
 
 def test_colab_downloads_by_itself(runs, monkeypatch):
@@ -111,7 +115,7 @@ def test_colab_downloads_by_itself(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab.files", files)
     found = RunList(runs)
     found.buttons["complete"]["download"].click()
-    assert taken == [os.fspath(runs.run("complete").lora_file(3))] and found.file.outputs == ()
+    assert taken == [os.fspath(runs.run("complete").lora_file(3))] and "href" not in found.message.value
 
 
 def test_a_new_run_appears_with_the_next_refresh_and_an_empty_project_says_so(tmp_path):

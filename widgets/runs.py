@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import importlib
+import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import ipywidgets
 
@@ -51,6 +54,26 @@ def row(run: Run) -> str:
     )
 
 
+def served(file: Path) -> str:
+    """The address at which this kernel's Jupyter server hands out a file, without its host; "" when it does not.
+
+    A link relative to the notebook would not do: JupyterLab opens what it points to instead of handing it over.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    connection = shell.config.get("IPKernelApp", {}).get("connection_file") if shell else None
+    if not connection or "JPY_PARENT_PID" not in os.environ:
+        return ""
+    told = Path(connection).parent / f"jpserver-{os.environ['JPY_PARENT_PID']}.json"
+    if not told.exists():
+        return ""
+    server = json.loads(told.read_text(encoding="utf-8"))
+    if not file.is_relative_to(server["root_dir"]):
+        return ""
+    return f"{server['base_url']}files/{quote(file.relative_to(server['root_dir']).as_posix())}?download=1"
+
+
 def _newest(run: Run, history: History) -> str:
     """The sample painted last, or an empty place."""
     for step in sorted(history.samples, reverse=True)[:1]:
@@ -67,10 +90,10 @@ class RunList:
         self.project = project
         self.rows: dict[str, ipywidgets.HTML] = {}
         self.buttons: dict[str, dict[str, ipywidgets.Button]] = {}
-        self.message, self.detail, self.file = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.Output()
+        self.message, self.detail = ipywidgets.HTML(), ipywidgets.HTML()
         self.list = ipywidgets.VBox()
         refresh = self._button(say("Refresh"), "refresh", self.refresh)
-        self.widget = ipywidgets.VBox([self._bar([refresh]), self.list, self.message, self.file, self.detail])
+        self.widget = ipywidgets.VBox([self._bar([refresh]), self.list, self.message, self.detail])
         self.refresh()
 
     def refresh(self) -> None:
@@ -128,15 +151,13 @@ class RunList:
     def download(self, run: Run) -> None:
         """Hand over the newest exported file: as the browser's download where that is possible, else by its path."""
         file = run.lora_file(run.lora_steps()[-1])
-        self.file.outputs = ()
         self._say(say("The newest file: {file}", file=file))
         try:
             colab = importlib.import_module("google.colab.files")
         except ImportError:  # not in Colab
-            if file.is_relative_to(Path.cwd()):
-                from IPython.display import FileLink
-
-                self.file.append_display_data(FileLink(file.relative_to(Path.cwd())))
+            if address := served(file):
+                words = html.escape(say("Download {name}", name=file.name))
+                self.message.value += f'<a href="{address}" download style="color:{BLUE}">{words}</a>'
         else:
             colab.download(str(file))
 
