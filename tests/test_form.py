@@ -44,8 +44,7 @@ def widgets_of(found, kind):
 
 
 def trouble(found, path):
-    row = found.rows[path]
-    return row._trouble.value if row._trouble in row._middle.children else ""
+    return found.rows[path].trouble
 
 
 # ---- made from the configs ------------------------------------------------------------------------------------------

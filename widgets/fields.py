@@ -17,7 +17,36 @@ from lorakit.errors import UserError
 from widgets.i18n import say, words
 
 GREY, AMBER, RED = "#888888", "#b45309", "#dc2626"  # readable on light and on dark pages
-LABEL, CONTROL = "170px", "400px"  # widths on a wide page; on a narrow one the parts of a row stand below each other
+
+
+class Looks:
+    """Layouts and styles that all rows of a form share: each would be an object of the page, and there are many rows.
+
+    On a wide page a row has three columns; on a narrow one they stand below each other.
+    """
+
+    def __init__(self):
+        layout = ipywidgets.Layout
+        self.row = {"flex_flow": "row wrap", "align_items": "flex-start", "width": "100%", "margin": "0 0 6px 0"}
+        self.label = layout(flex="0 0 170px", width="auto", margin="2px 8px 0 0")
+        self.middle = layout(flex="0 1 400px", width="auto", min_width="240px", max_width="100%")
+        self.note = layout(flex="1 1 300px", width="auto", min_width="240px", margin="2px 0 0 10px")
+        self.line, self.wide = layout(width="100%"), layout(width="auto", flex="1 1 auto")
+        self.short = layout(width="150px")
+        self.slider = layout(flex="1 1 120px", min_width="80px", width="auto")
+        self.number = layout(width="92px", flex="0 0 92px")
+        button = {"width": "34px", "flex": "0 0 34px"}
+        self.button, self.no_button = layout(**button), layout(**button, visibility="hidden")
+        self._text, self.button_style = ipywidgets.HTML().style, ipywidgets.Button().style
+
+    def text(self, value: str = "") -> Any:
+        """A widget that shows HTML."""
+        return ipywidgets.HTML(value, style=self._text)
+
+    def laid_out(self, label: Any, middle: Any, note: Any) -> Any:
+        """A row of the form."""
+        label.layout, middle.layout, note.layout = self.label, self.middle, self.note
+        return ipywidgets.HBox([label, middle, note], layout=ipywidgets.Layout(**self.row))
 
 
 class Plain:
@@ -55,20 +84,19 @@ class Sliding:
     A logarithmic slider has 0 at its left end. Values beyond its ends move them.
     """
 
-    def __init__(self, f: dataclasses.Field, wanted: type):
+    def __init__(self, f: dataclasses.Field, wanted: type, looks: Looks):
         low, high, step = f.metadata["slider"]
         self._log, self._whole = f.metadata["log"], wanted is int
         self._zero = self._log and f.metadata["minimum"] == 0
         self._silent = False
-        options = {"readout": False, "layout": ipywidgets.Layout(flex="1 1 120px", min_width="80px", width="auto")}
+        kind = ipywidgets.IntSlider if self._whole else ipywidgets.FloatSlider
+        place = low
         if self._log:
             low, high = math.log10(low) - (step if self._zero else 0), math.log10(high)
-        kind = ipywidgets.IntSlider if self._whole else ipywidgets.FloatSlider
-        self.slider = kind(value=low, min=low, max=high, step=step, **options)
-        if self._log:
-            self.slider = ipywidgets.FloatLogSlider(value=10**low, base=10, min=low, max=high, step=step, **options)
-        self.text = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="92px", flex="0 0 92px"))
-        self.widget = ipywidgets.HBox([self.slider, self.text], layout=ipywidgets.Layout(width="auto", flex="1 1 auto"))
+            kind, place = ipywidgets.FloatLogSlider, 10**low
+        self.slider = kind(value=place, min=low, max=high, step=step, readout=False, layout=looks.slider)
+        self.text = ipywidgets.Text(continuous_update=False, layout=looks.number)
+        self.widget = ipywidgets.HBox([self.slider, self.text], layout=looks.wide)
 
     def read(self) -> Any:
         return _number(self.text.value)
@@ -164,17 +192,16 @@ def _number(text: str) -> Any:
     return text
 
 
-def control(config_class: type[Config], name: str, options: Iterable[Any] = ()) -> Plain | Sliding:
+def control(looks: Looks, config_class: type[Config], name: str, options: Iterable[Any] = ()) -> Plain | Sliding:
     """What a setting is set with, by its type, its choices (`options`: fewer of them) and its slider."""
     f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
-    wide = {"layout": ipywidgets.Layout(width="auto", flex="1 1 auto")}
-    short = {"layout": ipywidgets.Layout(width="150px")}
+    wide, short = {"layout": looks.wide}, {"layout": looks.short}
     if allowed := tuple(options) or choices_of(f):
         return Choosing(allowed, **wide)
     if wanted is bool:
         return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
     if f.metadata["slider"]:
-        return Sliding(f, wanted)
+        return Sliding(f, wanted, looks)
     if wanted is int:
         return Plain(ipywidgets.IntText(**short), int, int)
     if wanted is float:
@@ -208,6 +235,7 @@ class Row:
 
     def __init__(
         self,
+        looks: Looks,
         path: str,
         config_class: type[Config],
         name: str,
@@ -218,20 +246,22 @@ class Row:
     ):
         f = config_class.__dataclass_fields__[name]
         self.path, self.when = path, f.metadata["when"]
-        self.control = control(config_class, name, options)
+        self.control = control(looks, config_class, name, options)
         self._helps, self._unit = helps_of(f), f.metadata["unit"]
         self._label, self._help = called(path, config_class, name)
         self._silent = False
         self._undo = ipywidgets.Button(
             icon="undo",
             tooltip=say("let go of what was set by hand"),
-            layout=ipywidgets.Layout(width="34px", flex="0 0 34px", visibility="hidden"),
+            layout=looks.no_button,
+            style=looks.button_style,
         )
         self._undo.on_click(lambda button: undone(self))
-        self._head, self._note, self._trouble = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self._line = ipywidgets.HBox([*beside, self.control.widget, self._undo], layout=ipywidgets.Layout(width="100%"))
-        self._middle = ipywidgets.VBox([self._line])
-        self.widget = laid_out(self._head, self._middle, self._note)
+        self._looks, self._head, self._note = looks, looks.text(), looks.text()
+        self._trouble: Any = None  # made when there is any
+        self._line = ipywidgets.HBox([*beside, self.control.widget, self._undo], layout=looks.line)
+        self._middle = ipywidgets.VBox([self._line], layout=looks.middle)
+        self.widget = looks.laid_out(self._head, self._middle, self._note)
         self.control.listen(lambda: None if self._silent else changed(self))
 
     def show(self, value: Any, *, by_hand: bool, trouble: str, colour: str = RED, keeps: bool = False) -> None:
@@ -248,11 +278,22 @@ class Row:
         own = self._helps.get(value, "") if isinstance(value, str) else ""
         row = f"<b>{html.escape(value)}</b>: {html.escape(say(own))} · " if own else ""
         _set(self._note, small(f"{row}{html.escape(self._help)}"))
-        _set(self._trouble, sentence(trouble, colour))
-        self._undo.layout.visibility = "visible" if by_hand else "hidden"  # nothing moves below a hand that drags
-        there = (self._line, self._trouble) if trouble else (self._line,)
-        if self._middle.children != there:
-            self._middle.children = there
+        # it keeps its place, so that nothing moves below a hand that drags
+        self._undo.layout = self._looks.button if by_hand else self._looks.no_button
+        self._explain(sentence(trouble, colour))
+
+    @property
+    def trouble(self) -> str:
+        """What is shown to be wrong, as HTML; "" for nothing."""
+        return self._trouble.value if self._trouble else ""
+
+    def _explain(self, trouble: str) -> None:
+        if trouble and self._trouble is None:
+            self._trouble = self._looks.text()
+            self._middle.children = (self._line, self._trouble)
+        if self._trouble is not None:
+            _set(self._trouble, trouble)
+            self._trouble.layout.display = "" if trouble else "none"
 
     def hide(self, hidden: bool) -> None:
         """Take the row away while its setting does not matter."""
@@ -281,14 +322,3 @@ def sentence(text: str, colour: str = RED) -> str:
     """What is wrong, as HTML; "" for nothing."""
     lines = "<br>".join(html.escape(line) for line in text.splitlines())
     return f"<div style='color:{colour};font-size:12px;line-height:1.35'>{lines}</div>" if text else ""
-
-
-def laid_out(label: Any, middle: Any, note: Any) -> Any:
-    """A row of the form: three columns on a wide page, below each other on a narrow one."""
-    label.layout = ipywidgets.Layout(flex=f"0 0 {LABEL}", width="auto", margin="2px 8px 0 0")
-    middle.layout = ipywidgets.Layout(flex=f"0 1 {CONTROL}", width="auto", min_width="240px", max_width="100%")
-    note.layout = ipywidgets.Layout(flex="1 1 300px", width="auto", min_width="240px", margin="2px 0 0 10px")
-    return ipywidgets.HBox(
-        [label, middle, note],
-        layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", margin="0 0 6px 0"),
-    )

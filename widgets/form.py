@@ -20,7 +20,7 @@ from lorakit.project import Project, Run
 from lorakit.run import RunChanged, RunConfig, start
 from widgets import draft as drafts
 from widgets.draft import Draft, owners, usable
-from widgets.fields import AMBER, RED, Row, sentence, small
+from widgets.fields import AMBER, RED, Looks, Row, sentence, small
 from widgets.header import Header
 from widgets.i18n import say, words
 
@@ -141,7 +141,8 @@ class Form:
     def _make(self) -> None:
         """The widgets of the chosen family; those for experts only are made when they are first asked for."""
         self.rows: dict[str, Row] = {}
-        self.head = Header(self)
+        self._looks = Looks()
+        self.head = Header(self, self._looks)
         self._basic = [path for path, place in usable(self.draft.choice.family).items() if is_basic(*place)]
         basic = [self._row(path).widget for path in self._basic]
         self._groups: list[tuple[str, list[Row]]] = []
@@ -159,7 +160,14 @@ class Form:
         fewer = {"sample.sampler": family.samplers, "save.form": ("auto", *family.forms)}
         beside = (self.head.family,) if path == "model.source" else ()
         row = Row(
-            path, config_class, name, self._changed, lambda row: self.reset(row.path), fewer.get(path, ()), beside
+            self._looks,
+            path,
+            config_class,
+            name,
+            self._changed,
+            lambda row: self.reset(row.path),
+            fewer.get(path, ()),
+            beside,
         )
         self.rows[path] = row
         return row
@@ -262,7 +270,8 @@ def advice_tables(family: str) -> str:
             f"<i>{html.escape(table.source)}</i><table style='font-size:12px;line-height:1.35'>"
             f"<tr>{head}</tr>{rows}</table>{small(html.escape(say(table.note)))}</div>"
         )
-    return "".join(found)
+    # no wider than the page: what is too wide scrolls in itself
+    return f"<div style='width:0;min-width:100%'>{''.join(found)}</div>"
 
 
 def fitting_card(cards: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import ipywidgets
 from lorakit import advice, models
 from lorakit.errors import UserError
 from widgets.draft import usable
-from widgets.fields import AMBER, called, laid_out, sentence, small, told
+from widgets.fields import AMBER, Looks, called, sentence, small, told
 from widgets.i18n import say
 
 MARGIN = "2px 40px 2px 2px"  # ends where fields with a button beside them end
@@ -23,21 +23,21 @@ SIZES = {"small": "few", "middle": "some", "large": "many"}  # pictures
 class Header:
     """Its rows are `name` and `preset`; the dropdown `family` stands beside the base model. It acts on a Form."""
 
-    def __init__(self, form: Any):
+    def __init__(self, form: Any, looks: Looks):
         self._form, self._silent = form, True
         self._name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="auto", margin=MARGIN))
         self._name.observe(lambda change: self._choose(run=change["new"].strip()), "value")
-        self._begun, self._trouble, self._why = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+        self._begun, self._trouble, self._why = looks.text(), looks.text(), looks.text()
         middle = ipywidgets.VBox([self._name, self._trouble])
-        self.name = laid_out(ipywidgets.HTML(say("Run")), middle, self._begun)
+        self.name = looks.laid_out(looks.text(say("Run")), middle, self._begun)
         narrow = ipywidgets.Layout(width="90px", flex="0 0 90px")
         self.family = self._dropdown("family", {name: name for name in models.names()}, narrow)
-        even = ipywidgets.Layout(width="auto", flex="1 1 90px", min_width="90px")
+        even = ipywidgets.Layout(width="auto", flex="1 1 70px", min_width="70px")
         self._purpose, self._size, self._card = (self._dropdown(name, {}, even) for name in ("purpose", "size", "card"))
         chosen = ipywidgets.HBox(
             [self._purpose, self._size, self._card], layout=ipywidgets.Layout(width="auto", margin="0 38px 0 0")
         )
-        self.preset = laid_out(ipywidgets.HTML(say("Preset")), ipywidgets.VBox([chosen]), self._why)
+        self.preset = looks.laid_out(looks.text(say("Preset")), ipywidgets.VBox([chosen]), self._why)
 
     def _dropdown(self, name: str, options: Mapping[str, str], layout: Any) -> Any:
         made = ipywidgets.Dropdown(options=[(text, value) for value, text in options.items()], layout=layout)
