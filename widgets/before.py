@@ -24,7 +24,7 @@ REDRAW = 1.0  # s between two drawings at least
 BUCKETS, NOTES = 12, 20  # that are shown at most
 TIGHT_MEMORY = 0.95  # share of the memory from which on it is likely to run out
 FILES = {
-    "states": "states to resume from",
+    "states": "saved states",
     "loras": "LoRA files",
     "samples": "samples",
     "pictures": "encoded pictures",
@@ -160,10 +160,10 @@ def _row(label: str, text: str, share: float | None = None, colour: str = BLUE) 
     """A line: what it is, a small bar, figures; broken where there is no room."""
     drawn = ""
     if share is not None:
-        drawn = f'<span style="display:inline-block;width:110px;margin-right:12px">{bar(share, colour)}</span>'
+        drawn = f'<span style="display:inline-block;width:90px;margin-right:10px">{bar(share, colour)}</span>'
     return (
-        f'<div><span style="display:inline-block;width:150px;color:{GREY}">{html.escape(label)}</span>{drawn}'
-        f'<span style="display:inline-block">{html.escape(text)}</span></div>'
+        f'<div><span style="display:inline-block;width:140px;color:{GREY}">{html.escape(label)}</span>'
+        f'<span style="display:inline-block">{drawn}{html.escape(text)}</span></div>'
     )
 
 
@@ -184,7 +184,9 @@ def _time(told: Forecast, config: RunConfig, probed: Probed | None, hours: float
     share = probed.peak_memory_gb / probed.total_memory_gb
     is_tight = share > TIGHT_MEMORY
     memory = say("{peak} of {total} GB", peak=f"{probed.peak_memory_gb:.1f}", total=f"{probed.total_memory_gb:.1f}")
-    phases = ", ".join(f"{say(PHASES[name])} {span(s)}" for name, s in probed.phases.items() if name in PHASES)
+    phases = ", ".join(
+        f"{say(PHASES[name])} {say('{n} s', n=f'{s:.1f}')}" for name, s in probed.phases.items() if name in PHASES
+    )
     speed = f"{span_of_step(probed.seconds_per_step)} · {say('{n} images/s', n=number(probed.images_per_second))}"
     body = [
         _row(say("whole run"), _when(ahead)),

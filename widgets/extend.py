@@ -42,7 +42,7 @@ def more_epochs(run: Run, epochs: int, way: str = "") -> None:
         buttons: list[ipywidgets.Button] = []
         for each in ways(run, epochs):
             button = _button(_name(each), lambda each=each: _do(run, epochs, each), answer, buttons)
-            display(ipywidgets.VBox([ipywidgets.HTML(render(run, epochs, each)), button]))
+            display(ipywidgets.HTML(render(run, epochs, each)), ipywidgets.HBox([button]))
         display(answer)
     except extend.NothingToDo as error:
         _show(box(str(error), AMBER, say("Nothing to do")))
@@ -68,8 +68,9 @@ def going_on(run: Run) -> None:
         say("All of its state goes on: steps, optimizer, learning rate. It ends as if it had never been cut."),
         say("Only the newest LoRA file is taken over; steps, optimizer and learning rate begin anew."),
     )
-    parts = [resume, ipywidgets.HTML(aside(about[0])), begin, name, ipywidgets.HTML(aside(about[1])), answer]
-    display(ipywidgets.VBox(parts))
+    first = [ipywidgets.HBox([resume]), ipywidgets.HTML(aside(about[0]))]
+    second = [ipywidgets.HBox([begin]), name, ipywidgets.HTML(aside(about[1]))]
+    display(ipywidgets.VBox([*first, *second, answer]))
 
 
 def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -> Run:
