@@ -233,7 +233,7 @@ def test_trouble_at_home_is_a_banner_that_turns_red(standing):
     assert "Drive is full" in standing("Drive is full.", since=20)
     assert progress.AMBER in standing("Drive is full.", since=20) and progress.RED not in standing("x", since=20)
     assert progress.RED in standing("Drive is full.", since=61)
-    assert "Training goes on" in standing("Drive is full.", since=61)
+    assert "Training does not wait" in standing("Drive is full.", since=61)
 
 
 def test_a_silent_or_missing_copier_is_told(standing):

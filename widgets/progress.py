@@ -149,7 +149,7 @@ def figures(run: Run, history: History, note: str = "") -> str:
                 )
             )
         )
-    return f'<div style="max-width:{WIDTH}px">{"".join(pieces)}</div>'
+    return f'<div style="max-width:{WIDTH}px;line-height:1.5">{"".join(pieces)}</div>'
 
 
 def _headline(run: Run, history: History, state: str, now: float) -> str:
@@ -227,7 +227,7 @@ def trouble(project: Project, now: float) -> str:
     else:
         return ""
     unsaved = say(
-        "Since {span}; {files} files ({size}) are on this machine only. Training goes on.",
+        "Since {span}; {files} files ({size}) are on this machine only. Training does not wait for it.",
         span=span(lasted),
         files=standing.files_left,
         size=size(standing.bytes_left),
@@ -300,7 +300,7 @@ def samples(run: Run, history: History) -> str:
     more = [say("and {n} more prompts", n=len(prompts) - PROMPTS)] if len(prompts) > PROMPTS else []
     told = " · ".join([*more, say("whole pictures: {folder}", folder=run.samples)])
     head = f'<div style="font-size:12px;margin-top:8px"><b>{html.escape(say("Samples"))}</b></div>'
-    return f'<div style="max-width:{WIDTH}px">{head}{"".join(rows)}{aside(told)}</div>'
+    return f'<div style="max-width:{WIDTH}px;line-height:1.5">{head}{"".join(rows)}{aside(told)}</div>'
 
 
 def picture(source: str, titles: list[str]) -> str:
