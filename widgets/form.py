@@ -266,7 +266,7 @@ def advice_tables(family: str) -> str:
             for row in table.rows
         )
         found.append(
-            f"<div style='margin:0 0 14px 0;overflow-x:auto'><b>{html.escape(say(table.title))}</b> "
+            f"<div style='margin:0 0 14px 0;overflow-x:auto;line-height:1.35'><b>{html.escape(say(table.title))}</b> "
             f"<i>{html.escape(table.source)}</i><table style='font-size:12px;line-height:1.35'>"
             f"<tr>{head}</tr>{rows}</table>{small(html.escape(say(table.note)))}</div>"
         )

@@ -32,10 +32,11 @@ class Header:
         self.name = looks.laid_out(looks.text(say("Run")), middle, self._begun)
         narrow = ipywidgets.Layout(width="90px", flex="0 0 90px")
         self.family = self._dropdown("family", {name: name for name in models.names()}, narrow)
-        even = ipywidgets.Layout(width="auto", flex="1 1 70px", min_width="70px")
+        even = ipywidgets.Layout(width="auto", flex="1 1 104px", min_width="104px")
         self._purpose, self._size, self._card = (self._dropdown(name, {}, even) for name in ("purpose", "size", "card"))
         chosen = ipywidgets.HBox(
-            [self._purpose, self._size, self._card], layout=ipywidgets.Layout(width="auto", margin="0 38px 0 0")
+            [self._purpose, self._size, self._card],
+            layout=ipywidgets.Layout(width="auto", margin="0 38px 0 0", flex_flow="row wrap"),
         )
         self.preset = looks.laid_out(looks.text(say("Preset")), ipywidgets.VBox([chosen]), self._why)
 
