@@ -87,7 +87,14 @@ class _View:
         again = say("Try the steps again") if self.probed else say("Try a few real steps")
         button = ipywidgets.Button(description=again, layout=wide)
         slider = ipywidgets.FloatSlider(
-            value=self.hours, min=0.5, max=24, step=0.5, readout_format=".1f", description=say("hours"), layout=wide
+            value=self.hours,
+            min=0.5,
+            max=24,
+            step=0.5,
+            readout_format=".1f",
+            description=say("hours a session"),
+            style={"description_width": "initial"},
+            layout=wide,
         )
         button.on_click(lambda _: self._click(button))
         slider.observe(self._set_hours, "value")
@@ -157,13 +164,13 @@ def _section(title: str, body: str) -> str:
 
 
 def _row(label: str, text: str, share: float | None = None, colour: str = BLUE) -> str:
-    """A line: what it is, a small bar, figures; broken where there is no room."""
+    """A line: what it is, a small bar, figures; these are broken where there is no room."""
     drawn = ""
     if share is not None:
         drawn = f'<span style="display:inline-block;width:90px;margin-right:10px">{bar(share, colour)}</span>'
     return (
-        f'<div><span style="display:inline-block;width:140px;color:{GREY}">{html.escape(label)}</span>'
-        f'<span style="display:inline-block">{drawn}{html.escape(text)}</span></div>'
+        f'<div style="overflow:hidden"><div style="float:left;width:126px;margin-right:10px;color:{GREY}">'
+        f'{html.escape(label)}</div><div style="overflow:hidden">{drawn}{html.escape(text)}</div></div>'
     )
 
 
@@ -240,7 +247,10 @@ def _stage(told: Forecast, stage: StageForecast) -> str:
         first = stage.last - stage.steps + 1
         title = say("Stage of steps {first} to {last}", first=f"{first:,}", last=f"{stage.last:,}")
     rows = [
-        _row(say("steps an epoch"), say("{n} of up to {batch} pictures", n=stage.steps_per_epoch, batch=stage.batch))
+        _row(
+            say("steps an epoch"),
+            say("{n}, each of up to {batch} pictures", n=stage.steps_per_epoch, batch=stage.batch),
+        )
     ]
     for concept in stage.concepts:
         name = concept.name or say("data folder")
