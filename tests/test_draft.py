@@ -1,14 +1,16 @@
 """What is chosen for a run is on disk at once, survives damage, and says the same as code and as a command."""
 
 import json
+import os
 import re
 import shlex
+import time
 
 import pytest
 import yaml
 
 from lorakit import advice, cli, models
-from lorakit.config import ConfigError, helps_of, label_of, to_dict
+from lorakit.config import ConfigError, helps_of, label_of, to_dict, to_yaml
 from lorakit.errors import UserError
 from lorakit.project import Project, ProjectError
 from lorakit.run import RunChanged, configure, decisive, read_config, start
@@ -38,6 +40,7 @@ def filled(project, family):
     made.set("model.source", "owner/it's a base")
     made.set("sample.prompts", ["1girl, it's: 'me'", "中文, [b]", "- no"])
     made.set("data.trigger", "true")
+    made.set("sample.negative_prompt", "")
     made.set("optimizer.learning_rate", "3e-5")
     made.set("optimizer.args", {"weight_decay": 0.1, "betas": [0.9, 0.99]})
     made.set("stages", [{"loop": {"epochs": 2}, "schedule": {"name": "linear"}}])
@@ -158,6 +161,24 @@ def test_a_run_that_has_begun_takes_free_settings_and_refuses_others_in_its_own_
     assert "adapter.rank: 8 -&gt; 9" in made._top.value and made.value.adapter.rank == 9
     made.choose(run="second")
     assert made.run().name == "second" and not made._top.value
+
+
+def test_what_a_run_was_given_elsewhere_is_in_the_form_too(project):
+    made = filled(project, "sd15")
+    run = made.run()
+    begin(run)
+    longer = configure({**made.settings, "loop": {"epochs": 77}}, made.draft.choice.card)
+    run.config_file.write_text(to_yaml(longer))
+    begin(run)  # which is given more epochs
+    os.utime(run.config_file, ns=(time.time_ns() + 10**9,) * 2)
+    assert made.run() and made.value == longer == Form(project).value
+    assert made.rows["loop.epochs"].control.text.value == "77"
+    later = time.time_ns() + 2 * 10**9
+    made.set("loop.epochs", 5)
+    os.utime(made.draft.file, ns=(later, later))
+    with pytest.raises(RunChanged, match="loop.epochs: 77 -> 5"):
+        made.run()
+    assert Form(project).value.loop.epochs == 5  # chosen after that
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65])

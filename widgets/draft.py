@@ -18,7 +18,7 @@ from lorakit.config import Config, ConfigError, check, read_yaml, types_of
 from lorakit.errors import UserError
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run, write_whole
-from lorakit.run import RunConfig, configure, settings_of
+from lorakit.run import RunConfig, configure, decisive, read_config, settings_of
 
 FILE = "settings.yaml"
 HEAD = "# What is chosen for the next run; the form writes this file on every change.\n"
@@ -112,6 +112,7 @@ class Draft:
         self.choice = self._read()
         if name:
             self.choice.run = project.run(name).name  # which refuses what cannot be one
+        self.follow()
 
     # ---- what follows from the choice --------------------------------------------------------------------------------
 
@@ -185,6 +186,26 @@ class Draft:
         stayed = [path for path, value in own.items() if path in new and under.get(path) != new[path] != value]
         changed = {path: (shown.get(path), v) for path, v in self.shown.items() if shown.get(path) != v}
         return changed, stayed
+
+    def follow(self) -> None:
+        """Take over the settings of the chosen run when it has begun and was changed elsewhere since the last choice.
+
+        So more epochs and further stages, which are given to the run itself, are in the form too.
+        """
+        run = self.run
+        if not (run.fingerprint_file.exists() and self.file.exists()):
+            return
+        if run.config_file.stat().st_mtime_ns <= self.file.stat().st_mtime_ns:
+            return
+        held = read_config(run)
+        try:
+            same = decisive(held) == decisive(self.value)
+        except ConfigError:
+            same = False
+        if not same:
+            taken = choice_of(run)
+            self.choice = replace(taken, expert=self.choice.expert, models={**self.choice.models, **taken.models})
+            self.save()
 
     # ---- the file ----------------------------------------------------------------------------------------------------
 

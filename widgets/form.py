@@ -71,6 +71,7 @@ class Form:
         Of a run that has begun, only memory, save and sample settings may be others than before: RunChanged says what
         differs. Raises ConfigError as `value`.
         """
+        self.draft.follow()
         try:
             start(self.draft.run, self.value)
         except RunChanged as error:
