@@ -1,7 +1,7 @@
 # Each target makes .venv if it has to, and says what it does. `make PYTHON=python3.12 test` picks the Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint slow gpu colab clean install packages
+.PHONY: help demo test lab lint slow gpu browser colab clean install packages
 
 # On Linux PyPI's torch brings gigabytes of CUDA; without an NVIDIA driver the CPU build does. A mirror can be named here.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -28,6 +28,7 @@ help:
 	@echo "make lint    check code and notebooks only"
 	@echo "make slow    run the tests that take minutes"
 	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small cards"
+	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in browser-pictures/"
 	@echo "make colab   install on top of what Colab has preinstalled, see that nothing of it changes, and test there"
 	@echo "make clean   remove .venv, demo-output and what was built"
 
@@ -57,13 +58,17 @@ gpu: install
 	@$(RUN) benchmarks/train_step.py --device cuda --precision bf16 --model sd15 --px 512
 	@$(RUN) benchmarks/memory.py --fp16-steps 300
 
+browser: install
+	@echo "Running the notebooks in JupyterLab in a headless Chromium; screenshots go to browser-pictures/ (minutes)."
+	@$(RUN) -m pytest -m browser tests/browser
+
 colab: install
 	@echo "Installing on top of Colab's packages of 2026-08-19 in build/colab, and running the core's tests there (minutes)."
 	@$(RUN) tests/colab_install.py
 
 clean:
 	@echo "Removing $(VENV), demo-output and what was built."
-	@rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf $(VENV) demo-output browser-pictures build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install:

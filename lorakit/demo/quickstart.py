@@ -8,7 +8,7 @@ from pathlib import Path
 from lorakit.demo import DATASET, PROMPTS, TRIGGER
 from lorakit.errors import UserError
 from lorakit.project import Project
-from lorakit.run import RunConfig, configure, start
+from lorakit.run import configure, start
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "0_quickstart.ipynb"
 
@@ -18,28 +18,26 @@ def fill(project: Project) -> None:
     if not any(project.dataset.rglob("*.png")):
         shutil.copytree(DATASET, project.dataset, dirs_exist_ok=True)
     if not project.runs():
-        start(project.run(TRIGGER), config())
+        start(project.run(TRIGGER), configure(settings()))
 
 
-def config() -> RunConfig:
+def settings() -> dict:
     """Settings that teach the demo character to the embedded base model in about two minutes on two CPU cores."""
-    return configure(
-        {
-            "model": {"family": "sd15", "source": "demo"},
-            "data": {
-                "trigger": TRIGGER,
-                "resolution": 128,
-                "min_bucket_reso": 128,
-                "max_bucket_reso": 128,
-                "shuffle_caption": True,
-            },
-            "adapter": {"rank": 16, "alpha": 16},
-            "optimizer": {"learning_rate": 5e-3},
-            "schedule": {"name": "cosine", "warmup": 0.05},
-            "loop": {"epochs": 8, "batch_size": 4},
-            "sample": {"prompts": PROMPTS[:2], "width": 128, "height": 128, "steps": 20, "guidance_scale": 4.0},
+    return {
+        "model": {"family": "sd15", "source": "demo"},
+        "data": {
+            "trigger": TRIGGER,
+            "resolution": 128,
+            "min_bucket_reso": 128,
+            "max_bucket_reso": 128,
+            "shuffle_caption": True,
         },
-    )
+        "adapter": {"rank": 16, "alpha": 16},
+        "optimizer": {"learning_rate": 5e-3},
+        "schedule": {"name": "cosine", "warmup": 0.05},
+        "loop": {"epochs": 8, "batch_size": 4},
+        "sample": {"prompts": PROMPTS[:2], "width": 128, "height": 128, "steps": 20, "guidance_scale": 4.0},
+    }
 
 
 def execute(output: Path) -> None:
