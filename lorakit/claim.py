@@ -127,7 +127,8 @@ def _handed_over(run: Run) -> BinaryIO | None:
             return None
     except OSError:  # no standard input, or no lock yet
         return None
-    lock = os.fdopen(os.dup(0), "ab+", buffering=0)
+    # never closed: a trainer lets go by ending, when its GPU memory is free as well
+    lock = open(os.dup(0), "ab+", buffering=0, closefd=False)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     return lock

@@ -43,6 +43,7 @@ def start(run: Run) -> bool:
     Returns False when somebody trains it already. Output goes to trainer.log in the run's folder.
     Raises ProjectError for a run without a config, NoLocks on a file system without flock.
     """
+    home = run.project.home
     try:
         with locked(run) as lock:
             log = _open_log(run)
@@ -60,7 +61,7 @@ def start(run: Run) -> bool:
         started = True
     except RunBusy:
         started = False
-    if run.project.home is not None:
+    if home is not None:
         from lorakit import mirror
 
         mirror.start(run.project)
@@ -121,12 +122,14 @@ def _kept_for_later(number: int) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this very lorakit first where it is not installed but found by a notebook's path."""
-    root = Path(__file__).parents[1]
-    if root.name in ("site-packages", "dist-packages"):
-        return dict(os.environ)
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    """Ours, for a process whose output is a file in UTF-8.
+
+    This very lorakit comes first where it is not installed but found by a notebook's path.
+    """
+    ours, root = {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}, Path(__file__).parents[1]
+    if root.name not in ("site-packages", "dist-packages"):
+        ours["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return ours
 
 
 # ---- what became of it -----------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def kill(run: Run) -> None:
 def orphan(tmp_path_factory, base, uncut):
     """A run whose trainer was started by a process that was interrupted and killed with its whole group, watched by one
     that was killed, started a second time; and what was seen of it."""
-    run = new_run(tmp_path_factory.mktemp("orphan") / "p", base, LONG)
-    with elsewhere("print(jobs.start(RUN), flush=True); time.sleep(60)", run) as starter:
+    run = new_run(tmp_path_factory.mktemp("orphan") / "p", base, LONG, name="帽子")
+    starts = "import os; os.environ['PYTHONIOENCODING'] = 'ascii'; print(jobs.start(RUN), flush=True); time.sleep(60)"
+    with elsewhere(starts, run) as starter:
         seen = {"first": starter.stdout.readline().strip()}
         os.killpg(starter.pid, signal.SIGINT)
         os.killpg(starter.pid, signal.SIGKILL)
@@ -104,6 +105,8 @@ def orphan(tmp_path_factory, base, uncut):
         watcher.stdout.readline()
         watcher.kill()
     seen["followed"] = list(jobs.follow(run))
+    pages = Path(f"/proc/{seen['trainer'].pid}/statm")  # zeros while a process is taken down, then nothing
+    seen["pages"] = pages.read_text().split() if pages.exists() else []
     return run, seen
 
 
@@ -132,6 +135,24 @@ def test_a_run_that_is_complete_has_no_fate(orphan):
     run, _ = orphan
     assert not jobs.is_alive(run) and not jobs.stop(run)
     assert run_status(run).state == "finished" and jobs.fate(run) == ""
+
+
+def test_names_in_any_script_get_into_the_trainers_log_whatever_the_terminals_encoding(orphan):
+    run, _ = orphan
+    assert f"finished after step 32: lora/{run.lora_file(32).name}" in (run.folder / "trainer.log").read_text("utf-8")
+
+
+def test_a_trainer_lets_go_of_its_run_when_its_process_is_gone(orphan):
+    assert set(orphan[1]["pages"]) <= {"0"}
+
+
+def test_a_project_with_a_home_is_copied_there_whether_or_not_a_trainer_is_started(tmp_path, base, monkeypatch):
+    run, mirrored = new_run(tmp_path, base, LONG), []
+    monkeypatch.setattr("lorakit.mirror.start", mirrored.append)
+    with jobs.claim(run):
+        assert jobs.start(run) is False and mirrored == []
+        run.project.home_file.write_text(json.dumps({"home": str(tmp_path / "drive")}))
+        assert jobs.start(run) is False and mirrored == [run.project]
 
 
 # ---- one at a time, stopped, killed, gone on with --------------------------------------------------------------------

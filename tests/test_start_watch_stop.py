@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import tiny
 import yaml
 
-from lorakit import jobs
+from lorakit import jobs, places
 from lorakit.cli import main
 from lorakit.events import Failed, Stopped, append, read
 from lorakit.project import Project
@@ -99,6 +100,21 @@ def test_unknown_projects_and_runs_are_refused(run, verb, capsys):
     folder = run.project.folder
     assert "nowhere does not exist" in said(capsys, verb, folder / "nowhere", status=2)
     assert "no run 'other'" in said(capsys, verb, folder, "--run", "other", status=2)
+
+
+# ---- a project with a home -------------------------------------------------------------------------------------------
+
+
+def test_open_and_sync_are_told_where_the_project_is(run, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("lorakit.workspace.open_home", lambda *where: seen.append(where) or run.project)
+    monkeypatch.setattr("lorakit.mirror.serve", seen.append)
+    home, here = tmp_path / "drive" / "mine", run.project.folder
+    assert said(capsys, "open", home, "--local", tmp_path) == f"{here}\n"
+    said(capsys, "open", home)
+    assert seen == [(home, tmp_path), (home, places.find(os.environ).fast)]
+    said(capsys, "sync", here)
+    assert seen[2].folder == here
 
 
 # ---- more of a run, and a new run from its weights -------------------------------------------------------------------
