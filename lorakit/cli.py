@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     check = model_verbs.add_parser("check", help=what, description=what)
     check.set_defaults(verb=_model_check)
     check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders that are searched")
+    what = "bring a base model to this machine and check it; a cut download goes on where it was"
+    fetch = model_verbs.add_parser("fetch", help=what, description=what)
+    fetch.set_defaults(verb=_model_fetch)
+    fetch.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.family=sdxl, model.source=owner/name"
+    )
 
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
@@ -132,6 +138,23 @@ def _doctor(options: argparse.Namespace) -> int:
 
     for finding in examine(options.folder.absolute()):
         print(f"{finding.name:16} {finding.value}" + (f"   ! {finding.cure}" if finding.cure else ""))
+    return 0
+
+
+def _model_fetch(options: argparse.Namespace) -> int:
+    import torch
+
+    from lorakit.hub import fetch
+    from lorakit.model_check import check
+    from lorakit.models import family
+    from lorakit.run import configure
+
+    model = configure(with_changes({"model": {"family": "sd15"}}, options.set)).model
+    print(f"looking for {model.source}", flush=True)
+    family(model.family).Model(model, torch.device("cpu"), torch.float32)  # which fetches all of its files
+    for finding in check([fetch(model.source)]):
+        print(finding)
+    print(f"The base model is here, and it can be trained as {model.family}.")
     return 0
 
 

@@ -395,3 +395,18 @@ def test_an_interrupted_command_ends_with_one_line(monkeypatch, capsys, tmp_path
     monkeypatch.setattr("lorakit.doctor.examine", interrupt)
     assert main(["doctor", str(tmp_path)]) == 130
     assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_model_fetch_brings_a_base_checks_it_and_tells_what_it_is(base, capsys):
+    assert main(["model", "fetch", "--set", f"model.source={base}"]) == 0
+    told = capsys.readouterr().out
+    assert f"{base}: a diffusers folder with StableDiffusionPipeline (SD 1.5)" in told
+    assert "it can be trained as sd15" in told
+
+
+def test_model_fetch_refuses_a_base_of_another_family(base, capsys):
+    assert main(["model", "fetch", "--set", "model.family=sdxl", "--set", f"model.source={base}"]) == 2
+    assert "sd15" in capsys.readouterr().err
