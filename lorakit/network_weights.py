@@ -106,7 +106,7 @@ def read(source: str, model: Any) -> Weights:
 
 
 def put(weights: Weights, adapter: Adapter) -> list[str]:
-    """Give an adapter the file's changes, in place and exactly, whatever its alpha; returns what did not go together.
+    """Give a new adapter the file's changes, in place and exactly, whatever its alpha; returns what did not go together.
 
     A module of a smaller rank than the adapter's leaves the rest of the rank as it begins: without effect, and free to
     learn. Raises LoraFileError when nothing goes together, a rank is larger, or a trained part would lose a module.
@@ -130,7 +130,6 @@ def put(weights: Weights, adapter: Adapter) -> list[str]:
             )
         down, up = tensors[f"{part}.{module}.lora_A.weight"], tensors[f"{part}.{module}.lora_B.weight"]
         down[: change.rank] = change.tensors["down"].float().reshape(down[: change.rank].shape)
-        up.zero_()
         up[:, : change.rank] = (change.scale / scale * change.tensors["up"].float()).reshape(up[:, : change.rank].shape)
     adapter.load(tensors)
     notes = []

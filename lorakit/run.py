@@ -200,13 +200,24 @@ def start(run: Run, config: RunConfig) -> RunConfig:
     """Freeze `config` as the run's, or check it against the one the run began with.
 
     Parts marked free take their new values; so do all while the run has not begun, e.g. when its base was misspelt.
+    What another run's schedule was before it got more epochs is left out.
     Raises RunChanged with the list of differences.
     """
     if (begun := began_with(run)) is not None:
         refuse_changes(run, decisive(begun), decisive(config))
+    else:
+        config = _without_past(config)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.config_file, to_yaml(config))
     return config
+
+
+def _without_past(config: RunConfig) -> RunConfig:
+    settings = to_dict(config)
+    for stage in (settings, *settings["stages"]):
+        if "schedule" in stage:
+            stage["schedule"] = {name: value for name, value in stage["schedule"].items() if name != "past"}
+    return configure(settings)
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lorakit.extend import (
     steps_per_epoch,
     with_stage,
 )
-from lorakit.run import RunChanged, configure, frozen, read_config
+from lorakit.run import RunChanged, configure, frozen, read_config, start
 from lorakit.stages import lr_curve
 from lorakit.train import train
 
@@ -250,6 +250,14 @@ def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half,
     extend(run, 3, "stretch")
     assert run.config_file.read_text() == wanted.config_file.read_text()
     assert frozen(run) == frozen(wanted) and len(history(run)) == 1
+
+
+def test_a_new_run_with_the_settings_of_an_extended_one_has_no_past(tmp_path, half):
+    run = copy_of(half, tmp_path / "p")
+    extend(run, 3, "stretch")
+    new = start(run.project.run("new"), read_config(run))
+    assert read_config(run).schedule.past and not new.schedule.past and new == read_config(run.project.run("new"))
+    assert lr_curve(new, (2,)) == pytest.approx([1e-2 * (6 - i) / 6 for i in range(6)])
 
 
 def test_another_way_is_refused(half):
