@@ -54,21 +54,22 @@ def main() -> None:
     image()
     before = freeze()
     print(f"the image: {len(before)} packages, {TORCH} in place of Colab's build, Python {sys.version.split()[0]}")
-    print("the first cell in a checkout that is not installed:", run_cell(ROOT / "notebooks"))
-    wanted = f"{checkout()}[{EXTRAS}]"
+    print("the first cell in a checkout that is not installed:", run_cell(ROOT / "notebooks", "nowhere"))
+    source = checkout()
+    wanted = f"{source}[{EXTRAS}]"
     planned = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report(wanted)]
     print("to be installed:", ", ".join(f"{name} {version}" for name, version in planned))
     assert not {name.lower().replace("_", "-") for name, _ in planned} & set(before), (
         "a preinstalled package is replaced"
     )
-    pip("install", "--quiet", wanted)
+    print("the first cell, which installs, without a restart:", run_cell(Path(tempfile.mkdtemp()), source.as_uri()))
     after = freeze()
     changed = {name: (version, after.get(name)) for name, version in before.items() if after.get(name) != version}
     assert not changed, f"the installation changed {changed}"
     print(f"no preinstalled package changed; {len(after) - len(before)} were added")
     python("-c", IMPORT_ALL)
     print("every module was imported")
-    print("the first cell, installed:", run_cell(Path(tempfile.mkdtemp())))
+    print("the first cell, installed:", run_cell(Path(tempfile.mkdtemp()), "nowhere"))
     tests = [f"tests/test_{name}.py" for name in CORE]
     # pytest as a program, not as a module: the checkout is not on its path, so what is tested is what was installed
     subprocess.run([PYTHON.with_name("pytest"), "-q", *tests], cwd=ROOT, env=environment(), check=True)
@@ -104,8 +105,9 @@ def freeze() -> dict[str, str]:
     return {item["name"].lower().replace("_", "-"): item["version"] for item in json.loads(told)}
 
 
-def run_cell(folder: Path) -> str:
-    cell = FIRST_CELL.format(repository="https://nowhere.invalid").replace("open_project()", "open_project(home=HOME)")
+def run_cell(folder: Path, source: str) -> str:
+    """The notebooks' first cell in `folder`, installing from `source` if it finds no lorakit there."""
+    cell = FIRST_CELL.replace("git+{repository}", source).replace("open_project()", "open_project(home=HOME)")
     cell = f"HOME = {tempfile.mkdtemp()!r}\n{cell}"
     done = subprocess.run(
         [PYTHON, "-c", RUN_CELL, cell, str(folder)], cwd="/", env=environment(), capture_output=True, text=True

@@ -125,15 +125,19 @@ def test_facts_come_back_whole_from_the_other_process():
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
-    [("import time; time.sleep(60)", "no answer within"), ("import sys; sys.exit('driver gone')", "driver gone")],
+    ("source", "said", "timeout"),
+    [
+        ("import time; time.sleep(60)", "no answer within 1 s", 1),
+        ("import sys; sys.exit('driver gone')", "driver gone", 60),
+    ],
 )
-def test_a_torch_that_hangs_or_dies_is_told_and_stops_nothing(source, said, monkeypatch, tmp_path):
+def test_a_torch_that_hangs_or_dies_is_told_and_stops_nothing(source, said, timeout, monkeypatch, tmp_path):
     fake = tmp_path / "torch"
     fake.mkdir()
     (fake / "__init__.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(gpu, "TIMEOUT", 1)
+    monkeypatch.setattr(gpu, "__file__", str(tmp_path / "lorakit" / "gpu.py"))  # its folder is the first on the path
+    (tmp_path / "lorakit").symlink_to(ROOT / "lorakit")
+    monkeypatch.setattr(gpu, "TIMEOUT", timeout)
     found = {finding.name: finding for finding in doctor._gpu(gpu.ask())}
     assert said in found["GPU"].cure and "restart the runtime" in found["GPU"].cure
 
@@ -237,6 +241,13 @@ def test_a_hub_that_never_answers_is_waited_for_two_seconds_at_most(monkeypatch,
         begin = time.monotonic()
         found = findings(tmp_path)["hub"]
     assert time.monotonic() - begin < 3 and "check HF_ENDPOINT" in found.cure
+
+
+def test_a_name_that_is_looked_up_for_ever_is_waited_for_no_longer(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_hub_error", lambda address: time.sleep(10))
+    begin = time.monotonic()
+    found = findings(tmp_path)["hub"]
+    assert time.monotonic() - begin < 3 and "no answer within 2 s" in found.cure
 
 
 @pytest.mark.parametrize(("switch", "word"), [(False, "check the connection"), (True, "/etc/network_turbo")])

@@ -108,6 +108,7 @@ def test_a_folder_elsewhere_is_the_project_itself_and_nothing_is_left_beside_it(
     project = entry.open_project(home="elsewhere/mine")
     assert project.folder == tmp_path / "elsewhere" / "mine"
     assert os.listdir(tmp_path / "elsewhere") == ["mine"]
+    assert not (tmp_path / FOLDER).exists()
 
 
 # ---- the card

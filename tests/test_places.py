@@ -129,6 +129,15 @@ def test_the_project_that_was_opened_last_is_remembered_beside_the_projects(tmp_
     assert place.last() == "b", "without a note the one that changed last"
 
 
+def test_of_two_folders_the_newer_note_counts(tmp_path):
+    drive, disk = tmp_path / "drive", tmp_path / "disk"
+    for i, (folder, name) in enumerate(((drive, "a"), (disk, "b"))):
+        project(folder / name)
+        (folder / places.LAST).write_text(name)
+        os.utime(folder / places.LAST, (i, i))
+    assert Place("Colab", (drive, disk), disk, "kept").last() == "b"
+
+
 def test_a_folder_that_takes_no_note_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     Place("", (tmp_path / "file" / "projects",), tmp_path, "").remember("a")
