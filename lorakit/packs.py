@@ -159,7 +159,7 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
     for old in {pack["file"] for pack in known["seen"].values()} - {pack["file"] for pack in packs.values()}:
         wipe(home / ARCHIVES / old)
     stamped = {name: [*now[name], content[name]] for name in content}
-    remember(project, folder, {**kept, "seen": packs, "stamps": stamped})
+    remember(project, folder, {**known, **kept, "seen": packs, "stamps": stamped})
 
 
 def _sending(project: Project, folder: str, inside: dict[str, str], target: Path):

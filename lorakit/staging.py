@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lorakit.copying import Unfaithful, copying, digest
 from lorakit.project import Project
 
 READERS = 8  # files read at once: an online disk takes its time for each, however small
+SLOW, SWEEP = 3.0, 600.0  # s; see Staging._changed
 OTHER = ".from-home"  # behind the name of what was at home when a file was changed on both sides
 
 
@@ -56,10 +58,11 @@ class Staging:
         self.project, self.folder, self.home, self.desk = project, folder, project.home, desk
         self.here = project.folder / folder
         self.known = packs.record(project, folder)
-        self.listed = packs.listed(self.home, folder) or packs.new_record()
+        self.listed = packs.listed(self.home, folder) or self.known  # not sent yet, or damaged there
         self.sources: dict[str, Path] = {}  # content -> a file on this machine that has it
         self.good = dict(self.listed["packs"])
         self.now: dict[str, list[int]] = {}  # the user's own files at home: name -> [bytes, mtime in ns]
+        self.swept = (0.0, 0.0)  # when their stamps were read, and how long that took
 
     def copied(self) -> Iterator[Copied]:
         stamps = packs.stamps(self.here)
@@ -95,14 +98,12 @@ class Staging:
     def _own_files(self, before: dict[str, str]) -> Iterator[Copied]:
         """Read the new and changed files of the user's folder at home; returns all of its files by content."""
         folder = self.home / self.folder
+        names = [str(path.relative_to(folder)) for path in _walk(folder)]
+        if before and not names:
+            yield self._note(f"The folder {folder} is empty or gone; what its archive holds is kept")
+            return dict(before)
         with ThreadPoolExecutor(READERS) as readers:
-            names = [str(path.relative_to(folder)) for path in _walk(folder)]
-            self.now = dict(zip(names, readers.map(lambda name: _stamp(folder / name), names), strict=True))
-            recorded = {name: stamp for name, (*stamp, _) in self.listed["home"].items()}
-            changed = [name for name in names if self.now[name] != recorded.get(name)]
-            if before and not names:
-                yield self._note(f"The folder {folder} is empty or gone; what its archive holds is kept")
-                return dict(before)
+            changed = yield from self._changed(folder, names, readers)
             found = {name: before[name] for name in names if name not in changed}
             jobs = readers.map(lambda name: self._fetched(folder / name, self.desk / "own" / name), changed)
             done, total = 0, sum(self.now[name][0] for name in changed)
@@ -116,6 +117,25 @@ class Staging:
                 else:
                     found[name] = self._source(self.desk / "own" / name)
         return found
+
+    def _changed(
+        self, folder: Path, names: list[str], readers: ThreadPoolExecutor
+    ) -> Generator[Copied, None, dict[str, None]]:
+        """The new and changed ones of the user's files, told by their stamps.
+
+        Where these take long to read, as on an online disk, they are not read again within SWEEP seconds.
+        """
+        recorded = {name: stamp for name, (*stamp, _) in self.listed["home"].items()}
+        when, took = self.known.get("swept", (0.0, 0.0))
+        if took > SLOW and time.time() - when < SWEEP and names == list(self.known["home"]):
+            self.now, self.swept = recorded, (when, took)
+            return {}
+        begun = time.time()
+        for name, stamp in zip(names, readers.map(lambda name: _stamp(folder / name), names), strict=True):
+            self.now[name] = stamp
+            yield Copied(self.folder, 0, 0)
+        self.swept = (begun, time.time() - begun)
+        return {name: None for name in names if self.now[name] != recorded.get(name)}
 
     def _source(self, path: Path) -> str:
         found = digest(path)
@@ -201,6 +221,7 @@ class Staging:
 
         exact = {n: pack for n, pack in self.good.items() if inside(home, n) == inside(self.listed["files"], n)}
         record = {"files": home, "packs": exact, "seen": self.listed["packs"], "home": taken, "archives": archives}
+        record["swept"] = self.swept
         now = packs.stamps(self.here)
         content = packs.ids(self.project, self.folder, now, self.known)
         packs.remember(self.project, self.folder, {**record, "stamps": {n: [*now[n], content[n]] for n in now}})

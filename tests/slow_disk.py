@@ -1,9 +1,10 @@
 """A file system over a folder that misbehaves as told: full, slow, hanging, failing, lying, with a trash that counts.
 
-`python slow_disk.py BACKING MOUNT CONTROL` mounts it. CONTROL is JSON with any of: delay (seconds for each operation on
-a name or opening), bandwidth (bytes a second), room (bytes that may still be written), error (errno of every operation
-on content), broken (names whose reading fails with EIO), hang (true: everything waits until it is false again), short
-(bytes cut off each file when it is closed), trash (true: deleted and replaced files still count).
+`python slow_disk.py BACKING MOUNT CONTROL` mounts it. CONTROL is JSON with any of: delay (seconds for each opening,
+renaming and removing), lookup (seconds for each look at a file or folder), bandwidth (bytes a second), room (bytes that
+may still be written), error (errno of every operation on content), broken (names whose reading fails with EIO), hang
+(true: everything waits until it is false again), short (bytes cut off each file when it is closed), trash (true:
+deleted and replaced files still count).
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ if mfusepy is not None:
                 calls.write(f"{call} {path}\n")
             while (faults := self.faults()).get("hang"):
                 time.sleep(0.02)
-            if faults.get("delay") and call in ("open", "getattr", "readdir", "rename", "unlink", "create"):
-                time.sleep(faults["delay"])
+            wait = "lookup" if call in ("getattr", "readdir") else "delay"
+            if wait in faults and call in ("open", "create", "rename", "unlink", "getattr", "readdir"):
+                time.sleep(faults[wait])
             if faults.get("error") and call not in ("getattr", "readdir"):
                 raise mfusepy.FuseOSError(faults["error"])
             if call == "read" and any(path.endswith(name) for name in faults.get("broken", ())):
@@ -136,7 +138,9 @@ if mfusepy is not None:
             return {name: getattr(status, name) for name in names} | times
 
         def readdir(self, path, fh):
-            return [".", "..", *os.listdir(self.pass_by("readdir", path))]
+            with os.scandir(self.pass_by("readdir", path)) as entries:  # with their types, as most disks give them
+                found = [(entry.name, {"st_mode": entry.stat(follow_symlinks=False).st_mode}, 0) for entry in entries]
+            return [".", "..", *found]
 
         def open(self, path, flags):
             return os.open(self.pass_by("open", path), flags)

@@ -1,44 +1,22 @@
-"""The mirror on a disk that misbehaves: nothing half at home, every trouble told, everything caught up with."""
+"""What goes home and in which order, and the process that brings it there."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import random
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from homes import QUICK, begin, opened, safetensors, save_data, serving, state, until, whole_states
-from slow_disk import SlowDisk, mountable
+from homes import begin, opened, safetensors, save_data, serving, state, until, whole_states
 
-from lorakit import mirror, outbox, stamps, workspace
+from lorakit import mirror, outbox
 from lorakit.errors import UserError
 from lorakit.mirror import Pace, Standing
 from lorakit.outbox import Due, Pass, Sent
 from lorakit.project import Project, write_json
-
-fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of ours that misbehaves when told."""
-    found = SlowDisk(tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def project(disk, tmp_path):
-    """A project whose home is on that disk, with a run that has begun."""
-    (disk.backing / "lorakit").mkdir()
-    found = opened(disk.at / "lorakit/mofu", tmp_path / "local")
-    begin(found)
-    return found
 
 
 @pytest.fixture
@@ -81,9 +59,6 @@ def send(project: Project, sent: Sent) -> None:
 def rotate(run, keep: int = 2) -> None:
     for old in sorted(run.states.glob("[0-9]*"))[:-keep]:
         shutil.rmtree(old)
-
-
-# ---- what goes home --------------------------------------------------------------------------------------------------
 
 
 def test_everything_goes_home_but_what_is_of_this_machine_alone(plain, serve):
@@ -162,181 +137,6 @@ def test_a_state_saved_again_replaces_the_one_of_its_step(plain):
         data = state(run, 1, seed=seed)
         send(plain, sent)
     assert whole_states(plain.home) == [1] and (plain.home / "runs/r/states/00000001/state.pt").read_bytes() == data
-
-
-@fuse
-def test_the_trash_of_a_disk_that_keeps_deleted_files_does_not_fill(disk, project):
-    disk.set(trash=True)
-    run, sent, size, most = project.run("r"), Sent.of(project), 60_000, 0
-    for step in range(1, 101):
-        state(run, step, size)
-        rotate(run)
-        send(project, sent)
-        most = max(most, disk.used())
-        assert whole_states(disk.backing / "lorakit/mofu") == [max(step - 1, 1), step][2 - min(step, 2) :]
-    assert most <= 3 * size, "two states and the one that comes"
-    assert disk.trash() < 3000, "marks, at most"
-
-
-# ---- trouble ---------------------------------------------------------------------------------------------------------
-
-FAULTS = {
-    "full": ({"room": 50_000}, "is full"),
-    "EIO": ({"error": errno.EIO}, "input/output error"),
-    "EACCES": ({"error": errno.EACCES}, "permission denied"),
-    "EROFS": ({"error": errno.EROFS}, "read-only"),
-    "lies about sizes": ({"short": 9}, "are there when read back"),
-    "hangs": ({"hang": True}, "has not answered for"),
-    "dead": ("die", "is disconnected"),
-    "unmounted": ("unmount", "is not there: the disk is not mounted"),
-}
-
-
-@fuse
-@pytest.mark.parametrize("name", FAULTS)
-def test_trouble_is_told_and_caught_up_with_when_the_disk_is_back(name, disk, project, serve):
-    fault, words = FAULTS[name]
-    run = project.run("r")
-    state(run, 1, 60_000)
-    process = serve(project)
-    until(project, is_settled)
-    disk.set(**fault) if isinstance(fault, dict) else getattr(disk, fault)()
-    begun = time.time()
-    state(run, 2, 60_000)
-    found = until(project, lambda found: words in found.trouble)
-    assert time.time() - begun < 10 and begun - 1 < found.since < time.time() and found.is_running
-    assert str(project.home) in found.trouble and "MB) are not safe at home yet" in found.trouble
-    state(run, 3, 60_000)
-    rotate(run)
-    assert until(project, lambda found: found.bytes_left >= 60_000).confirmed == {"r": 1}
-    if isinstance(fault, dict):
-        disk.set()
-    else:
-        disk.unmount()
-        disk.mount()
-    found = until(project, is_settled)
-    assert found.confirmed == {"r": 3} and found.since == 0.0
-    assert whole_states(disk.backing / "lorakit/mofu") in ([1, 3], [2, 3]) and process.poll() is None
-
-
-@fuse
-def test_a_disk_that_hangs_and_is_mounted_again_is_caught_up_with(disk, project, serve):
-    serve(project)
-    until(project, is_settled)
-    disk.set(hang=True)
-    state(project.run("r"), 1)
-    until(project, lambda found: "has not answered" in found.trouble)
-    time.sleep(2 * QUICK.patience)
-    disk.unmount()  # the old one hangs for ever, with all who wait for it
-    hanging = disk.process
-    disk.control = disk.control.with_name("control-2.json")
-    disk.set()
-    disk.mount()
-    try:
-        assert until(project, is_settled).confirmed == {"r": 1}
-    finally:
-        hanging.kill()
-        hanging.wait()
-
-
-@fuse
-def test_copiers_that_hang_do_not_pile_up(disk, project, serve):
-    process = serve(project, patience=0.7, retry=1.0)
-    until(project, is_settled)
-    disk.set(hang=True)
-    state(project.run("r"), 1)
-    until(project, lambda found: "has not answered" in found.trouble)
-    time.sleep(4)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert 1 <= len(children) <= 2
-
-
-@fuse
-def test_a_slow_disk_is_no_trouble(disk, project, serve):
-    disk.set(bandwidth=300_000)
-    serve(project, silence=3.0, patience=6.0)
-    state(project.run("r"), 1, 600_000)
-    end, seen = time.time() + 15, []
-    while not seen or seen[-1].confirmed.get("r") != 1:
-        assert time.time() < end
-        seen += [found for found in [mirror.standing(project)] if found.seen]
-        time.sleep(0.05)
-    assert {found.trouble for found in seen} == {""}
-    assert whole_states(disk.backing / "lorakit/mofu") == [1]
-
-
-def kill_often(disk: SlowDisk, project: Project, times: int) -> None:
-    """Kill a mirror at random moments of its work; look at home before and after its copier notices."""
-    chance, run, home = random.Random(0), project.run("r"), disk.backing / "lorakit/mofu"
-    disk.set(bandwidth=3_000_000)
-    for step in range(1, times + 1):
-        state(run, step, 400_000)
-        rotate(run)
-        process = serving(project, linger=600.0)
-        time.sleep(0.15 + chance.uniform(0, 0.6))
-        before = whole_states(home)
-        process.kill()
-        process.wait()
-        assert max(whole_states(home), default=0) >= max(before, default=0)
-        time.sleep(0.1)
-        assert len(whole_states(home)) >= min(2, len(before))
-    disk.set()
-    process = serving(project, linger=600.0)
-    try:
-        until(project, is_settled)
-    finally:
-        process.kill()
-        process.wait()
-    assert whole_states(home)[-1] == times
-    assert not list(home.rglob("*.part")) or times < 3
-
-
-@fuse
-def test_a_mirror_killed_at_any_moment_leaves_no_half_state(disk, project):
-    kill_often(disk, project, 6)
-
-
-@fuse
-@pytest.mark.slow
-def test_a_mirror_killed_at_many_moments_leaves_no_half_state(disk, project):
-    kill_often(disk, project, 80)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting wants root")
-def test_a_real_disk_that_is_full_is_told_and_caught_up_with(tmp_path, serve):
-    disk = tmp_path / "small"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        project = opened(disk / "mofu", tmp_path / "local")
-        begin(project)
-        (disk / "else").write_bytes(bytes(200_000))
-        serve(project)
-        state(project.run("r"), 1, 150_000)
-        until(project, lambda found: found.confirmed.get("r") == 1)
-        state(project.run("r"), 2, 150_000)
-        until(project, lambda found: "is full" in found.trouble)
-        assert whole_states(project.home) == [1]
-        (disk / "else").unlink()
-        assert until(project, is_settled).confirmed == {"r": 2}
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
-@pytest.mark.parametrize("words", ["is not there: the disk is not mounted"])
-def test_a_plain_folder_that_is_gone_is_told_never_made_again(words, plain, serve):
-    serve(plain)
-    until(plain, is_settled)
-    plain.home.rename(plain.home.with_name("away"))
-    state(plain.run("r"), 1)
-    until(plain, lambda found: words in found.trouble)
-    assert not plain.home.exists()
-    plain.home.with_name("away").rename(plain.home)
-    assert until(plain, is_settled).confirmed == {"r": 1}
-
-
-# ---- the process -----------------------------------------------------------------------------------------------------
 
 
 def test_a_project_without_a_home_has_no_mirror(tmp_path):
@@ -420,32 +220,6 @@ def test_two_machines_that_train_one_run_are_told_and_nothing_is_overwritten(pla
     finally:
         subprocess.run(["pkill", "-P", str(trainer.pid)], check=False)
         trainer.wait()
-
-
-@fuse
-def test_whoever_asks_a_hanging_disk_who_trains_does_not_hang(disk, project, monkeypatch):
-    monkeypatch.setattr(stamps, "ANSWERS", 0.5)
-    disk.set(hang=True)
-    begun = time.time()
-    assert mirror.elsewhere(project.run("r")) == "" and mirror.standing(project) is not None
-    assert time.time() - begun < 3
-    disk.set()
-
-
-@fuse
-def test_opening_many_small_pictures_on_a_slow_disk(disk, tmp_path):
-    """Once from the folder, many at a time; from then on from two archives."""
-    home = disk.at / "mofu"
-    save_data(disk.backing / "mofu/dataset", 40)
-    disk.set(delay=0.02)
-    project = opened(home, tmp_path / "one")
-    disk.calls()
-    disk.set()
-    assert serving(project).wait(30) == 0
-    disk.calls()
-    opened(home, tmp_path / "two")
-    assert not [call for call in disk.calls() if call.startswith(("open /mofu/dataset/", "read /mofu/dataset/"))]
-    assert workspace.notes(Project(tmp_path / "two/mofu")) == ()
 
 
 def test_the_pace_of_a_real_mirror_tells_trouble_within_a_minute():
