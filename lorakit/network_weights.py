@@ -106,7 +106,7 @@ def read(source: str, model: Any) -> Weights:
 
 
 def put(weights: Weights, adapter: Adapter) -> list[str]:
-    """Give a new adapter the file's changes, in place and exactly, whatever its alpha; returns what did not go together.
+    """Give a new adapter the file's changes, in place, exactly, whatever its alpha; returns what did not go together.
 
     A module of a smaller rank than the adapter's leaves the rest of the rank as it begins: without effect, and free to
     learn. Raises LoraFileError when nothing goes together, a rank is larger, or a trained part would lose a module.
