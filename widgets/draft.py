@@ -341,6 +341,6 @@ def code(draft: Draft) -> str:
 
 
 def _on_one_line(value: Any) -> str:
-    """YAML of a value for `--set`; an empty text is nothing at all."""
+    """YAML of a value for `--set`."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    return "" if value == "" else text.removesuffix("\n...\n").rstrip("\n")
+    return text.removesuffix("\n...\n").rstrip("\n")
