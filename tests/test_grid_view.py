@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import re
 import signal
@@ -98,7 +99,13 @@ def test_the_interrupt_button_leaves_what_is_painted_and_no_error(tmp_path, draw
     painting = fake(tmp_path, 3, 2, 64, stop=4)
     view.show(painting)
     assert "4 of 6 pictures are painted and kept" in drawn[-1] and len(pictures(drawn[-1])) == 1
-    assert next(painting, None) is None, "the painter was let go"
+
+
+def test_a_painter_that_waits_is_let_go_when_the_interrupt_button_is_pressed(tmp_path, drawn, monkeypatch):
+    painting, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
+    monkeypatch.setattr(view.Sheet, "put", lambda self, event: (put(self, event), signal.raise_signal(signal.SIGINT)))
+    view.show(view.Painting(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), painting))
+    assert "1 of 6 pictures" in drawn[-1] and painting.gi_frame is None
 
 
 def test_the_form_paints_what_it_says(trained, drawn):
@@ -110,7 +117,7 @@ def test_the_form_paints_what_it_says(trained, drawn):
     folder = trained.grids / "checkpoint-strength"
     assert str(folder / "grid.png") in drawn[-1] and len(list((folder / "cells").iterdir())) == 7, "off is off twice"
     with Image.open(next((folder / "cells").iterdir())) as cell:
-        assert cell.size == (64, 64)
+        assert cell.size == (64, 64) and json.loads(cell.text["parameters"])["seed"] == 7
 
 
 def test_every_nth_checkpoint_is_counted_from_the_newest(trained):
