@@ -133,7 +133,8 @@ class Staging:
         begun = time.time()
         for name, stamp in zip(names, readers.map(lambda name: _stamp(folder / name), names), strict=True):
             self.now[name] = stamp
-            yield Copied(self.folder, 0, 0)
+            if len(self.now) % 100 == 0:
+                yield Copied(self.folder, 0, 0)
         self.swept = (begun, time.time() - begun)
         return {name: None for name in names if self.now[name] != recorded.get(name)}
 

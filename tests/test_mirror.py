@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from lorakit.errors import UserError
 from lorakit.mirror import Pace, Standing
 from lorakit.outbox import Due, Pass, Sent
 from lorakit.project import Project, write_json
+from lorakit.stamps import read_stamp
 
 
 @pytest.fixture
@@ -41,6 +44,19 @@ def serve():
     for process in begun:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def somebody_training(run) -> Iterator[None]:
+    """A process that holds the run's lock."""
+    with open(run.lock, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        trainer = subprocess.Popen(["sleep", "600"], stdin=lock)
+    try:
+        yield
+    finally:
+        trainer.kill()
+        trainer.wait()
 
 
 def is_settled(found: Standing) -> bool:
@@ -85,13 +101,14 @@ def test_everything_goes_home_but_what_is_of_this_machine_alone(plain, serve):
 
 def test_the_log_at_home_is_never_behind_its_newest_state_and_only_grows(plain, serve):
     run, seen = plain.run("r"), b""
-    serve(plain, logs=600.0)
     log = plain.home / "runs/r/events.jsonl"
-    for step in range(1, 6):
-        state(run, step)
-        until(plain, lambda found, step=step: found.confirmed["r"] == step)
-        assert log.read_bytes().startswith(seen) and f'"step": {step}'.encode() in log.read_bytes()
-        seen = log.read_bytes()
+    with somebody_training(run):
+        serve(plain, logs=600.0)
+        for step in range(1, 6):
+            state(run, step)
+            until(plain, lambda found, step=step: found.confirmed["r"] == step)
+            assert log.read_bytes().startswith(seen) and f'"step": {step}'.encode() in log.read_bytes()
+            seen = log.read_bytes()
 
 
 def test_a_log_that_was_changed_at_home_is_written_anew(plain):
@@ -171,22 +188,17 @@ def test_what_is_left_is_told_without_a_mirror(plain):
 
 
 def test_what_other_machines_are_told_of_a_trainer(plain, serve, tmp_path):
-    run = plain.run("r")
-    trainer = subprocess.Popen(["flock", str(run.lock), "sleep", "600"])
-    try:
-        serve(plain)
+    run, stamp = plain.run("r"), plain.home / "runs/r/trainer.json"
+    other = opened(plain.home, tmp_path / "other").run("r")
+    serve(plain)
+    with somebody_training(run):
         state(run, 7)
-        stamp = plain.home / "runs/r/trainer.json"
         until(plain, lambda found: found.confirmed["r"] == 7 and stamp.exists())
-        other = opened(plain.home, tmp_path / "other").run("r")
         told = mirror.elsewhere(other, old=10.0)
         assert "Run 'r' is being trained on another machine" in told and "step 7" in told
         assert mirror.elsewhere(run) == "", "here, but not elsewhere"
-    finally:
-        subprocess.run(["pkill", "-P", str(trainer.pid)], check=False)
-        trainer.wait()
     end = time.time() + 10
-    while json.loads(stamp.read_text() or "{}").get("time"):
+    while read_stamp(stamp.read_bytes())["time"]:
         assert time.time() < end
         time.sleep(0.05)
     assert mirror.elsewhere(other) == "", "it was told that the trainer is gone"
@@ -203,23 +215,16 @@ def test_a_stamp_that_nobody_renews_is_dead(plain):
 
 
 def test_two_machines_that_train_one_run_are_told_and_nothing_is_overwritten(plain, serve):
-    run = plain.run("r")
-    trainer = subprocess.Popen(["flock", str(run.lock), "sleep", "600"])
-    try:
-        serve(plain, stamp=0.3)
-        until(plain, is_settled)
-        stamp = plain.home / "runs/r/trainer.json"
-        while not stamp.exists():
-            time.sleep(0.02)
+    run, stamp = plain.run("r"), plain.home / "runs/r/trainer.json"
+    serve(plain, stamp=0.2)
+    with somebody_training(run):
+        until(plain, lambda found: stamp.exists() and is_settled(found))
         end, seen = time.time() + 10, ""
         while "is trained on another machine, too (colab)" not in seen:
             write_json(stamp, {"machine": "colab 1", "time": time.time(), "step": 3})
             assert time.time() < end, seen
-            time.sleep(0.1)
+            time.sleep(0.05)
             seen = mirror.standing(plain).trouble
-    finally:
-        subprocess.run(["pkill", "-P", str(trainer.pid)], check=False)
-        trainer.wait()
 
 
 def test_the_pace_of_a_real_mirror_tells_trouble_within_a_minute():

@@ -15,6 +15,7 @@ from homes import QUICK, begin, opened, save_data, serving, state, until, whole_
 from slow_disk import SlowDisk, mountable
 
 from lorakit import mirror, stamps, workspace
+from lorakit.copying import Unfaithful, copying
 from lorakit.mirror import Standing
 from lorakit.outbox import Due, Pass, Sent
 from lorakit.project import Project
@@ -275,3 +276,30 @@ def test_opening_many_small_pictures_on_a_slow_disk(disk, tmp_path):
     opened(home, tmp_path / "two")
     assert not [call for call in disk.calls() if call.startswith(("open /mofu/dataset/", "read /mofu/dataset/"))]
     assert workspace.notes(Project(tmp_path / "two/mofu")) == ()
+
+
+@fuse
+def test_a_picture_that_cannot_be_read_is_named_and_taken_when_it_can(disk, tmp_path):
+    files = save_data(disk.backing / "mofu/dataset")
+    disk.set(broken=["000.png"])
+    project = opened(disk.at / "mofu", tmp_path / "local")
+    assert len(list(project.dataset.rglob("*.*"))) == len(files) - 1
+    (note,) = workspace.notes(project)
+    assert note.startswith("dataset/2_mofu/000.png is left out for now: it cannot be read (Input/output error)")
+    disk.set()
+    project = opened(disk.at / "mofu", tmp_path / "local")
+    assert (project.dataset / "2_mofu/000.png").read_bytes() == files["2_mofu/000.png"] and not workspace.notes(project)
+
+
+@fuse
+def test_a_copy_that_reads_back_differently_never_gets_its_name(disk, tmp_path):
+    source, target = tmp_path / "x", disk.at / "y"
+    for old in (None, b"old"):
+        if old:
+            (disk.backing / "y").write_bytes(old)
+        source.write_bytes(random.Random(0).randbytes(400_000))
+        disk.set(short=1)
+        with pytest.raises(Unfaithful, match="399999 of 400000 bytes are there when read back"):
+            list(copying(source, target))
+        disk.set()
+        assert os.listdir(disk.backing) == (["y"] if old else []) and (not old or target.read_bytes() == old)
