@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from lorakit.outbox import Due, Pass, Sent
@@ -76,13 +77,12 @@ def _copy(work: Pass, mouth: int) -> None:
         for line in work.lines():
             end["all"] = end["all"] and "also" not in line
             os.write(mouth, json.dumps(line).encode() + b"\n")
-    except BrokenPipeError:
-        return  # nobody listens any more
     except OSError as error:
         what, cure = WRONG.get(error.errno, ("fails", "See whether the disk is well"))
         detail = f" ({error.strerror}: {error.filename})" if error.filename else f" ({error.strerror})"
         end = {"end": f"{work.home} {what}{detail}", "cure": cure, "all": False}
-    os.write(mouth, json.dumps(end).encode() + b"\n")
+    with suppress(BrokenPipeError):  # nobody listens any more: what broke the pass off, perhaps
+        os.write(mouth, json.dumps(end).encode() + b"\n")
 
 
 def mount_of(path: Path) -> str:
