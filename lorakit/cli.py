@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     what = "bring a base model to this machine and check it; a cut download goes on where it was"
     fetch = model_verbs.add_parser("fetch", help=what, description=what)
     fetch.set_defaults(verb=_model_fetch)
-    fetch.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.family=sdxl, model.source=owner/name"
-    )
+    fetch.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.source=owner/name")
 
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")

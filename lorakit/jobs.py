@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from lorakit import events, machine
 from lorakit.claim import Heartbeat, RunBusy, Trainer, claim, is_alive, last_heartbeat, last_trainer, locked, sign
@@ -43,7 +44,10 @@ def start(run: Run) -> bool:
     Returns False when somebody trains it already. Output goes to trainer.log in the run's folder.
     Raises ProjectError for a run without a config, NoLocks on a file system without flock.
     """
-    home = run.project.home
+    if run.project.home is not None:
+        from lorakit import mirror
+
+        mirror.start(run.project)
     try:
         with locked(run) as lock:
             log = _open_log(run)
@@ -58,14 +62,9 @@ def start(run: Run) -> bool:
                 )
                 sign(lock, Trainer.of(trainer.pid, log=begin))
             threading.Thread(target=trainer.wait, daemon=True).start()  # so that it leaves no zombie
-        started = True
     except RunBusy:
-        started = False
-    if home is not None:
-        from lorakit import mirror
-
-        mirror.start(run.project)
-    return started
+        return False
+    return True
 
 
 def follow(run: Run) -> Iterator[Event | None]:
@@ -103,12 +102,12 @@ def stop(run: Run) -> bool:
     return True
 
 
-def _open_log(run: Run):
+def _open_log(run: Run) -> BinaryIO:
     """trainer.log, to be appended to, without what is old in one that has grown large."""
     path = run.folder / "trainer.log"
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         write_whole(path, path.read_bytes()[-LOG_KEPT:].partition(b"\n")[2])
-    return open(path, "ab")
+    return open(path, "ab", buffering=0)
 
 
 @contextmanager
