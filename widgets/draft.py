@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from pprint import pformat
 from typing import Any
 
 import yaml
@@ -19,20 +17,10 @@ from lorakit.errors import UserError
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run, write_whole
 from lorakit.run import RunConfig, configure, decisive, read_config, settings_of
+from widgets.i18n import say
 
 FILE = "settings.yaml"
 HEAD = "# What is chosen for the next run; the form writes this file on every change.\n"
-CODE = """\
-from lorakit.project import Project
-from lorakit.run import configure, start
-
-run = Project({folder!r}).run({run!r})
-config = configure({settings}{card})
-start(run, config)
-
-# In a terminal, where the same command goes on with a run that was stopped:
-# {shell}
-"""
 
 
 @dataclass
@@ -228,7 +216,10 @@ class Draft:
             if trouble:
                 aside = self.file.with_name(f"settings-damaged-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
                 self.file.replace(aside)
-                self.notes = [f"{FILE} could not be used as it was; that is kept as {aside.name}.", *trouble]
+                self.notes = [
+                    say("{file} could not be used as it was; that is kept as {aside}.", file=FILE, aside=aside.name),
+                    *trouble,
+                ]
             return choice
         runs = sorted(self.project.runs(), key=lambda run: run.config_file.stat().st_mtime)
         return choice_of(runs[-1]) if runs else Choice()
@@ -290,7 +281,7 @@ def _sound(given: dict[str, Any], known: dict[str, tuple[type[Config], str]]) ->
         try:
             sound[path] = checked(path, value, known)
         except ConfigError as error:
-            wrong.append(f"{path} was left out: {error}")
+            wrong.append(say("{path} was left out: {reason}", path=path, reason=error))
     return sound, wrong
 
 
@@ -312,35 +303,3 @@ def choice_of(run: Run) -> Choice:
     choice.models[choice.family] = {p.removeprefix("model."): v for p, v in own.items() if p.startswith("model.")}
     choice.settings = {path: value for path, value in own.items() if not path.startswith("model.")}
     return choice
-
-
-def code(draft: Draft) -> str:
-    """Python that begins the same run without a form, and the same for a terminal.
-
-    Raises ConfigError when the settings are not yet those of a run.
-    """
-    draft.value  # noqa: B018  which refuses what could not run
-    flat, card = flattened(draft.settings), draft.choice.card
-    shell = [
-        "lorakit",
-        "train",
-        str(draft.project.folder),
-        "--run",
-        draft.choice.run,
-        *(["--card", card] if card else []),
-    ]
-    for path, value in flat.items():
-        shell += ["--set", f"{path}={_on_one_line(value)}"]
-    return CODE.format(
-        folder=str(draft.project.folder),
-        run=draft.choice.run,
-        settings=pformat(draft.settings, sort_dicts=False, width=100),
-        card=f", card={card!r}" if card else "",
-        shell=shlex.join(shell),
-    )
-
-
-def _on_one_line(value: Any) -> str:
-    """YAML of a value for `--set`."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    return text.removesuffix("\n...\n").rstrip("\n")

@@ -276,8 +276,9 @@ class Row:
         label = html.escape(self._label)
         _set(self._head, f"<div style='line-height:1.3'>{f'<b>{label}</b>' if by_hand else label}{unit}</div>")
         own = self._helps.get(value, "") if isinstance(value, str) else ""
-        row = f"<b>{html.escape(value)}</b>: {html.escape(say(own))} · " if own else ""
-        _set(self._note, small(f"{row}{html.escape(self._help)}"))
+        row = f"<b>{html.escape(value)}</b>: {html.escape(say(own))}" if own else ""
+        help = "" if row and self._help.lower() == self._label.lower() else html.escape(self._help)
+        _set(self._note, small(f"{row} · {help}" if row and help else row or help))
         # it keeps its place, so that nothing moves below a hand that drags
         self._undo.layout = self._looks.button if by_hand else self._looks.no_button
         self._explain(sentence(trouble, colour))

@@ -19,6 +19,7 @@ from lorakit.errors import UserError
 from lorakit.project import Project, Run
 from lorakit.run import RunChanged, RunConfig, start
 from widgets import draft as drafts
+from widgets.as_code import code
 from widgets.draft import Draft, owners, usable
 from widgets.fields import AMBER, RED, Looks, Row, sentence, small
 from widgets.header import Header
@@ -63,7 +64,7 @@ class Form:
     def code(self) -> str:
         """Python, and a line for a terminal, that begins the same run without a form. Raises ConfigError as `value`."""
         self.value  # noqa: B018
-        return drafts.code(self.draft)
+        return code(self.draft)
 
     def run(self) -> Run:
         """Freeze the config as the run's and return it, ready to be trained.
