@@ -33,8 +33,9 @@ def bar(share: float, colour: str = BLUE, height: int = 6) -> str:
 
 def facts(told: list[str]) -> str:
     """A line of short plain texts, broken between them if that is possible."""
-    pieces = (f'<span style="display:inline-block">{html.escape(text)}</span>' for text in told)
-    return f'<div style="line-height:1.6">{" · ".join(pieces)}</div>'
+    dotted = [f"{text} ·" for text in told[:-1]] + told[-1:]
+    pieces = (f'<span style="display:inline-block">{html.escape(text)}</span>' for text in dotted)
+    return f'<div style="line-height:1.6">{" ".join(pieces)}</div>'
 
 
 def aside(text: str) -> str:
