@@ -217,7 +217,13 @@ def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
     try:
         return config_class(**values)
     except ConfigError as error:
-        raise ConfigError("\n".join(path + line for line in str(error).splitlines())) from None
+        raise ConfigError("\n".join(_placed(line, path, fields) for line in str(error).splitlines())) from None
+
+
+def _placed(line: str, path: str, fields: dict[str, Any]) -> str:
+    """A sentence about a Config with where that stands: before the field that it begins with, or before all of it."""
+    begins = re.match(r"\w+", line)
+    return path + line if not path or (begins and begins[0] in fields) else f"{path.rstrip('.')}: {line}"
 
 
 def _unknown(name: str, config_class: type[Config], path: str) -> str:

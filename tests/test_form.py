@@ -186,7 +186,7 @@ def test_what_does_not_go_together_is_told_at_the_field_that_is_named_else_at_th
     made.set("data.resolution", 512)
     made.set("optimizer.name", "prodigy")
     made.set("optimizer.text_encoder_lr", 1e-5)
-    assert "learning rates differ" in made._top.value
+    assert "optimizer: the learning rates differ" in made._top.value
     made.reset("optimizer.name")
     assert not made._top.value and not trouble(made, "data.resolution")
 

@@ -212,7 +212,7 @@ class Draft:
                 choice, trouble = read_choice(read_yaml(self.file))
                 self.project.run(choice.run)  # refuses what cannot be a name
             except UserError as error:
-                choice, trouble = Choice(), [str(error)]
+                choice, trouble = Choice(), str(error).splitlines()[:1]
             if trouble:
                 aside = self.file.with_name(f"settings-damaged-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
                 self.file.replace(aside)
