@@ -51,7 +51,7 @@ def test_states_and_files_are_as_large_as_was_told(family, base, optimizer, tmp_
 
 def test_counts_are_those_of_training_in_every_stage(family, base, tmp_path):
     hard, _ = family_settings(family, base)
-    saves = {"save": {"every_steps": 3, "every_epochs": 2}, "sample": {"prompts": ["a", "b"], "every_steps": 4}}
+    saves = {"save": {"every_steps": 5, "every_epochs": 0}, "sample": {"prompts": ["a", "b"], "every_steps": 4}}
     run = new_run(tmp_path, base, merged(hard, saves))
     start(run, replace(read_config(run), stages=({"loop": {"epochs": 1}, "data": {"flip_aug": False}},)))
     before = told(run)

@@ -135,7 +135,7 @@ def test_closing_it_ends_its_process_and_leaves_no_folder(probed, tmp_path, monk
     trying = probe(read_config(run), run.project)
     next(trying), next(trying)
     trying.close()
-    assert made[0].poll() is not None
+    assert made[0].poll() == -9
     assert not list(tmp_path.glob("lorakit-probe-*"))
     assert not (run.project.folder / "probes.json").exists()
 

@@ -170,7 +170,8 @@ def _row(label: str, text: str, share: float | None = None, colour: str = BLUE) 
         drawn = f'<span style="display:inline-block;width:90px;margin-right:10px">{bar(share, colour)}</span>'
     return (
         f'<div style="overflow:hidden"><div style="float:left;width:126px;margin-right:10px;color:{GREY}">'
-        f'{html.escape(label)}</div><div style="overflow:hidden">{drawn}{html.escape(text)}</div></div>'
+        f'{html.escape(label)}</div><div style="overflow:hidden">{drawn}'
+        f'<span style="display:inline-block">{html.escape(text)}</span></div></div>'
     )
 
 
