@@ -181,10 +181,9 @@ def test_a_slow_disk_is_no_trouble(disk, project, serve):
     assert whole_states(disk.backing / "lorakit/mofu") == [1]
 
 
-def kill_often(disk: SlowDisk, project: Project, times: int) -> None:
+def kill_often(home: Path, project: Project, times: int) -> None:
     """Kill a mirror at random moments of its work; look at home before and after its copier notices."""
-    chance, run, home = random.Random(0), project.run("r"), disk.backing / "lorakit/mofu"
-    disk.set(bandwidth=3_000_000)
+    chance, run = random.Random(0), project.run("r")
     for step in range(1, times + 1):
         state(run, step, 400_000)
         rotate(run)
@@ -196,7 +195,6 @@ def kill_often(disk: SlowDisk, project: Project, times: int) -> None:
         assert max(whole_states(home), default=0) >= max(before, default=0)
         time.sleep(0.1)
         assert len(whole_states(home)) >= min(2, len(before))
-    disk.set()
     process = serving(project, linger=600.0)
     try:
         until(project, is_settled)
@@ -209,13 +207,31 @@ def kill_often(disk: SlowDisk, project: Project, times: int) -> None:
 
 @fuse
 def test_a_mirror_killed_at_any_moment_leaves_no_half_state(disk, project):
-    kill_often(disk, project, 6)
+    disk.set(bandwidth=3_000_000)
+    kill_often(disk.backing / "lorakit/mofu", project, 6)
+
+
+def test_a_mirror_killed_at_any_moment_leaves_no_half_state_in_a_plain_folder(plain):
+    kill_often(plain.home, plain, 4)
+
+
+def test_a_plain_folder_that_cannot_be_written_is_told_and_caught_up_with(plain, serve):
+    serve(plain)
+    until(plain, is_settled)
+    states = plain.home / "runs/r/states"
+    states.write_text("in the way")
+    state(plain.run("r"), 1)
+    found = until(plain, lambda found: "Not a directory" in found.trouble)
+    assert found.confirmed == {"r": 0} and "are not safe at home yet" in found.trouble
+    states.unlink()
+    assert until(plain, is_settled).confirmed == {"r": 1}
 
 
 @fuse
 @pytest.mark.slow
 def test_a_mirror_killed_at_many_moments_leaves_no_half_state(disk, project):
-    kill_often(disk, project, 80)
+    disk.set(bandwidth=3_000_000)
+    kill_often(disk.backing / "lorakit/mofu", project, 80)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting wants root")
