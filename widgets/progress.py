@@ -15,6 +15,7 @@ from widgets.i18n import say
 from widgets.page import AMBER, RED, WIDTH, aside, bar, box, clock, facts, size, span
 from widgets.pictures import thumbnail
 from widgets.plot import BLUE, GREY, Curve, lines, number
+from widgets.waiting import Queue
 
 REDRAW = 1.0  # s between two drawings at least
 PROMPTS, COLUMNS, WARNINGS = 4, 6, 5  # that are shown at most
@@ -37,7 +38,8 @@ def train(run: Run) -> None:
 
 
 def watch(run: Run) -> None:
-    """Show a run in the foreground of a cell, all of it at once, and follow it until its trainer is gone.
+    """Show a run in the foreground of a cell, all of it at once, and follow it until its trainer is gone, or until
+    another cell is run, which this one gives way to.
 
     The interrupt button asks the trainer to finish its step, save and stop, and goes on watching until it has; a
     second one only ends the watching. Raises UserError outside of a notebook.
@@ -62,12 +64,14 @@ def _watch(run: Run, starts: bool) -> None:
         raise UserError(
             f"This view needs a notebook. In a terminal: lorakit {verb} {run.project.folder} --run {run.name}"
         )
-    screen = _Screen(run)
+    screen, queue = _Screen(run), Queue(kernel)
     try:
         try:
             if starts:
                 jobs.start(run)
-            screen.follow()
+            if not screen.follow(queue):
+                screen.note = say("Left, as this notebook was asked for something else; run this cell again to watch.")
+                return
         except KeyboardInterrupt:
             if _is_ending(kernel):
                 return
@@ -78,7 +82,9 @@ def _watch(run: Run, starts: bool) -> None:
         screen.note = ""
     except KeyboardInterrupt:
         screen.note = say("No longer watched. The trainer still saves and stops; run the cell again to see it.")
-    screen.finish()
+    finally:
+        screen.finish()
+        queue.close()
 
 
 def _is_ending(kernel: object) -> bool:
@@ -107,11 +113,14 @@ class _Screen:
         self.below = display(HTML(self.painted), display_id=True)
         self.drawn = time.monotonic()
 
-    def follow(self) -> None:
-        """Draw, at most once in REDRAW s, until the trainer is gone."""
+    def follow(self, queue: Queue | None = None) -> bool:
+        """Draw, at most once in REDRAW s, until the trainer is gone; False when the queue has grown before that."""
         for _ in jobs.follow(self.run):
+            if queue is not None and queue.has_grown():
+                return False
             if time.monotonic() - self.drawn >= REDRAW:
                 self.draw()
+        return True
 
     def draw(self) -> None:
         """One update: the samples if there are new ones, else the figures."""
