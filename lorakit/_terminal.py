@@ -96,7 +96,9 @@ def train(options: argparse.Namespace) -> int:
     """Train in the foreground."""
     from lorakit.train import train
 
-    for event in train(_configured(options)):
+    run = _configured(options)
+    jobs.share(run)
+    for event in train(run):
         _show(event)
     return 0
 

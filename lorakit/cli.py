@@ -171,14 +171,14 @@ def _model_check(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> int:
     from lorakit import places
-    from lorakit.workspace import open_home
+    from lorakit.home.workspace import open_home
 
     print(open_home(options.home, options.local or places.find(os.environ).fast).folder)
     return 0
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from lorakit.mirror import serve
+    from lorakit.home.mirror import serve
 
     serve(project_at(options.project))
     return 0

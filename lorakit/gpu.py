@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
+
+from lorakit.machine import environment
 
 TIMEOUT = 90  # s; a first import of torch from a slow disk takes half a minute
 
@@ -20,15 +20,13 @@ def ask() -> dict[str, Any]:
     What went wrong instead is told as {"broken": why}.
     """
     source = "import json; from lorakit.gpu import facts; print('\\n' + json.dumps(facts()))"
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(
             [sys.executable, "-c", source],
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
-            env=environment,
+            env=environment(),
             check=True,
         )
     except subprocess.TimeoutExpired:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 from lorakit import events, machine
@@ -20,7 +19,19 @@ from lorakit.errors import UserError
 from lorakit.events import Event, Failed, Finished, Stepped, Stopped
 from lorakit.project import Run, write_whole
 
-__all__ = ["Elsewhere", "RunBusy", "claim", "fate", "follow", "history", "is_alive", "last_trainer", "start", "stop"]
+__all__ = [
+    "Elsewhere",
+    "RunBusy",
+    "claim",
+    "fate",
+    "follow",
+    "history",
+    "is_alive",
+    "last_trainer",
+    "share",
+    "start",
+    "stop",
+]
 
 TICK = 0.2  # s between two looks at a log
 SIGNING = 2.0  # s in which a trainer that is being started has signed its lock
@@ -42,12 +53,9 @@ def start(run: Run) -> bool:
     """Train a run, from its newest state to its end, in a process that outlives this one; and copy it home.
 
     Returns False when somebody trains it already. Output goes to trainer.log in the run's folder.
-    Raises ProjectError for a run without a config, NoLocks on a file system without flock.
+    Raises ProjectError for a run without a config, NoLocks on a file system without flock, and as `share`.
     """
-    if run.project.home is not None:
-        from lorakit import mirror
-
-        mirror.start(run.project)
+    share(run)
     try:
         with locked(run) as lock:
             log = _open_log(run)
@@ -58,13 +66,27 @@ def start(run: Run) -> bool:
                 log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(command)}\n".encode())
                 # the lock changes hands as the standard input: there is no moment in which nobody holds it
                 trainer = subprocess.Popen(
-                    command, stdin=lock, stdout=log, stderr=log, env=_environment(), start_new_session=True
+                    command, stdin=lock, stdout=log, stderr=log, env=machine.environment(), start_new_session=True
                 )
                 sign(lock, Trainer.of(trainer.pid, log=begin))
             threading.Thread(target=trainer.wait, daemon=True).start()  # so that it leaves no zombie
     except RunBusy:
         return False
     return True
+
+
+def share(run: Run) -> None:
+    """Before a run with a home is trained here: let its copies go there. Does nothing for one without.
+
+    Raises Elsewhere when another machine trains it, which takes up to three minutes to tell if one did just now.
+    """
+    if run.project.home is None:
+        return
+    from lorakit.home import mirror
+
+    if not is_alive(run) and (told := mirror.elsewhere(run)):
+        raise Elsewhere(told)
+    mirror.start(run.project)
 
 
 def follow(run: Run) -> Iterator[Event | None]:
@@ -118,17 +140,6 @@ def _kept_for_later(number: int) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _environment() -> dict[str, str]:
-    """Ours, for a process whose output is a file in UTF-8.
-
-    This very lorakit comes first where it is not installed but found by a notebook's path.
-    """
-    ours, root = {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}, Path(__file__).parents[1]
-    if root.name not in ("site-packages", "dist-packages"):
-        ours["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return ours
 
 
 # ---- what became of it -----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from lorakit import __version__, machine
 from lorakit.claim import is_alive
 from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Progress, Sampled, Saved, Started, Stepped
+from lorakit.machine import environment
 from lorakit.memory import next_rung
 from lorakit.project import Project, Run, write_json
 from lorakit.run import RunConfig, decisive, start
@@ -150,7 +151,7 @@ def probe(config: RunConfig, project: Project) -> Iterator[Progress | Probed]:
             stderr=words,
             text=True,
             start_new_session=True,  # the interrupt button is for us; we end it
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+            env=environment(),
         )
         try:
             yield Progress(what="start", done=0, total=1)

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from lorakit import mirror, workspace
-from lorakit.mirror import Pace, Standing
+from lorakit.home import mirror, workspace
+from lorakit.home.mirror import Pace, Standing
 from lorakit.project import Project, Run, write_json
 
 QUICK = Pace(look=0.05, logs=0.1, stamp=0.5, quiet=0.1, silence=0.6, patience=1.2, retry=0.3, linger=0.3)
@@ -79,7 +79,7 @@ def serving(project: Project, pace: Pace = QUICK, **changes) -> subprocess.Popen
     """A mirror in a process of its own."""
     told = {**vars(pace), **changes}
     code = (
-        "import json, sys; from lorakit.mirror import Pace, serve; from lorakit.project import Project\n"
+        "import json, sys; from lorakit.home.mirror import Pace, serve; from lorakit.project import Project\n"
         "serve(Project(sys.argv[1]), Pace(**json.loads(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, str(project.folder), json.dumps(told)]

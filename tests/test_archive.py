@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lorakit import archive
-from lorakit.archive import ArchiveError, packed, unpacking
+from lorakit.home import archive
+from lorakit.home.archive import ArchiveError, packed, unpacking
 
 FILES = {
     "1_mofu/00.png": b"\x89PNG" * 700,

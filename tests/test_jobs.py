@@ -148,7 +148,7 @@ def test_a_trainer_lets_go_of_its_run_when_its_process_is_gone(orphan):
 
 def test_a_project_with_a_home_is_copied_there_whether_or_not_a_trainer_is_started(tmp_path, base, monkeypatch):
     run, mirrored = new_run(tmp_path, base, LONG), []
-    monkeypatch.setattr("lorakit.mirror.start", mirrored.append)
+    monkeypatch.setattr("lorakit.home.mirror.start", mirrored.append)
     with jobs.claim(run):
         assert jobs.start(run) is False and mirrored == []
         run.project.home_file.write_text(json.dumps({"home": str(tmp_path / "drive")}))

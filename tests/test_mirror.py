@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from homes import begin, opened, safetensors, save_data, serving, state, until, whole_states
 
-from lorakit import mirror, outbox
 from lorakit.errors import UserError
-from lorakit.mirror import Pace, Standing
-from lorakit.outbox import Due, Pass, Sent
+from lorakit.home import mirror, outbox
+from lorakit.home.mirror import Pace, Standing
+from lorakit.home.outbox import Due, Pass, Sent
+from lorakit.home.stamps import read_stamp
 from lorakit.project import Project, write_json
-from lorakit.stamps import read_stamp
 
 
 @pytest.fixture

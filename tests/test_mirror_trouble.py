@@ -14,10 +14,10 @@ import pytest
 from homes import QUICK, begin, opened, save_data, serving, state, until, whole_states
 from slow_disk import SlowDisk, mountable
 
-from lorakit import mirror, stamps, workspace
-from lorakit.copying import Unfaithful, copying
-from lorakit.mirror import Standing
-from lorakit.outbox import Due, Pass, Sent
+from lorakit.home import mirror, stamps, workspace
+from lorakit.home.copying import Unfaithful, copying
+from lorakit.home.mirror import Standing
+from lorakit.home.outbox import Due, Pass, Sent
 from lorakit.project import Project
 
 fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")

@@ -15,10 +15,11 @@ import pytest
 from sittings import new_run, until
 from tiny import save_pictures, save_sd15
 
-from lorakit import doctor, mirror, places
+from lorakit import doctor, places
 from lorakit.doctor import Finding
 from lorakit.errors import UserError
 from lorakit.events import Finished, Stepped
+from lorakit.home import mirror
 from lorakit.places import FOLDER
 from lorakit.project import write_json
 from lorakit.train import train

@@ -15,10 +15,11 @@ import pytest
 from IPython import display as ipython_display
 from logs import PROMPTS, Trainer, long_run, project, sampled, saved, started, stepped, write
 
-from lorakit import events, jobs, mirror
+from lorakit import events, jobs
 from lorakit.claim import claim
 from lorakit.errors import UserError
 from lorakit.events import Failed, Finished, Progress, Stopped, Warned
+from lorakit.home import mirror
 from lorakit.project import Project, write_json
 from widgets import progress
 from widgets.history import History

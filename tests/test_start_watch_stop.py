@@ -107,8 +107,8 @@ def test_unknown_projects_and_runs_are_refused(run, verb, capsys):
 
 def test_open_and_sync_are_told_where_the_project_is(run, tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr("lorakit.workspace.open_home", lambda *where: seen.append(where) or run.project)
-    monkeypatch.setattr("lorakit.mirror.serve", seen.append)
+    monkeypatch.setattr("lorakit.home.workspace.open_home", lambda *where: seen.append(where) or run.project)
+    monkeypatch.setattr("lorakit.home.mirror.serve", seen.append)
     home, here = tmp_path / "drive" / "mine", run.project.folder
     assert said(capsys, "open", home, "--local", tmp_path) == f"{here}\n"
     said(capsys, "open", home)

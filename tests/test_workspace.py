@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from homes import ROOT, begin, content, opened, safetensors, save_data, serving, state, whole_states
 
-from lorakit import archive, fetch, mirror, workspace
+from lorakit.home import archive, fetch, mirror, workspace
+from lorakit.home.staging import OTHER, merge
+from lorakit.home.workspace import WorkspaceError, local_folder, notes
 from lorakit.project import Project, ProjectError
-from lorakit.staging import OTHER, merge
-from lorakit.workspace import WorkspaceError, local_folder, notes
 
 
 @pytest.fixture
@@ -374,7 +374,9 @@ def test_a_setting_changed_here_is_not_overwritten_by_homes(home, tmp_path, trai
 
 
 def test_opening_and_mirroring_load_nothing_heavy():
-    code = "import sys, lorakit.workspace, lorakit.mirror; print(*{'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    code = (
+        "import sys, lorakit.home.workspace, lorakit.home.mirror; print(*{'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import sys
 
-from lorakit.mirror import Standing, settle
+from lorakit.home.mirror import Standing, settle
 from lorakit.places import COLAB_DRIVE
 from lorakit.project import Project
 from widgets.i18n import say

@@ -10,6 +10,7 @@ from pathlib import Path
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.data.scan import Sample, Scan, scan
+from lorakit.home import mirror
 from lorakit.project import Project
 from widgets.draft import Draft
 from widgets.i18n import say
@@ -71,6 +72,7 @@ def tag(project: Project, tagger: str = "demo", threshold: float = 0.35) -> None
     except KeyboardInterrupt:
         view.update(HTML(say("stopped after {done}; run the cell again to go on", done=done)))
         return
+    mirror.start(project)
     view.update(HTML(say("{done} captions written; those that were there are as they were", done=done)))
 
 

@@ -68,6 +68,7 @@ def _watch(run: Run, starts: bool) -> None:
     try:
         try:
             if starts:
+                screen.ask_elsewhere()
                 jobs.start(run)
             if not screen.follow(queue):
                 screen.note = say("Left, as this notebook was asked for something else; run this cell again to watch.")
@@ -112,6 +113,13 @@ class _Screen:
         self.top = display(HTML(figures(run, self.history)), display_id=True)
         self.below = display(HTML(self.painted), display_id=True)
         self.drawn = time.monotonic()
+
+    def ask_elsewhere(self) -> None:
+        """Say what takes its time before a run with a home is started."""
+        if self.run.project.home is not None and not jobs.is_alive(self.run):
+            self.note = say("Making sure that no other machine trains this run (up to 3 minutes)…")
+            self.draw()
+            self.note = ""
 
     def follow(self, queue: Queue | None = None) -> bool:
         """Draw, at most once in REDRAW s, until the trainer is gone; False when the queue has grown before that."""
@@ -205,7 +213,7 @@ def kept(run: Run, history: History, now: float) -> list[str]:
         told = [say("saved here: step {step} ({span} ago)", step=history.saved.step, span=ago)]
     if run.project.home is None:
         return told
-    from lorakit import mirror
+    from lorakit.home import mirror
 
     standing, home = mirror.standing(run.project), home_name(run.project.home)
     confirmed = standing.confirmed.get(run.name, 0) if standing else 0
@@ -222,7 +230,7 @@ def trouble(project: Project, now: float) -> str:
     """A banner when files do not get home: "" for a hiccup, amber at first, then red."""
     if project.home is None:
         return ""
-    from lorakit import mirror
+    from lorakit.home import mirror
 
     if (standing := mirror.standing(project)) is None:
         return ""

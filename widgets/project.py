@@ -12,9 +12,9 @@ from ipywidgets import Box, Dropdown, HBox, Layout
 
 from lorakit import doctor, places
 from lorakit.errors import UserError
+from lorakit.home.workspace import local_folder, notes, opening
 from lorakit.places import COLAB_DRIVE, Place
 from lorakit.project import Project, write_json
-from lorakit.workspace import local_folder, notes, opening
 from widgets import card, i18n, page, preferences
 from widgets.i18n import say
 from widgets.preferences import Preferences

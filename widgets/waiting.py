@@ -1,10 +1,8 @@
-"""Whether something else is asked of a kernel while one of its cells runs, so that a cell that only watches can give way."""
+"""Whether a kernel is asked for something else while a cell runs, so that one that only watches can give way."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import zmq
 
 
 class Queue:
@@ -25,14 +23,14 @@ class Queue:
     def close(self) -> None:
         """Let the kernel look for what waits: having looked here, its own loop may not be told of it again."""
         if self._stream is not None:
-            self._stream.io_loop.add_callback(self._stream.flush, zmq.POLLIN)
+            self._stream.io_loop.add_callback(self._stream.flush)
 
     def _has_messages(self) -> bool:
-        return self._stream is not None and bool(self._stream.socket.get(zmq.EVENTS) & zmq.POLLIN)
+        return self._stream is not None and bool(self._stream.socket.poll(0))
 
 
 def _stream(kernel: Any) -> Any:
-    """The stream on which requests reach the main thread: from another thread since ipykernel 7, at first hand before."""
+    """The stream on which requests reach the main thread; since ipykernel 7 another thread passes them on."""
     thread = getattr(kernel, "shell_channel_thread", None)
     if thread is None:
         return getattr(kernel, "shell_stream", None)

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorakit import fetch, mirror, outbox, packs, staging
 from lorakit.errors import UserError
-from lorakit.fetch import MARK
-from lorakit.homecoming import Homecoming, copied_file, stamp
-from lorakit.outbox import Sent
+from lorakit.home import fetch, mirror, outbox, packs, staging
+from lorakit.home.fetch import MARK
+from lorakit.home.homecoming import Homecoming, copied_file, stamp
+from lorakit.home.outbox import Sent
+from lorakit.home.staging import Copied
 from lorakit.project import NAME, Project, write_json
-from lorakit.staging import Copied
 
 SMALL = 1 << 24  # bytes; larger files beside the runs stay at home
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit import packs
-from lorakit.archive import SUFFIXES, ArchiveError, is_archive, unpacking
-from lorakit.copying import Unfaithful, copying, digest
+from lorakit.home import packs
+from lorakit.home.archive import SUFFIXES, ArchiveError, is_archive, unpacking
+from lorakit.home.copying import Unfaithful, copying, digest
 from lorakit.project import Project
 
 READERS = 8  # files read at once: an online disk takes its time for each, however small

@@ -15,8 +15,8 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import BinaryIO
 
-from lorakit.copying import aside, blocks
 from lorakit.errors import UserError
+from lorakit.home.copying import aside, blocks
 
 MAX_FILES = 200_000
 MAX_RATIO = 200  # of unpacked to packed size, above SMALL

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorakit import packs
-from lorakit.archive import ArchiveError
 from lorakit.checkpoint import COMPLETE, STATE
-from lorakit.copying import copying, growing, is_abandoned, wipe, writing
-from lorakit.fetch import MARK, bringing, brought
+from lorakit.home import packs
+from lorakit.home.archive import ArchiveError
+from lorakit.home.copying import copying, growing, is_abandoned, wipe, writing
+from lorakit.home.fetch import MARK, bringing, brought
+from lorakit.home.stamps import STAMP, machine, read_stamp
 from lorakit.project import Project, Run, write_json
-from lorakit.stamps import STAMP, machine, read_stamp
 
 KEEP = 2  # confirmed states at home before an older one goes
 LOGS = (".jsonl", ".log")

@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit import packs
-from lorakit.copier import Copier, mount_of
 from lorakit.errors import UserError
-from lorakit.fetch import brought, wanted
-from lorakit.outbox import Due, Sent, left
+from lorakit.home import packs
+from lorakit.home.copier import Copier, mount_of
+from lorakit.home.fetch import brought, wanted
+from lorakit.home.outbox import Due, Sent, left
+from lorakit.home.stamps import elsewhere
+from lorakit.machine import environment
 from lorakit.project import Project, Run, is_held, write_json
-from lorakit.stamps import elsewhere
 
 __all__ = ["Pace", "Standing", "elsewhere", "serve", "settle", "standing", "start"]
 HURRY = 0.3  # seconds between looks while somebody waits
@@ -63,14 +64,13 @@ def start(project: Project) -> bool:
     if project.home is None or is_held(_lock(project)):
         return False
     project.sync.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     with open(project.sync / "mirror.log", "ab") as log:
         subprocess.Popen(
             [sys.executable, "-m", "lorakit", "sync", str(project.folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
             start_new_session=True,
         )
     return True

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lorakit.archive import packed
-from lorakit.copying import digest, wipe, writing
+from lorakit.home.archive import packed
+from lorakit.home.copying import digest, wipe, writing
 from lorakit.project import Project, write_whole
 
 ARCHIVES = "archives"  # folder at home

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from lorakit.copying import copying
+from lorakit.home.copying import copying
 from lorakit.model_files import ModelFileError, verify_safetensors
 from lorakit.project import Project, write_json
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lorakit import fetch, outbox
 from lorakit.checkpoint import COMPLETE, STATE
-from lorakit.copying import Unfaithful, copying
-from lorakit.outbox import LOGS, Sent
+from lorakit.home import fetch, outbox
+from lorakit.home.copying import Unfaithful, copying
+from lorakit.home.outbox import LOGS, Sent
+from lorakit.home.staging import READERS, Copied
 from lorakit.project import Run, write_json
-from lorakit.staging import READERS, Copied
 
 PICTURES = 12  # the newest samples of a run are here before it goes on, older ones come later
 TWIN = ".home"  # behind a run's name: what home has of a run that went on differently here

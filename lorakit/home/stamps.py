@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lorakit.copying import MACHINE
+from lorakit.home.copying import MACHINE
 from lorakit.project import Project, Run
 
 STAMP = "trainer.json"  # in a run's folder at home

@@ -13,7 +13,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from lorakit.outbox import Due, Pass, Sent
+from lorakit.home.outbox import Due, Pass, Sent
 from lorakit.project import Project
 
 WRONG = {  # what an error of the disk means, and what to do
