@@ -34,16 +34,18 @@ def setting(
     log: bool = False,
     basic: bool = False,
     when: tuple[str, tuple] | None = None,
+    hidden: bool = False,
 ) -> Any:
     """A field of a Config: its default, one line of help, unit, closed range and allowed values.
 
     `choices` is a tuple, or a function of no argument that returns one or a registry of rows (which is read late).
     How a form shows it: its `label` (empty: the name), the usual range and step of its `slider`, whose ends are no
-    limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), and
-    `when` it matters at all: another field of its Config, and values of it.
+    limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), `when` it
+    matters at all: another field of its Config, and values of it; and whether nobody sees it (`hidden`), as it is
+    written by verbs alone.
     """
     described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
-    described |= {"label": label, "slider": slider, "log": log, "basic": basic, "when": when}
+    described |= {"label": label, "slider": slider, "log": log, "basic": basic, "when": when, "hidden": hidden}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=described)
     return field(default=default, metadata=described)

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One row: how to build it from parameter groups and arguments, its default arguments, a line of help."""
+    """One row: how to build it from parameter groups and arguments, its default arguments, a line of help, and the
+    package that it needs beside torch.
+    """
 
     help: str
     build: Callable[[list[dict], dict[str, Any]], torch.optim.Optimizer]
     defaults: dict[str, Any]
     learning_rate: float = 1e-4  # a good first value, shown beside the row
+    package: str = ""
 
 
 def _optional(module: str, package: str) -> ModuleType:
@@ -58,6 +61,7 @@ OPTIMIZERS = {
         "AdamW with its state in 8 bits (bitsandbytes); saves little for LoRA",
         _adamw8bit,
         {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
+        package="bitsandbytes",
     ),
     "prodigy": Optimizer(
         "finds the learning rate itself; set learning_rate to 1",
@@ -71,6 +75,7 @@ OPTIMIZERS = {
             "safeguard_warmup": True,
         },
         learning_rate=1.0,
+        package="prodigyopt",
     ),
 }
 

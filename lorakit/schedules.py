@@ -55,6 +55,7 @@ class ScheduleConfig(Config):
         (),
         help="how the shape was planned before the run was given more epochs, as {until: step, steps: planned}; "
         "written when that is done, so that steps which were trained keep the rate they had",
+        hidden=True,
     )
 
     def conflicts(self) -> list[str]:

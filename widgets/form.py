@@ -7,6 +7,7 @@ import html
 import re
 import shutil
 import subprocess
+import sys
 from typing import Any
 
 import ipywidgets
@@ -16,6 +17,8 @@ from lorakit.config import Config, ConfigError
 from lorakit.data import DataConfig
 from lorakit.data.scan import count
 from lorakit.errors import UserError
+from lorakit.machine import environment
+from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, Run
 from lorakit.run import RunChanged, RunConfig, start
 from widgets import draft as drafts
@@ -177,7 +180,8 @@ class Form:
     def _make_groups(self) -> None:
         places = usable(self.draft.choice.family)
         for owner, _ in owners(self.draft.choice.family):
-            paths = [path for path in places if path.rpartition(".")[0] == owner and path not in self.rows]
+            mine = [path for path in places if path.rpartition(".")[0] == owner and path not in self.rows]
+            paths = [path for path in mine if not is_hidden(*places[path])]
             if paths:
                 self._groups.append((owner, [self._row(path) for path in paths]))
         wide = ipywidgets.Layout(width="100%", min_width="0", overflow="auto")
@@ -188,7 +192,10 @@ class Form:
     def _changed(self, row: Row) -> None:
         """Take over what was typed; what is wrong is said there, and the last right value holds."""
         try:
-            self.set(row.path, row.control.read())
+            value = row.control.read()
+            if row.path == "optimizer.name" and (reason := untried(value)):
+                raise ConfigError(reason)
+            self.set(row.path, value)
         except UserError as error:
             self.refuse(row.path, str(error))
 
@@ -249,6 +256,11 @@ def is_basic(config_class: type[Config], name: str) -> bool:
     return f.metadata["basic"] or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
 
 
+def is_hidden(config_class: type[Config], name: str) -> bool:
+    """Whether nobody sees a setting."""
+    return config_class.__dataclass_fields__[name].metadata["hidden"]
+
+
 def group_title(part: str, by_hand: int) -> str:
     """The title of a group of settings; `by_hand` of them were set by hand."""
     help = RunConfig.__dataclass_fields__[part].metadata["help"] if part else "what is trained after the first stage"
@@ -274,6 +286,19 @@ def advice_tables(family: str) -> str:
         )
     # no wider than the page: what is too wide scrolls in itself
     return f"<div style='width:0;min-width:100%'>{''.join(found)}</div>"
+
+
+def untried(optimizer: str) -> str:
+    """Why an optimizer of an optional package cannot be used here, after a step with it; "" when it can.
+
+    The step is made by a process of its own, or a GPU's memory would stay with this one.
+    """
+    if not OPTIMIZERS[optimizer].package:
+        return ""
+    source = f"from lorakit.optimizers import usable; print(usable({optimizer!r}))"
+    asked = [sys.executable, "-c", source]
+    done = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
 
 
 def fitting_card(cards: dict[str, Any]) -> str:
