@@ -331,7 +331,7 @@ def test_with_all_files_local_nothing_but_this_machine_is_called(cell, tmp_path,
 # ---- a real kernel
 
 
-def test_the_first_cell_is_quick_in_a_kernel_and_imports_no_torch(tmp_path):
+def test_the_first_cell_is_quick_in_a_kernel_imports_no_torch_and_says_errors_plainly(tmp_path):
     import nbformat
     from nbclient import NotebookClient
     from test_packaging import FIRST_CELL
@@ -341,10 +341,15 @@ def test_the_first_cell_is_quick_in_a_kernel_and_imports_no_torch(tmp_path):
         "import sys\nprint('torch' in sys.modules, project.folder)",
         "import time; begin = time.monotonic(); open_project(); took = time.monotonic() - begin",
         "print(f'{took:.3f}')",
+        "open_project('../x')",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=60, allow_errors=True, resources=where).execute()
     assert notebook.cells[1].outputs[0].text.strip() == f"False {tmp_path / FOLDER / 'my-lora'}"
     assert float(notebook.cells[3].outputs[0].text) < 1
     shown = [output.data.get("text/html", "") for output in notebook.cells[0].outputs if "data" in output]
     assert any("checks passed" in html for html in shown)
+    assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.outputs)
+    refused = "".join(output.data.get("text/html", "") for output in notebook.cells[4].outputs)
+    assert "cannot be a project&#x27;s name" in refused

@@ -17,6 +17,7 @@ from lorakit.places import COLAB_DRIVE, Place
 from lorakit.project import Project, write_json
 from widgets import card, i18n, page, preferences
 from widgets.i18n import say
+from widgets.plain import plain_errors
 from widgets.preferences import Preferences
 
 FIRST_NAME = "my-lora"
@@ -29,8 +30,10 @@ def open_project(name: str = "", home: str | Path | None = None) -> Project:
     name   of the project's folder among this machine's projects; "" the one that was opened last, or "my-lora"
     home   the project's own folder, when it is to be elsewhere
 
-    Raises UserError for a name that cannot be a folder's.
+    From here on an error for people is a sentence in this notebook. Raises UserError for a name that cannot be a
+    folder's.
     """
+    plain_errors()
     view = DisplayHandle()
     view.display(HTML(""))
     place, warnings = _place(home)
