@@ -24,6 +24,12 @@ def test_only_errors_for_people_are_shown_as_what_they_say():
     assert after.text == "goes on\n"
 
 
+def test_a_cell_that_is_run_before_those_above_it_says_so_and_a_fault_of_ours_keeps_its_traceback():
+    _, [early], [deep] = outputs_of(FIRST, "run = form.run()", "def ours():\n    return missing\n\nours()")
+    assert "There is no “form” here yet" in early.data["text/html"]
+    assert deep.output_type == "error" and deep.ename == "NameError"
+
+
 def test_a_cell_that_told_such_an_error_has_failed():
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(FIRST), nbformat.v4.new_code_cell("raise UserError('no')")]

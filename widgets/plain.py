@@ -7,20 +7,32 @@ from typing import Any
 
 from lorakit.errors import UserError
 from widgets.i18n import say
-from widgets.page import RED, box
+from widgets.page import AMBER, RED, box
 
 
 def plain_errors() -> None:
-    """From here on a UserError is shown as what it says; the cell has failed all the same, and Run All ends there."""
+    """From here on a UserError is shown as what it says, and a name that a cell lacks as the cells above that were not
+    run; the cell has failed all the same, and Run All ends there.
+    """
     from IPython import get_ipython
 
     if (shell := get_ipython()) is not None:
-        shell.set_custom_exc((UserError,), _show)
+        shell.set_custom_exc((UserError, NameError), _show)
 
 
 def _show(
-    shell: Any, kind: type[UserError], error: UserError, trace: TracebackType, tb_offset: int | None = None
+    shell: Any, kind: type[Exception], error: Exception, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
     from IPython.display import HTML, display
 
-    display(HTML(box(str(error), RED, say("This cannot go on like that"))))
+    if isinstance(error, UserError):
+        display(HTML(box(str(error), RED, say("Put this right, then run the cell again"))))
+    elif trace.tb_next is None or trace.tb_next.tb_next is None:  # in the cell itself, below the shell's own frame
+        told = say(
+            "There is no “{name}” here yet: a cell above makes it. Run the cells above from the first one on (menu "
+            "Run, Run All Above Selected Cell), then this one.",
+            name=error.name,
+        )
+        display(HTML(box(told, AMBER)))
+    else:
+        shell.showtraceback((kind, error, trace), tb_offset)
