@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ LOG_LIMIT, LOG_KEPT = 1_000_000, 200_000  # bytes of trainer.log: when it is cut
 TAIL = 8_000  # bytes of trainer.log that are looked at when a trainer is gone
 SHOWN = 12  # lines of them
 MARKS = ("Traceback (most recent call last)", "Fatal Python error")
+FULL = 1_000_000  # bytes that are free on a disk on which nothing more could be told
 LOW = 0.05  # share of the host's memory; with less left the kernel's killing is near
 
 
@@ -198,6 +200,8 @@ def _cause(run: Run, log: list[tuple[float, Event]]) -> str:
             "Close other programs and the kernels of other notebooks, take a machine with more memory, or lower "
             f"loop.batch_size (in a new run) or memory.offload.{told}"
         )
+    if (free := shutil.disk_usage(run.folder).free) < FULL:
+        return f"The disk that {run.folder} is on is full ({free / 1e6:.1f} MB are free): free some space; {when}.{told}"
     if not trainer.is_near:
         return f"The machine on which it was trained ({trainer.host}) is gone or was started again; {when}.{told}"
     if trainer.log < 0:

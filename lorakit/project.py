@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
 
 NAME = r"\w[\w.-]{0,63}"  # of a run
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says when a disk is full
 
 
 class ProjectError(UserError):
     """A project or run folder is not what was expected."""
+
+
+class DiskFull(UserError):
+    """The disk on which a run is trained has no room left."""
 
 
 class Run:
@@ -104,6 +113,34 @@ def write_whole(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+@contextmanager
+def told_when_full(run: Run) -> Iterator[None]:
+    """Turn a full disk, in whatever words a library tells of it, into DiskFull; files that were begun go first, so that
+    there is room to log it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        for part in (*run.states.glob(".*.part"), *run.loras.glob("*.part"), *run.samples.glob("*.part")):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        raise DiskFull(
+            f"The disk that {run.folder} is on is full: {shutil.disk_usage(run.folder).free / 1e6:.1f} MB are free. "
+            "What was saved before is kept. Free some space there, such as caches and runs that are no longer needed."
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is the kernel's that a disk is full; Rust's libraries have only its text."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_held(lock: Path) -> bool:

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 from lorakit import checkpoint, events, export, network_weights, optimizers, schedules
@@ -19,7 +19,7 @@ from lorakit.events import Event, Failed, Finished, Sampled, Saved, Started, Ste
 from lorakit.memory import OutOfMemory, explained
 from lorakit.models import family
 from lorakit.precision import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
-from lorakit.project import Run
+from lorakit.project import Run, told_when_full
 from lorakit.randomness import generator, seed_of
 from lorakit.run import RunConfig, check_inputs, freeze_inputs, frozen, inputs_of, read_config
 from lorakit.sample import paint, store
@@ -42,16 +42,18 @@ def train(run: Run) -> Iterator[Event]:
 
     Yields events and appends them to the run's log. SIGINT and SIGTERM finish the step, save and end with `Stopped`.
     Raises RunBusy while another trainer has the run; with `Failed` at the end of the log RunChanged, DataError,
-    ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory at any time.
+    ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory and DiskFull at any time.
     """
     with claim(run), stop_signals() as stop:
         try:
-            session = Session(run)
-            for event in session.events(stop):
-                events.append(run.log, event, time=time.time())
-                yield event
+            with told_when_full(run):
+                session = Session(run)
+                for event in session.events(stop):
+                    events.append(run.log, event, time=time.time())
+                    yield event
         except UserError as error:
-            events.append(run.log, Failed(reason=str(error)), time=time.time())
+            with suppress(OSError):  # of a disk that is full to the last byte
+                events.append(run.log, Failed(reason=str(error)), time=time.time())
             raise
 
 

@@ -16,8 +16,8 @@ from slow_disk import SlowDisk, mountable
 from tiny import save_pictures, save_sd15, settings
 
 from lorakit import events
-from lorakit.events import Finished, Saved, Stepped
-from lorakit.project import Project, Run
+from lorakit.events import Failed, Finished, Saved, Stepped
+from lorakit.project import DiskFull, Project, Run
 from lorakit.run import configure, start
 from lorakit.train import train
 
@@ -90,6 +90,23 @@ def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, t
     for step in set(uncut.lora_steps()) - set(second.lora_steps()):  # those of before wait at home
         uncut.lora_file(step).unlink()
     assert_same_end(second, uncut)
+
+
+@fuse
+@pytest.mark.parametrize("room", [3_000, 100_000, 230_000])  # while steps are logged, a LoRA file or a state is written
+def test_a_full_disk_ends_the_training_with_a_word_and_nothing_is_lost(room, disk, tiny, tmp_path):
+    run = new_run(disk.at / "p", tiny, HARD)
+    uncut = copy_of(run, tmp_path / "uncut")
+    until(run, at(Saved, 2))
+    disk.set(room=room)
+    with pytest.raises(DiskFull, match="is full.*Free some space there"):
+        list(train(run))
+    disk.set()
+    assert isinstance(list(events.read(run.log))[-1][1], Failed)
+    assert not [*run.states.glob(".*"), *run.loras.glob("*.part")]
+    list(train(run))
+    list(train(uncut))
+    assert_same_end(run, uncut)
 
 
 @fuse
