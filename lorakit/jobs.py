@@ -201,7 +201,7 @@ def _cause(run: Run, log: list[tuple[float, Event]]) -> str:
             f"loop.batch_size (in a new run) or memory.offload.{told}"
         )
     if (free := shutil.disk_usage(run.folder).free) < FULL:
-        return f"The disk that {run.folder} is on is full ({free / 1e6:.1f} MB are free): free some space; {when}.{told}"
+        return f"The disk that {run.folder} is on is full ({free / 1e6:.1f} MB left): free some space; {when}.{told}"
     if not trainer.is_near:
         return f"The machine on which it was trained ({trainer.host}) is gone or was started again; {when}.{told}"
     if trainer.log < 0:

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -160,7 +161,9 @@ if mfusepy is not None:
             if "room" in faults:
                 if faults["room"] < len(data):
                     raise mfusepy.FuseOSError(errno.ENOSPC)
-                self.control.write_text(json.dumps({**faults, "room": faults["room"] - len(data)}))
+                aside = self.control.with_suffix(f".{threading.get_ident()}")  # others read it meanwhile
+                aside.write_text(json.dumps({**faults, "room": faults["room"] - len(data)}))
+                os.replace(aside, self.control)
             self.slow(len(data))
             return os.pwrite(fh, data, offset)
 

@@ -111,6 +111,19 @@ def test_the_log_at_home_is_never_behind_its_newest_state_and_only_grows(plain, 
             seen = log.read_bytes()
 
 
+def test_lora_files_are_at_home_before_a_state_that_is_beyond_them(plain):
+    run, sent = plain.run("r"), Sent.of(plain)
+    run.loras.mkdir()
+    for step in (1, 2, 3):
+        run.lora_file(step).write_bytes(safetensors())
+        state(run, step)
+        rotate(run)
+    for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
+        if "states" in line:
+            break  # the machine is lost with the first state at home
+    assert whole_states(plain.home) and sorted(os.listdir(plain.home / "runs/r/lora")) == sorted(os.listdir(run.loras))
+
+
 def test_a_log_that_was_changed_at_home_is_written_anew(plain):
     sent = Sent.of(plain)
     send(plain, sent)

@@ -179,13 +179,16 @@ class Pass:
     def _files(self, here: dict[str, list[int]], rank: int, elsewhere: set[str]) -> Iterator[dict]:
         for name, stamp in here.items():
             parts = Path(name).parts
-            if _rank(name) == rank and self.sent.files.get(name) != stamp:
+            if _rank(name) == rank:
                 if parts[0] != "runs" or parts[1] not in elsewhere:
                     yield from self._tried(self._file(name, stamp))
 
     def _file(self, name: str, stamp: list[int]) -> Iterator[dict]:
+        if self.sent.files.get(name) == stamp:
+            return
         for count in copying(self.project.folder / name, self.home / name):
             yield {"bytes": count}
+        self.sent.files[name] = stamp
         yield {"sent": name, "stamp": stamp}
 
     def _packs(self, which: str) -> Iterator[dict]:
@@ -196,13 +199,17 @@ class Pass:
     # ---- a run -----------------------------------------------------------------------------------------------
 
     def _run(self, run: Run, here: dict[str, list[int]]) -> Iterator[dict]:
-        """Its log, then its states: home's log is never behind home's newest state."""
+        """Its log, its LoRA files, then its states: nothing at home is behind home's newest state, from which another
+        machine would go on."""
         pending = unsent_states(run, self.sent)
         if pending or self.due.logs:
             for name in here:
                 if _rank(name) == 2 and Path(name).parts[1] == run.name:
                     yield from self._log(name)
         if pending:
+            for path in sorted(run.loras.glob("*.safetensors"), reverse=True):  # listed after the states
+                status, name = path.stat(), str(path.relative_to(self.project.folder))
+                yield from self._tried(self._file(name, [status.st_size, status.st_mtime_ns]))
             there = yield from self._at_home(run)
             for step, (wanted, _) in pending.items():
                 if there.get(step) != wanted:
