@@ -1,6 +1,7 @@
 """The form: made from the configs, on disk at every change, and the same run as its code."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, fields
 
 import ipywidgets
@@ -11,7 +12,7 @@ from lorakit import adapters, advice, models
 from lorakit import run as runs
 from lorakit.config import Config, ConfigError, part, setting
 from lorakit.project import Project
-from lorakit.run import RunConfig
+from lorakit.run import RunConfig, decisive
 from widgets import draft, form
 from widgets.draft import places, underneath, usable
 from widgets.form import Form
@@ -273,6 +274,20 @@ def test_the_pictures_there_are_choose_the_size_and_the_epochs(made, project):
     Image.new("RGB", (8, 8)).save(folder / "more.png")
     again = Form(project)
     assert again.value == made.value and "choose it again" in again.head._why.value
+
+
+def test_a_field_that_differs_from_what_its_run_began_with_says_so_until_that_is_put_back(made):
+    begun = made.run()
+    begun.fingerprint_file.write_text(json.dumps({"config": decisive(made.value)}))
+    made.set("sample.prompts", ("free",))
+    assert "complete" in made._end.value
+    made.set("adapter.rank", 20)
+    assert "began with “16”" in trouble(made, "adapter.rank") and "1" in made._end.value
+    made.choose(run="other")
+    assert not trouble(made, "adapter.rank")
+    made.choose(run=begun.name)
+    made.reset("adapter.rank")
+    assert not trouble(made, "adapter.rank") and made.run().name == begun.name
 
 
 def test_families_keep_their_own_base_and_share_the_rest(made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -20,11 +21,11 @@ from lorakit.errors import UserError
 from lorakit.machine import environment
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, Run
-from lorakit.run import RunChanged, RunConfig, start
+from lorakit.run import RunChanged, RunConfig, began_with, decisive, start
 from widgets import draft as drafts
 from widgets.as_code import code
-from widgets.draft import Draft, owners, usable
-from widgets.fields import AMBER, RED, Looks, Row, sentence, small
+from widgets.draft import Draft, flattened, owners, usable
+from widgets.fields import AMBER, RED, Looks, Row, sentence, small, told
 from widgets.header import Header
 from widgets.i18n import say, words
 
@@ -236,7 +237,18 @@ class Form:
                 named = re.match(r"\w+(\.\w+)?", line)
                 words_of = (named[0], named[0].partition(".")[0]) if named else ()
                 found.setdefault(next((path for path in words_of if path in places), ""), []).append(line)
-        return {path: "\n".join(lines) for path, lines in found.items()} | self._wrong
+        return {path: "\n".join(lines) for path, lines in found.items()} | self._changed_since() | self._wrong
+
+    def _changed_since(self) -> dict[str, str]:
+        """Path -> what the run began with, where that decides its result and something else is chosen now."""
+        begun = began_with(self.draft.run)
+        old = flattened(decisive(begun)) if begun else {}
+        now = json.loads(json.dumps(self.draft.shown))  # lists for tuples, as above
+        return {
+            path: say("This run began with “{old}”. Put that back, or give the run another name.", old=told(value))
+            for path, value in old.items()
+            if path in now and now[path] != value
+        }
 
     def _ending(self, troubles: int) -> str:
         saved = say("Every change is saved in {file}.", file=drafts.FILE)
