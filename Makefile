@@ -37,8 +37,8 @@ demo: install
 	@$(RUN) -m lorakit demo
 
 test: lint
-	@echo "Running the fast tests."
-	@$(RUN) -m pytest
+	@echo "Running the fast tests, on up to four cores."
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lab: install
 	@echo "Opening JupyterLab on notebooks/ (Ctrl-C ends it)."

@@ -1,6 +1,7 @@
 """Keeps every test away from the network, the user's model cache and any display; a tiny base of every family."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -11,6 +12,7 @@ _cache = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _cache.name
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: a hidden call to the hub fails at once
 os.environ["MPLBACKEND"] = "agg"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in a shell's background begins without
 
 
 @pytest.fixture(scope="module", params=models.names())
