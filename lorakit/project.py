@@ -109,7 +109,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same file
     with open(part, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
+        file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

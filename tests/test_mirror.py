@@ -99,6 +99,15 @@ def test_everything_goes_home_but_what_is_of_this_machine_alone(plain, serve):
     assert standing.confirmed == {"r": 10} and standing.is_running and standing.since == 0.0
 
 
+def test_a_name_that_is_no_utf_8_ends_no_mirror(plain, serve):
+    name = os.fsdecode("小狐狸.txt".encode("gbk"))
+    (plain.folder / name).write_text("x")
+    mirrors = serve(plain)
+    until(plain, is_settled)
+    assert (plain.home / name).exists() and mirrors.poll() is None
+    assert name in Sent.of(plain).files
+
+
 def test_the_log_at_home_is_never_behind_its_newest_state_and_only_grows(plain, serve):
     run, seen = plain.run("r"), b""
     log = plain.home / "runs/r/events.jsonl"
@@ -221,6 +230,9 @@ def test_a_stamp_that_nobody_renews_is_dead(plain):
     stamp = plain.home / "runs/r/trainer.json"
     stamp.parent.mkdir(parents=True)
     write_json(stamp, {"machine": "colab 1", "time": time.time(), "step": 3})
+    begun = time.time()
+    assert mirror.elsewhere(plain.run("r"), old=1.0) == "" and 0.5 < time.time() - begun < 3
+    write_json(stamp, {"machine": "colab 1", "time": time.time() + 3600, "step": 3})  # by a clock that is ahead
     begun = time.time()
     assert mirror.elsewhere(plain.run("r"), old=1.0) == "" and 0.5 < time.time() - begun < 3
     stamp.write_text("{")

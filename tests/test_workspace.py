@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from homes import ROOT, begin, content, opened, safetensors, save_data, serving, state, whole_states
 
+from lorakit import checkpoint
 from lorakit.home import archive, fetch, mirror, workspace
 from lorakit.home.staging import OTHER, merge
 from lorakit.home.workspace import WorkspaceError, local_folder, notes
@@ -148,6 +149,16 @@ def test_a_damaged_newest_state_is_passed_over_for_the_one_before_and_named(file
     assert states == ["00000010"] and (project.run("r").states / "00000010/state.pt").stat().st_size == 5_000
     assert len(notes(project)) == 1 and "The state of step 20 of run 'r' is passed over: at home" in notes(project)[0]
     assert file in notes(project)[0]
+
+
+def test_a_run_of_which_no_state_came_home_begins_again_and_is_told(home, tmp_path, trained):
+    shutil.rmtree(home / "runs/r/states/00000010")
+    (home / "runs/r/states/00000020/COMPLETE.json").unlink()  # it was on its way
+    with open(home / "runs/r/events.jsonl", "ab") as log:
+        log.write(b'{"kind": "saved", "time": 1.0, "step": 20, "state": "", "lora": "", "matched": ""}\n')
+    project = opened(home, tmp_path / "new")
+    assert checkpoint.going_on(project.run("r")).step == 0
+    assert any("No state of run 'r' was home" in note for note in notes(project))
 
 
 def test_a_run_goes_on_past_a_damaged_state_and_home_is_whole_again(home, tmp_path, trained):

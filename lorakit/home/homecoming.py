@@ -56,6 +56,10 @@ class Homecoming:
             logs = [path for path in self._direct() if path.name.endswith(LOGS)]
             yield from self._files(settings)
             yield from self._state()
+            if self._began_only():
+                logs.remove(self.home / self.run.log.name)
+                text = f"No state of run {self.run.name!r} was home when its machine was lost: it begins again."
+                yield Copied(self.run.name, 0, 0, text)
             yield from self._rest()
             yield from self._files(logs)  # last: a log that is here says that all the rest is, too
 
@@ -72,6 +76,13 @@ class Homecoming:
         if theirs.startswith(mine):
             return theirs != mine
         return False if mine.startswith(theirs) else None
+
+    def _began_only(self) -> bool:
+        """Whether the log at home tells of states of which none ever came there whole: nothing is to be put back."""
+        log = self.home / self.run.log.name
+        if outbox.states(self.run) or any((self.home / "states").glob(f"*/{COMPLETE}")) or not log.exists():
+            return False
+        return b'"kind": "saved"' in log.read_bytes()
 
     def _name(self, here: Path) -> str:
         return str(here.relative_to(self.run.project.folder))

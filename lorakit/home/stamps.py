@@ -42,9 +42,11 @@ def elsewhere(run: Run, *, old: float = OLD) -> str:
     """
     home = run.project.home
     first = _read(home / "runs" / run.name / STAMP) if home else read_stamp(b"")
-    if first["machine"] == machine(run.project):
+    age = time.time() - first["time"]
+    if first["machine"] == machine(run.project) or age >= old:
         return ""
-    while first["time"] and time.time() - first["time"] < old:
+    end = time.monotonic() + old - max(0.0, age)  # clocks differ, and jump: nobody waits longer than `old`
+    while time.monotonic() < end:
         time.sleep(min(2.0, old / 20))
         now = _read(home / "runs" / run.name / STAMP)
         if now["time"] == 0:
