@@ -253,16 +253,9 @@ def _buckets(samples: Iterable[Sample], config: Any) -> Iterator[Bucket]:
 
 
 def due(found: Sequence[Stage], when: Any) -> int:
-    """After how many steps of a run something is done that falls on `when` (every_steps, every_epochs); the last step
-    of a stage always counts.
-    """
-    count = 0
-    for stage in found:
-        plan = stage.plan
-        for step in range(plan.last - plan.steps + 1, plan.last + 1):
-            is_epoch = when.every_epochs and plan.ends_epoch(step) and plan.epoch_of(step) % when.every_epochs == 0
-            count += bool(step == plan.last or is_epoch or (when.every_steps and step % when.every_steps == 0))
-    return count
+    """After how many steps of a run something is done that falls on `when` (see `Stage.due`)."""
+    steps = ((stage, range(stage.plan.steps_before + 1, stage.plan.last + 1)) for stage in found)
+    return sum(stage.due(step, when) for stage, its in steps for step in its)
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from lorakit.adapters import Adapter
 from lorakit.data import buckets
 from lorakit.data.feed import Feed
 from lorakit.models import family
-from lorakit.project import Project
+from lorakit.project import DiskFull, Project, Run
+from lorakit.stages import cut_captions
 
 if TYPE_CHECKING:
     import torch
@@ -54,18 +56,28 @@ class Sized:
             model = family(config.model.family).Model(config.model, torch.device("meta"), dtype, config.trained)
         adapter = Adapter(config.adapter, model, list(config.trained), config.loop.seed)
         self.weights = sum(weight.numel() for _, weight in adapter.named())
-        self.state = state_bytes(adapter, config)
-        metadata = export.metadata(found, model, found[-1].plan.last, name)
-        self.lora = lora_bytes(adapter, model, config, metadata)
-        captions = dict.fromkeys((sample.name, sample.caption) for stage in found for sample in stage.scan.samples)
-        counts = [(name, model.token_count(caption)) for name, caption in captions]
-        limit = config.model.max_token_length
-        self.cut = [
-            f"{name}: its caption has {tokens} tokens; what comes after {limit} is cut (model.max_token_length)."
-            for name, tokens in counts
-            if tokens > limit
-        ]
+        # a stage may have another optimizer, which remembers more
+        self.state = max(state_bytes(adapter, stage.config) for stage in found)
+        self.lora = lora_bytes(adapter, model, config, export.metadata(found, model, found[-1].plan.last, name))
+        self.cut = cut_captions(found, model)
         self.pictures, self.texts = _caches(config, project, found, model)
+
+
+def check_room(run: Run, adapter: Adapter, model: Any, found: Sequence[Stage], now: Stage) -> None:
+    """Raise DiskFull when a run's disk has no room for the next state, in stage `now`, and a LoRA file.
+
+    The states before stay until a new one is whole, so that training would be for nothing.
+    """
+    state = state_bytes(adapter, now.config, next(weight.device for _, weight in adapter.named()))
+    lora = lora_bytes(adapter, model, now.config, export.metadata(found, model, now.plan.last, run.name))
+    free = shutil.disk_usage(run.folder).free
+    if free < state + lora:
+        raise DiskFull(
+            f"There is no room for what run {run.name!r} saves: its next state has {state / 1e6:.1f} MB and a LoRA "
+            f"file {lora / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk that {run.folder} is on. Free "
+            "some space there, such as caches and runs that are no longer needed, and train again; or take a lower "
+            "adapter.rank in a new run."
+        )
 
 
 def _caches(config: RunConfig, project: Project, found: Sequence[Stage], model: Any) -> tuple[Cached, Cached]:
@@ -90,18 +102,20 @@ def _caches(config: RunConfig, project: Project, found: Sequence[Stage], model: 
     )
 
 
-def state_bytes(adapter: Adapter, config: RunConfig) -> int:
+def state_bytes(adapter: Adapter, config: RunConfig, device: torch.device | str = "cpu") -> int:
     """Size of one saved state: the weights in float32 and what the optimizer remembers of each.
 
-    The optimizer makes one step on the CPU with two weights of each kind that occurs. Raises ConfigError when it cannot
-    be built.
+    The optimizer makes one step on `device` with two weights of each kind that occurs. Raises ConfigError when it
+    cannot be built.
     """
     import torch
 
     # prodigy remembers where a weight began, unless at zero, as B does
     kinds = {name: (tuple(weight.shape), name.endswith("lora_B.weight")) for name, weight in adapter.named()}
     examples = [kind for kind in dict.fromkeys(kinds.values()) for _ in range(2)]
-    weights = [torch.nn.Parameter(torch.full(shape, 0.0 if is_zero else 0.1)) for shape, is_zero in examples]
+    weights = [
+        torch.nn.Parameter(torch.full(shape, 0.0 if is_zero else 0.1, device=device)) for shape, is_zero in examples
+    ]
     optimizer = optimizers.build(config.optimizer, {"all": (weights, max(config.rates.values()))})
     for weight in weights:
         weight.grad = torch.full_like(weight, 1e-3)

@@ -56,6 +56,15 @@ class Stage:
     scan: Scan
     plan: Plan
 
+    def due(self, step: int, when: Any) -> bool:
+        """True when `when` (every_steps, every_epochs) falls on this step; the last step of a stage always counts."""
+        plan = self.plan
+        return bool(
+            step == plan.last
+            or (when.every_steps and step % when.every_steps == 0)
+            or (when.every_epochs and plan.ends_epoch(step) and plan.epoch_of(step) % when.every_epochs == 0)
+        )
+
 
 def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
     """All stages of a run, their data sets read (each once). Raises DataError when there is nothing to train on."""
@@ -87,6 +96,18 @@ def make_plan(config: RunConfig, found: Scan, before: Plan | None = None) -> Pla
         steps_before=before.last if before else 0,
         epochs_before=before.epoch_of(before.last) if before else 0,
     )
+
+
+def cut_captions(found: Sequence[Stage], model: Any) -> list[str]:
+    """A note on every picture whose caption has more tokens than the model is told."""
+    limit = model.config.max_token_length
+    captions = dict.fromkeys((sample.name, sample.caption) for stage in found for sample in stage.scan.samples)
+    counted = ((name, model.token_count(caption)) for name, caption in captions)
+    return [
+        f"{name}: its caption has {tokens} tokens; what comes after {limit} is cut (model.max_token_length)."
+        for name, tokens in counted
+        if tokens > limit
+    ]
 
 
 def stage_steps(config: RunConfig, steps_per_epoch: Sequence[int]) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ from lorakit.randomness import generator, seed_of
 from lorakit.run import RunConfig, check_inputs, freeze_inputs, frozen, inputs_of, read_config
 from lorakit.sample import paint, store
 from lorakit.signals import stop_signals
-from lorakit.stages import stages
+from lorakit.sizes import check_room
+from lorakit.stages import cut_captions, stages
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,10 @@ class Session:
         """The whole sitting, top to bottom."""
         inputs = self._inputs()
         check_inputs(self.run, inputs, self.stage.number)
-        notes = [*dict.fromkeys(note for stage in self.stages for note in stage.scan.notes), *self._cut_captions()]
+        notes = [
+            *dict.fromkeys(note for stage in self.stages for note in stage.scan.notes),
+            *cut_captions(self.stages, self.model),
+        ]
         if notes:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
@@ -106,6 +110,8 @@ class Session:
                     return
         with self._explained(f"while loading the {self.model.denoiser}"):
             self._attach()
+        if self.found.step < self.steps:
+            check_room(self.run, self.adapter, self.model, self.stages, self.stage)
         freeze_inputs(self.run, inputs, [stage.plan.steps_per_epoch for stage in self.stages])
         done = yield from self._resume()
         yield Started(
@@ -124,7 +130,7 @@ class Session:
                 stepped = self._step(step)
             yield stepped
             yield from self._watch(stepped)
-            exports, samples = self._due(step, self.config.save), self._due(step, self.config.sample)
+            exports, samples = (self.stage.due(step, when) for when in (self.config.save, self.config.sample))
             minutes = self.config.save.every_minutes
             if exports or stop.is_set() or (minutes and time.monotonic() - saved_at >= 60 * minutes):
                 yield self._save(step, exports)
@@ -149,17 +155,6 @@ class Session:
             known = frozen(self.run)["network_weights"] if self.found.folder else None
             inputs["network_weights"] = known or network_weights.digest(self.config.adapter.network_weights)
         return inputs
-
-    def _cut_captions(self) -> list[str]:
-        """A note on every picture whose caption has more tokens than the model is told."""
-        limit = self.config.model.max_token_length
-        captions = dict.fromkeys((s.name, s.caption) for stage in self.stages for s in stage.scan.samples)
-        counted = ((name, self.model.token_count(caption)) for name, caption in captions)
-        return [
-            f"{name}: its caption has {tokens} tokens; what comes after {limit} is cut (model.max_token_length)."
-            for name, tokens in counted
-            if tokens > limit
-        ]
 
     def _encode(self) -> Iterator[Event]:
         """Fill the caches for all stages to come, then let go of everything that training does not need."""
@@ -301,9 +296,9 @@ class Session:
     def _stop_text_encoders(self, step: int) -> None:
         """Freeze the text encoders' adapters after their last step; without gradients an optimizer passes them over."""
         last = self.stage.config.optimizer.text_encoder_stop_step
-        for name in self.stage.config.rates if last else ():
-            for weight in self.adapter.parameters(name) if name in self.model.text_parts else ():
-                weight.requires_grad_(step <= last)
+        for name in self.stage.config.rates.keys() & {*self.model.text_parts}:
+            for weight in self.adapter.parameters(name):
+                weight.requires_grad_(not last or step <= last)  # also on again, in a stage that stops later or never
 
     def _watch(self, stepped: Stepped) -> Iterator[Warned]:
         """Report what was not finite, once a sitting; raise TrainingDiverged when many steps in a row were so."""
@@ -323,16 +318,6 @@ class Session:
             )
 
     # ---- now and then --------------------------------------------------------------------------------------------
-
-    def _due(self, step: int, when: Any) -> bool:
-        """True when `when` (every_steps, every_epochs) falls on this step; the last step of a stage always counts."""
-        plan = self.stage.plan
-        epoch = plan.epoch_of(step)
-        return bool(
-            step == plan.last
-            or (when.every_steps and step % when.every_steps == 0)
-            or (when.every_epochs and plan.ends_epoch(step) and epoch % when.every_epochs == 0)
-        )
 
     def _save(self, step: int, exports: bool) -> Saved:
         """Save the state; with `exports` write a LoRA file first, and prove that it loads."""

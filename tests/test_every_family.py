@@ -33,6 +33,7 @@ from lorakit.painter import OFF, Painter
 from lorakit.project import Project
 from lorakit.run import configure
 from lorakit.sample import SAMPLERS, PaintConfig
+from lorakit.stages import cut_captions
 from lorakit.train import Session, train
 from lorakit.weightings import LossConfig
 
@@ -284,7 +285,8 @@ def test_captions_that_are_cut_are_told_before_the_first_step(tmp_path, base, ha
         words = words.rpartition("girl")[0]
     for text, cut in ((words, False), (words + "girl girl girl hat", True)):
         caption.write_text(text)
-        notes = [note for note in Session(run)._cut_captions()]
+        session = Session(run)
+        notes = cut_captions(session.stages, session.model)
         assert bool(notes) == cut and all("00.png" in note and f"after {limit}" in note for note in notes)
 
 

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from sittings import family_settings, merged, new_run, rates
-from tiny import save_pictures, settings
+from tiny import save_base, save_pictures, settings
 
-from lorakit import fingerprint, forecast, hub
+from lorakit import events, fingerprint, forecast, hub, sizes
 from lorakit.errors import UserError
 from lorakit.events import Sampled, Saved, Stepped
 from lorakit.optimizers import OPTIMIZERS
-from lorakit.project import Project
+from lorakit.project import DiskFull, Project
 from lorakit.run import configure, read_config, start
 from lorakit.stages import stages
 from lorakit.train import train
@@ -159,6 +159,21 @@ def test_a_disk_that_would_be_filled_is_tight_at_home_too(base, family, tmp_path
     local, far = told(run).disks
     assert (far.folder, far.is_home, far.is_tight) == (home, True, False)
     assert (local.is_home, local.is_tight) == (False, True)
+
+
+def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(tmp_path, monkeypatch):
+    run = new_run(tmp_path, save_base("sd15", tmp_path / "base"), {"loop": {"epochs": 1}})
+    found = told(run)
+    needed = row(found, "states").each + row(found, "loras").each
+    free = [int(0.98 * needed)]
+    monkeypatch.setattr(sizes.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(DiskFull, match=r"no room for what run 'r' saves.*Free some space"):
+        list(train(run))
+    assert not events.steps(run.log) and not run.fingerprint_file.exists()
+    free[0] = int(1.02 * needed)
+    assert events.Finished in map(type, train(run))
+    free[0] = 0  # all is written
+    list(train(run))
 
 
 def test_a_run_without_pictures_is_refused_with_the_folder(tmp_path):

@@ -144,6 +144,19 @@ def test_an_optimizer_goes_on_while_it_is_the_same_and_otherwise_begins_anew_and
     assert [why in text and "step 3" in text and "50 to 200 steps" in text for text in told] == [True] * bool(why)
 
 
+@pytest.mark.parametrize("stop", [0, 3])
+def test_text_parts_that_stopped_learn_again_in_a_stage_that_stops_later_or_never(tmp_path, sd15, stop):
+    text = {"optimizer": {"text_encoder_lr": 1e-2, "text_encoder_stop_step": 1}}
+    again = {"loop": {"epochs": 1}, "optimizer": {"text_encoder_stop_step": stop}}
+    uncut, run = (new_run(tmp_path / name, sd15, HARD, ONE, text, {"stages": [again]}) for name in ("uncut", "cut"))
+    list(train(uncut))
+    until(run, at(Saved, 2))
+    list(train(run))
+    assert_same_end(run, uncut)
+    steps = {int(of["step"]) for of in checkpoint.newest(run.states).state["optimizer"]["state"].values()}
+    assert steps == {4, 3 if stop == 0 else 2}
+
+
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +223,7 @@ def test_a_scan_reads_no_other_settings_than_those_by_which_stages_share_it(tmp_
         ({"loop": {"epochs": 1, "seed": 3}}, "stages.2.loop.seed cannot be set: it holds for the whole run"),
         ({"loop": {"batch_size": 3}}, "stages.2.loop.epochs is missing: how long the stage is"),
         ({"stages": []}, "stages.2.stages cannot be set"),
-        (3, "stages is (3,), but a list, each of its items a table of names and values, is wanted"),
+        (3, "stages is (3,), but a list, each of its items a table of names and values (numbers, texts in quotes, lists), is"),
     ],
 )
 def test_a_wrong_setting_of_a_stage_is_told_by_its_whole_name(stage, told):
