@@ -157,13 +157,22 @@ def _fits(value: Any, wanted: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(wanted))
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, typing.get_args(wanted)[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
+    if dict in (origin, wanted):
+        return isinstance(value, dict) and _is_data(value)
     if wanted is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, wanted)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether all in a table can be written and is the same when read back: no dates, which YAML has, and no NaN."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_data(item) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _type_name(wanted: Any) -> str:
@@ -172,7 +181,7 @@ def _type_name(wanted: Any) -> str:
         float: "a number",
         str: "text (in quotes where YAML would read a number, a date or yes/no)",
         bool: "true or false",
-        dict: "a table of names and values",
+        dict: "a table of names and values (numbers, texts in quotes, lists)",
     }
     if typing.get_origin(wanted) is tuple:
         return f"a list, each of its items {_type_name(typing.get_args(wanted)[0])},"

@@ -163,12 +163,21 @@ def test_a_value_beyond_a_slider_moves_its_end(made):
 
 @pytest.mark.parametrize(
     "path, typed, told",
-    [("optimizer.learning_rate", "fast", "a number is wanted"), ("adapter.rank", "4000", "1 to 768")],
+    [
+        ("optimizer.learning_rate", "fast", "a number is wanted"),
+        ("optimizer.learning_rate", "nan", "0 to 10"),
+        ("optimizer.learning_rate", "1e999", "0 to 10"),
+        ("adapter.rank", "4000", "1 to 768"),
+        ("adapter.rank", "inf", "a whole number is wanted"),
+        ("adapter.rank", "9" * 400, "1 to 768"),
+    ],
 )
 def test_a_wrong_value_is_explained_at_its_field_and_the_last_right_one_holds(made, project, path, typed, told):
     before, on_disk = made.draft.value, made.draft.file.read_text()
-    text = made.rows[path].control.text
+    text, slider = made.rows[path].control.text, made.rows[path].control.slider
+    ends = slider.min, slider.max
     text.value = typed
+    assert (slider.min, slider.max) == ends
     assert told in trouble(made, path) and text.value == typed
     assert made.draft.value == before and made.draft.file.read_text() == on_disk
     with pytest.raises(ConfigError, match=told):
@@ -214,8 +223,11 @@ def test_text_that_is_no_yaml_is_explained(made):
     area = made.rows["optimizer.args"].control.widget
     area.value = "{a: "
     assert "not YAML" in trouble(made, "optimizer.args")
+    for text in ("5", "weight_decay: 2020-01-01", "weight_decay: .nan", "1: 2"):
+        area.value = text
+        assert "is wanted" in trouble(made, "optimizer.args")
     area.value = "5"
-    assert "a table of names and values is wanted" in trouble(made, "optimizer.args")
+    assert "a table of names and values (numbers, texts in quotes, lists) is wanted" in trouble(made, "optimizer.args")
     area.value = "{weight_decay: 1e-2}"
     assert made.value.optimizer.args == {"weight_decay": 0.01} and not trouble(made, "optimizer.args")
 

@@ -16,6 +16,7 @@ from lorakit.config import Config, choices_of, helps_of, label_of, load_yaml, ty
 from lorakit.errors import UserError
 from widgets.i18n import say, words
 
+FAR = 1e9  # numbers beyond it have no place on a slider, of whatever setting
 GREY, AMBER, RED = "#888888", "#b45309", "#dc2626"  # readable on light and on dark pages
 
 
@@ -87,6 +88,7 @@ class Sliding:
     def __init__(self, f: dataclasses.Field, wanted: type, looks: Looks):
         low, high, step = f.metadata["slider"]
         self._log, self._whole = f.metadata["log"], wanted is int
+        self._limits = [f.metadata[name] for name in ("minimum", "maximum")]
         self._zero = self._log and f.metadata["minimum"] == 0
         self._silent = False
         kind = ipywidgets.IntSlider if self._whole else ipywidgets.FloatSlider
@@ -113,7 +115,7 @@ class Sliding:
 
         def typed(change: dict) -> None:
             if not self._silent:
-                if isinstance(value := self.read(), (int, float)):
+                if self._may_be(value := self.read()):
                     self._silently(self._place, value)
                 changed()
 
@@ -127,10 +129,16 @@ class Sliding:
         finally:
             self._silent = False
 
+    def _may_be(self, value: Any) -> bool:
+        """Whether it is a number within the setting's own limits; others have no place on a slider."""
+        low, high = self._limits
+        is_number = isinstance(value, (int, float)) and abs(value) < FAR
+        return is_number and (low is None or value >= low) and (high is None or value <= high)
+
     def _is_elsewhere(self, place: float) -> bool:
         """Whether a slider was moved; a page puts it on its nearest step by itself, which is no change."""
         value = self.read()
-        if not isinstance(value, (int, float)):
+        if not self._may_be(value):
             return True
         if self._log:
             place, value = math.log10(place), math.log10(value) if value > 0 else self.slider.min
