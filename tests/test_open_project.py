@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import types
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ from lorakit.doctor import Finding
 from lorakit.errors import UserError
 from lorakit.events import Finished, Stepped
 from lorakit.home import mirror
+from lorakit.home.staging import Copied
 from lorakit.places import FOLDER
 from lorakit.project import write_json
 from lorakit.train import train
 from widgets import i18n, preferences
 from widgets import project as entry
+from widgets.closing import close_project
 
 ROOT = Path(__file__).parents[1]
 WELL = [Finding("torch", "2.13"), Finding("disk", "50 GB free")]
@@ -147,7 +150,7 @@ def test_a_chosen_language_is_spoken_written_at_once_and_spoken_next_time(cell):
     project = entry.open_project()
     language, _ = cell.choices()
     language.value = "zh"
-    assert "2 项检查通过" in cell.html and "显卡: 没有" in cell.html
+    assert "2 项检查通过" in cell.html and "显卡：没有" in cell.html
     assert json.loads((project.folder / "preferences.json").read_text()) == {"language": "zh", "hf_endpoint": ""}
     i18n.use("en")
     entry.open_project()
@@ -293,6 +296,34 @@ def test_when_drive_is_lost_the_copy_on_this_machine_is_opened(colab):
     colab.answer = "no"
     assert entry.open_project().folder == project.folder
     assert "is out of reach" in colab.html and "7 pictures" in colab.html
+
+
+def test_what_is_brought_is_told_once_a_second(colab, monkeypatch):
+    entry.open_project()
+    monkeypatch.setattr(entry, "opening", lambda *_: (Copied("pictures", done, 10**6) for done in range(1000)))
+    entry.open_project()
+    assert sum("bringing pictures" in shown for shown in View.shown) in (1, 2)
+
+
+def test_what_copies_lack_is_told_folded(colab):
+    project = entry.open_project()
+    assert "notes on the copies" not in colab.html
+    write_json(
+        project.sync / "standing.json",
+        asdict(mirror.Standing({}, 0, 0, "", 0.0, 1.0, False, notes=("runs/a/x.safetensors is <left out>",))),
+    )
+    entry.open_project()
+    assert f"1 notes on the copies in {project.home}" in colab.html
+    assert "&lt;left out&gt;" in colab.html.rpartition("<details")[2]
+
+
+@pytest.mark.parametrize(("answer", "is_lost"), [("no", True), ("yes", False)])
+def test_closing_a_project_that_nothing_keeps_says_so(answer, is_lost, colab, tmp_path, monkeypatch):
+    colab.answer = answer
+    project = entry.open_project() if is_lost else entry.open_project(home=tmp_path / "mine")
+    monkeypatch.setattr("IPython.display.display", lambda content: View().display(content))
+    close_project(project)
+    assert "its only place" in colab.html and ("all of it is lost" in colab.html) == is_lost
 
 
 def test_a_folder_of_the_machine_itself_asks_for_no_drive(colab, tmp_path):

@@ -153,9 +153,10 @@ def test_the_end_is_told_in_words_with_what_to_do(run, last, words):
 
 
 def test_a_living_trainer_is_told_step_by_step_from_its_first_second(run):
-    write(run, started(0, 9), stepped(1), Stopped(step=1, reason=""), ago=600)
+    write(run, started(0, 9), *(stepped(i) for i in range(1, 4)), Stopped(step=3, reason=""), ago=600)
     with claim(run):
-        assert "loading the model" in progress.render(run)
+        html = progress.render(run)
+        assert "loading the model" in html and "left, done about" not in html
         events.append(run.log, Progress(what="pictures", done=3, total=12), time=time.time())
         html = progress.render(run)
         assert "preparing: pictures 3 / 12" in html and "width:25.0%" in html

@@ -47,7 +47,8 @@ def render(findings: list[Finding]) -> str:
         f"<tr><td style='color:{RED if found.trouble else GREEN}'>{'✗' if found.trouble else '✓'}</td>"
         f"<td style='text-align:left'><b>{html.escape(found.path.name)}</b></td>"
         f"<td style='text-align:left'>{html.escape(found.trouble or found.kind)}</td>"
-        f"<td style='text-align:left'>{size(found.size)} · {html.escape(' '.join(found.dtypes))}</td></tr>"
+        f"<td style='text-align:left'>{f'{size(found.size)} · ' if found.size else ''}"
+        f"{html.escape(' '.join(found.dtypes))}</td></tr>"
         for found in findings
     )
     lacking = missing(findings)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from lorakit.data.images import EXTENSIONS
 from lorakit.doctor import Finding
+from lorakit.home import mirror
 from lorakit.places import Place
 from lorakit.project import Project
 from lorakit.status import RunStatus, project_status
@@ -26,6 +27,7 @@ def render(project: Project, place: Place, findings: Iterable[Finding], warnings
         *(page.box(text, page.AMBER) for text in alarms),
         *(_problem(finding) for finding in found if finding.cure),
         _passed([finding for finding in found if not finding.cure]),
+        _left_out(project),
     ]
     return f'<div style="max-width:{page.WIDTH}px;line-height:1.6;overflow-wrap:anywhere">{"".join(pieces)}</div>'
 
@@ -76,10 +78,23 @@ def _others(project: Project, place: Place) -> str:
 
 
 def _problem(finding: Finding) -> str:
+    told = say("{what}: {found}", what=say(finding.name), found=say(finding.text, **finding.fields))
     return (
-        f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ '
-        f"{html.escape(f'{say(finding.name)}: {say(finding.text, **finding.fields)}')}</span> — "
+        f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ {html.escape(told)}</span> — '
         f"{html.escape(say(finding.remedy, **finding.fields))}</div>"
+    )
+
+
+def _left_out(project: Project) -> str:
+    """What its copies at home lack for good, folded: nothing of it is in the way of training."""
+    standing = mirror.standing(project)
+    if standing is None or not standing.notes:
+        return ""
+    lines = "".join(f"<div>{html.escape(note)}</div>" for note in standing.notes)
+    return (
+        f'<details style="margin:6px 0"><summary style="cursor:pointer">'
+        f"{html.escape(say('{n} notes on the copies in {home}', n=len(standing.notes), home=project.home))}</summary>"
+        f'<div style="font-size:12px;margin:4px 0 0 16px">{lines}</div></details>'
     )
 
 

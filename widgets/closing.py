@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import os
 import sys
 
+from lorakit import places
 from lorakit.home.mirror import Standing, settle
 from lorakit.places import COLAB_DRIVE
 from lorakit.project import Project
@@ -19,7 +21,9 @@ def close_project(project: Project, minutes: float = 30) -> None:
     from IPython.display import HTML, display
 
     if project.home is None:
-        display(HTML(box(say("All is in {folder}, its only place.", folder=project.folder), GREEN)))
+        place, told = places.find(os.environ), say("All is in {folder}, its only place.", folder=project.folder)
+        is_lost = place.is_lost and place.fast in project.folder.parents
+        display(HTML(box(f"{told}\n{say(place.keeps)}", AMBER) if is_lost else box(told, GREEN)))
         return
     view, standing = display(HTML(""), display_id=True), None
     try:

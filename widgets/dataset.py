@@ -73,7 +73,7 @@ def tag(project: Project, tagger: str = "demo", threshold: float = 0.35) -> None
         view.update(HTML(say("stopped after {done}; run the cell again to go on", done=done)))
         return
     mirror.start(project)
-    view.update(HTML(say("{done} captions written; those that were there are as they were", done=done)))
+    view.update(HTML(say("Captions written: {done}. Those that were there are as they were.", done=done)))
 
 
 def _config(project: Project) -> DataConfig:
@@ -106,8 +106,11 @@ def _counts(found: Scan) -> str:
         f"{_cell(say('regularization') if samples[0].is_reg else '')}</tr>"
         for name, samples in folders.items()
     )
-    heads = (say("folder"), say("pictures"), say("repeats"), say("seen an epoch"), "")
-    return _table("".join(f"<th style='text-align:left;padding:2px 14px 2px 0'>{head}</th>" for head in heads), rows)
+    return _table(_heads(say("folder"), say("pictures"), say("repeats"), say("seen an epoch"), ""), rows)
+
+
+def _heads(*heads: str) -> str:
+    return "".join(f"<th style='text-align:left;padding:2px 14px 2px 0'>{head}</th>" for head in heads)
 
 
 def _cell(text: object) -> str:
@@ -145,9 +148,9 @@ def _captions(found: Scan, trigger: str) -> str:
     mine = [sample for sample in found.samples if not sample.is_reg]
     bare = sum(not sample.is_captioned for sample in mine)
     late = [sample for sample in mine if trigger and tags_of(sample.caption)[:1] != [trigger]]
-    told = [say("{n} pictures have no caption", n=bare)] if bare else [say("Every picture has a caption.")]
+    told = [say("Pictures without a caption: {n}.", n=bare)] if bare else [say("Every picture has a caption.")]
     if late:
-        told.append(say("{n} captions do not begin with the trigger {trigger}", n=len(late), trigger=trigger))
+        told.append(say("Captions that do not begin with the trigger {trigger}: {n}.", n=len(late), trigger=trigger))
     rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in mine[:CAPTIONS])
-    heads = "".join(f"<th style='text-align:left'>{head}</th>" for head in (say("picture"), say("caption")))
+    heads = _heads(say("picture"), say("caption"))
     return f"<p style='font-size:13px'>{html.escape(' '.join(told))}</p>" + _table(heads, rows)

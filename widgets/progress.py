@@ -71,7 +71,9 @@ def _watch(run: Run, starts: bool) -> None:
                 screen.ask_elsewhere()
                 jobs.start(run)
             if not screen.follow(queue):
-                screen.note = say("Left, as this notebook was asked for something else; run this cell again to watch.")
+                screen.note = say(
+                    "Training goes on. This view ended as the notebook had something else to do: run this cell again."
+                )
                 return
         except KeyboardInterrupt:
             if _is_ending(kernel):
@@ -171,15 +173,14 @@ def figures(run: Run, history: History, note: str = "") -> str:
 
 def _headline(run: Run, history: History, state: str, now: float) -> str:
     """Name and state, how much is done, and the figures of the moment."""
-    words, share = say(STATES[state]), history.step / max(1, history.total)
-    if state == "running":
-        words, share = _doing(run, history, now) or (words, share)
+    doing = _doing(run, history, now) if state == "running" else None
+    words, share = doing or (say(STATES[state]), history.step / max(1, history.total))
     told = []
     if history.total:
         told.append(say("step {step} / {steps}", step=history.step, steps=history.total))
     if (epoch := history.epoch_of(history.step)) is not None:
         told.append(say("epoch {n}", n=epoch))
-    if state == "running" and (left := history.seconds_left()) is not None:
+    if state == "running" and not doing and (left := history.seconds_left()) is not None:
         told.append(say("{span} left, done about {clock}", span=span(left), clock=clock(now + left)))
     if speed := history.images_per_second():
         told.append(say("{n} images/s", n=number(speed, 2)))

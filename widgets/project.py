@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from widgets.plain import plain_errors
 from widgets.preferences import Preferences
 
 FIRST_NAME = "my-lora"
+REDRAW = 1.0  # s
 NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")  # what some disk cannot have
 
 
@@ -92,9 +94,12 @@ def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, l
     if project.home and not places.is_there(home):
         told = say("{home} is out of reach. This is the copy on the machine's own disk; it goes home later.", home=home)
         return project, [told]
+    drawn = 0.0
     for copied in opening(home, place.fast):
-        done = f"{copied.done / 1e6:.0f} / {copied.total / 1e6:.0f} MB" if copied.total else ""
-        view.update(HTML(page.aside(say("bringing {what} from {home} …", what=f"{copied.what} {done}", home=home))))
+        if time.monotonic() - drawn >= REDRAW:
+            done = f"{copied.done / 1e6:.0f} / {copied.total / 1e6:.0f} MB" if copied.total else ""
+            view.update(HTML(page.aside(say("bringing {what} from {home} …", what=f"{copied.what} {done}", home=home))))
+            drawn = time.monotonic()
     project.dataset.mkdir(exist_ok=True)
     return project, [*notes(project), *_namesake(place, project)]
 
