@@ -68,6 +68,8 @@ def send(project: Project, sent: Sent) -> None:
     for line in Pass(project, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
         if "sent" in line:
             sent.files[line["sent"]] = line["stamp"]
+        elif "lost" in line:
+            sent.lose(line["lost"])
         elif "states" in line:
             sent.states[line["states"]] = dict(line["steps"])
 
@@ -106,6 +108,30 @@ def test_a_name_that_is_no_utf_8_ends_no_mirror(plain, serve):
     until(plain, is_settled)
     assert (plain.home / name).exists() and mirrors.poll() is None
     assert name in Sent.of(plain).files
+
+
+def test_files_that_home_cannot_have_keep_no_state_back(plain, serve):
+    for name in "abcd":
+        (plain.folder / name).write_text("x")
+        (plain.home / name / "in the way").mkdir(parents=True)
+    state(plain.run("r"), 10)
+    serve(plain)
+    assert "is a directory" in until(plain, lambda found: found.confirmed["r"] and found.trouble).trouble.lower()
+    assert whole_states(plain.home) == [10] and (plain.home / "runs/r/config.yaml").exists()
+
+
+def test_a_run_deleted_at_home_goes_there_again_whole_while_it_goes_on(plain):
+    run, sent = plain.run("r"), Sent.of(plain)
+    for step in (1, 2):
+        state(run, step)
+    send(plain, sent)
+    shutil.rmtree(plain.home / "runs/r")
+    send(plain, sent)
+    assert not (plain.home / "runs").exists() or not whole_states(plain.home), "nobody trains it"
+    state(run, 3)
+    send(plain, sent)
+    assert whole_states(plain.home) == [2, 3]
+    assert {path.name for path in (plain.home / "runs/r").iterdir()} >= {"config.yaml", "fingerprint.json", "samples"}
 
 
 def test_the_log_at_home_is_never_behind_its_newest_state_and_only_grows(plain, serve):

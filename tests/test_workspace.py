@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from homes import ROOT, begin, content, opened, safetensors, save_data, serving, state, whole_states
+from homes import ROOT, begin, content, opened, safetensors, save_data, serving, state, until, whole_states
 
 from lorakit import checkpoint
 from lorakit.home import archive, fetch, mirror, workspace
@@ -224,6 +224,27 @@ def test_work_that_home_does_not_have_is_kept_and_sent(home, tmp_path, trained):
     assert (again.run("r").states / "00000030/state.pt").exists() and mirror.standing(again).files_left == 2
     mirrored(again)
     assert whole_states(home) == [20, 30]
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_home_that_was_deleted_and_made_anew_gets_everything_again(running, home, tmp_path, trained):
+    project = opened(home, tmp_path / "new")
+    for _ in workspace.bringing_loras(project):
+        pass
+    mirrored(project)
+    process = serving(project, linger=600.0) if running else None
+    shutil.rmtree(home)
+    again = opened(home, tmp_path / "new")
+    if process:
+        until(again, lambda found: found.seen and not found.files_left and not found.trouble)
+        until(again, lambda found: len(whole_states(home)) > 0 and not found.files_left)
+        process.kill()
+        process.wait()
+    mirrored(again)
+    third = opened(home, tmp_path / "third")
+    for _ in workspace.bringing_loras(third):
+        pass
+    assert content(third.folder) == content(again.folder) and len(content(third.folder)) > 12
 
 
 def test_work_of_another_machine_is_brought(home, tmp_path, trained):

@@ -47,6 +47,12 @@ def _remember(project: Project, name: str, stamp: list[int]) -> None:
         file.write(json.dumps([name, stamp]).encode() + b"\n")
 
 
+def forget(project: Project) -> None:
+    """Nothing is wanted of an earlier home, nor known to be at the new one."""
+    for name in ("wanted.json", "brought.jsonl"):
+        (project.sync / name).unlink(missing_ok=True)
+
+
 def bringing(project: Project) -> Iterator[tuple[int, str]]:
     """Bring what is wanted, verified. Yields (bytes, "") for every block, (0, a sentence) for each file left out.
 

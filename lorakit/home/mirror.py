@@ -227,7 +227,11 @@ class Mirror:
 
     def _take(self, line: dict) -> None:
         """One thing that a copier says."""
-        if "sent" in line:
+        if "home" in line:
+            self.sent.meet(self.project, line["home"])
+        elif "lost" in line:
+            self.sent.lose(line["lost"])
+        elif "sent" in line:
             self.sent.files[line["sent"]] = line["stamp"]
         elif "states" in line:
             self.sent.states[line["states"]] = line["steps"]

@@ -16,13 +16,13 @@ from lorakit.checkpoint import COMPLETE, STATE
 from lorakit.home import packs
 from lorakit.home.archive import ArchiveError
 from lorakit.home.copying import copying, growing, is_abandoned, wipe, writing
-from lorakit.home.fetch import MARK, bringing, brought
+from lorakit.home.fetch import MARK, bringing, brought, forget
 from lorakit.home.stamps import STAMP, machine, read_stamp
 from lorakit.project import Project, Run, write_json
 
 KEEP = 2  # confirmed states at home before an older one goes
 LOGS = (".jsonl", ".log")
-ENOUGH = 3  # files that fail before a pass gives up
+ENOUGH = 3  # files in a row that fail before others of their kind wait for the next pass
 UNSENT = re.compile(r"\..*|.*\.(part|lock|pid|tmp)|home\.json|heartbeat.*|" + re.escape(STAMP))
 
 
@@ -32,6 +32,7 @@ class Sent:
 
     files: dict[str, list[int]] = field(default_factory=dict)
     states: dict[str, dict[str, str]] = field(default_factory=dict)
+    home: str = ""  # what the home's mark said: another one is another home, or the same made anew
 
     @classmethod
     def of(cls, project: Project) -> Sent:
@@ -45,7 +46,21 @@ class Sent:
 
     def remember(self, project: Project) -> None:
         project.sync.mkdir(exist_ok=True)
-        write_json(project.sync / "sent.json", {"files": self.files, "states": self.states})
+        write_json(project.sync / "sent.json", vars(self))
+
+    def meet(self, project: Project, home: str) -> None:
+        """Home's mark was read: forget all that an earlier home had, which was deleted, as it must be sent again."""
+        if self.home not in ("", home):
+            self.files, self.states = {}, {}
+            packs.forget(project)
+            forget(project)
+        self.home = home
+
+    def lose(self, run: str) -> None:
+        """Forget what home had of a run."""
+        self.states.pop(run, None)
+        for name in [name for name in self.files if name.startswith(f"runs/{run}/")]:
+            del self.files[name]
 
 
 @dataclass(frozen=True)
@@ -123,13 +138,18 @@ class Pass:
     def __init__(self, project: Project, sent: Sent, due: Due):
         self.project, self.home, self.sent, self.due = project, project.home, sent, due
         self.failed: list[OSError] = []
+        self.in_a_row = 0  # of them; a disk that takes other files is no disk that fails
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """A sign of life, or what is confirmed, as JSON. Raises the first OSError when all else is done."""
-        if not (self.home / MARK).exists():
-            raise FileNotFoundError(2, "the project's folder is not there", str(self.home))
-        yield {"home": "is there"}
+        try:
+            mark = (self.home / MARK).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            raise FileNotFoundError(2, "the project's folder is not there", str(self.home)) from None
+        self.sent.meet(self.project, mark)
+        yield {"home": mark}
         elsewhere = yield from self._stamps()
+        yield from self._lost(elsewhere)
         here = files(self.project)
         for rank in (0, 1):
             yield from self._files(here, rank, elsewhere)
@@ -148,11 +168,13 @@ class Pass:
         """A part of the work; the rest goes on when it fails, since a name or a size may be all that is wrong."""
         try:
             yield from work
+            self.in_a_row = 0
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._is_here(error.filename):
                 return  # it was removed here meanwhile
             self.failed.append(error)
-            if len(self.failed) >= ENOUGH or not (self.home / MARK).exists():
+            self.in_a_row += 1
+            if not (self.home / MARK).exists():
                 raise self.failed[0] from None
         except ArchiveError as error:
             yield {"note": str(error)}
@@ -176,16 +198,25 @@ class Pass:
             yield {"told": name, "ends": step < 0}
         return other
 
+    def _lost(self, elsewhere: set[str]) -> Iterator[dict]:
+        """Runs that go on here, while their folder was deleted or renamed at home: all of them is to go there again."""
+        for run in self.project.runs():
+            name = str(run.config_file.relative_to(self.project.folder))
+            if run.name not in elsewhere and name in self.sent.files and unsent_states(run, self.sent):
+                if not (self.home / name).exists():
+                    self.sent.lose(run.name)
+                    yield {"lost": run.name}
+
     def _files(self, here: dict[str, list[int]], rank: int, elsewhere: set[str]) -> Iterator[dict]:
+        """Those of a rank that home lacks. What fails here, such as names that a disk cannot have, stops no others."""
+        self.in_a_row = 0
         for name, stamp in here.items():
             parts = Path(name).parts
-            if _rank(name) == rank:
-                if parts[0] != "runs" or parts[1] not in elsewhere:
+            if _rank(name) == rank and (parts[0] != "runs" or parts[1] not in elsewhere):
+                if self.sent.files.get(name) != stamp and self.in_a_row < ENOUGH:
                     yield from self._tried(self._file(name, stamp))
 
     def _file(self, name: str, stamp: list[int]) -> Iterator[dict]:
-        if self.sent.files.get(name) == stamp:
-            return
         for count in copying(self.project.folder / name, self.home / name):
             yield {"bytes": count}
         self.sent.files[name] = stamp
@@ -207,9 +238,8 @@ class Pass:
                 if _rank(name) == 2 and Path(name).parts[1] == run.name:
                     yield from self._log(name)
         if pending:
-            for path in sorted(run.loras.glob("*.safetensors"), reverse=True):  # listed after the states
-                status, name = path.stat(), str(path.relative_to(self.project.folder))
-                yield from self._tried(self._file(name, [status.st_size, status.st_mtime_ns]))
+            loras = {name: stamp for name, stamp in files(self.project).items() if name.startswith(f"runs/{run.name}/")}
+            yield from self._files(loras, 3, set())  # listed after the states
             there = yield from self._at_home(run)
             for step, (wanted, _) in pending.items():
                 if there.get(step) != wanted:

@@ -78,6 +78,12 @@ def remember(project: Project, folder: str, known: dict[str, Any]) -> None:
     write_whole(project.sync / f"{folder}.json", json.dumps(known))
 
 
+def forget(project: Project) -> None:
+    """Know nothing any more of archives at home."""
+    for folder in folders(project):
+        (project.sync / f"{folder}.json").unlink(missing_ok=True)
+
+
 def manifest(home: Path, folder: str) -> Path:
     """The list of what a folder's archives at home hold; they count from the moment it names them."""
     return home / ARCHIVES / f"{folder}.json"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,13 +99,15 @@ def _settle_in(home: Path) -> None:
         )
     home.mkdir(parents=True, exist_ok=True)
     if not (home / MARK).exists():
-        (home / MARK).write_text('{"this is": "the home of a lorakit project"}\n')
+        mark = {"this is": "the home of a lorakit project", "made": f"{time.time():.0f} {os.urandom(4).hex()}"}
+        (home / MARK).write_text(json.dumps(mark) + "\n")
 
 
 def _opening(project: Project) -> Iterator[Copied]:
     with mirror.only_one(project) as lock:
         if lock is not None:  # a running mirror knows what home has of the runs
             sent = Sent.of(project)
+            sent.meet(project, (project.home / MARK).read_text())
             yield from _settings(project, sent)
             for folder in sorted((project.home / "runs").glob("*")):
                 if re.fullmatch(NAME, folder.name) and (folder / "config.yaml").exists():
