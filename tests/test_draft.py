@@ -13,7 +13,8 @@ from lorakit import advice, cli, models
 from lorakit.config import ConfigError, helps_of, label_of, to_dict, to_yaml
 from lorakit.errors import UserError
 from lorakit.project import Project, ProjectError
-from lorakit.run import RunChanged, configure, decisive, read_config, start
+from lorakit.run import RunChanged, configure, decisive, read_config, settings_of, start
+from widgets import draft as drafts
 from widgets import form, i18n
 from widgets.draft import Draft, owners, places
 from widgets.form import Form
@@ -40,7 +41,7 @@ def filled(project, family):
     made.set("model.source", "owner/it's a base")
     made.set("sample.prompts", ["1girl, it's: 'me'", "中文, [b]", "- no"])
     made.set("data.trigger", "true")
-    made.set("sample.negative_prompt", "")
+    made.set("sample.negative_prompt", "two\nlines: 'é'")
     made.set("optimizer.learning_rate", "3e-5")
     made.set("optimizer.args", {"weight_decay": 0.1, "betas": [0.9, 0.99]})
     made.set("stages", [{"loop": {"epochs": 2}, "schedule": {"name": "linear"}}])
@@ -179,6 +180,17 @@ def test_what_a_run_was_given_elsewhere_is_in_the_form_too(project):
     with pytest.raises(RunChanged, match="loop.epochs: 77 -> 5"):
         made.run()
     assert Form(project).value.loop.epochs == 5  # chosen after that
+
+
+def test_a_form_in_which_nothing_was_changed_takes_over_more_epochs_too(project):
+    run = filled(project, "sd15").run()
+    begin(run)
+    (project.folder / drafts.FILE).unlink()
+    opened = Form(project)
+    longer = configure({**settings_of(run), "loop": {"epochs": 77}})
+    run.config_file.write_text(to_yaml(longer))
+    begin(run)
+    assert opened.run() and opened.value == longer
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pprint import pformat
 from typing import Any
@@ -52,4 +53,5 @@ def code(draft: Draft) -> str:
 def _on_one_line(value: Any) -> str:
     """YAML of a value for `--set`."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    return text.removesuffix("\n...\n").rstrip("\n")
+    text = text.removesuffix("\n...\n").rstrip("\n")
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text  # which is YAML, too, and one line
