@@ -30,13 +30,15 @@ class LoopConfig(Config):
 
     epochs: int = setting(
         10,
-        help="how often every picture is seen repeats times",
+        help="rounds through all pictures; in each a picture is seen as often as its repeats say",
         minimum=1,
         maximum=10_000,
         slider=(1, 100, 1),
         basic=True,
     )
-    steps: int = setting(0, help="stop after this many steps instead of after the epochs; 0: by epochs", minimum=0)
+    steps: int = setting(
+        0, help="stop after this many steps instead of after the epochs; 0: by epochs", minimum=0, maximum=1_000_000
+    )
     batch_size: int = setting(
         1, help="pictures at once; more need more memory", minimum=1, maximum=256, slider=(1, 16, 1)
     )
@@ -312,9 +314,10 @@ def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
         raise RunChanged(
             f"Run {run.name!r} cannot go on: it was started with something else (old -> new).\n{shown}\n"
-            "There are two ways on. Resume this run: put back what it was, and train again. Or start a new run from "
-            f"these weights: lorakit train {run.project.folder} --run NAME --from-weights {_newest(run)}.\n"
-            "For more epochs or another stage there is lorakit extend."
+            "There are two ways on. Resume this run: put back what it was, and train again. Or start a new run, under "
+            "another name; from these weights: in a notebook going_on(run), in a terminal "
+            f"lorakit train {run.project.folder} --run NAME --from-weights {_newest(run)}.\n"
+            "For more epochs or another stage there are more_epochs(run, 20) and lorakit extend."
         )
 
 

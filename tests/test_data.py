@@ -226,6 +226,12 @@ def test_a_caption_in_another_encoding_is_refused_and_not_guessed(content, tmp_p
     assert found.notes == ("b.png: left out, its caption file is not UTF-8 text: save it as UTF-8.",)
 
 
+def test_tags_between_chinese_commas_are_told(tmp_path):
+    captions = {"a.txt": "狐狸，红色".encode(), "b.txt": "狐狸, 红色".encode()}
+    found = scanned(tmp_path, {"a.png": PNG, "b.png": PNG, **captions})
+    assert found.notes == ("a.png: its caption has Chinese commas (， or 、); only ordinary ones (,) part tags.",)
+
+
 def test_captions_have_the_ending_that_was_asked_for(tmp_path):
     files = {"a.png": PNG, "a.txt": "text", "a.caption": "caption"}
     assert scanned(tmp_path, files, caption_extension=".caption").samples[0].caption == "caption"

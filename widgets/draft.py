@@ -181,9 +181,10 @@ class Draft:
         So more epochs and further stages, which are given to the run itself, are in the form too.
         """
         run = self.run
-        if not (run.fingerprint_file.exists() and self.file.exists()):
+        if not run.fingerprint_file.exists():
             return
-        if run.config_file.stat().st_mtime_ns <= self.file.stat().st_mtime_ns:
+        chosen = self.file.stat().st_mtime_ns if self.file.exists() else 0  # nothing was, and the run's settings hold
+        if run.config_file.stat().st_mtime_ns <= chosen:
             return
         held = read_config(run)
         try:

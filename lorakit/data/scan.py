@@ -168,6 +168,8 @@ def _sample(
     caption = written or concept.replace("_", " ")
     if not is_reg:
         caption = with_trigger(caption, config.trigger)
+    if "，" in written or "、" in written:
+        notes.append(f"{name}: its caption has Chinese commas (， or 、); only ordinary ones (,) part tags.")
     if not written:
         notes.append(f"{name}: no {config.caption_extension} file with a caption; trained as {caption!r}.")
     return Sample(name, path, hashlib.sha256(data).hexdigest(), *image.size, caption, repeats, is_reg, bool(written))
