@@ -10,9 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from homes import ROOT, begin, content, opened, safetensors, save_data, serving, state, until, whole_states
+from homes import ROOT, begin, content, opened, safetensors, save_data, serving, state, whole_states
 
-from lorakit import checkpoint
 from lorakit.home import archive, fetch, mirror, workspace
 from lorakit.home.staging import OTHER, merge
 from lorakit.home.workspace import WorkspaceError, local_folder, notes
@@ -151,16 +150,6 @@ def test_a_damaged_newest_state_is_passed_over_for_the_one_before_and_named(file
     assert file in notes(project)[0]
 
 
-def test_a_run_of_which_no_state_came_home_begins_again_and_is_told(home, tmp_path, trained):
-    shutil.rmtree(home / "runs/r/states/00000010")
-    (home / "runs/r/states/00000020/COMPLETE.json").unlink()  # it was on its way
-    with open(home / "runs/r/events.jsonl", "ab") as log:
-        log.write(b'{"kind": "saved", "time": 1.0, "step": 20, "state": "", "lora": "", "matched": ""}\n')
-    project = opened(home, tmp_path / "new")
-    assert checkpoint.going_on(project.run("r")).step == 0
-    assert any("No state of run 'r' was home" in note for note in notes(project))
-
-
 def test_a_run_goes_on_past_a_damaged_state_and_home_is_whole_again(home, tmp_path, trained):
     damaged(home / "runs/r/states/00000020/state.pt", "zeroed")
     project = opened(home, tmp_path / "new")
@@ -224,27 +213,6 @@ def test_work_that_home_does_not_have_is_kept_and_sent(home, tmp_path, trained):
     assert (again.run("r").states / "00000030/state.pt").exists() and mirror.standing(again).files_left == 2
     mirrored(again)
     assert whole_states(home) == [20, 30]
-
-
-@pytest.mark.parametrize("running", [False, True])
-def test_a_home_that_was_deleted_and_made_anew_gets_everything_again(running, home, tmp_path, trained):
-    project = opened(home, tmp_path / "new")
-    for _ in workspace.bringing_loras(project):
-        pass
-    mirrored(project)
-    process = serving(project, linger=600.0) if running else None
-    shutil.rmtree(home)
-    again = opened(home, tmp_path / "new")
-    if process:
-        until(again, lambda found: found.seen and not found.files_left and not found.trouble)
-        until(again, lambda found: len(whole_states(home)) > 0 and not found.files_left)
-        process.kill()
-        process.wait()
-    mirrored(again)
-    third = opened(home, tmp_path / "third")
-    for _ in workspace.bringing_loras(third):
-        pass
-    assert content(third.folder) == content(again.folder) and len(content(third.folder)) > 12
 
 
 def test_work_of_another_machine_is_brought(home, tmp_path, trained):

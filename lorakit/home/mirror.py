@@ -25,6 +25,7 @@ from lorakit.machine import environment
 from lorakit.project import Project, Run, is_held, write_json
 
 __all__ = ["Pace", "Standing", "elsewhere", "serve", "settle", "standing", "start"]
+LEAVING = 15.0  # seconds in which a mirror that is to leave has left, unless it hangs
 HURRY = 0.3  # seconds between looks while somebody waits
 
 
@@ -150,6 +151,8 @@ class Mirror:
             self._listen()
             with suppress(OSError):
                 self._write()
+            if self.copier is None and not self.training and (self.project.sync / "leave").exists():
+                return
             if self.copier is None and not self.count and not self.training and not self.told:
                 if time.time() - self.busy >= self.pace.linger:
                     return
@@ -291,6 +294,20 @@ class Mirror:
             confirmed, self.count, self.size, trouble, self.since, time.time(), True, notes=tuple(self.notes)
         )
         write_json(self.project.sync / "standing.json", dataclasses.asdict(found))
+
+
+@contextmanager
+def away(project: Project) -> Iterator[int | None]:
+    """`only_one`, for which a mirror that has no trainer to copy for leaves, within a few seconds."""
+    leave, end = project.sync / "leave", time.time() + LEAVING
+    leave.touch()
+    try:
+        while is_held(_lock(project)) and time.time() < end:
+            time.sleep(0.1)
+        with only_one(project) as lock:
+            yield lock
+    finally:
+        leave.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from lorakit.checkpoint import COMPLETE, STATE
 from lorakit.home import packs
 from lorakit.home.archive import ArchiveError
-from lorakit.home.copying import copying, growing, is_abandoned, wipe, writing
+from lorakit.home.copying import blocks, copying, growing, is_abandoned, wipe, writing
 from lorakit.home.fetch import MARK, bringing, brought, forget
 from lorakit.home.stamps import STAMP, machine, read_stamp
 from lorakit.project import Project, Run, write_json
@@ -268,6 +269,19 @@ class Pass:
                     found[state.name] = mark["sha256"]
         return found
 
+    def _is_whole(self, state: Path) -> Generator[dict, None, bool]:
+        """Whether a state at home is what its mark says, read to its end."""
+        found = hashlib.sha256()
+        try:
+            wanted = json.loads((state / COMPLETE).read_bytes())["sha256"]
+            with open(state / STATE, "rb") as file:
+                for block in blocks(file):
+                    found.update(block)
+                    yield {"bytes": 0}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+        return found.hexdigest() == wanted
+
     def _state(self, run: Run, step: str, wanted: str) -> Iterator[dict]:
         """One state, its mark last. The trainer may remove its own meanwhile: what is open is still read to its end."""
         source, target = run.states / step, self.home / "runs" / run.name / "states" / step
@@ -288,7 +302,10 @@ class Pass:
                 if is_abandoned(part):
                     wipe(part)
             yield {"bytes": 0}
-            if len(newest) == KEEP and state.name not in newest and state.name not in here:
+            if len(newest) < KEEP or state.name in newest or state.name in here:
+                continue
+            # a newer one that is whole is another machine's work
+            if state.name < newest[-1] or not (yield from self._is_whole(state)):
                 wipe(state / COMPLETE)
                 wipe(state / STATE)
                 state.rmdir()

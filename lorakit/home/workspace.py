@@ -16,7 +16,7 @@ from lorakit.home.fetch import MARK
 from lorakit.home.homecoming import Homecoming, copied_file, stamp
 from lorakit.home.outbox import Sent
 from lorakit.home.staging import Copied
-from lorakit.project import NAME, Project, write_json
+from lorakit.project import NAME, Project, is_held, write_json
 
 SMALL = 1 << 24  # bytes; larger files beside the runs stay at home
 
@@ -104,7 +104,7 @@ def _settle_in(home: Path) -> None:
 
 
 def _opening(project: Project) -> Iterator[Copied]:
-    with mirror.only_one(project) as lock:
+    with (mirror.away if _is_behind(project) else mirror.only_one)(project) as lock:
         if lock is not None:  # a running mirror knows what home has of the runs
             sent = Sent.of(project)
             sent.meet(project, (project.home / MARK).read_text())
@@ -116,6 +116,16 @@ def _opening(project: Project) -> Iterator[Copied]:
     for folder in staging.folders(project.home):
         yield from staging.staging(project, folder)
     yield from staging.restoring_cache(project)
+
+
+def _is_behind(project: Project) -> bool:
+    """Whether home has another log of some run than was sent from here, as another machine went on; not while one is
+    trained here, which the mirror is not to leave."""
+    sent, here = Sent.of(project), project.runs()
+    if any(is_held(run.lock) for run in here):
+        return False
+    logs = {str(run.log.relative_to(project.folder)): project.home / "runs" / run.name / run.log.name for run in here}
+    return any(log.exists() and sent.files.get(name, [0])[0] != log.stat().st_size for name, log in logs.items())
 
 
 def _settings(project: Project, sent: Sent) -> Iterator[Copied]:
