@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -99,7 +100,10 @@ def train(options: argparse.Namespace) -> int:
     run = _configured(options)
     jobs.share(run)
     for event in train(run):
-        _show(event)
+        try:
+            _show(event)
+        except OSError:  # the terminal was closed, or nobody reads: what happens stands in the log
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return 0
 
 

@@ -142,6 +142,7 @@ def stop(folder: str, name: str) -> dict:
     ways = {
         "SIGINT": lambda run: stop_command(run, signal.SIGINT),
         "SIGTERM": lambda run: stop_command(run, signal.SIGTERM),
+        "SIGHUP": lambda run: stop_command(run, signal.SIGHUP, closes=True),
         "twice": lambda run: ended(fork(lambda: signal_twice(run))),
     }
     found = {}
@@ -153,11 +154,20 @@ def stop(folder: str, name: str) -> dict:
     return found
 
 
-def stop_command(run: Run, number: int) -> tuple[int, int]:
-    """`lorakit train`, signalled after its second step."""
-    child = fork(lambda: cli.main(["train", str(run.project.folder), "--run", run.name]))
+def stop_command(run: Run, number: int, closes: bool = False) -> tuple[int, int]:
+    """`lorakit train`, signalled after its second step, when nobody reads what it says any more if that `closes`."""
+    reader, writer = os.pipe()
+    child = fork(
+        lambda: (
+            os.dup2(writer if closes else 1, 1)
+            and os.close(reader)
+            or cli.main(["train", str(run.project.folder), "--run", run.name])
+        )
+    )
+    os.close(writer)
     while 2 not in events.steps(run.log):
         time.sleep(0.005)
+    os.close(reader)
     os.kill(child, number)
     return ended(child)
 

@@ -30,7 +30,7 @@ from lorakit.events import Finished, Progress, Saved, Started, Stepped, Stopped
 from lorakit.project import Project
 from lorakit.train import BAD_STEPS_IN_A_ROW, Session, TrainingDiverged, train
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def stopped(tmp_path_factory, base):
     return folder, killed("stop", folder=str(folder / "p"), name="r")
 
 
-@pytest.mark.parametrize("case", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("case", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_the_command_that_gets_a_signal_ends_with_status_0_and_goes_on_when_run_again(stopped, case):
     folder, found = stopped
     assert found[case] == [0, 0, "Stopped"]
