@@ -29,6 +29,8 @@ def project(tmp_path):
 def made(project, monkeypatch):
     """A form of settings that are a run's."""
     monkeypatch.setattr(form, "fitting_card", lambda cards: "")
+    tried = form.untried  # a process each
+    monkeypatch.setattr(form, "untried", lambda optimizer: "" if optimizer == "adamw8bit" else tried(optimizer))
     found = Form(project)
     found.set("model.source", "demo")
     return found
@@ -319,6 +321,18 @@ def test_a_card_of_the_machine_is_proposed_once(project, monkeypatch):
     assert first.draft.choice.card == "16 GB"
     first.choose(card="")
     assert Form(project).draft.choice.card == ""
+
+
+def test_a_card_whose_optimizer_fails_here_gets_another_and_says_so(made, monkeypatch):
+    monkeypatch.setattr(form, "untried", lambda optimizer: "no bitsandbytes" if optimizer == "adamw8bit" else "")
+    made.choose(card="8 GB")
+    assert not made.draft.notes
+    made.choose(family="sdxl")
+    made.set("model.source", "demo")
+    assert made.value.optimizer.name == "adamw" and "no bitsandbytes" in made._top.value
+    made.set("optimizer.name", "adamw8bit")  # by hand it is left as it is
+    made.choose(card="8 GB")
+    assert made.value.optimizer.name == "adamw8bit"
 
 
 def test_a_gpu_gets_the_largest_card_that_fits(tmp_path, monkeypatch):

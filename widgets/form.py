@@ -40,7 +40,7 @@ class Form:
     def __init__(self, project: Project, name: str = ""):
         is_new = not (project.folder / drafts.FILE).exists()
         self.draft = Draft(project, name)
-        if is_new and not self.draft.choice.card:
+        if is_new and not any(project.runs()):  # the settings of a run are those of its card
             self.draft.choice.card = fitting_card(models.config_class(self.draft.choice.family).cards)
         self._wrong: dict[str, str] = {}  # path -> what is wrong with what was typed there; the last right value holds
         self.changes: tuple[dict[str, tuple[Any, Any]], list[str]] = (
@@ -125,6 +125,8 @@ class Form:
                 changes["size"] = (advice.size_for(family, purpose, images) or "middle") if purpose else ""
         changed = self.draft.choose(**changes)
         self._right(*(changes.keys() & {"run"}))
+        if {"card", "family"} & changes.keys():
+            self._take_usable_optimizer()
         if {"purpose", "size", "card"} & changes.keys():
             self.changes = changed
         if "family" in changes:
@@ -132,6 +134,14 @@ class Form:
             self._wrong.clear()
             self._make()
         self._refresh()
+
+    def _take_usable_optimizer(self) -> None:
+        """Take adamw by hand, and say so, where a card brings an optimizer that fails on this machine."""
+        if "optimizer.name" not in self.draft.by_hand and (reason := untried(self.draft.shown["optimizer.name"])):
+            self.draft.set("optimizer.name", "adamw")
+            self.draft.notes = [
+                say("The optimizer for this card fails here, so adamw is taken: {reason}", reason=reason)
+            ]
 
     # ---- how it looks ------------------------------------------------------------------------------------------------
 
