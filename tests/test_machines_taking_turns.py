@@ -83,6 +83,16 @@ def test_work_of_another_machine_stays_at_home_when_this_one_goes_on_from_before
     assert 30 in whole_states(home)
 
 
+def test_a_file_that_was_brought_and_then_written_anew_goes_home_once(home, tmp_path):
+    project = opened(home, tmp_path / "new")
+    for _ in workspace.bringing_loras(project):
+        pass
+    file = project.run("r").lora_file(20)
+    file.write_bytes(safetensors(200))
+    mirrored(project)
+    assert (home / "runs/r/lora" / file.name).read_bytes() == safetensors(200)
+
+
 def test_a_run_of_which_no_state_came_home_begins_again_and_is_told(home, tmp_path):
     shutil.rmtree(home / "runs/r/states/00000010")
     (home / "runs/r/states/00000020/COMPLETE.json").unlink()  # it was on its way

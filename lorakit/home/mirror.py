@@ -18,7 +18,7 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.home import packs
 from lorakit.home.copier import Copier, mount_of
-from lorakit.home.fetch import brought, wanted
+from lorakit.home.fetch import wanted
 from lorakit.home.outbox import Due, Sent, left
 from lorakit.home.stamps import elsewhere
 from lorakit.machine import environment
@@ -162,7 +162,7 @@ class Mirror:
     def _look(self) -> None:
         """What the local disk says."""
         self.training = {run.name for run in self.project.runs() if is_held(run.lock)}
-        self.sent.files.update({name: stamp for name, stamp in brought(self.project).items() if stamp})
+        self.sent.count_brought(self.project)
         self.count, self.size = left(self.project, self.sent)
         for folder in packs.folders(self.project):
             now = packs.stamps(self.project.folder / folder)

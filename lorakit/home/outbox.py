@@ -42,8 +42,17 @@ class Sent:
             found = cls(**json.loads((project.sync / "sent.json").read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             found = cls()
-        found.files.update({name: stamp for name, stamp in brought(project).items() if stamp})
+        found.count_brought(project)
         return found
+
+    def count_brought(self, project: Project) -> None:
+        """Home has what was brought from there, unless it was written anew here, as by a trainer that went on."""
+        for name, stamp in brought(project).items():
+            if stamp and self.files.get(name) != stamp:
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(project.folder / name)
+                    if [status.st_size, status.st_mtime_ns] == stamp:
+                        self.files[name] = stamp
 
     def remember(self, project: Project) -> None:
         project.sync.mkdir(exist_ok=True)
