@@ -195,6 +195,15 @@ def test_a_form_in_which_nothing_was_changed_takes_over_more_epochs_too(project)
     assert opened.run() and opened.value == longer
 
 
+def test_the_name_of_a_run_that_there_is_brings_its_settings(project):
+    made = filled(project, "sd15")
+    other = configure({"model": {"family": "sdxl", "source": "base"}, "adapter": {"network_weights": "a.safetensors"}})
+    start(project.run("from-weights"), other)
+    made.choose(run="from-weights")
+    assert made.run().name == "from-weights" and made.value == read_config(project.run("from-weights")) == other
+    assert made.head.family.value == "sdxl" and made.rows["model.source"].control.widget.value == "base"
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65])
 def test_a_name_that_cannot_be_a_runs_is_explained_and_changes_nothing(project, name):
     made = filled(project, "sd15")

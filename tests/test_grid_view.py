@@ -101,6 +101,12 @@ def test_the_interrupt_button_leaves_what_is_painted_and_no_error(tmp_path, draw
     assert "4 of 6 pictures are painted and kept" in drawn[-1] and len(pictures(drawn[-1])) == 1
 
 
+def test_the_interrupt_button_pressed_twice_leaves_no_error_either(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(view, "_give_back", lambda painting: signal.raise_signal(signal.SIGINT))
+    view.show(fake(tmp_path, 3, 2, 64, stop=0))
+    assert "What was painted before is kept" in drawn[-1] and not pictures(drawn[-1])
+
+
 def test_a_painter_that_waits_is_let_go_when_the_interrupt_button_is_pressed(tmp_path, drawn, monkeypatch):
     painting, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
     monkeypatch.setattr(view.Sheet, "put", lambda self, event: (put(self, event), signal.raise_signal(signal.SIGINT)))

@@ -159,14 +159,16 @@ class Draft:
     def choose(self, **changes: Any) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
         """Change fields of the choice but `settings` and `models`: {path: (old, new)} and paths that stayed by hand.
 
-        Raises ConfigError or ProjectError, and changes nothing, when there is no such family, card, purpose or size,
-        or when the name cannot be a run's.
+        The name of a run that there is brings its settings. Raises ConfigError or ProjectError, and changes nothing,
+        when there is no such family, card, purpose or size, or when the name cannot be a run's.
         """
         wanted = replace(self.choice, **changes)
         if "family" in changes and wanted.card not in models.config_class(wanted.family).cards:
             wanted.card = ""
         _allowed(wanted)
-        self.project.run(wanted.run)
+        run = self.project.run(wanted.run)
+        if wanted.run != self.choice.run and run.config_file.exists():  # such as one from another's weights
+            wanted = self._taken(run)
         shown, own, under = self.shown, self.by_hand, underneath(self.choice)
         self.choice = wanted
         self.save()
@@ -192,9 +194,13 @@ class Draft:
         except ConfigError:
             same = False
         if not same:
-            taken = choice_of(run)
-            self.choice = replace(taken, expert=self.choice.expert, models={**self.choice.models, **taken.models})
+            self.choice = self._taken(run)
             self.save()
+
+    def _taken(self, run: Run) -> Choice:
+        """The choice that a run's config says, beside what is kept of other families' base models."""
+        taken = choice_of(run)
+        return replace(taken, expert=self.choice.expert, models={**self.choice.models, **taken.models})
 
     # ---- the file ----------------------------------------------------------------------------------------------------
 

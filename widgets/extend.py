@@ -187,7 +187,10 @@ def _resume(run: Run) -> str:
 
 
 def _told_new(run: Run) -> str:
-    return box(say("Run {name} is made. Train it to begin.", name=run.name), GREEN)
+    told = say(
+        "Run {name} is made. Write that name into the form's first field, then run the training cell.", name=run.name
+    )
+    return box(told, GREEN)
 
 
 def _free_name(run: Run) -> str:

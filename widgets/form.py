@@ -129,7 +129,7 @@ class Form:
             self._take_usable_optimizer()
         if {"purpose", "size", "card"} & changes.keys():
             self.changes = changed
-        if "family" in changes:
+        if self.draft.choice.family != choice.family:
             self.changes = {}, []
             self._wrong.clear()
             self._make()

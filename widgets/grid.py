@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,22 +45,27 @@ def show(painting: Iterable[Painted | Done]) -> None:
     """
     from IPython.display import HTML, display
 
-    view, drawn = display(HTML(say("loading the base model…")), display_id=True), 0.0
-    pace: deque[tuple[float, int]] = deque(maxlen=8)
+    view = display(HTML(say("loading the base model…")), display_id=True)
+    with suppress(KeyboardInterrupt):  # pressed again while what painted is let go
+        _show(painting, lambda shown: view.update(HTML(shown)))
+
+
+def _show(painting: Iterable[Painted | Done], draw: Callable[[str], None]) -> None:
+    drawn, pace = 0.0, deque(maxlen=8)
     with tempfile.TemporaryDirectory() as folder:
         sheet = Sheet(Path(folder), painting)
         try:
             for event in painting:
                 if isinstance(event, Done):
-                    view.update(HTML(_finished(event)))
+                    draw(_finished(event))
                     continue
                 sheet.put(event)
                 pace.append((time.monotonic(), event.done))
                 if time.monotonic() - drawn >= REDRAW and event.done < event.total:
-                    view.update(HTML(_growing(sheet, pace)))
+                    draw(_growing(sheet, pace))
                     drawn = time.monotonic()
         except KeyboardInterrupt:
-            view.update(HTML(_interrupted(sheet)))
+            draw(_interrupted(sheet))
         finally:
             _give_back(painting)
 
@@ -107,11 +113,13 @@ def _growing(sheet: Sheet, pace: deque[tuple[float, int]]) -> str:
 
 
 def _interrupted(sheet: Sheet) -> str:
-    told = say(
-        "{done} of {total} pictures are painted and kept. Run the cell again: it goes on there.",
-        done=sheet.done,
-        total=sheet.total or "?",
-    )
+    told = say("What was painted before is kept. Run the cell again: it goes on there.")
+    if sheet.places:
+        told = say(
+            "{done} of {total} pictures are painted and kept. Run the cell again: it goes on there.",
+            done=sheet.done,
+            total=sheet.total,
+        )
     return box(told, BLUE, say("Stopped")) + (_shown(sheet.picture()) if sheet.places else "")
 
 
