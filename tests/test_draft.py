@@ -199,6 +199,7 @@ def test_the_name_of_a_run_that_there_is_brings_its_settings(project):
     made = filled(project, "sd15")
     other = configure({"model": {"family": "sdxl", "source": "base"}, "adapter": {"network_weights": "a.safetensors"}})
     start(project.run("from-weights"), other)
+    assert Form(project, "from-weights").value == other
     made.choose(run="from-weights")
     assert made.run().name == "from-weights" and made.value == read_config(project.run("from-weights")) == other
     assert made.head.family.value == "sdxl" and made.rows["model.source"].control.widget.value == "base"

@@ -98,8 +98,8 @@ class Draft:
         self.file = project.folder / FILE
         self.notes: list[str] = []
         self.choice = self._read()
-        if name:
-            self.choice.run = project.run(name).name  # which refuses what cannot be one
+        if name and name != self.choice.run:
+            self.choose(run=name)
         self.follow()
 
     # ---- what follows from the choice --------------------------------------------------------------------------------
