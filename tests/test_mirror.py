@@ -110,6 +110,17 @@ def test_a_name_that_is_no_utf_8_ends_no_mirror(plain, serve):
     assert name in Sent.of(plain).files
 
 
+def test_what_is_no_file_is_passed_over_and_the_rest_goes_home(plain, serve):
+    save_data(plain.dataset)
+    for folder in (plain.folder, plain.run("r").folder, plain.dataset):
+        os.symlink("loop", folder / "loop")
+        os.mkfifo(folder / "pipe")
+    state(plain.run("r"), 10)
+    serve(plain)
+    assert until(plain, lambda found: found.confirmed["r"] == 10 and is_settled(found)).notes == ()
+    assert len(list((plain.home / "archives").iterdir())) == 3
+
+
 def test_files_that_home_cannot_have_keep_no_state_back(plain, serve):
     for name in "abcd":
         (plain.folder / name).write_text("x")

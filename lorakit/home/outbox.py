@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -93,9 +94,10 @@ def files(project: Project) -> dict[str, list[int]]:
             inside.remove("states")
         for name in names:
             if not UNSENT.fullmatch(name):
-                with contextlib.suppress(FileNotFoundError):  # a file that was just replaced
+                with contextlib.suppress(OSError):  # a file that was just replaced, a link that leads nowhere
                     status = os.stat(os.path.join(parent, name))
-                    found.append((str(top / name), [status.st_size, status.st_mtime_ns]))
+                    if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+                        found.append((str(top / name), [status.st_size, status.st_mtime_ns]))
     return dict(sorted(found, key=lambda item: (_rank(item[0]), item[0])))
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,9 +48,11 @@ def stamps(folder: Path) -> Stamps:
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and not name.endswith(".part"):
-                with suppress(FileNotFoundError):  # it goes while others are looked at
+                with suppress(OSError):  # it goes while others are looked at, or is a link that leads nowhere
                     status = os.stat(os.path.join(parent, name))
-                    found[os.path.relpath(os.path.join(parent, name), folder)] = (status.st_size, status.st_mtime_ns)
+                    if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+                        path = os.path.relpath(os.path.join(parent, name), folder)
+                        found[path] = (status.st_size, status.st_mtime_ns)
     return found
 
 
