@@ -30,6 +30,11 @@ def test_a_cell_that_is_run_before_those_above_it_says_so_and_a_fault_of_ours_ke
     assert deep.output_type == "error" and deep.ename == "NameError"
 
 
+def test_the_interrupt_button_is_no_error():
+    _, [stopped], [after] = outputs_of(FIRST, "raise KeyboardInterrupt", "print('goes on')")
+    assert "What was done is kept" in stopped.data["text/html"] and after.text == "goes on\n"
+
+
 def test_a_cell_that_told_such_an_error_has_failed():
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(FIRST), nbformat.v4.new_code_cell("raise UserError('no')")]
