@@ -98,10 +98,16 @@ class Project:
         return [Run(self, name) for name in names if re.fullmatch(NAME, name)]
 
     def newest_run(self) -> Run:
-        """The run in which something happened last. Raises ProjectError while there is none."""
-        found = self.runs()
-        if not found:
+        """Of the runs that have exported a LoRA file, the one in which something happened last. Raises ProjectError while
+        there is none.
+        """
+        if not (runs := self.runs()):
             raise ProjectError(f"There are no runs in {self.folder} yet: train one first (notebook 4_train).")
+        if not (found := [run for run in runs if run.lora_steps()]):
+            names = ", ".join(run.name for run in runs)
+            raise ProjectError(
+                f"No run has exported a LoRA file yet ({names}): train one up to its first (notebook 4_train)."
+            )
         return max(found, key=lambda run: (run.log if run.log.exists() else run.config_file).stat().st_mtime)
 
 

@@ -56,6 +56,21 @@ def test_the_steps_of_a_run_are_those_of_its_own_files_in_order(tmp_path):
     assert run.lora_file(3).name == "a.b-000003.safetensors"
 
 
+def test_the_newest_run_is_one_that_can_be_compared_and_exported(tmp_path):
+    project = Project(tmp_path)
+    with pytest.raises(ProjectError, match="no runs"):
+        project.newest_run()
+    for at, name in enumerate(("old", "new", "stopped")):
+        project.run(name).loras.mkdir(parents=True)
+        project.run(name).config_file.touch()
+        os.utime(project.run(name).config_file, (at, at))
+    with pytest.raises(ProjectError, match=r"No run has exported a LoRA file yet \(new, old, stopped\)"):
+        project.newest_run()
+    for name in ("old", "new"):
+        project.run(name).lora_file(10).touch()
+    assert project.newest_run().name == "new"
+
+
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     file = tmp_path / "x.json"
     write_json(file, {"帽": [1, None]})

@@ -14,7 +14,7 @@ REDRAW = 1.0  # s
 
 
 def newest_run(project: Project) -> Run:
-    """The run in which something happened last, with all of its LoRA files here.
+    """Of the runs with LoRA files the one in which something happened last, with all of them here.
 
     Raises ProjectError while there is none, WorkspaceError when home cannot be reached.
     """
