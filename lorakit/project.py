@@ -98,8 +98,9 @@ class Project:
         return [Run(self, name) for name in names if re.fullmatch(NAME, name)]
 
     def newest_run(self) -> Run:
-        """Of the runs that have exported a LoRA file, the one in which something happened last. Raises ProjectError while
-        there is none.
+        """Of the runs that have exported a LoRA file, the one in which something happened last.
+
+        Raises ProjectError while there is none.
         """
         if not (runs := self.runs()):
             raise ProjectError(f"There are no runs in {self.folder} yet: train one first (notebook 4_train).")
