@@ -6,13 +6,14 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from homes import begin, opened, safetensors, save_data, serving, state, until, whole_states
+from homes import ROOT, begin, opened, safetensors, save_data, serving, state, until, whole_states
 
 from lorakit.errors import UserError
 from lorakit.home import mirror, outbox
@@ -108,6 +109,30 @@ def test_a_name_that_is_no_utf_8_ends_no_mirror(plain, serve):
     until(plain, is_settled)
     assert (plain.home / name).exists() and mirrors.poll() is None
     assert name in Sent.of(plain).files
+
+
+def test_a_clock_that_is_put_back_silences_no_trainer_to_other_machines(plain, tmp_path):
+    code = (
+        "import os, sys, time; clock = time.time\n"
+        "time.time = lambda: clock() - 3600 * os.path.exists(sys.argv[2])\n"
+        "from homes import QUICK; from lorakit.home.mirror import serve; from lorakit.project import Project\n"
+        "serve(Project(sys.argv[1]), QUICK)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    command, stamp = [sys.executable, "-c", code, str(plain.folder), str(tmp_path / "back")], plain.home / "runs/r"
+    with somebody_training(plain.run("r")):
+        process = subprocess.Popen(command, env=environment)
+        try:
+            until(plain, lambda found: is_settled(found) and (stamp / "trainer.json").exists())
+            (tmp_path / "back").touch()
+            time.sleep(1)
+            told, end = (stamp / "trainer.json").read_bytes(), time.time() + 10
+            while (stamp / "trainer.json").read_bytes() == told:
+                assert time.time() < end
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_what_is_no_file_is_passed_over_and_the_rest_goes_home(plain, serve):

@@ -34,7 +34,7 @@ class Copier:
     """A process that does one pass; what it says comes through a pipe, and it ends when nobody listens any more."""
 
     def __init__(self, project: Project, sent: Sent, due: Due, lock: int):
-        self.mount, self.heard, self.rest = mount_of(project.home), time.time(), b""
+        self.mount, self.heard, self.rest = mount_of(project.home), time.monotonic(), b""
         self.ear, mouth = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -51,11 +51,11 @@ class Copier:
     def next_line(self, end: float) -> dict | None:
         """What it says next, None when it says nothing until `end`."""
         while b"\n" not in self.rest:
-            if not select.select([self.ear], [], [], max(0.0, end - time.time()))[0]:
+            if not select.select([self.ear], [], [], max(0.0, end - time.monotonic()))[0]:
                 return None
             if not (said := os.read(self.ear, 1 << 16)):
                 return {"end": "The copier died without a word", "cure": "See .sync/mirror.log", "all": False}
-            self.rest, self.heard = self.rest + said, time.time()
+            self.rest, self.heard = self.rest + said, time.monotonic()
         line, self.rest = self.rest.split(b"\n", 1)
         return json.loads(line)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import re
 import subprocess
@@ -130,13 +131,13 @@ class Mirror:
         self.stuck: list[tuple[int, str, float]] = []  # copiers that were killed and hang: pid, mount, when
         self.trouble = ("", "")  # what is wrong, and what helps
         self.since, self.is_silent = 0.0, False  # since when; whether the copier's silence is what is wrong
-        self.next_try, self.wait = 0.0, 1.0
+        self.next_try, self.wait = 0.0, 1.0  # by the clock that never jumps, as all that follow but `since`
         self.given_up = 0  # copiers, since one came to its end: what takes long is given more and more time
         self.told: dict[str, float] = {}  # run -> when others were last told that it is trained here
-        self.logged = 0.0
+        self.logged = -math.inf
         self.changed: dict[str, tuple[packs.Stamps, float]] = {}  # folder -> its files, since when
         self.notes: list[str] = []
-        self.busy = time.time()  # when there was last something to do
+        self.busy = time.monotonic()  # when there was last something to do
         self.training: set[str] = set()
         self.count, self.size = 0, 0  # what is left
 
@@ -145,7 +146,7 @@ class Mirror:
             # of the local disk: full, or a file that goes while it is looked at; the next look is seconds away
             with suppress(OSError):
                 self._look()
-            now = time.time()
+            now = time.monotonic()
             if self.copier is None and now >= self.next_try and not self._hangs(now):
                 self._begin(now)
             self._listen()
@@ -154,10 +155,10 @@ class Mirror:
             if self.copier is None and not self.training and (self.project.sync / "leave").exists():
                 return
             if self.copier is None and not self.count and not self.training and not self.told:
-                if time.time() - self.busy >= self.pace.linger:
+                if time.monotonic() - self.busy >= self.pace.linger:
                     return
             else:
-                self.busy = time.time()
+                self.busy = time.monotonic()
 
     def _look(self) -> None:
         """What the local disk says."""
@@ -167,13 +168,13 @@ class Mirror:
         for folder in packs.folders(self.project):
             now = packs.stamps(self.project.folder / folder)
             if self.changed.get(folder, (None,))[0] != now:
-                self.changed[folder] = (now, time.time())
+                self.changed[folder] = (now, time.monotonic())
 
     # ---- copying ----------------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> None:
         """Let a copier go when something is due."""
-        hurry = self._is_hurried(now)
+        hurry = self._is_hurried()
         due = Due(
             logs=hurry or not self.training or now - self.logged >= self.pace.logs,
             packs=tuple(folder for folder in self.changed if self._is_quiet(folder, hurry, now)),
@@ -195,12 +196,12 @@ class Mirror:
         logs = 0 if due.logs else 2 * len(self.training)
         return self.count > waiting + logs
 
-    def _is_hurried(self, now: float) -> bool:
+    def _is_hurried(self) -> bool:
         hurry = self.project.sync / "hurry"
-        return hurry.exists() and now - hurry.stat().st_mtime < 30
+        return hurry.exists() and time.time() - hurry.stat().st_mtime < 30
 
     def _is_silent_on(self, name: str, now: float) -> bool:
-        return now - self.told.get(name, 0.0) >= self.pace.stamp
+        return now - self.told.get(name, -math.inf) >= self.pace.stamp
 
     def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
         """Whether a folder differs from its archives, and nobody has written into it for a while."""
@@ -210,22 +211,22 @@ class Mirror:
 
     def _listen(self) -> None:
         """Take what the copier says until it is time for the next look; give up a silent one."""
-        end = time.time() + (min(HURRY, self.pace.look) if self._is_hurried(time.time()) else self.pace.look)
+        end = time.monotonic() + (min(HURRY, self.pace.look) if self._is_hurried() else self.pace.look)
         while self.copier and (line := self.copier.next_line(end)) is not None:
             if self.is_silent:
                 self._well()
             self._take(line)
         if self.copier is None:
-            time.sleep(max(0.0, end - time.time()))
+            time.sleep(max(0.0, end - time.monotonic()))
             return
-        silent = time.time() - self.copier.heard
+        silent = time.monotonic() - self.copier.heard
         if silent >= self.pace.silence:
             self._tell(f"{self.project.home} has not answered for {silent:.0f} s", "If this stays, mount it again")
             self.is_silent = True
             if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
                 self.project.home
             ):
-                self.stuck.append((self.copier.give_up(), self.copier.mount, time.time()))
+                self.stuck.append((self.copier.give_up(), self.copier.mount, time.monotonic()))
                 self.copier, self.given_up = None, self.given_up + 1
 
     def _take(self, line: dict) -> None:
@@ -241,7 +242,7 @@ class Mirror:
             with suppress(OSError):
                 self.sent.remember(self.project)
         elif "told" in line:
-            self.told[line["told"]] = time.time()
+            self.told[line["told"]] = time.monotonic()
             if line["ends"]:
                 del self.told[line["told"]]
         elif "note" in line:
@@ -264,7 +265,7 @@ class Mirror:
             return
         if line["end"]:
             self._tell(line["end"], line["cure"])
-        self.next_try, self.wait = time.time() + self.wait, min(2 * self.wait, self.pace.retry)
+        self.next_try, self.wait = time.monotonic() + self.wait, min(2 * self.wait, self.pace.retry)
 
     def _tell(self, what: str, cure: str) -> None:
         self.trouble, self.since = (what, cure), self.since or time.time()
@@ -299,10 +300,10 @@ class Mirror:
 @contextmanager
 def away(project: Project) -> Iterator[int | None]:
     """`only_one`, for which a mirror that has no trainer to copy for leaves, within a few seconds."""
-    leave, end = project.sync / "leave", time.time() + LEAVING
+    leave, end = project.sync / "leave", time.monotonic() + LEAVING
     leave.touch()
     try:
-        while is_held(_lock(project)) and time.time() < end:
+        while is_held(_lock(project)) and time.monotonic() < end:
             time.sleep(0.1)
         with only_one(project) as lock:
             yield lock
