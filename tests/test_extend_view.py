@@ -88,6 +88,12 @@ def test_a_button_does_it_once_and_then_all_are_off(run, cell):
     assert all(button.disabled for button in found.values())
 
 
+def test_epochs_of_a_run_of_several_stages_are_said_to_be_those_of_the_last(run):
+    assert "last stage" not in view.render_title(run, 5)
+    extend.add_stage(run, {"loop": {"epochs": 1}})
+    assert "epochs of its last stage alone" in view.render_title(run, 5)
+
+
 @pytest.mark.parametrize("way", ["", "stretch", "hold", "stage"])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_epochs_that_are_done_are_told_and_nothing_happens(run, cell, epochs, way):

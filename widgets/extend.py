@@ -98,6 +98,8 @@ def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -
 def render_title(run: Run, epochs: int) -> str:
     """Of which run, and how far it is."""
     told = say("{epochs} epochs for run {name}, which has {done} steps behind it", **_fields(run, epochs))
+    if read_config(run).stages:
+        told += f" · {say('epochs of its last stage alone')}"
     return f'<div style="font-weight:bold;max-width:{WIDTH}px">{html.escape(told)}</div>'
 
 
