@@ -195,6 +195,20 @@ def test_lora_files_are_at_home_before_a_state_that_is_beyond_them(plain):
     assert whole_states(plain.home) and sorted(os.listdir(plain.home / "runs/r/lora")) == sorted(os.listdir(run.loras))
 
 
+def test_a_trainer_that_saves_while_lora_files_are_sent_keeps_no_state_back(plain):
+    run, sent = plain.run("r"), Sent.of(plain)
+    run.loras.mkdir()
+    for step in (1, 2):
+        run.lora_file(step).write_bytes(safetensors())
+        state(run, step)
+    steps = iter((3, 4))
+    for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
+        if "/lora/" in line.get("sent", "") and (step := next(steps, 0)):
+            state(run, step)
+            rotate(run)
+    assert whole_states(plain.home) == [3, 4]
+
+
 def test_a_log_that_was_changed_at_home_is_written_anew(plain):
     sent = Sent.of(plain)
     send(plain, sent)

@@ -242,16 +242,17 @@ class Pass:
     # ---- a run -----------------------------------------------------------------------------------------------
 
     def _run(self, run: Run, here: dict[str, list[int]]) -> Iterator[dict]:
-        """Its log, its LoRA files, then its states: nothing at home is behind home's newest state, from which another
+        """Its LoRA files, its log, then its states: nothing at home is behind home's newest state, from which another
         machine would go on."""
-        pending = unsent_states(run, self.sent)
+        if unsent_states(run, self.sent):
+            yield from self._loras(run)
+        if pending := unsent_states(run, self.sent):  # anew: a trainer saves, and removes, while many files are sent
+            yield from self._loras(run)
         if pending or self.due.logs:
             for name in here:
                 if _rank(name) == 2 and Path(name).parts[1] == run.name:
                     yield from self._log(name)
         if pending:
-            loras = {name: stamp for name, stamp in files(self.project).items() if name.startswith(f"runs/{run.name}/")}
-            yield from self._files(loras, 3, set())  # listed after the states
             there = yield from self._at_home(run)
             for step, (wanted, _) in pending.items():
                 if there.get(step) != wanted:
@@ -259,6 +260,10 @@ class Pass:
                     there[step] = wanted
                 yield {"states": run.name, "steps": there}
             yield from self._rotated(run, there)
+
+    def _loras(self, run: Run) -> Iterator[dict]:
+        here = {name: stamp for name, stamp in files(self.project).items() if name.startswith(f"runs/{run.name}/")}
+        yield from self._files(here, 3, set())
 
     def _log(self, name: str) -> Iterator[dict]:
         source = self.project.folder / name
