@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sittings import family_settings, merged, new_run, rates
+from sittings import HARD, family_settings, merged, new_run, rates
 from tiny import save_base, save_pictures, settings
 
 from lorakit import events, fingerprint, forecast, hub, sizes
@@ -20,6 +20,12 @@ from lorakit.project import DiskFull, Project
 from lorakit.run import configure, read_config, start
 from lorakit.stages import stages
 from lorakit.train import train
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory):
+    """A base for what is the same in every family."""
+    return save_base("sd15", tmp_path_factory.mktemp("sd15"))
 
 
 def told(run):
@@ -41,7 +47,7 @@ def sizes_of(folder: Path, pattern: str) -> list[int]:
 def test_states_and_files_are_as_large_as_was_told(family, base, optimizer, tmp_path):
     hard, text = family_settings(family, base)
     chosen = {"prodigy": {"optimizer": {"name": "prodigy", "learning_rate": 1.0}}, "adamw8bit": rates("adamw8bit")}
-    run = new_run(tmp_path, base, hard, chosen.get(optimizer, text), {"adapter": {"rank": 64}})
+    run = new_run(tmp_path, base, hard, chosen.get(optimizer, text), {"adapter": {"rank": 64}, "loop": {"steps": 2}})
     before = told(run)
     list(train(run))
     for what, pattern in (("states", "states/*/state.pt"), ("loras", "lora/*.safetensors")):
@@ -49,10 +55,9 @@ def test_states_and_files_are_as_large_as_was_told(family, base, optimizer, tmp_
         assert row(before, what).each == pytest.approx(sum(written) / len(written), rel=0.02)
 
 
-def test_counts_are_those_of_training_in_every_stage(family, base, tmp_path):
-    hard, _ = family_settings(family, base)
+def test_counts_are_those_of_training_in_every_stage(sd15, tmp_path):
     saves = {"save": {"every_steps": 5, "every_epochs": 0}, "sample": {"prompts": ["a", "b"], "every_steps": 4}}
-    run = new_run(tmp_path, base, merged(hard, saves))
+    run = new_run(tmp_path, sd15, merged(HARD, saves))
     start(run, replace(read_config(run), stages=({"loop": {"epochs": 1}, "data": {"flip_aug": False}},)))
     before = told(run)
     seen = list(train(run))
@@ -65,7 +70,7 @@ def test_counts_are_those_of_training_in_every_stage(family, base, tmp_path):
 
 def test_what_is_encoded_is_counted_before_and_found_after(family, base, tmp_path):
     hard, _ = family_settings(family, base)
-    run = new_run(tmp_path, base, hard)
+    run = new_run(tmp_path, base, hard, {"loop": {"steps": 1}})
     before = told(run)
     assert before.pictures.there == before.texts.there == 0
     list(train(run))
@@ -146,8 +151,8 @@ def test_a_base_that_is_elsewhere_leaves_sizes_unknown_and_is_not_downloaded(tmp
         assert found.weights is None and found.steps == 8 and not found.written
 
 
-def test_a_disk_that_would_be_filled_is_tight_at_home_too(base, family, tmp_path, monkeypatch):
-    run = new_run(tmp_path / "local", base, family_settings(family, base)[0])
+def test_a_disk_that_would_be_filled_is_tight_at_home_too(sd15, tmp_path, monkeypatch):
+    run = new_run(tmp_path / "local", sd15, HARD)
     home = tmp_path / "home"
     home.mkdir()
     run.project.home_file.write_text(json.dumps({"home": str(home)}))
@@ -161,8 +166,8 @@ def test_a_disk_that_would_be_filled_is_tight_at_home_too(base, family, tmp_path
     assert (local.is_home, local.is_tight) == (False, True)
 
 
-def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(tmp_path, monkeypatch):
-    run = new_run(tmp_path, save_base("sd15", tmp_path / "base"), {"loop": {"epochs": 1}})
+def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(sd15, tmp_path, monkeypatch):
+    run = new_run(tmp_path, sd15, {"loop": {"epochs": 1}})
     found = told(run)
     needed = row(found, "states").each + row(found, "loras").each
     free = [int(0.98 * needed)]
