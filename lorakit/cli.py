@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lorakit import _terminal
@@ -30,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+Add = Callable[..., argparse.ArgumentParser]  # (verb, help, *parents)
+SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lorakit", description="Train LoRAs for diffusion models; stop and resume exactly."
@@ -43,29 +48,34 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add(_demo, "train, compare and export on the embedded base model; leaves everything in one folder")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="the folder (default: demo-output)")
-
     doctor = add(_doctor, "what this machine has and what to do about what is missing")
     doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project is to be")
-
-    model = verbs.add_parser("model", help="model files", description="Model files.")
-    model_verbs = model.add_subparsers(required=True, metavar="VERB")
-    what = "what each model file is, whether it is whole, and what is missing to train; reads headers only"
-    check = model_verbs.add_parser("check", help=what, description=what)
-    check.set_defaults(verb=_model_check)
-    check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders that are searched")
-    what = "bring a base model to this machine and check it; a cut download goes on where it was"
-    fetch = model_verbs.add_parser("fetch", help=what, description=what)
-    fetch.set_defaults(verb=_model_fetch)
-    fetch.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.source=owner/name")
-
+    _add_models(verbs.add_parser("model", help="model files", description="Model files."))
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
     run.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
+    _add_training(add, run)
+    _add_projects(add)
+    _add_results(add, run)
+    return parser
+
+
+def _add_models(model: argparse.ArgumentParser) -> None:
+    verbs = model.add_subparsers(required=True, metavar="VERB")
+    what = "what each model file is, whether it is whole, and what is missing to train; reads headers only"
+    check = verbs.add_parser("check", help=what, description=what)
+    check.set_defaults(verb=_model_check)
+    check.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders that are searched")
+    what = "bring a base model to this machine and check it; a cut download goes on where it was"
+    fetch = verbs.add_parser("fetch", help=what, description=what)
+    fetch.set_defaults(verb=_model_fetch)
+    fetch.add_argument("--set", **SET, help="e.g. model.source=owner/name")
+
+
+def _add_training(add: Add, run: argparse.ArgumentParser) -> None:
     settings = argparse.ArgumentParser(add_help=False, parents=[run])
     settings.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
-    settings.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, e.g. adapter.rank=32"
-    )
+    settings.add_argument("--set", **SET, help="one setting, e.g. adapter.rank=32")
     settings.add_argument(
         "--card", default="", metavar="MEMORY", help="settings that suit a GPU, e.g. '8 GB'; others win over them"
     )
@@ -88,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "--way", default="", help="with --epochs: stretch the learning rate's curve over all, or hold its last value"
     )
 
+
+def _add_projects(add: Add) -> None:
     opened = add(_open, "bring a project from its home on a slow disk (Drive) to this machine's own disk")
     opened.add_argument("home", type=Path, help="where the project lives for good")
     opened.add_argument(
@@ -95,14 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sync = add(_sync, "copy a project's new files home, in the foreground; `start` does so in the background")
     sync.add_argument("project", type=Path)
-
     status = add(_terminal.status, "the runs of a project")
     status.add_argument("project", type=Path)
     status.add_argument("--json", action="store_true", help="machine-readable")
 
-    grid = add(_grid, "an XY grid of a run's LoRA files")
-    grid.add_argument("project", type=Path)
-    grid.add_argument("--run", default="run1", metavar="NAME")
+
+def _add_results(add: Add, run: argparse.ArgumentParser) -> None:
+    grid = add(_grid, "an XY grid of a run's LoRA files", run)
     grid.add_argument(
         "--x",
         default="checkpoint",
@@ -112,16 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--y", default="strength=0.6,0.8,1", metavar="AXIS[=VALUES]", help="as --x")
     grid.add_argument("--prompt", help="where no axis is prompt (default: the first sample prompt, or the trigger)")
     grid.add_argument("--name", default="grid", help="folder of the grid inside the run (default: grid)")
-    grid.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="look of the pictures, e.g. steps=30"
-    )
-
-    export = add(_export, "check a run's LoRA file and copy it out")
-    export.add_argument("project", type=Path)
-    export.add_argument("--run", default="run1", metavar="NAME")
+    grid.add_argument("--set", **SET, help="look of the pictures, e.g. steps=30")
+    export = add(_export, "check a run's LoRA file and copy it out", run)
     export.add_argument("--step", type=int, help="default: the newest")
     export.add_argument("--output", type=Path, default=Path(), help="folder or file name (default: here)")
-    return parser
 
 
 def _demo(options: argparse.Namespace) -> int:
