@@ -48,7 +48,7 @@ def tags(project: Project) -> None:
         display(HTML(_tag_table(found) + _captions(found, config.trigger)))
 
 
-def tag(project: Project, tagger: str = "demo", threshold: float = 0.35) -> None:
+def tag(project: Project, tagger: str, threshold: float = 0.35) -> None:
     """Write captions for the pictures that have none, with a WD tagger (`demo`, a folder, or a hub id).
 
     Interrupted, it goes on where it was when the cell is run again.
@@ -61,6 +61,12 @@ def tag(project: Project, tagger: str = "demo", threshold: float = 0.35) -> None
     from lorakit.tagging import tag_missing
 
     config, done, drawn = _config(project), 0, 0.0
+    found = _scanned(config, project)
+    if found is None:
+        return
+    if all(sample.is_captioned or sample.is_reg for sample in found.samples):
+        display(HTML(aside(say("Every picture has a caption."))))
+        return
     view = display(HTML(html.escape(say("reading the tagger…"))), display_id=True)
     folder = TAGGER if tagger == "demo" else fetch(tagger, patterns=("model.onnx", "selected_tags.csv"))
     try:
