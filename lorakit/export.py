@@ -33,7 +33,7 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     or the file does not hold what was trained.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, torch.Tensor] = {}
     for key, (down, up) in adapter.pairs():
@@ -46,14 +46,15 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     part_file = file.with_suffix(".part")
-    save_file(tensors, part_file, metadata)
+    with open(part_file, "wb") as written:  # not by save_file, whose files nobody else may read, such as a webui's user
+        written.write(save(tensors, metadata))
+        written.flush()
+        os.fsync(written.fileno())
     try:
         matched = prove(part_file, adapter, model, dtype)
     except LoraFileError:
         part_file.unlink()
         raise
-    with open(part_file, "rb") as written:
-        os.fsync(written.fileno())
     os.replace(part_file, file)
     return matched
 

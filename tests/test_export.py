@@ -109,6 +109,12 @@ def test_a_file_holds_kohyas_names_the_dtype_asked_for_and_the_true_alpha(both, 
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_whoever_may_read_other_files_may_read_a_lora_file(both, tmp_path):
+    (tmp_path / "other").write_text("")
+    export.write(tmp_path / "lora.safetensors", *reversed(both), {}, "fp16", "kohya")
+    assert (tmp_path / "lora.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_alpha_0_is_written_as_the_rank_it_means(base, tmp_path):
     model, adapter = trained(base, ["unet"], alpha=0)
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", "kohya")
