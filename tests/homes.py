@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lorakit.home import mirror, workspace
@@ -104,3 +105,25 @@ def whole_states(home: Path, name: str = "r") -> list[int]:
         assert (len(data), hashlib.sha256(data).hexdigest()) == (told["bytes"], told["sha256"]), f"{mark.parent} lies"
         found.append(told["step"])
     return found
+
+
+def plain_home(tmp_path: Path) -> Project:
+    """A fixture's function: a project whose home is a plain folder, with a run that has begun."""
+    (tmp_path / "drive/lorakit").mkdir(parents=True)
+    found = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")
+    begin(found)
+    return found
+
+
+def served() -> Iterator[Callable]:
+    """A fixture's function: starts mirrors that are ended with the test."""
+    begun = []
+
+    def start(project: Project, **changes) -> subprocess.Popen:
+        begun.append(serving(project, **{"linger": 600.0, **changes}))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.wait()

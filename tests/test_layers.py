@@ -75,12 +75,12 @@ def layer(module: str) -> str:
     return next((name for name, parts in LAYERS.items() if part in parts), "verbs")
 
 
-def notebooks() -> list[tuple[str, dict]]:
-    """Every code cell of every notebook, with where it is."""
+def notebooks(kind: str = "code") -> list[tuple[str, dict]]:
+    """Every code (or markdown) cell of every notebook, with where it is."""
     found = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found += [(f"{path.name}, cell {i}", cell) for i, cell in enumerate(cells) if cell["cell_type"] == "code"]
+        found += [(f"{path.name}, cell {i}", cell) for i, cell in enumerate(cells) if cell["cell_type"] == kind]
     return found
 
 
@@ -139,14 +139,24 @@ def test_notebooks_are_committed_without_outputs():
     assert not full
 
 
-def test_notebook_cells_are_short_and_define_nothing():
+def test_every_text_in_the_notebooks_is_one_line_of_english_and_one_of_chinese():
+    wrong = []
+    for where, cell in notebooks("markdown"):
+        *_, english, chinese = [line for line in "".join(cell["source"]).splitlines() if line]
+        is_chinese = [bool(re.search("[\u4e00-\u9fff]", line)) for line in (english, chinese)]
+        wrong += [where] if is_chinese != [False, True] or not english.endswith("<br>") else []
+    assert not wrong, wrong
+
+
+def test_notebook_cells_are_short_define_nothing_and_have_no_loops():
     wrong = []
     for where, cell in notebooks():
         lines = "".join(cell["source"]).splitlines()
         plain = "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in lines)
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        wrong += [f"{where}: {len(lines)} lines"] if len(lines) > 15 else []
-        wrong += [f"{where}: defines {node.name}" for node in ast.walk(ast.parse(plain)) if isinstance(node, kinds)]
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.For, ast.While)
+        wrong += [f"{where}: {len(lines)} lines"] if len(lines) > 9 else []  # those of the first cell
+        found = [type(node).__name__ for node in ast.walk(ast.parse(plain)) if isinstance(node, kinds)]
+        wrong += [f"{where}: {', '.join(found)}"] if found else []
     assert not wrong, "\n".join(wrong)
 
 

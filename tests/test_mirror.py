@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from homes import ROOT, begin, opened, safetensors, save_data, serving, state, until, whole_states
+from homes import ROOT, opened, plain_home, safetensors, save_data, served, serving, state, until, whole_states
 
 from lorakit.errors import UserError
 from lorakit.home import mirror, outbox
@@ -22,29 +22,7 @@ from lorakit.home.outbox import Due, Pass, Sent
 from lorakit.home.stamps import read_stamp
 from lorakit.project import Project, write_json
 
-
-@pytest.fixture
-def plain(tmp_path):
-    """The same on a plain folder."""
-    (tmp_path / "drive/lorakit").mkdir(parents=True)
-    found = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")
-    begin(found)
-    return found
-
-
-@pytest.fixture
-def serve():
-    """Mirrors that are ended with the test."""
-    begun = []
-
-    def start(project: Project, **changes) -> subprocess.Popen:
-        begun.append(serving(project, **{"linger": 600.0, **changes}))
-        return begun[-1]
-
-    yield start
-    for process in begun:
-        process.kill()
-        process.wait()
+plain, serve = pytest.fixture(plain_home), pytest.fixture(served)
 
 
 @contextmanager

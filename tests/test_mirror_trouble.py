@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from homes import QUICK, begin, opened, save_data, serving, state, until, whole_states
+from homes import QUICK, begin, opened, plain_home, save_data, served, serving, state, until, whole_states
 from slow_disk import SlowDisk, mountable
 
 from lorakit.home import mirror, stamps, workspace
@@ -21,6 +21,8 @@ from lorakit.home.outbox import Due, Pass, Sent
 from lorakit.project import Project
 
 fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")
+
+plain, serve = pytest.fixture(plain_home), pytest.fixture(served)
 
 
 @pytest.fixture
@@ -38,30 +40,6 @@ def project(disk, tmp_path):
     found = opened(disk.at / "lorakit/mofu", tmp_path / "local")
     begin(found)
     return found
-
-
-@pytest.fixture
-def plain(tmp_path):
-    """The same on a plain folder."""
-    (tmp_path / "drive/lorakit").mkdir(parents=True)
-    found = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")
-    begin(found)
-    return found
-
-
-@pytest.fixture
-def serve():
-    """Mirrors that are ended with the test."""
-    begun = []
-
-    def start(project: Project, **changes) -> subprocess.Popen:
-        begun.append(serving(project, **{"linger": 600.0, **changes}))
-        return begun[-1]
-
-    yield start
-    for process in begun:
-        process.kill()
-        process.wait()
 
 
 def is_settled(found: Standing) -> bool:

@@ -16,6 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[2]
+PICTURES = ROOT / "browser-pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Chromium looks for updates and hosts of its maker; a closed network would make it wait for each.
 QUIET = (
@@ -96,8 +97,8 @@ def _wait_for(holds, seconds: float, what: str, every: float = 0.2) -> None:
 class Notebook:
     """One notebook open in a page."""
 
-    def __init__(self, page, address: str, name: str, pictures: Path):
-        self.page, self.pictures = page, pictures
+    def __init__(self, page, address: str, name: str):
+        self.page = page
         self.address = f"{address}/doc/tree/{name}"
         self.stem = Path(name).stem
         self.open()
@@ -181,14 +182,14 @@ class Notebook:
         self.page.wait_for_timeout(1500)
 
     def picture(self, name: str, width: int = 1280, first: int | None = None) -> Path:
-        """A screenshot of the whole notebook, or from a cell on, in pictures/<notebook>-<name>.png."""
+        """A screenshot of the whole notebook, or from a cell on, in browser-pictures/<notebook>-<name>.png."""
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.wait_for_timeout(500)
         height = self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
         self.page.set_viewport_size({"width": width, "height": min(8000, height + 120)})
         self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
         self.page.wait_for_timeout(800)
-        file = self.pictures / f"{self.stem}-{name}.png"
+        file = PICTURES / f"{self.stem}-{name}.png"
         target = self.page if first is None else self.page.locator(".jp-Cell").nth(first)
         target.screenshot(path=str(file))
         self.page.set_viewport_size({"width": width, "height": 900})

@@ -15,15 +15,10 @@ import yaml
 from lorakit import events, jobs
 from lorakit.demo import quickstart
 from lorakit.events import Stopped
-from lorakit.project import Project
+from lorakit.project import Project, Run
 from lorakit.run import configure, start
 
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(lab.browser() is None, reason="no Chromium on this machine: apt-get install chromium"),
-]
-PICTURES = lab.ROOT / "browser-pictures"
+pytestmark = pytest.mark.browser
 LIGHT, DARK, PHONE = "JupyterLab Light", "JupyterLab Dark", 390
 ATTACHED = 3.0  # s within which a view shows the whole history
 
@@ -46,22 +41,6 @@ def site(project):
     """Address of a JupyterLab on the folder with the notebooks."""
     with lab.server(project.folder.parents[1]) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=lab.browser(), args=[*lab.QUIET])
-
-
-@pytest.fixture
-def notebook(site, browser):
-    """Opens a notebook in a page of its own."""
-    PICTURES.mkdir(exist_ok=True)
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(60_000)
-    yield lambda name: lab.Notebook(page, site, f"{name}.ipynb", PICTURES)
-    page.close()
 
 
 def looks(book: lab.Notebook) -> None:
@@ -130,11 +109,7 @@ def test_a_run_outlives_its_page_is_found_again_within_seconds_stops_cleanly_and
     attached = book.until(start_cell, f"/ {3 * 75}", 30)
     print(f"attached in {attached:.1f} s")
     assert attached < ATTACHED
-    book.interrupt()
-    book.wait(start_cell, 60)
-    assert "stopped" in book.text(start_cell) and not jobs.is_alive(run)
-    stopped = [event for _, event in events.read(run.log)][-1]
-    assert isinstance(stopped, Stopped)
+    stop(book, start_cell, run)
     book.picture("stopped", first=start_cell)
     book.run(start_cell, 400)
     assert "finished" in book.text(start_cell)
@@ -142,11 +117,42 @@ def test_a_run_outlives_its_page_is_found_again_within_seconds_stops_cleanly_and
     print(f"output of {3 * 75} steps: {book.output_bytes(start_cell)} bytes")
 
 
+def stop(book: lab.Notebook, cell: int, run: Run) -> None:
+    """Press the interrupt button in a cell that watches, and see it save and stop."""
+    book.interrupt()
+    book.wait(cell, 60)
+    assert "stopped" in book.text(cell) and not jobs.is_alive(run)
+    assert isinstance([event for _, event in events.read(run.log)][-1], Stopped)
+
+
 def test_everything_after_training_is_seen_in_the_notebooks_that_follow(notebook):
     for name in ("4_train", "5_evaluate", "6_export"):
         book = notebook(name)
         book.run_all(300)
         looks(book)
+
+
+def test_a_run_that_was_stopped_is_seen_and_gone_on_with_by_the_buttons_of_the_run_list(notebook, project):
+    run = project.run("buttons")
+    start(run, configure({**quickstart.settings(), "loop": {"epochs": 1, "batch_size": 4}}))
+    book = notebook("5_evaluate")
+    book.run(book.cell_with("open_project"))
+    cell = book.cell_with("runs(project)")
+    book.run(cell)
+    buttons = book.page.locator(".jp-Cell").nth(cell).locator("button:visible")
+    buttons.filter(has_text="Start").click()
+    wait_for(lambda: 5 in events.steps(run.log), 120)
+    buttons.filter(has_text="Refresh").click()
+    buttons.filter(has_text="Stop").click()
+    wait_for(lambda: not jobs.is_alive(run), 60)
+    buttons.filter(has_text="Refresh").click()
+    buttons.filter(has_text="Continue").click()
+    wait_for(lambda: jobs.history(run)[0] == "finished", 120)
+    buttons.filter(has_text="Refresh").click()
+    buttons.filter(has_text="View").first.click()
+    book.until(cell, "Learning rate", 20)
+    assert "finished" in book.text(cell) and len(events.steps(run.log)) == 75
+    book.picture("run-list", first=cell)
 
 
 def test_it_speaks_chinese(notebook, project):

@@ -1,0 +1,123 @@
+"""A project whose home is a slow disk that fails, opened, trained and closed in the browser, then on a new machine."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import lab
+import pytest
+import slow_disk
+
+from lorakit import events, jobs
+from lorakit.demo import DATASET, quickstart
+from lorakit.extend import extend
+from lorakit.home import mirror
+from lorakit.home.workspace import local_folder
+from lorakit.project import Project
+from lorakit.run import configure, start
+
+pytestmark = pytest.mark.browser
+CELLS = ("open_project", "Form(project)", "train(run)")  # the three that go on with a run
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    """A disk that answers after 50 ms, with the demo's pictures as one zip, and a run that has not begun."""
+    if reason := slow_disk.mountable():
+        pytest.skip(f"no file system can be mounted here: {reason}")
+    disk = slow_disk.SlowDisk(tmp_path_factory.mktemp("slow"))
+    home = disk.backing / "MyDrive" / "mofurin"
+    home.mkdir(parents=True)
+    shutil.make_archive(str(home / "dataset"), "zip", DATASET)
+    start(Project(home).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 4, "batch_size": 4}}))
+    disk.set(delay=0.05)
+    yield disk
+    disk.close()
+
+
+@pytest.fixture(scope="module")
+def home(disk):
+    return disk.at / "MyDrive" / "mofurin"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """Where this machine keeps what it works on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
+        yield tmp_path_factory
+
+
+@pytest.fixture(scope="module")
+def site(machine, home):
+    """JupyterLab on notebooks that open this home."""
+    folder = machine.mktemp("lab")
+    for path in (lab.ROOT / "notebooks").glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8").replace("open_project()", f"open_project(home={str(home)!r})")
+        (folder / path.name).write_text(text, encoding="utf-8")
+    with lab.server(folder) as address:
+        yield address
+
+
+def project_at(home: Path) -> Project:
+    """Where the project is worked on."""
+    return Project(local_folder(home, Path(os.environ["XDG_CACHE_HOME"]) / "lora-projects"))
+
+
+def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at_the_end(notebook, home, disk):
+    book = notebook("4_train")
+    opening, form, training = map(book.cell_with, CELLS)
+    book.run(opening)
+    book.picture("drive-card", first=opening)
+    book.run(form)
+    book.run(book.cell_with("before(form.value"))
+    book.picture("drive-before", first=book.cell_with("before(form.value"))
+    book.begin(training)
+    book.until(training, "step 5 ", 120)
+    disk.set(error=errno.EIO)
+    run = project_at(home).run("mofurin")
+    failed = time.time()
+    took = book.until(training, "Not safe on", 60)
+    print(f"banner after {took:.0f} s")
+    reached = max(events.steps(run.log))
+    book.picture("drive-trouble", first=training)
+    disk.set(delay=0.05)
+    book.until(training, "safe on", 60)
+    book.wait(training, 300)
+    assert "finished" in book.text(training) and reached < 300
+    steps = [at for at, event in events.read(run.log) if isinstance(event, events.Stepped) and at > failed]
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 15, "training stood still"
+    assert "All is safe" in book.run(book.cell_with("close_project"), 120)
+    book.picture("drive-finished")
+    marks = sorted((home / "runs" / "mofurin" / "states").glob("*/COMPLETE.json"))
+    assert [json.loads(mark.read_text())["step"] for mark in marks[-2:]] == [225, 300]
+    assert len(list((home / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 4
+
+
+def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, home):
+    project = project_at(home)
+    extend(project.run("mofurin"), 6, "stretch")
+    *_, standing = mirror.settle(project, 60)
+    assert standing.files_left == 0
+    subprocess.run(["pkill", "-KILL", "-f", f"lorakit sync {project.folder}"], check=True)
+    shutil.rmtree(project.folder)  # the machine is gone
+    book = notebook("4_train")
+    begun = time.monotonic()
+    for text in CELLS[:2]:
+        book.run(book.cell_with(text))
+    training = book.cell_with(CELLS[2])
+    book.begin(training)
+    book.until(training, "/ 450", 60)
+    run = project_at(home).run("mofurin")
+    while max(events.steps(run.log)) <= 300:
+        time.sleep(0.1)
+    print(f"a new machine's first step after {time.monotonic() - begun:.1f} s")
+    assert "step 75" in book.text(training), "samples of the other machine are shown"
+    book.wait(training, 300)
+    assert "finished" in book.text(training) and len(events.steps(run.log)) == 450 and not jobs.is_alive(run)
