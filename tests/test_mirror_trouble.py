@@ -76,7 +76,7 @@ def test_the_trash_of_a_disk_that_keeps_deleted_files_does_not_fill(disk, projec
 
 FAULTS = {
     "full": ({"room": 50_000}, "is full"),
-    "EIO": ({"error": errno.EIO}, "input/output error"),
+    "EIO": ({"error": errno.EIO}, "Input/output error"),
     "EACCES": ({"error": errno.EACCES}, "permission denied"),
     "EROFS": ({"error": errno.EROFS}, "read-only"),
     "lies about sizes": ({"short": 9}, "are there when read back"),

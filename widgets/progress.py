@@ -242,16 +242,13 @@ def trouble(project: Project, now: float) -> str:
         text, lasted = say("Nothing is copied any more."), silent
         if not standing.is_running:
             text = say("The copying is not running: open the project again, or train, and it goes on.")
+        left = say("{files} files ({size}) to copy", files=standing.files_left, size=size(standing.bytes_left))
+        text = f"{text} {left}."
     else:
         return ""
-    unsaved = say(
-        "Since {span}; {files} files ({size}) are on this machine only. Training does not wait for it.",
-        span=span(lasted),
-        files=standing.files_left,
-        size=size(standing.bytes_left),
-    )
+    since = say("Since {span}. Training does not wait for it.", span=span(lasted))
     title = say("Not safe on {home}", home=home_name(project.home))
-    return box(f"{text}\n{unsaved}", AMBER if lasted < LONG else RED, title)
+    return box(f"{text}\n{since}", AMBER if lasted < LONG else RED, title)
 
 
 def home_name(home: Path) -> str:

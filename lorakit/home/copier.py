@@ -19,7 +19,7 @@ from lorakit.project import Project
 WRONG = {  # what an error of the disk means, and what to do
     errno.ENOSPC: ("is full", "Free some space there (an online disk's trash counts, too)"),
     errno.EDQUOT: ("is full (your share of it)", "Free some space there (an online disk's trash counts, too)"),
-    errno.EIO: ("does not read or write properly (input/output error)", "If this stays, mount the disk again"),
+    errno.EIO: ("does not read or write properly", "If this stays, mount the disk again"),
     errno.ENOTCONN: ("is disconnected", "Mount the disk again (in Colab: run the cell that mounts Drive)"),
     errno.ENOENT: ("is not there: the disk is not mounted", "Mount the disk again"),
     errno.ENODEV: ("is not there: the disk is gone", "Mount the disk again"),
