@@ -15,6 +15,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from lorakit import events
+from lorakit.project import Run
+
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "browser-pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -94,6 +97,11 @@ def _wait_for(holds, seconds: float, what: str, every: float = 0.2) -> None:
         time.sleep(every)
 
 
+def until_step(run: Run, step: int, seconds: float) -> None:
+    """Wait until a run has done a step. (A view, at most one a second, may never show just this one.)"""
+    _wait_for(lambda: max(events.steps(run.log), default=0) >= step, seconds, f"step {step} of {run.name}", every=0.1)
+
+
 class Notebook:
     """One notebook open in a page."""
 
@@ -158,10 +166,11 @@ class Notebook:
         """What stands below a cell."""
         return self.page.evaluate(f"{CELLS}[{cell}].node.querySelector('.jp-Cell-outputArea')?.innerText ?? ''")
 
-    def until(self, cell: int, text: str, seconds: float) -> float:
-        """Wait until `text` stands below a cell; returns the seconds that it took."""
+    def until(self, cell: int, text: str, seconds: float, gone: bool = False) -> float:
+        """Wait until `text` stands below a cell, or no more; returns the seconds that it took."""
         begun = time.monotonic()
-        _wait_for(lambda: text in self.text(cell), seconds, f"{text!r} below cell {cell} of {self.stem}", every=0.1)
+        what = f"{text!r} {'gone ' * gone}below cell {cell} of {self.stem}"
+        _wait_for(lambda: (text in self.text(cell)) is not gone, seconds, what, every=0.1)
         return time.monotonic() - begun
 
     def output_bytes(self, cell: int) -> int:

@@ -79,16 +79,17 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     book.run(book.cell_with("before(form.value"))
     book.picture("drive-before", first=book.cell_with("before(form.value"))
     book.begin(training)
-    book.until(training, "step 5 ", 120)
-    disk.set(error=errno.EIO)
+    book.until(training, "/ 300", 60)
     run = project_at(home).run("mofurin")
+    lab.until_step(run, 5, 120)
+    disk.set(error=errno.EIO)
     failed = time.time()
     took = book.until(training, "Not safe on", 60)
     print(f"banner after {took:.0f} s")
     reached = max(events.steps(run.log))
     book.picture("drive-trouble", first=training)
     disk.set(delay=0.05)
-    book.until(training, "safe on", 60)
+    book.until(training, "Not safe on", 60, gone=True)
     book.wait(training, 300)
     assert "finished" in book.text(training) and reached < 300
     steps = [at for at, event in events.read(run.log) if isinstance(event, events.Stepped) and at > failed]
@@ -115,8 +116,7 @@ def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(note
     book.begin(training)
     book.until(training, "/ 450", 60)
     run = project_at(home).run("mofurin")
-    while max(events.steps(run.log)) <= 300:
-        time.sleep(0.1)
+    lab.until_step(run, 301, 60)
     print(f"a new machine's first step after {time.monotonic() - begun:.1f} s")
     assert "step 75" in book.text(training), "samples of the other machine are shown"
     book.wait(training, 300)

@@ -98,7 +98,8 @@ def test_a_run_outlives_its_page_is_found_again_within_seconds_stops_cleanly_and
     for cell in first:
         book.run(cell)
     book.begin(start_cell)
-    book.until(start_cell, "step 2", 120)
+    book.until(start_cell, f"/ {3 * 75}", 120)
+    lab.until_step(run, 2, 60)
     book.picture("training", first=start_cell)
     book.open()  # in the middle of it
     assert jobs.is_alive(run)
@@ -141,7 +142,7 @@ def test_a_run_that_was_stopped_is_seen_and_gone_on_with_by_the_buttons_of_the_r
     book.run(cell)
     buttons = book.page.locator(".jp-Cell").nth(cell).locator("button:visible")
     buttons.filter(has_text="Start").click()
-    wait_for(lambda: 5 in events.steps(run.log), 120)
+    lab.until_step(run, 5, 120)
     buttons.filter(has_text="Refresh").click()
     buttons.filter(has_text="Stop").click()
     wait_for(lambda: not jobs.is_alive(run), 60)
