@@ -8,23 +8,67 @@ from dataclasses import dataclass, field
 
 from lorakit.data.captions import tags_of
 
-# kind -> (severity, sentence), the gravest first. "wrong": surely a mistake, "look": probably, "tip": worth a thought.
+# kind -> (severity, sentence), the gravest first. "look": probably a mistake, "tip": worth a thought.
 KINDS = {
     "colour": ("look", "“{tag}”, but almost nothing in the picture is {colour}"),
-    "unseen": ("look", "“{tag}”, but the tagger does not see it: {score}"),
-    "missed": ("look", "no “{tag}”, though the tagger is sure of it: {score}"),
-    "barely": ("tip", "“{tag}” is only just above the threshold: {score}"),
-    "nearly": ("tip", "“{tag}” is left out, just below the threshold: {score}"),
+    "unseen": ("look", "“{tag}”, but the tagger does not see it ({score})"),
+    "missed": ("look", "no “{tag}”, though the tagger is sure of it ({score})"),
+    "close": ("tip", "“{tag}” is close to the threshold ({score})"),
+    "nearly": ("tip", "no “{tag}”, which is just below the threshold ({score})"),
     "once": ("tip", "no other picture has “{tag}”"),
-    "absorb": ("tip", "“{tag}” is in {n} of {all} pictures: without it, the trigger stands for it"),
-    "fixed": ("look", "“{tag}” ({group}) is in {n} of {all} pictures: add some without it, or it is hard to change"),
-    "stay": ("tip", "“{tag}” ({group}) is in {n} of {all} pictures: keep it tagged, and it can be changed later"),
+    "absorb": ("tip", "“{tag}” is in {n} of {all} pictures: take it out, and the trigger stands for it"),
+    "fixed": ("look", "“{tag}” is in {n} of {all} pictures: add some without it, or it will be hard to change"),
+    "stay": ("tip", "“{tag}” is in {n} of {all} pictures: keep it tagged, so that it can be changed"),
 }
+NEAR = 0.05  # of a threshold: worth a second look
+SURE = 0.9  # from this score on a tagger is sure
+ALWAYS = 0.9  # of the pictures: what more of them have belongs to the subject
+ABSENT = 0.004  # share of a picture's pixels below which a colour is practically not there
+FEW = 4  # below so many pictures, what is in all of them, or in one, says nothing
+
+# What a colour word may look like in pixels: generous, since light and shadow change a colour's name.
+SHADES = {
+    "black": ("black", "grey", "brown", "blue", "purple"),
+    "white": ("white", "grey"),
+    "grey": ("grey", "white", "black"),
+    "gray": ("grey", "white", "black"),
+    "silver": ("grey", "white"),
+    "red": ("red", "orange", "brown", "pink"),
+    "orange": ("orange", "red", "yellow", "brown"),
+    "yellow": ("yellow", "orange", "brown"),
+    "blonde": ("yellow", "orange", "brown"),
+    "green": ("green", "yellow", "blue"),
+    "blue": ("blue", "purple", "green", "grey"),
+    "aqua": ("blue", "green"),
+    "purple": ("purple", "pink", "blue"),
+    "pink": ("pink", "red", "purple"),
+    "brown": ("brown", "orange", "red", "yellow", "black"),
+}
+# What a tag is about, by the whole of it or its last word: all that one wants to choose anew in each picture.
+SWITCHABLE = {
+    "clothes": "dress shirt skirt hoodie jacket coat sweater uniform serafuku kimono yukata swimsuit bikini pants "
+    "jeans shorts leggings pantyhose thighhighs socks shoes boots sandals sneakers footwear gloves hat cap beret hood "
+    "helmet scarf necktie bowtie apron armor cape cloak vest blouse cardigan bodysuit leotard bra panties underwear "
+    "pajamas robe suit overalls top sleeves clothes headphones glasses sunglasses goggles mask crown headwear legwear "
+    "eyewear bow flower ornament hairband ribbon earrings necklace choker bracelet",
+    "pose": "sitting standing lying kneeling squatting walking running jumping waving pose up stretching leaning hand "
+    "hands salute dancing sleeping flying hip hips crossed back stomach side seiza",
+    "expression": "smile smiling grin angry crying laughing blush frown pout closed mouth expressionless tears sad "
+    "surprised scared smirk wink tongue nervous happy embarrassed closed_eyes half-closed_eyes",
+    "background": "background sky forest sunset indoors outdoors beach ocean city street room bedroom classroom night "
+    "day snow rain water grass tree trees blossoms flowers mountain moon clouds cloud building window sunlight",
+    "view": "portrait body close-up shot view above below profile focus behind angle",
+}
+_GROUPS = {word.replace("_", " "): group for group, words in SWITCHABLE.items() for word in words.split()}
+# Large enough in a picture for its colour to count; eyes, ribbons or nails are a few pixels.
+_LARGE = {"hair", "dress", "shirt", "skirt", "hoodie", "jacket", "coat", "sweater", "serafuku", "kimono", "background"}
+# How many there are, and of what kind: base models expect it in a caption.
+_COUNTS = {"solo", "1girl", "1boy", "1other", "2girls", "2boys", "girl", "boy", "no humans", "multiple girls"}
 
 
 @dataclass(frozen=True)
 class Hint:
-    """One thing to look at: `kind` of KINDS, the tag, the picture's name ("" when all are meant), the sentence's fields."""
+    """One thing to look at: `kind` of KINDS, the tag, the picture's name ("" for all), the fields of its sentence."""
 
     kind: str
     tag: str
@@ -33,7 +77,7 @@ class Hint:
 
     @property
     def severity(self) -> str:
-        """ "wrong", "look" or "tip"."""
+        """How grave it is: "look" or "tip"."""
         return KINDS[self.kind][0]
 
     @property
@@ -63,15 +107,97 @@ def suspicious(
     colours: Mapping[str, Mapping[str, float]] | None = None,
     trigger: str = "",
 ) -> list[Hint]:
-    """Tags that may be wrong, the most suspicious first; `captions` and `colours` (Look.colours) go by picture."""
-    raise NotImplementedError
+    """Tags that may be wrong, the gravest first; `captions` and `colours` (Look.colours) go by picture.
+
+    A tag that no caption has is never missed: it was left to the trigger on purpose, or is not wanted.
+    """
+    tagged = {name: [tag for tag in tags_of(caption) if tag != trigger] for name, caption in captions.items()}
+    counts = Counter(tag for tags in tagged.values() for tag in set(tags))
+    found: list[Hint] = []
+    for name, tags in tagged.items():
+        if len(captions) >= FEW:
+            found += [Hint("once", tag, name) for tag in tags if counts[tag] == 1]
+        if colours and name in colours:
+            found += _contradicted(name, tags, colours[name])
+        if opinion and name in opinion.scores:
+            found += _disagreed(name, tags, opinion, counts)
+    ranks = {kind: rank for rank, kind in enumerate(KINDS)}
+    return sorted(found, key=lambda hint: (ranks[hint.kind], _surprise(hint), hint.tag, hint.picture))
 
 
 def absorb(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
-    """Tags in more than 90 % of the pictures that a person would not want to switch off: the trigger can take them."""
-    raise NotImplementedError
+    """Tags in more than 90 % of the pictures that are no one's to switch: the trigger can stand for them.
+
+    What can be switched but hardly ever is, is `must_stay`'s; how many people there are stays, as base models expect.
+    """
+    return [
+        Hint("absorb", tag, "", {"n": str(n), "all": str(len(captions))})
+        for tag, n in _counted(captions, trigger)
+        if n > ALWAYS * len(captions) and tag not in _COUNTS and not group(tag)
+    ]
 
 
 def must_stay(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
-    """Tags of what should be switchable (clothes, pose, expression, background ...): they have to stay in captions."""
-    raise NotImplementedError
+    """Tags of what should be switchable (clothes, pose, expression, background, view), the most frequent first.
+
+    "fixed": nearly all pictures have it, so that it may stick however it is tagged; "stay": it varies.
+    """
+    return [
+        Hint("fixed" if n > ALWAYS * len(captions) else "stay", tag, "", {"n": str(n), "all": str(len(captions))})
+        for tag, n in _counted(captions, trigger)
+        if n > 1 and group(tag)
+    ]
+
+
+def group(tag: str) -> str:
+    """What a switchable tag is about, a key of SWITCHABLE; "" for a tag of the subject itself."""
+    words = tag.lower()
+    return _GROUPS.get(words) or _GROUPS.get(words.rpartition(" ")[2], "")
+
+
+def _counted(captions: Mapping[str, str], trigger: str) -> list[tuple[str, int]]:
+    """Tags and how many pictures have them, the most frequent first; none of a data set that is too small to say."""
+    if len(captions) < FEW:
+        return []
+    counts = Counter(tag for caption in captions.values() for tag in set(tags_of(caption)) if tag != trigger)
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> Iterator[Hint]:
+    """Tags such as "red hair" of a picture in which hardly a pixel is red, or anything that passes for red."""
+    for tag in tags:
+        words = tag.lower().split()
+        if len(words) < 2 or words[-1] not in _LARGE or words[-2] not in SHADES:
+            continue
+        if sum(colours.get(shade, 0.0) for shade in SHADES[words[-2]]) < ABSENT:
+            yield Hint("colour", tag, name, {"colour": words[-2]})
+
+
+def _disagreed(name: str, tags: list[str], opinion: Opinion, counts: Mapping[str, int]) -> Iterator[Hint]:
+    """Where caption and tagger differ, or the tagger nearly decided otherwise."""
+    scores, there = opinion.scores[name], set(tags)
+    for tag in tags:
+        if tag not in opinion.categories:
+            continue
+        score, threshold = scores.get(tag, 0.0), opinion.threshold(tag)
+        if score < threshold + NEAR:
+            yield Hint("unseen" if score < threshold - NEAR else "close", tag, name, {"score": f"{score:.2f}"})
+    for tag, score in scores.items():
+        if tag in there or not counts.get(tag) or any(_is_finer(other, tag) for other in tags):
+            continue
+        threshold = opinion.threshold(tag)
+        if score >= max(SURE, threshold):
+            yield Hint("missed", tag, name, {"score": f"{score:.2f}"})
+        elif threshold - NEAR <= score < threshold:
+            yield Hint("nearly", tag, name, {"score": f"{score:.2f}"})
+
+
+def _is_finer(tag: str, than: str) -> bool:
+    """Whether a tag says the same and more, as "red boots" does of "boots"."""
+    return tag.endswith(f" {than}")
+
+
+def _surprise(hint: Hint) -> float:
+    """For sorting: how far a score is from what the caption says."""
+    score = float(hint.facts.get("score", 0.5))
+    return -score if hint.kind == "missed" else score
