@@ -49,6 +49,8 @@ def family(name: str) -> ModuleType:
     samplers, forms             which of the samplers and forms of LoRA files there are, the usual one first
     resolution_multiple         px that sides of pictures are multiples of
 
+    `excess(config)` gives a function caption -> its end that is cut ("" when all fits); it loads the tokenizer alone.
+
     `Model(config, device, dtype, trained)` answers; `trained` are the parts whose adapters learn:
 
     denoiser, text_parts        names of its parts beside "vae"; `parts` are all, `targets(part)` -> module names

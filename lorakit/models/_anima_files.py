@@ -219,16 +219,11 @@ class AnimaFiles:
 
     def tokenizer(self):
         """The tokenizer of Qwen3, from local files alone."""
-        from transformers import Qwen2TokenizerFast
-
-        folder = self._plain["tokenizer"]
-        return bundled_qwen() if folder.parent == ANIMA_CONFIG else Qwen2TokenizerFast.from_pretrained(folder)
+        return _qwen(self._plain["tokenizer"])
 
     def t5_tokenizer(self):
         """The tokenizer of T5, from local files alone; it ends each text with </s>."""
-        from transformers import T5TokenizerFast
-
-        return T5TokenizerFast.from_pretrained(self._plain["t5_tokenizer"])
+        return _t5(self._plain["t5_tokenizer"])
 
     def transformer_config(self) -> dict:
         """The transformer's configuration."""
@@ -252,6 +247,24 @@ class AnimaFiles:
         found = self._parts[part]
         where = f"The {part} in {', '.join(map(str, self.files(part)))}"
         return frozen(build, found.config, lambda model: found.tensors(), where, dtype, device)
+
+
+def tokenizers_at(source: Path) -> tuple:
+    """Those of Qwen3 and T5 of a diffusers folder, or the bundled ones for a single file; no weights are read."""
+    folder = source if source.is_dir() else ANIMA_CONFIG
+    return _qwen(folder / "tokenizer"), _t5(folder / "t5_tokenizer")
+
+
+def _qwen(folder: Path):
+    from transformers import Qwen2TokenizerFast
+
+    return bundled_qwen() if folder.parent == ANIMA_CONFIG else Qwen2TokenizerFast.from_pretrained(folder)
+
+
+def _t5(folder: Path):
+    from transformers import T5TokenizerFast
+
+    return T5TokenizerFast.from_pretrained(folder)
 
 
 def bundled_qwen():

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+from lorakit.errors import UserError
+from lorakit.hub import downloading_nothing, fetch
+from lorakit.models._sd_sources import CLIP_VOCABULARY
 
 CHUNK = 75  # caption tokens in each of CLIP's windows of 77, beside its begin and end marks
 
@@ -27,6 +33,24 @@ def token_ids(tokenizer, captions: list[str], max_token_length: int, padding: in
             ]
         )
     return torch.tensor(rows)
+
+
+def excess(source: str, max_token_length: int) -> Callable[[str], str]:
+    """As a family's `excess`: by the tokenizer in the base's folder, else by CLIP's own, which all bases share."""
+    from transformers import CLIPTokenizer
+
+    try:
+        with downloading_nothing():
+            own = fetch(source) / "tokenizer"
+    except UserError:  # it is not here yet, or cannot be used, which is for others to say
+        own = CLIP_VOCABULARY
+    tokenizer = CLIPTokenizer.from_pretrained(own if own.is_dir() else CLIP_VOCABULARY, local_files_only=True)
+
+    def cut(caption: str) -> str:
+        places = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return caption[places[max_token_length][0] :] if len(places) > max_token_length else ""
+
+    return cut
 
 
 def hidden_states(text_encoder: torch.nn.Module, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ from PIL import Image
 
 from lorakit._frozen import slim
 from lorakit.config import Config, setting
-from lorakit.hub import fetch
+from lorakit.errors import UserError
+from lorakit.hub import downloading_nothing, fetch
 from lorakit.models import Size, _cosmos, _flow, _qwen_vae
-from lorakit.models._anima_files import open_anima
+from lorakit.models._anima_files import ANIMA_CONFIG, open_anima, tokenizers_at
 from lorakit.models._base import Parts
 from lorakit.weightings import LossConfig
 
@@ -127,6 +128,27 @@ def fetch_part(source: str) -> Path:
     """The local file or folder of one part: what `hub.fetch` takes, and folders with config.json and weights."""
     folder = Path(source).expanduser()
     return folder if folder.is_dir() else fetch(source, patterns=("config.json", "*.safetensors"))
+
+
+def excess(config: Config) -> Callable[[str], str]:
+    """What is cut from the end of a caption for either tokenizer, "" when all of it fits; loads these alone, downloads
+    nothing."""
+    try:
+        with downloading_nothing():
+            source = fetch(config.source)
+    except UserError:  # it is not here yet, or cannot be used, which is for others to say
+        source = ANIMA_CONFIG
+    tokenizers, limit = tokenizers_at(source), config.max_token_length
+
+    def cut(caption: str) -> str:
+        kept = len(caption)
+        for tokenizer in tokenizers:
+            if len(tokenizer(caption)["input_ids"]) > limit:
+                short = tokenizer(caption, truncation=True, max_length=limit, return_offsets_mapping=True)
+                kept = min(kept, max(end for _, end in short["offset_mapping"]))
+        return caption[kept:]
+
+    return cut
 
 
 class Model(Parts):

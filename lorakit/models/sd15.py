@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +53,11 @@ class Config(Config):
     samplers: ClassVar = _unet.SAMPLERS
     forms: ClassVar = ("kohya",)
     resolution_multiple: ClassVar = 8  # px of one latent
+
+
+def excess(config: Config) -> Callable[[str], str]:
+    """What is cut from the end of a caption, "" when all of it fits; loads the tokenizer alone, downloads nothing."""
+    return _clip.excess(config.source, config.max_token_length)
 
 
 class Model(_unet.UNetModel):

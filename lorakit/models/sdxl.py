@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,11 @@ def fetch_vae(source: str) -> Path:
         return fetch(source, patterns=VAE_FILES)
     except SourceError:  # a whole model's repository, perhaps
         return fetch(source, patterns=tuple(f"vae/{name}" for name in VAE_FILES))
+
+
+def excess(config: Config) -> Callable[[str], str]:
+    """What is cut from the end of a caption, "" when all of it fits; loads the tokenizer alone, downloads nothing."""
+    return _clip.excess(config.source, config.max_token_length)
 
 
 class Model(_unet.UNetModel):
