@@ -21,8 +21,17 @@ class ImageError(UserError):
     """A file cannot be used as a picture; the message says what it is."""
 
 
-def open_rgb(source: Path | bytes) -> Image.Image:
-    """The picture, upright (EXIF), RGB, transparency on white; of an animation the first frame.
+def alpha_of(source: Path | bytes) -> Image.Image | None:
+    """How opaque each pixel is (mode L, 0 transparent to 255), upright; None when nothing is transparent.
+
+    Raises ImageError as open_rgb does.
+    """
+    raise NotImplementedError
+
+
+def open_rgb(source: Path | bytes, background: str = "white") -> Image.Image:
+    """The picture, upright (EXIF), RGB, transparency on `background` (any colour that Pillow knows, such as
+    "#rrggbb"); of an animation the first frame.
 
     Raises ImageError for anything that is not a whole picture.
     """
@@ -48,7 +57,7 @@ def open_rgb(source: Path | bytes) -> Image.Image:
         image = image.point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 

@@ -22,10 +22,43 @@ class DataError(UserError):
     """The data set cannot be trained on; the message says what was found, where and what to do."""
 
 
+KINDS = (
+    "unreadable",  # a picture or folder that cannot be read: left out
+    "foreign",  # no picture: left out
+    "not a file",  # a pipe, a socket, a device: never opened
+    "link",  # to nothing, to itself, or to a folder: not followed
+    "hidden",  # names that begin with a dot, counted
+    "overlooked folder",  # files beside kohya's folders, counted
+    "wrong ending",  # a picture of another format than its name says: used
+    "animated",  # its first frame is used
+    "shared caption",  # two pictures of one stem
+    "no caption",
+    "empty caption",  # there is a caption file, with nothing in it
+    "caption encoding",  # a caption file that cannot be read for certain: its picture is left out
+    "caption choice",  # several say something of one picture
+    "caption without picture",
+    "caption json",  # a JSON file that is broken, or entries of it that match no picture, counted
+    "chinese commas",
+    "memory",  # what was measured cannot be remembered
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence on a file that is left out or treated specially; `name` as `Sample.name`, or of a folder."""
+
+    kind: str  # one of KINDS
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
 @dataclass(frozen=True)
 class Sample:
     """One usable picture. `name` is its path inside the data set, `digest` the SHA-256 of its bytes; `is_captioned`
-    when its caption was written for it, in its caption file.
+    when its caption was written for it, in a caption file or a JSON file: `written` is what that says.
     """
 
     name: str
@@ -37,6 +70,8 @@ class Sample:
     repeats: int
     is_reg: bool = False
     is_captioned: bool = True
+    written: str = ""
+    caption_file: Path = Path()  # where its caption is written: beside it, with the chosen ending
 
 
 @dataclass(frozen=True)
@@ -44,7 +79,7 @@ class Scan:
     """All usable pictures in a fixed order, and a sentence for each file that is left out or treated specially."""
 
     samples: tuple[Sample, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
     def tag_frequency(self) -> dict[str, int]:
         """How many pictures have each tag, most frequent first."""
