@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from lorakit.errors import UserError
 
@@ -15,10 +18,111 @@ if TYPE_CHECKING:
     import torch
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+# What the bytes may be, whatever the name says. Pillow knows more formats; some run other programs (EPS), and some
+# have no mark of their own, so that anything might be taken for them (TGA).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "GIF", "TIFF", "JPEG2000")
+MAX_PIXELS = 89_478_485  # Pillow's own bound, of what it thinks to be no attack; 1 GB while it is turned into RGB
+DAMAGED = (  # what Pillow's decoders raise for files that are not what they should be
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+)
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
+TURNED = {  # by EXIF's orientation: what brings a stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(UserError):
     """A file cannot be used as a picture; the message says what it is."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file: its first frame, upright, in the mode in which it is stored."""
+
+    image: Image.Image
+    format: str  # one of FORMATS
+    frames: int
+
+
+def read_picture(source: Path | bytes) -> Picture:
+    """Decode a whole picture, after a look at its dimensions. Raises ImageError for anything that is none."""
+    if source == b"":
+        raise ImageError("the file is empty")
+    try:
+        stored = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known())
+        if stored.width * stored.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        with stored:
+            stored.load()
+            # a phone's JPEG with previews of itself (MPO) does not move
+            kind, frames = ("JPEG", 1) if stored.format == "MPO" else (stored.format, getattr(stored, "n_frames", 1))
+            return Picture(_upright(stored), kind, frames)
+    except UnidentifiedImageError:
+        raise ImageError("its content is no picture that can be read (is it something else under this name?)") from None
+    except TOO_LARGE:
+        most = f"{MAX_PIXELS / 1e6:.0f} megapixels"
+        raise ImageError(f"by its dimensions it has more than {most}, the most that is read: make it smaller") from None
+    except DAMAGED as error:
+        raise ImageError(f"not a readable picture ({error})") from None
+
+
+@functools.cache
+def _known() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads: AVIF came with 11.3."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF says that it was held; as it is stored when that is damaged."""
+    try:
+        turn = TURNED.get(image.getexif().get(ExifTags.Base.Orientation))
+    except DAMAGED:
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def flattened(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any picture as RGB, transparency laid on `background` (any colour that Pillow knows)."""
+    if image.mode.startswith("I"):  # 16 bit, whatever it is called
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    if image.mode == "CMYK" and "icc_profile" in image.info:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):  # a broken profile: colours as without
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return image.convert("RGB")
+
+
+def transparency(image: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is (mode L, 0 transparent to 255); None when nothing is transparent."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema()[0] == 255 else alpha
+
+
+def open_rgb(source: Path | bytes, background: str = "white") -> Image.Image:
+    """The picture, upright (EXIF), RGB, transparency on `background` (any colour that Pillow knows, such as
+    "#rrggbb"); of an animation the first frame. Raises ImageError for anything that is not a whole picture.
+    """
+    return flattened(read_picture(source).image, background)
 
 
 def alpha_of(source: Path | bytes) -> Image.Image | None:
@@ -26,39 +130,7 @@ def alpha_of(source: Path | bytes) -> Image.Image | None:
 
     Raises ImageError as open_rgb does.
     """
-    raise NotImplementedError
-
-
-def open_rgb(source: Path | bytes, background: str = "white") -> Image.Image:
-    """The picture, upright (EXIF), RGB, transparency on `background` (any colour that Pillow knows, such as
-    "#rrggbb"); of an animation the first frame.
-
-    Raises ImageError for anything that is not a whole picture.
-    """
-    if source == b"":
-        raise ImageError("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:
-        raise ImageError("its content is no picture that can be read (is it something else under this name?)") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        RuntimeError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:  # what Pillow's decoders raise for damaged files
-        raise ImageError(f"not a readable picture ({error})") from None
-    if image.mode.startswith(("I;16", "I")):
-        image = image.point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    return transparency(read_picture(source).image)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
