@@ -7,6 +7,7 @@ from typing import Any
 
 PURPOSES = ("character", "style", "concept")
 SIZES = ("small", "middle", "large")  # of a data set
+TOPICS = ("pictures", "tags", "settings")  # of a guide's table
 SNAPSHOTS = 10  # how many LoRA files and rounds of samples a preset's run leaves
 
 ANIMA = "Anima LoRA training tips"
@@ -46,6 +47,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    topic: str = "settings"  # one of TOPICS
 
 
 def _plain(rank: int, rate: float, text: float = 0.0, **more: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -168,9 +170,9 @@ def preset(family: str, purpose: str, images: int, repeats: int = 1) -> dict[str
     return settings_for(row, images * repeats) if row else {}
 
 
-def tables(family: str) -> tuple[Table, ...]:
-    """The guides' tables that speak of a family."""
-    return tuple(table for table in TABLES if table.family in ("", family))
+def tables(family: str, topic: str = "settings") -> tuple[Table, ...]:
+    """The guides' tables that speak of a family, about one of TOPICS."""
+    return tuple(table for table in TABLES if table.family in ("", family) and table.topic == topic)
 
 
 OTHER_SIZES = "The guides differ: each table speaks of its own models."
@@ -187,6 +189,81 @@ TABLES = (
             ("several characters (LoKr)", "200", "500+", "1-3"),
         ),
         OTHER_SIZES,
+        "pictures",
+    ),
+    Table(
+        "Which pictures",
+        LORA,
+        "",
+        ("pictures", "why"),
+        (
+            ("many angles, expressions, clothes, lights", "what is always the same is learned as part of the subject"),
+            ("close-ups of head, eyes and details", "small things in a large picture are lost"),
+            ("pairs with and without a thing", "they teach what its tag means"),
+            ("not: wrong design, hidden parts, odd poses", "mistakes are learned, too"),
+            ("not: other people's hands and faces at the border", "cut them off, or paint them over with white"),
+            ("not: blurred", "the LoRA paints blurred pictures then"),
+        ),
+        "30 to 100 good pictures are usually enough; a few less are better than bad ones.",
+        "pictures",
+    ),
+    Table(
+        "Pictures for Anima",
+        ANIMA,
+        "anima",
+        ("pictures", "why"),
+        (
+            ("1024 x 1024 px and more", "what the base was trained at"),
+            ("the whole composition", "do not crop away what matters"),
+            ("one character looks the same in all", "or it falls apart: same tags, more pictures, keep_tokens"),
+        ),
+        topic="pictures",
+    ),
+    Table(
+        "Regularization pictures",
+        LORA,
+        "",
+        ("way", "how"),
+        (
+            ("for", "a character or thing that is to leave the style of the base alone; not for styles"),
+            ("how many", "as many as pictures times repeats; the folder's own repeats balance them"),
+            ("plain", "any pictures of the class, such as 1girl; captions are not necessary"),
+            (
+                "better",
+                "one for each picture: its caption and name, the same base and size, DDIM, seed 420",
+            ),
+        ),
+        "They double the steps of an epoch.",
+        "pictures",
+    ),
+    Table(
+        "What to tag",
+        LORA,
+        "",
+        ("tag", "why"),
+        (
+            ("the trigger: first, in every caption", "it takes in whatever no other tag explains"),
+            ("what is to change later: clothes, hair, pose, expression, background", "a tag makes it switchable"),
+            ("what is uncommon, or wrong, in one picture", "its tag can stand in the negative prompt later"),
+            ("not: what always belongs to the subject", "the trigger should take that in"),
+            ("not: what goes without saying, such as a face; artists' names", "they take from the trigger"),
+            ("careful: simple background", "the LoRA may paint nothing else without it"),
+        ),
+        "Right tags matter more than beautiful pictures: take out wrong ones, add missing ones, write one word for one "
+        "thing (red boots, not boots and red footwear).",
+        "tags",
+    ),
+    Table(
+        "Captions for Anima",
+        ANIMA,
+        "anima",
+        ("captions", "how"),
+        (
+            ("by a vision-language model, then checked", "delete what is not in the picture"),
+            ("spelling", "lower case, spaces for underscores, in all of them"),
+            ("order", "quality, safety, 1girl, character, series, @artist, looks, action, surroundings"),
+        ),
+        topic="tags",
     ),
     Table(
         "Learning rate by pictures",

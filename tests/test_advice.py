@@ -80,10 +80,11 @@ def test_a_family_without_a_guide_has_no_presets():
     assert advice.find("unheard", "style", "small") is None
 
 
+@pytest.mark.parametrize("topic", advice.TOPICS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_of_a_table_has_all_its_columns_and_every_table_its_source(family):
-    assert advice.tables(family)
-    for table in advice.tables(family):
+def test_every_row_of_a_table_has_all_its_columns_and_every_table_its_source(family, topic):
+    assert advice.tables(family, topic)
+    for table in advice.tables(family, topic):
         assert table.source and table.family in ("", family)
         assert {len(row) for row in table.rows} == {len(table.columns)}
 

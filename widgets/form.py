@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import re
 import shutil
@@ -26,6 +25,7 @@ from widgets import draft as drafts
 from widgets.as_code import code
 from widgets.draft import Draft, flattened, owners, usable
 from widgets.fields import AMBER, RED, Looks, Row, sentence, small, told
+from widgets.guides import advice_tables
 from widgets.header import Header
 from widgets.i18n import say, words
 
@@ -196,7 +196,7 @@ class Form:
             if paths:
                 self._groups.append((owner, [self._row(path) for path in paths]))
         wide = ipywidgets.Layout(width="100%", min_width="0", overflow="auto")
-        tables = ipywidgets.HTML(advice_tables(self.draft.choice.family), layout=wide)
+        tables = ipywidgets.HTML(advice_tables(self.draft.choice.family, "settings"), layout=wide)
         self._accordion.children = [*(ipywidgets.VBox([r.widget for r in rows]) for _, rows in self._groups), tables]
         self._accordion.set_title(len(self._groups), say("What guides advise"))
 
@@ -288,26 +288,6 @@ def group_title(part: str, by_hand: int) -> str:
     help = RunConfig.__dataclass_fields__[part].metadata["help"] if part else "what is trained after the first stage"
     label, told = words("parts", part or "run", part or "stages", help)
     return f"{label[:1].upper()}{label[1:]} – {told}" + (f" ({say('{n} set by hand', n=by_hand)})" if by_hand else "")
-
-
-def advice_tables(family: str) -> str:
-    """The guides' tables that speak of a family, as HTML."""
-    found = []
-    for table in advice.tables(family):
-        head = "".join(f"<th style='text-align:left;padding:2px 8px'>{html.escape(say(c))}</th>" for c in table.columns)
-        rows = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:left;padding:2px 8px'>{html.escape(say(c))}</td>" for c in row)
-            + "</tr>"
-            for row in table.rows
-        )
-        found.append(
-            f"<div style='margin:0 0 14px 0;overflow-x:auto;line-height:1.35'><b>{html.escape(say(table.title))}</b> "
-            f"<i>{html.escape(table.source)}</i><table style='font-size:12px;line-height:1.35'>"
-            f"<tr>{head}</tr>{rows}</table>{small(html.escape(say(table.note)))}</div>"
-        )
-    # no wider than the page: what is too wide scrolls in itself
-    return f"<div style='width:0;min-width:100%'>{''.join(found)}</div>"
 
 
 def untried(optimizer: str) -> str:
