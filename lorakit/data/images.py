@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,19 +59,32 @@ class Picture:
     frames: int
 
 
-def read_picture(source: Path | bytes) -> Picture:
-    """Decode a whole picture, after a look at its dimensions. Raises ImageError for anything that is none."""
+def header(source: Path | bytes) -> Image.Image:
+    """A picture that is opened but not decoded, its dimensions known and small enough. Raises ImageError."""
     if source == b"":
         raise ImageError("the file is empty")
-    try:
+    with _explained():
         stored = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known())
         if stored.width * stored.height > MAX_PIXELS:
+            stored.close()
             raise Image.DecompressionBombError
-        with stored:
-            stored.load()
-            # a phone's JPEG with previews of itself (MPO) does not move
-            kind, frames = ("JPEG", 1) if stored.format == "MPO" else (stored.format, getattr(stored, "n_frames", 1))
-            return Picture(_upright(stored), kind, frames)
+    return stored
+
+
+def decoded(stored: Image.Image) -> Picture:
+    """The whole picture of a header. Raises ImageError."""
+    with _explained(), stored:
+        stored.load()
+        # a phone's JPEG with previews of itself (MPO) does not move
+        kind, frames = ("JPEG", 1) if stored.format == "MPO" else (stored.format, getattr(stored, "n_frames", 1))
+        return Picture(_upright(stored), kind, frames)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn whatever Pillow says of a file that it cannot read into ImageError."""
+    try:
+        yield
     except UnidentifiedImageError:
         raise ImageError("its content is no picture that can be read (is it something else under this name?)") from None
     except TOO_LARGE:
@@ -122,7 +136,7 @@ def open_rgb(source: Path | bytes, background: str = "white") -> Image.Image:
     """The picture, upright (EXIF), RGB, transparency on `background` (any colour that Pillow knows, such as
     "#rrggbb"); of an animation the first frame. Raises ImageError for anything that is not a whole picture.
     """
-    return flattened(read_picture(source).image, background)
+    return flattened(decoded(header(source)).image, background)
 
 
 def alpha_of(source: Path | bytes) -> Image.Image | None:
@@ -130,7 +144,7 @@ def alpha_of(source: Path | bytes) -> Image.Image | None:
 
     Raises ImageError as open_rgb does.
     """
-    return transparency(read_picture(source).image)
+    return transparency(decoded(header(source)).image)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import stat
+import threading
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import PIL
+
+from lorakit.data import measures
+from lorakit.data.images import ImageError, decoded, flattened, header, transparency
+from lorakit.project import write_whole
+
+MAX_BYTES = 512_000_000  # of a file: more than any picture within MAX_PIXELS has
+LARGE_BYTES, LARGE_PIXELS = 32_000_000, 16_000_000  # files of which only one is in memory at a time
+THREADS = min(8, os.cpu_count() or 1)  # Pillow and hashlib work without Python's lock
+SETTLED = 2.0  # s; a file that changed so shortly before it was read may change again without another time stamp
 
 
 @dataclass(frozen=True)
@@ -19,20 +38,136 @@ class Look:
     frames: int = 0
     has_alpha: bool = False  # some pixel is transparent
     phash: str = ""  # 64 bit perceptual hash in hexadecimal; "" without the ImageHash package
-    sharpness: float = 0.0  # variance of the Laplacian of grey 0..255, at a longest side of 1024 to 2047 px
+    sharpness: float = 0.0  # variance of the Laplacian of grey 0..255, see measures.py
     border: tuple[int, int, int, int] = (0, 0, 0, 0)  # of one colour, px: left, top, right, bottom
     border_colour: str = ""  # "#rrggbb"; "" without a border
-    colours: dict[str, float] = field(default_factory=dict)  # share 0..1 of the pixels that each named colour has
+    colours: dict[str, float] = field(
+        default_factory=dict
+    )  # share 0..1 of the opaque pixels near each of measures.COLOURS
     trouble: str = ""
 
 
 class Looks:
-    """The looks of files, remembered in one file: a second look reads only what changed."""
+    """The looks of files, remembered in one file: a second look reads only what changed.
+
+    A file is taken for unchanged by its path, bytes, time stamps and inode, as git does, and only when it had been
+    left alone for a while before it was read. Another version of what measures, or a damaged memory, begins anew.
+    """
 
     def __init__(self, file: Path):
         self.file = file
         self.trouble = ""  # why the memory could not be written, "" while it could
+        self._known: dict[str, list] = _remembered(file)  # path -> [*stamp, look]
+        self._large = threading.RLock()
+
+    @classmethod
+    def of(cls, project: Path) -> Looks:
+        """Those of a project's folder; hidden, so that its mirror does not send the whole cache again for them."""
+        return cls(project / "cache" / ".looks.json")
 
     def look(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Look]]:
-        """Each path with its look, in the order given; several are read at once."""
-        raise NotImplementedError
+        """Each path with its look, in the order given; several are read at once. Whatever was read is remembered, also
+        when nobody waits for the rest.
+        """
+        wanted, before = list(paths), dict(self._known)
+        with ThreadPoolExecutor(THREADS) as pool:
+            futures = [pool.submit(self._look, path) for path in wanted]
+            try:
+                for path, future in zip(wanted, futures, strict=True):
+                    yield path, future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+                pool.shutdown()
+                if self._known != before:
+                    self._write()
+
+    def _look(self, path: Path) -> Look:
+        key, stamp = os.path.abspath(path), _stamp(path)
+        if stamp and (known := self._known.get(key)) and known[:-1] == stamp:
+            return Look(**{**known[-1], "border": tuple(known[-1]["border"])})
+        now = time.time()
+        look = self._measured(path)
+        if stamp and stamp == _stamp(path) and stamp[2] / 1e9 < now - SETTLED:
+            self._known[key] = [*stamp, asdict(look)]
+        return look
+
+    def _measured(self, path: Path) -> Look:
+        """Read one file. Nothing but a plain file is opened, so that nobody waits for a pipe."""
+        digest = ""
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                return Look("", trouble="it is no file but a pipe, a socket, a device or a folder")
+            if status.st_size > MAX_BYTES:
+                return Look("", trouble=f"its {status.st_size / 1e9:.1f} GB are more than any picture has")
+            with ExitStack() as alone:
+                if status.st_size > LARGE_BYTES:
+                    alone.enter_context(self._large)
+                data = path.read_bytes()
+                digest = hashlib.sha256(data).hexdigest()
+                return self._seen(data, digest, alone)
+        except ImageError as error:
+            return Look(digest, trouble=str(error))
+        except OSError as error:
+            return Look("", trouble=f"it cannot be read ({error.strerror})")
+
+    def _seen(self, data: bytes, digest: str, alone: ExitStack) -> Look:
+        """Decode and measure; many large pictures at once would fill the memory. Raises ImageError."""
+        stored = header(data)
+        if stored.width * stored.height > LARGE_PIXELS:
+            alone.enter_context(self._large)
+        picture = decoded(stored)
+        alpha, rgb = transparency(picture.image), flattened(picture.image)
+        border, border_colour = measures.border(rgb)
+        return Look(
+            digest=digest,
+            format=picture.format,
+            mode=picture.image.mode,
+            width=rgb.width,
+            height=rgb.height,
+            frames=picture.frames,
+            has_alpha=alpha is not None,
+            phash=measures.phash(rgb),
+            sharpness=measures.sharpness(rgb),
+            border=border,
+            border_colour=border_colour,
+            colours=measures.colours(rgb, alpha),
+        )
+
+    def _write(self) -> None:
+        looks = {path: known for path, known in self._known.items() if os.path.lexists(path)}
+        try:
+            self.file.parent.mkdir(exist_ok=True)
+            write_whole(self.file, json.dumps({"made by": _made_by(), "sum": _sum(looks), "looks": looks}))
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = f"cannot be written ({error.strerror}); all pictures will be read again the next time"
+
+
+def _made_by() -> str:
+    """What measured: other numbers come of another version, and of a package that was not there."""
+    return f"1, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file's content does: bytes, mtime and ctime in ns, inode; empty when it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _sum(looks: dict[str, list]) -> str:
+    return hashlib.sha256(json.dumps(looks).encode()).hexdigest()
+
+
+def _remembered(file: Path) -> dict[str, list]:
+    """What a memory file holds; nothing when it is missing, damaged or of another version."""
+    try:
+        found = json.loads(file.read_bytes())
+        whole = found["made by"] == _made_by() and found["sum"] == _sum(found["looks"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return found["looks"] if whole else {}

@@ -1,0 +1,90 @@
+"""What can be told of a picture by its pixels: likeness, sharpness, border, colours."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from PIL import Image, ImageChops
+
+NEAR = 24  # of 255: pixels that differ less from a border's colour belong to it, in a JPEG too
+SMALL = 128  # px: the longest side at which colours are counted
+SHARP = 1024  # px: the longest side below which sharpness is measured, so that it means the same at every size
+COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+HUES = ((15, 3), (45, 4), (70, 5), (170, 6), (260, 7), (300, 8), (345, 9), (360, 3))  # degrees up to -> COLOURS
+
+
+def can_hash() -> bool:
+    """Whether the ImageHash package is there."""
+    return importlib.util.find_spec("imagehash") is not None
+
+
+def phash(image: Image.Image) -> str:
+    """The 64 bit perceptual hash (pHash: signs of the lowest cosines of a 32 px grey copy) in hexadecimal; "" without
+    the ImageHash package. Pictures that differ in few bits look alike.
+    """
+    if not can_hash():
+        return ""
+    import imagehash
+
+    return str(imagehash.phash(_reduced(image, 256)))
+
+
+def sharpness(image: Image.Image) -> float:
+    """Variance of the Laplacian of grey 0..255 at a longest side below SHARP: below about 100 a drawing or photo is
+    blurred. Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy".
+    """
+    import numpy as np
+
+    grey = np.asarray(_reduced(image, SHARP).convert("L"), dtype=np.int16)
+    if min(grey.shape) < 3:
+        return 0.0
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    return round(float(laplacian.var(dtype=np.float32)), 2)
+
+
+def border(image: Image.Image) -> tuple[tuple[int, int, int, int], str]:
+    """How many pixels at the left, top, right and bottom are of one colour, and that colour as "#rrggbb".
+
+    All 0 and "" without a border, and for a picture that is nothing but one colour.
+    """
+    width, height = image.size
+    for corner in ((0, 0), (width - 1, height - 1)):
+        colour = image.getpixel(corner)
+        far = ImageChops.difference(image, Image.new("RGB", image.size, colour)).point(lambda v: v >= NEAR and 255)
+        inside = far.getbbox()
+        if inside and inside != (0, 0, width, height):
+            left, top, right, bottom = inside
+            return (left, top, width - right, height - bottom), "#{:02x}{:02x}{:02x}".format(*colour)
+    return (0, 0, 0, 0), ""
+
+
+def colours(image: Image.Image, alpha: Image.Image | None) -> dict[str, float]:
+    """The share (0..1) of the pixels that people would call by each of COLOURS, most first; skin has none of them.
+    Transparent pixels, if `alpha` (mode L) is given, are not counted.
+    """
+    import numpy as np
+
+    small = _reduced(image, SMALL)
+    hue, saturation, value = np.asarray(small.convert("HSV"), dtype=np.float32).transpose(2, 0, 1) / 255
+    found = np.digitize(hue * 360, [end for end, _ in HUES])
+    named = np.array([name for _, name in HUES] + [HUES[-1][1]])[found]
+    named[(named == 3) & (saturation < 0.55) & (value > 0.75)] = COLOURS.index("pink")
+    is_brown = np.isin(named, (3, 4)) & (hue * 360 > 8) & (hue * 360 < 45) & (value < 0.65)
+    named[is_brown] = COLOURS.index("brown")
+    named[np.isin(named, (3, 4)) & ~is_brown & (hue * 360 > 8) & (saturation < 0.45)] = len(
+        COLOURS
+    )  # skin: none of them
+    is_pale = (saturation < 0.12) | (value < 0.25) & (saturation < 0.35)
+    named[is_pale] = COLOURS.index("grey")
+    named[is_pale & (value > 0.88)] = COLOURS.index("white")
+    named[value < 0.2] = COLOURS.index("black")
+    if alpha is not None:
+        named = named[np.asarray(_reduced(alpha, SMALL)) >= 128]
+    shares = np.bincount(named.ravel(), minlength=len(COLOURS))[: len(COLOURS)] / max(1, named.size)
+    return {COLOURS[i]: round(float(shares[i]), 4) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """A copy smaller by a whole factor, so that its longest side is at most `side`; boxes averaged."""
+    factor = -(-max(image.size) // side)
+    return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image
