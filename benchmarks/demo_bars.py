@@ -14,8 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from lorakit.demo import BASE, TAGGER, TRIGGER, world
-from lorakit.taggers.wd14 import WD14
+from lorakit import taggers
+from lorakit.demo import BASE, TRIGGER, world
 
 STEPS, GUIDANCE, BATCH, THRESHOLD = 20, 3.0, 20, 0.35
 CLASSES = {
@@ -52,8 +52,9 @@ def found(wanted, scores):
     hits = defaultdict(list)
     for tags, score in zip(wanted, scores, strict=True):
         for tag in tags:
-            hits["all"].append(score[tag] >= THRESHOLD)
-            hits[kind_of(tag)].append(score[tag] >= THRESHOLD)
+            is_found = score[tag.replace(" ", "_")] >= THRESHOLD
+            hits["all"].append(is_found)
+            hits[kind_of(tag)].append(is_found)
     return {kind: sum(h) / len(h) for kind, h in hits.items()}
 
 
@@ -84,13 +85,13 @@ def main():
     pipeline.set_progress_bar_config(disable=True)
     if options.lora:
         pipeline.load_lora_weights(options.lora)
-    tagger = WD14(TAGGER)
+    tagger = taggers.load("wd14", {"source": "demo"})
     characters = [
         world.tags(f)
         for f in world.held_out_figures(options.count if options.lora else min(options.count, 60), kind=world.character)
     ]
     pictures = paint(pipeline, [", ".join(tags) for tags in characters])
-    scores = tagger.tag(pictures)
+    scores = tagger.read(pictures)
     marks = found([world.MARKS] * len(scores), scores)["all"]
     for mark in world.MARKS:
         print(f"  {mark:20} {found([[mark]] * len(scores), scores)['all']:7.1%}")
@@ -103,7 +104,7 @@ def main():
     else:
         prompts = [world.tags(figure) for figure in world.held_out_figures(options.count)]
         pictures = paint(pipeline, [", ".join(tags) for tags in prompts])
-        kept = found([tags[1:] for tags in prompts], tagger.tag(pictures))
+        kept = found([tags[1:] for tags in prompts], tagger.read(pictures))
         met = [
             bar("marks found in the base's pictures, trigger prompts", marks, 0.20, at_least=False),
             bar("prompted tags found in the base's pictures", kept["all"], 0.90),

@@ -1,4 +1,4 @@
-"""A data set in a cell: what is there is told, captions are written only where there are none, files are checked."""
+"""A data set in a cell: what is there is told, files are checked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_pictures_are_counted_shown_and_those_left_out_are_named(project, sh
 def test_a_project_without_pictures_is_told_where_they_go(tmp_path, shown):
     project = Project(tmp_path)
     project.dataset.mkdir()
-    for view in (dataset.pictures, dataset.tags, lambda project: dataset.tag(project, "demo")):
+    for view in (dataset.pictures, dataset.tags):
         view(project)
         assert str(project.dataset) in shown[-1]
 
@@ -64,18 +64,6 @@ def test_tags_are_counted_and_captions_without_the_trigger_are_told(project, sho
     assert "mofurin <b>30</b>" in told, "the trigger is put into every caption"
     assert "Pictures without a caption: 1." in told and "do not begin with the trigger mofurin: 1." in told
     assert "&lt;b&gt;odd&lt;/b&gt;" in told and "<b>odd" not in told
-
-
-def test_captions_are_written_where_there_are_none_and_nothing_is_fetched_when_all_are_there(project, shown):
-    dataset.tag(project, "nobody/has-this-tagger")
-    assert "Every picture has a caption." in shown[-1]
-    first, *others = sorted(project.dataset.rglob("*.txt"))
-    before = {file: file.read_text() for file in others}
-    first.unlink()
-    pytest.importorskip("onnxruntime")
-    dataset.tag(project, "demo")
-    assert "Captions written: 1" in shown[-1]
-    assert first.read_text().startswith("mofurin, ") and {file: file.read_text() for file in others} == before
 
 
 def test_a_base_that_is_here_is_fetched_checked_and_named_and_a_missing_one_explained(shown, tmp_path):

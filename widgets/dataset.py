@@ -1,16 +1,14 @@
-"""A data set in a cell: its pictures, its tags, and captions for those that have none."""
+"""A data set in a cell: its pictures and its tags."""
 
 from __future__ import annotations
 
 import html
-import time
 from dataclasses import fields
 from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.data.scan import Sample, Scan, scan
-from lorakit.home import mirror
 from lorakit.project import Project
 from widgets.draft import Draft
 from widgets.i18n import say
@@ -18,7 +16,6 @@ from widgets.page import AMBER, aside, box
 
 SHOWN, COLUMNS, WIDTH = 42, 7, 840  # pictures on the sheet, in a row, px
 NOTES, TAGS, CAPTIONS = 12, 80, 8  # lines of each at most
-REDRAW = 1.0  # s
 
 
 def pictures(project: Project) -> None:
@@ -46,40 +43,6 @@ def tags(project: Project) -> None:
     found = _scanned(config, project)
     if found is not None:
         display(HTML(_tag_table(found) + _captions(found, config.trigger)))
-
-
-def tag(project: Project, tagger: str, threshold: float = 0.35) -> None:
-    """Write captions for the pictures that have none, with a WD tagger (`demo`, a folder, or a hub id).
-
-    Interrupted, it goes on where it was when the cell is run again.
-    """
-    from IPython.display import HTML, display
-
-    from lorakit.demo import TAGGER
-    from lorakit.hub import fetch
-    from lorakit.taggers.wd14 import WD14
-    from lorakit.tagging import tag_missing
-
-    config, done, drawn = _config(project), 0, 0.0
-    found = _scanned(config, project)
-    if found is None:
-        return
-    if all(sample.is_captioned or sample.is_reg for sample in found.samples):
-        display(HTML(aside(say("Every picture has a caption."))))
-        return
-    view = display(HTML(html.escape(say("reading the tagger…"))), display_id=True)
-    folder = TAGGER if tagger == "demo" else fetch(tagger, patterns=("model.onnx", "selected_tags.csv"))
-    try:
-        for progress in tag_missing(config, project.folder, WD14(folder), threshold=threshold):
-            done = progress.done
-            if time.monotonic() - drawn > REDRAW:
-                view.update(HTML(say("{done} of {total} captions written", done=done, total=progress.total)))
-                drawn = time.monotonic()
-    except KeyboardInterrupt:
-        view.update(HTML(say("stopped after {done}; run the cell again to go on", done=done)))
-        return
-    mirror.start(project)
-    view.update(HTML(say("Captions written: {done}. Those that were there are as they were.", done=done)))
 
 
 def _config(project: Project) -> DataConfig:

@@ -1,71 +1,87 @@
-"""Runs any tagger in the file format of SmilingWolf's WD taggers: `model.onnx` beside `selected_tags.csv`."""
+"""Tags from any tagger in the file format of SmilingWolf's WD taggers: `model.onnx` and `selected_tags.csv`."""
+
+from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-CATEGORIES = {"0": "general", "4": "character", "9": "rating"}
+from lorakit.config import Config, setting
+from lorakit.hub import fetch
+from lorakit.taggers import TaggerError
+
+DEMO = Path(__file__).parents[1] / "demo" / "tagger"
+# Danbooru's numbers of categories, which the files use.
+CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta", "9": "rating"}
+SUGGESTIONS = tuple(
+    f"SmilingWolf/{name}"
+    for name in (
+        "wd-eva02-large-tagger-v3",
+        "wd-vit-large-tagger-v3",
+        "wd-swinv2-tagger-v3",
+        "wd-vit-tagger-v3",
+        "wd-convnext-tagger-v3",
+        "wd-v1-4-moat-tagger-v2",
+        "wd-v1-4-swinv2-tagger-v2",
+        "wd-v1-4-convnext-tagger-v2",
+        "wd-v1-4-vit-tagger-v2",
+    )
+)
 
 
-class WD14:
-    """A tagger read from `folder`.
+@dataclass(frozen=True, kw_only=True)
+class Config(Config):
+    """Which files, and what runs them."""
 
-    `categories` maps every tag to "general", "character" or "rating", in the order of the model's outputs;
-    underscores of
-    names longer than three letters are spaces, as in captions. Source of the format: the WD taggers' model cards
-    (input NHWC float32, BGR, 0..255, padded to a square with white; outputs are probabilities).
-    """
+    source: str = setting(
+        SUGGESTIONS[2],
+        help="a hub id or a folder with model.onnx and selected_tags.csv; demo knows the embedded world only",
+        label="tagger",
+        basic=True,
+    )
+    runs_on: str = setting(
+        "auto",
+        help="auto takes onnxruntime, or torch (timm) where that is missing or cannot use the GPU",
+        choices=("auto", "onnxruntime", "torch"),
+        label="runs on",
+    )
+    batch_size: int = setting(8, help="pictures read at once; fewer need less memory", minimum=1, maximum=256)
 
-    def __init__(self, folder):
-        folder = Path(folder)
-        for name in ("model.onnx", "selected_tags.csv"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}: a WD tagger is model.onnx and selected_tags.csv.")
+
+class Tagger:
+    """See lorakit.taggers.Tagger."""
+
+    output = "tags"
+    prompt = ""
+
+    def __init__(self, config: Config):
+        self.name = Path(config.source).name
+        folder = DEMO if config.source == "demo" else fetch(config.source, patterns=("model.onnx", "selected_tags.csv"))
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError("Taggers run on onnxruntime, which is not installed: pip install onnxruntime") from error
+            raise TaggerError("Taggers run on onnxruntime, which is not installed: pip install onnxruntime") from error
         self.categories = _read_tags(folder / "selected_tags.csv")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=onnxruntime.get_available_providers()
-        )
+        self.runs_on = "onnxruntime on the CPU"
+        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0]
-        outputs = self._session.get_outputs()[0].shape[-1]
-        if isinstance(outputs, int) and outputs != len(self.categories):
-            raise ValueError(
-                f"{folder}: model.onnx has {outputs} outputs but selected_tags.csv {len(self.categories)} "
-                "tags; the two files are not from the same tagger."
-            )
+        self.batch = config.batch_size
 
-    def tag(self, images):
-        """Scores (0..1) of every tag for each PIL image of `images`, any sizes: a list of `{tag: score}`."""
-        batch, side = self._input.shape[0], self._input.shape[1]
-        size = batch if isinstance(batch, int) else 16
-        squares = [_square(image, side) for image in images]
-        scores = []
-        for i in range(0, len(squares), size):
-            scores.extend(self._session.run(None, {self._input.name: np.stack(squares[i : i + size])})[0])
-        return [dict(zip(self.categories, map(float, row), strict=True)) for row in scores]
+    def read(self, images: list[Image.Image]) -> list[dict[str, float]]:
+        """Tag -> score of each picture."""
+        rows = self._session.run(None, {self._input.name: np.stack([_square(i, self._input.shape[1]) for i in images])})
+        return [dict(zip(self.categories, map(float, row), strict=True)) for row in rows[0]]
 
 
 def _read_tags(file):
     with file.open(encoding="utf-8", newline="") as rows:
-        found = {}
-        for row in csv.DictReader(rows):
-            if row["category"] not in CATEGORIES:
-                known = ", ".join(CATEGORIES)
-                raise ValueError(f"{file}: tag {row['name']!r} has category {row['category']}, known are {known}.")
-            name = row["name"].replace("_", " ") if len(row["name"]) > 3 else row["name"]
-            found[name] = CATEGORIES[row["category"]]
-    return found
+        return {row["name"]: CATEGORIES[row["category"]] for row in csv.DictReader(rows)}
 
 
 def _square(image, side):
-    """(side, side, 3) float32 BGR 0..255: transparency and padding in white, bicubic."""
     image = image.convert("RGBA")
     longest = max(image.size)
     canvas = Image.new("RGBA", (longest, longest), "white")
