@@ -46,7 +46,7 @@ class Clicks:
         )
 
     def script(self, message: str) -> str:
-        """JavaScript, for an event attribute, that tells `message`, itself a JavaScript expression that JSON can hold."""
+        """JavaScript for an event attribute; it tells the value of `message`, a JavaScript expression."""
         return _CLICK.format(send=_SEND.format(name=self.name), message=message)
 
     def _changed(self, change: dict) -> None:

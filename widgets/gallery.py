@@ -1,0 +1,182 @@
+"""The tag editor: pictures and tags side by side, with undo; every change is in the caption files at once."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+
+import ipywidgets
+
+from lorakit.data.scan import DataError
+from lorakit.errors import UserError
+from lorakit.home import mirror
+from lorakit.project import Project
+from lorakit.tag_rules import Add, Remove
+from lorakit.tagbook import Change
+from widgets.clicks import Clicks
+from widgets.gallery_choice import Choice
+from widgets.gallery_edit import Editor
+from widgets.gallery_hints import Doubts, Suggestions
+from widgets.gallery_history import Past
+from widgets.gallery_picture import Picture
+from widgets.gallery_sheet import Sheet
+from widgets.gallery_state import State
+from widgets.gallery_table import TagTable
+from widgets.i18n import say
+from widgets.page import AMBER, GREEN, RED, box, facts
+from widgets.thumbnails import Thumbnails
+
+
+def gallery(project: Project) -> None:
+    """Show the tag editor of a project's training pictures."""
+    from IPython.display import HTML, display
+
+    try:
+        display(Gallery(project).widget)
+    except DataError as error:
+        display(HTML(box(str(error), AMBER)))
+
+
+class Gallery:
+    """The editor: `widget` is to be displayed. It holds nothing but what is looked at: captions, locks and history are
+    the tag book's, on disk. Raises DataError without usable pictures."""
+
+    def __init__(self, project: Project):
+        self.state = State(project)
+        self.clicks = Clicks(self._clicked)
+        thumbnails = Thumbnails(project)
+        self.head, self.told = ipywidgets.HTML(), ipywidgets.HTML()
+        self.undo = _button(say("undo"), "undo", lambda: self.do(self.state.book.undo))
+        self.redo = _button(say("redo"), "repeat", lambda: self.do(self.state.book.redo))
+        self.again = _button(say("read again"), "refresh", self._read)
+        self.table = TagTable(self.state, self.clicks)
+        self.sheet = Sheet(self.state, self.clicks, thumbnails, self.draw)
+        self.editor = Editor(self.state, self.draw, self.do)
+        self.panels = {
+            "picture": Picture(self.state, self.clicks, thumbnails, self.do),
+            "doubts": Doubts(self.state, self.clicks, thumbnails),
+            "suggestions": Suggestions(self.state, self.clicks),
+            "history": Past(self.state),
+        }
+        self.panel = "picture"
+        self.panes = Choice(self._turn_to)
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
+        sides = ipywidgets.Layout(flex_flow="row wrap", width="100%", align_items="flex-start")
+        self.place = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%", padding="6px 0 0 0"))
+        self.widget = ipywidgets.VBox(
+            [
+                self.head,
+                ipywidgets.Box([self.undo, self.redo, self.again, self.told], layout=row),
+                ipywidgets.Box([self.table.widget, self.sheet.widget], layout=sides),
+                self.editor.widget,
+                self.panes.widget,
+                self.place,
+                self.clicks.widget,
+            ],
+            layout=ipywidgets.Layout(width="100%", max_width="1240px"),
+        )
+        self.draw()
+
+    def draw(self) -> None:
+        """Show everything as it is now; what is the same as before is not sent again."""
+        state, changes = self.state, self.state.book.history()
+        told = [
+            say("{n} pictures", n=len(state.names)),
+            say("locked: {n}", n=sum(map(state.book.is_locked, state.names))),
+        ]
+        told.append(say("tagger: {name}", name=state.tagger) if state.tagger else say("no tagger was asked yet"))
+        self.head.value = facts(told)
+        self.undo.disabled = not any(not change.undone for change in changes)
+        self.redo.disabled = not any(change.undone for change in changes)
+        self.table.draw()
+        self.sheet.draw()
+        self.editor.draw()
+        self._draw_panel()
+
+    def do(self, action: Callable[[], Change | None]) -> None:
+        """Make a change of captions or locks, say what came of it, and draw."""
+        try:
+            change = action()
+        except UserError as error:
+            self._say(str(error), RED)
+            return
+        if change is None:
+            self._say(say("Nothing to change there."), AMBER)
+            return
+        self.state.derive()
+        self.draw()
+        self._say(_summary(change), GREEN)
+        mirror.start(self.state.project)
+
+    def _clicked(self, message: list[str]) -> None:
+        """A click on HTML: what it is about, then the picture or the tag."""
+        what, *rest = message
+        {
+            "tag": self._choose,
+            "picture": self._toggle,
+            "take": self._take,
+            "give": self._give,
+            "absorb": self._absorb,
+        }[what](*rest)
+
+    def _choose(self, tag: str) -> None:
+        self.state.choose(tag)
+        self.editor.tag.value = self.state.tag or self.editor.tag.value
+        self.draw()
+
+    def _toggle(self, name: str) -> None:
+        self.state.toggle(name)
+        self.draw()
+
+    def _take(self, name: str, tag: str) -> None:
+        rule = Remove(tag, self.state.config.trigger)
+        self.do(lambda: self.state.edit(say("removed {tags}", tags=tag), [rule], [name]))
+
+    def _give(self, name: str, tag: str) -> None:
+        rule = Add(tag, trigger=self.state.config.trigger)
+        self.do(lambda: self.state.edit(say("added {tags}", tags=tag), [rule], [name]))
+
+    def _absorb(self, tag: str) -> None:
+        rule = Remove(tag, self.state.config.trigger)
+        self.do(lambda: self.state.edit(say("left {tags} to the trigger", tags=tag), [rule], self.state.names))
+
+    def _turn_to(self, panel: str) -> None:
+        self.panel = panel
+        self._draw_panel()
+
+    def _draw_panel(self) -> None:
+        words = {
+            "picture": say("this picture"),
+            "doubts": f"{say('suspicious tags')} {len(self.state.hints)}",
+            "suggestions": say("suggestions"),
+            "history": say("history"),
+        }
+        self.panes.draw([(word, name) for name, word in words.items()], self.panel)
+        panel = self.panels[self.panel]
+        panel.draw()
+        if self.place.children != (panel.widget,):
+            self.place.children = (panel.widget,)
+
+    def _read(self) -> None:
+        self.state.read()
+        self.draw()
+        self._say(say("Read again."), GREEN)
+
+    def _say(self, text: str, colour: str) -> None:
+        self.told.value = f'<div style="color:{colour};line-height:1.5;padding:0 8px">{html.escape(text)}</div>'
+
+
+def _summary(change: Change) -> str:
+    """What was done, in how many pictures, and how many were left alone."""
+    pictures = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
+    what = say("undone: {what}", what=change.what) if change.undone else change.what
+    told = [what, say("pictures: {n}", n=pictures)]
+    if change.kept:
+        told.append(say("left as they were: {n}", n=len(change.kept)))
+    return " · ".join(told)
+
+
+def _button(words: str, icon: str, pressed: Callable[[], None]) -> ipywidgets.Button:
+    button = ipywidgets.Button(description=words, icon=icon, layout=ipywidgets.Layout(width="auto"))
+    button.on_click(lambda _: pressed())
+    return button

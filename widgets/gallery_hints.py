@@ -1,0 +1,146 @@
+"""What may be wrong in the captions, and what the trigger can take in or must not, as lists to click on."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+
+import ipywidgets
+
+from lorakit.hints import KINDS, Hint, absorb, group, must_stay
+from widgets.clicks import Clicks, said
+from widgets.gallery_state import State
+from widgets.i18n import say
+from widgets.page import aside
+from widgets.thumbnails import Thumbnails
+
+SHOWN = 30  # doubts at a time
+SIDE = 44  # px of a thumbnail
+ROW = "display:flex;gap:10px;align-items:center;padding:3px 0"
+ABSENT = ("missed", "nearly")  # doubts about a tag that the caption has not
+
+
+def sentence(hint: Hint) -> str:
+    """Why, in the reader's language."""
+    return say(KINDS[hint.kind][1], tag=hint.tag, **hint.facts)
+
+
+def link(message: list[str], words: str) -> str:
+    """Words to click on."""
+    return (
+        f'<span {said(message)} style="cursor:pointer;border:1px solid #8886;border-radius:4px;padding:1px 8px;'
+        f'white-space:nowrap">{html.escape(words)}</span>'
+    )
+
+
+class Doubts:
+    """Suspicious tags, picture by picture, the gravest first; clicks tell "picture", "take" and "give"."""
+
+    def __init__(self, state: State, clicks: Clicks, thumbnails: Thumbnails):
+        self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
+        self.kind = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="auto", max_width="98%"))
+        self.list = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.kind.observe(lambda _: self._list(), "value")
+        self.widget = ipywidgets.VBox([self.kind, self.list], layout=ipywidgets.Layout(width="100%"))
+
+    def draw(self) -> None:
+        """Show them as they are now, of the kind that was chosen while there is one."""
+        counts, chosen = Counter(hint.kind for hint in self._state.hints), self.kind.value
+        words = {
+            "colour": say("a colour against the pixels"),
+            "unseen": say("the tagger does not see it"),
+            "missed": say("the tagger is sure, the caption has it not"),
+            "close": say("close to the threshold"),
+            "nearly": say("just below the threshold"),
+            "once": say("in one picture only"),
+        }
+        there = [(f"{word} ({counts[kind]})", kind) for kind, word in words.items() if counts[kind]]
+        options = [(f"{say('all')} ({len(self._state.hints)})", ""), *there]
+        with self.kind.hold_trait_notifications():
+            self.kind.options = options
+            self.kind.value = chosen if chosen in counts else ""
+        self._list()
+
+    def _list(self) -> None:
+        found = [hint for hint in self._state.hints if self.kind.value in ("", hint.kind)]
+        samples = (self._state.book.samples[hint.picture] for hint in found[:SHOWN])
+        rows = "".join(map(self._row, found, self._thumbnails.sources(samples)))
+        if not found:
+            rows = aside(say("Nothing looks wrong."))
+        if self._state.opinion is None:
+            rows = aside(say("Ask a tagger first, and tags that it does not see are listed, too.")) + rows
+        if len(found) > SHOWN:
+            rows += aside(say("and {n} more", n=len(found) - SHOWN))
+        self.list.value = f'<div style="font-size:13px;line-height:1.5" {self._clicks.attributes()}>{rows}</div>'
+
+    def _row(self, hint: Hint, source: str) -> str:
+        if hint.kind in ABSENT:
+            act = link(["give", hint.picture, hint.tag], say("add"))
+        else:
+            act = link(["take", hint.picture, hint.tag], say("remove"))
+        image = f'<img src="{source}" alt="" style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px;margin:0">'
+        number = self._state.numbers[hint.picture]
+        return (
+            f'<div style="{ROW}"><span {said(["picture", hint.picture])} title="{html.escape(hint.picture)}" '
+            f'style="cursor:pointer;width:{SIDE}px;height:{SIDE}px;display:flex;align-items:center;justify-content:center">'
+            f'{image}</span><b>{number}</b><span style="flex:1;overflow-wrap:anywhere">{html.escape(sentence(hint))}'
+            f"</span>{act}</div>"
+        )
+
+
+class Suggestions:
+    """What is always there and can go to the trigger, and what must stay tagged; clicks tell "tag" and "absorb"."""
+
+    def __init__(self, state: State, clicks: Clicks):
+        self._state, self._clicks = state, clicks
+        self.widget = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+
+    def draw(self) -> None:
+        """Show them as they are now."""
+        captions, trigger = self._state.book.captions, self._state.config.trigger
+        taken = "".join(
+            f'<div style="{ROW}"><span style="flex:1">{html.escape(sentence(hint))}</span>'
+            f"{link(['absorb', hint.tag], say('take it out of all'))}</div>"
+            for hint in absorb(captions, trigger)
+        )
+        stay = must_stay(captions, trigger)
+        fixed = "".join(self._told(hint) for hint in stay if hint.kind == "fixed")
+        self.widget.value = (
+            f'<div style="font-size:13px;line-height:1.6;max-width:840px" {self._clicks.attributes()}>'
+            f"{_head(say('For the trigger: what is always there'))}{taken or aside(say('Nothing: no such tag.'))}"
+            f"{_head(say('To stay tagged: what you will want to change'))}{self._groups(stay)}"
+            f"{_head(say('Hard to change: in nearly every picture')) + fixed if fixed else ''}</div>"
+        )
+
+    def _told(self, hint: Hint) -> str:
+        return f'<div style="{ROW}">{html.escape(sentence(hint))}</div>'
+
+    def _groups(self, stay: list[Hint]) -> str:
+        """A line for each group: its tags with their counts."""
+        words = {
+            "clothes": say("clothes"),
+            "pose": say("pose"),
+            "expression": say("expression"),
+            "background": say("background"),
+            "view": say("view"),
+        }
+        tags = {name: [hint for hint in stay if hint.kind == "stay" and group(hint.tag) == name] for name in words}
+        lines = "".join(
+            f'<div style="padding:2px 0"><b>{html.escape(words[name])}</b> '
+            + " · ".join(self._tag(hint) for hint in found)
+            + "</div>"
+            for name, found in tags.items()
+            if found
+        )
+        return lines or aside(say("Nothing: no such tag."))
+
+    def _tag(self, hint: Hint) -> str:
+        spelled = html.escape(hint.tag)
+        return (
+            f'<span {said(["tag", hint.tag])} title="{html.escape(sentence(hint))}" style="cursor:pointer;'
+            f'display:inline-block">{spelled} <span style="opacity:0.65">{hint.facts["n"]}</span></span>'
+        )
+
+
+def _head(words: str) -> str:
+    return f'<div style="font-weight:bold;margin-top:8px">{html.escape(words)}</div>'

@@ -1,0 +1,176 @@
+"""What the tag editor looks at: the tag book, what a tagger and the pixels say of it, and what is chosen just now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
+
+from lorakit import hints
+from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of
+from lorakit.data.looks import Looks
+from lorakit.hints import Hint, Opinion
+from lorakit.project import Project
+from lorakit.scores import Scores, known
+from lorakit.tag_rules import Rule
+from lorakit.tag_words import spelled
+from lorakit.tagbook import Change, TagBook
+from lorakit.tagging import read_tagging
+from widgets.draft import Draft
+
+PAGE = 24  # pictures on a page
+OFFERED = 30  # tags that are offered while one is typed
+SORTS = ("rarest", "frequent", "name", "suspicious")
+SHOWS = ("all", "with", "without", "selected", "suspicious", "locked")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tag of the data set: how many pictures have it, in how many it is doubted, and the tagger's mean score (0 to 1)
+    in those that have it, None when the tagger does not know it."""
+
+    tag: str
+    count: int
+    doubts: int
+    score: float | None
+
+
+class State:
+    """Everything that the parts of the editor draw. Captions change through `book` alone; the rest is what is seen."""
+
+    def __init__(self, project: Project):
+        chosen = Draft(project).shown
+        names = (field.name for field in fields(DataConfig) if f"data.{field.name}" in chosen)
+        self.project = project
+        self.config = DataConfig(**{name: chosen[f"data.{name}"] for name in names})
+        self.book = TagBook(project, self.config)
+        self.tag, self.sort, self.show, self.wanted = "", "rarest", "all", ""
+        self.selected: set[str] = set()
+        self.focus = ""  # the picture that is looked at
+        self.page = 0
+        self.read()
+
+    def read(self) -> None:
+        """See what others wrote meanwhile: captions, scores, other pictures."""
+        self.book.refresh()
+        self.names = list(self.book.samples)
+        self.numbers = {name: number for number, name in enumerate(self.names, 1)}
+        self.tagger, self.opinion = self._opinion()
+        looks = Looks(self.project.cache / "looks.json")
+        paths = {sample.path: name for name, sample in self.book.samples.items()}
+        self.colours = {paths[path]: look.colours for path, look in looks.look(list(paths))}
+        self.derive()
+
+    def derive(self) -> None:
+        """What follows from the captions as they are now."""
+        self.holders: dict[str, set[str]] = {}
+        for name, caption in self.book.captions.items():
+            for tag in tags_of(caption):
+                self.holders.setdefault(tag, set()).add(name)
+        self.hints = hints.suspicious(self.book.captions, self.opinion, self.colours, self.config.trigger)
+        self.doubts = Counter(hint.tag for hint in self.hints)
+        self.doubted: dict[str, list[Hint]] = {}
+        for hint in self.hints:
+            self.doubted.setdefault(hint.picture, []).append(hint)
+        self.selected &= set(self.names)
+        self.focus = self.focus if self.focus in self.numbers else next(iter(self.names), "")
+
+    def _opinion(self) -> tuple[str, Opinion | None]:
+        """The tagger whose scores are there for most pictures, and what it says; ("", None) before any was asked."""
+        _, _, config = read_tagging(self.project)
+        best: tuple[str, Opinion | None] = ("", None)
+        for tagger in known(self.project):
+            kept = Scores(self.project, tagger)
+            found = {name: kept.get(sample.digest) for name, sample in self.book.samples.items()}
+            scores = {
+                name: {spelled(tag): score for tag, score in its.items()}
+                for name, its in found.items()
+                if its is not None
+            }
+            if scores and (best[1] is None or len(scores) >= len(best[1].scores)):
+                categories = {spelled(tag): category for tag, category in kept.categories.items()}
+                thresholds = config.general_threshold, config.character_threshold
+                best = tagger, Opinion(scores, categories, *thresholds)
+        return best
+
+    # ---- what is seen ------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """The tags that hold what is searched for, in the chosen order."""
+        rows = [
+            Row(tag, len(names), self.doubts[tag], self._mean(tag, names))
+            for tag, names in self.holders.items()
+            if self.wanted.lower() in tag.lower()
+        ]
+        orders = {
+            "rarest": lambda row: (row.count, row.tag),
+            "frequent": lambda row: (-row.count, row.tag),
+            "name": lambda row: (row.tag.lower(), row.tag),
+            "suspicious": lambda row: (-row.doubts / row.count, -row.doubts, row.tag),
+        }
+        return sorted(rows, key=orders[self.sort])
+
+    def shown(self, show: str = "") -> list[str]:
+        """The pictures that are to be seen, on all pages; `show` (one of SHOWS) instead of the chosen ones."""
+        have = self.holders.get(self.tag, set())
+        is_shown = {
+            "all": lambda name: True,
+            "with": lambda name: name in have,
+            "without": lambda name: name not in have,
+            "selected": lambda name: name in self.selected,
+            "suspicious": lambda name: name in self.doubted,
+            "locked": self.book.is_locked,
+        }[show or self.show]
+        return [name for name in self.names if is_shown(name)]
+
+    def score(self, name: str, tag: str) -> float | None:
+        """What the tagger gives a tag in a picture, 0 to 1; None when it does not know the tag or the picture."""
+        if self.opinion is None or tag not in self.opinion.categories or name not in self.opinion.scores:
+            return None
+        return self.opinion.scores[name].get(tag, 0.0)
+
+    def offered(self, text: str) -> list[str]:
+        """Tags that go on with the last of those typed in `text`, all of which stay: the data set's most frequent
+        first, then the tagger's."""
+        before, comma, typed = text.rpartition(",")
+        begun, lead = typed.strip().lower(), f"{before}{comma} " if comma else ""
+        if not begun:
+            return []
+        mine = sorted(self.holders, key=lambda tag: (-len(self.holders[tag]), tag))
+        others = self.opinion.categories if self.opinion else ()
+        found = dict.fromkeys(tag for tags in (mine, others) for tag in tags if tag.lower().startswith(begun))
+        return [lead + tag for tag in list(found)[:OFFERED]]
+
+    def _mean(self, tag: str, names: set[str]) -> float | None:
+        scores = [score for name in names if (score := self.score(name, tag)) is not None]
+        return sum(scores) / len(scores) if scores else None
+
+    # ---- what is done ------------------------------------------------------------------------------------------------
+
+    def choose(self, tag: str) -> None:
+        """Look at a tag: the pictures that have it; chosen again, at all of them."""
+        self.tag = "" if tag == self.tag else tag
+        self.look("with" if self.tag else "all")
+
+    def look(self, show: str) -> None:
+        """Show other pictures, from their first page."""
+        self.show, self.page = show, 0
+
+    def toggle(self, name: str) -> None:
+        """Select a picture, or no longer; it is the one that is looked at."""
+        self.selected ^= {name}
+        self.focus = name
+
+    def edit(self, what: str, rules: Sequence[Rule], names: Iterable[str]) -> Change | None:
+        """Apply rules, one after the other, to the captions of these pictures; None when that changes nothing."""
+        captions = self.book.captions
+        return self.write(
+            what, {name: reduce(lambda text, rule: rule.apply(text), rules, captions[name]) for name in names}
+        )
+
+    def write(self, what: str, captions: dict[str, str]) -> Change | None:
+        """Write captions by picture; None when that changes nothing."""
+        changed = {name: text for name, text in captions.items() if text != self.book.captions[name]}
+        return self.book.change(what, changed) if changed else None

@@ -1,0 +1,47 @@
+"""Small copies of a data set's pictures, made once and kept on disk by what the pictures hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lorakit.data.images import ImageError, open_rgb
+from lorakit.data.scan import Sample
+from lorakit.project import Project, write_whole
+from widgets.pictures import SIDE, jpeg, source
+
+QUALITY = 80  # of JPEG
+LARGE = 480  # px of the longer side of one picture that is looked at
+THREADS = 4  # Pillow lets others run while it decodes
+
+
+class Thumbnails:
+    """The thumbnails of a project, below `<cache>/thumbnails/`; a picture that changes gets another one."""
+
+    def __init__(self, project: Project):
+        self.folder = project.cache / "thumbnails"
+        self._ahead = ThreadPoolExecutor(THREADS, thread_name_prefix="thumbnails")
+
+    def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
+        """`src` of an <img> for each picture, its longer side `side` px; "" for one that cannot be read (any more)."""
+        files = self._ahead.map(lambda sample: self._made(sample, side), samples)
+        return [source(file.read_bytes()) if file else "" for file in files]
+
+    def prepare(self, samples: Iterable[Sample]) -> None:
+        """Make thumbnails that will be wanted soon, without waiting for them."""
+        for sample in samples:
+            self._ahead.submit(self._made, sample, SIDE)
+
+    def _made(self, sample: Sample, side: int) -> Path | None:
+        file = self.folder / f"{sample.digest}-{side}.jpg"
+        if file.exists():
+            return file
+        try:
+            small = open_rgb(sample.path)
+        except (ImageError, OSError):
+            return None
+        small.thumbnail((side, side))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, jpeg(small, QUALITY))
+        return file
