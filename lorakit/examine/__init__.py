@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from lorakit.config import Config
 from lorakit.data import DataConfig
-from lorakit.examine.finding import Finding, Report
+from lorakit.examine.checks import CHECKS
+from lorakit.examine.facts import gather
+from lorakit.examine.finding import SEVERITIES, Finding, Report
 from lorakit.project import Project
+from lorakit.run import LoopConfig
 
 __all__ = ["Finding", "Report", "examine"]
 
 
-def examine(project: Project, config: DataConfig, model: Config | None = None, pictures_a_step: int = 1) -> Report:
+def examine(
+    project: Project, config: DataConfig, model: Config | None = None, loop: LoopConfig | None = None
+) -> Report:
     """Look at everything in a data set; quick the second time, as what a picture is like is remembered.
 
-    model             of a run, for what its family cuts from captions; None: captions are not measured
-    pictures_a_step   batch size times accumulation, for the number of steps
+    model    of a run, for what its family cuts from captions; None: captions are not measured
+    loop     of a run, for the number of steps in an epoch
+
+    What is wrong with the whole set, such as a missing folder, is a finding as all else.
     """
-    return Report((), {})
+    facts = gather(project, config, model, loop or LoopConfig())
+    findings = [finding for check in CHECKS.values() if (finding := check.run(facts))]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return Report(tuple(findings), facts.numbers())

@@ -9,43 +9,52 @@ SEVERITIES = ("wrong", "look", "tip")  # worst first
 
 
 @dataclass(frozen=True)
-class Finding:
+class Found:
+    """What a check saw; without pictures and details it saw nothing.
+
+    pictures   names of what it is about, as `Scan` spells them; those that belong together follow each other
+    details    name of a picture, or of a folder or tag -> what is to be said about that one
+    targets    the names that a fix changes; empty: all of `pictures`
+    fields     what goes into the sentences of the check's row, beside `n`, the number of pictures
+    """
+
+    pictures: tuple[str, ...] = ()
+    details: dict[str, str] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Found):
     """One thing that was found.
 
     kind       the row of `CHECKS` that found it
     severity   "wrong": something is lost or broken; "look": a person should look at it; "tip": good to know
     text       what was found, and `reason` why it matters: sentences with `{fields}`, so that they can be translated;
                `title` and `why` are both in English
-    pictures   names of what it is about, as `Scan` spells them; those that belong together follow each other
-    details    name -> what is to be said about that one
     fix        name of a row of `FIXES`, "" without
-    targets    the names that the fix changes; empty: all of `pictures`
     """
 
     kind: str
     severity: str
     text: str
     reason: str
-    pictures: tuple[str, ...] = ()
-    details: dict[str, str] = field(default_factory=dict)
     fix: str = ""
-    targets: tuple[str, ...] = ()
-    fields: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        return self.text.format(**self.fields) if self.fields else self.text
+        return self.text.format(**self.fields)
 
     @property
     def why(self) -> str:
-        return self.reason.format(**self.fields) if self.fields else self.reason
+        return self.reason.format(**self.fields)
 
 
 @dataclass(frozen=True)
 class Report:
     """All findings, worst first, and the numbers of the set.
 
-    numbers   pictures, seen (in an epoch, repeats counted), regularization, captions, tags, buckets, steps (an epoch);
+    numbers   pictures, regularization (pictures), seen (an epoch, repeats counted), steps (an epoch), buckets, tags;
               empty when the set cannot be read
     """
 
@@ -67,4 +76,4 @@ class Report:
             | {"pictures": list(f.pictures), "details": f.details}
             for f in self.findings
         ]
-        return {"numbers": dict(self.numbers), "findings": rows}
+        return {"numbers": self.numbers, "findings": rows}

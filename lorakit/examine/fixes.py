@@ -5,24 +5,169 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lorakit.boxes import Box, Boxes
 from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of
+from lorakit.data.looks import Looks
+from lorakit.errors import UserError
+from lorakit.examine import aside
 from lorakit.examine.finding import Finding
 from lorakit.project import Project
+from lorakit.tag_rules import Remove
+from lorakit.tagbook import TagBook
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a fix did: how many files or captions it changed, and a sentence for each that stayed as it was."""
+
+    changed: int
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fix:
-    """One row: `apply(project, config, finding, answer)` does it and returns a sentence for each thing that it did.
+    """One row: `apply(project, config, finding, answer)` does it.
 
     label      on a button; `help` says what happens and how it is taken back
-    answers    what a person must choose first (`answer` is one of these), empty when nothing is asked
+    answers    what a person must choose first (`answer` is one of these); empty when nothing is asked
     """
 
     name: str
     label: str
     help: str
-    apply: Callable[[Project, DataConfig, Finding, str], list[str]]
+    apply: Callable[[Project, DataConfig, Finding, str], Done]
     answers: tuple[str, ...] = ()
 
 
-FIXES: dict[str, Fix] = {}
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    known = dict(aside.paths_in(aside.data_folder(project, config)))
+    names = finding.targets or finding.pictures
+    moved = aside.set_aside(project, config, finding.kind, [known[name] for name in names if name in known])
+    return Done(len(moved))
+
+
+def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    known = dict(aside.paths_in(aside.data_folder(project, config)))
+    texts, kept = {}, []
+    for name in finding.pictures:
+        file = known[name].with_suffix(config.caption_extension)
+        try:
+            texts[file] = file.read_bytes().decode(answer)
+        except UnicodeDecodeError:
+            kept.append(f"{name}: its caption is not {answer}.")
+        except OSError as error:
+            kept.append(f"{name}: its caption cannot be read ({error.strerror}).")
+    if texts:
+        aside.replace(project, config, finding.kind, texts)
+    return Done(len(texts), tuple(kept))
+
+
+def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    """A box inside the border of each picture that has no box yet."""
+    boxes, done = Boxes(project), 0
+    known = dict(aside.paths_in(aside.data_folder(project, config)))
+    names = {known[name]: name for name in finding.pictures if name in known and not boxes.of(name)}
+    for path, look in Looks.of(project.folder).look(names):
+        left, top, right, bottom = look.border
+        boxes.add(names[path], Box(left, top, look.width - left - right, look.height - top - bottom))
+        done += 1
+    return Done(done)
+
+
+# ---- captions: all through the tag book, whose undo takes them back --------------------------------------------------
+
+
+def _write_captions(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    book = TagBook(project, config)
+    trained = {name: book.samples[name].caption for name in finding.pictures if name in book.samples}
+    return _changed(book, finding, {name: text for name, text in trained.items() if not book.captions[name]})
+
+
+def _trigger_first(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    def first(caption: str) -> str:
+        others = [tag for tag in tags_of(caption) if tag != config.trigger]
+        return ", ".join([config.trigger, *others])
+
+    return _each(TagBook(project, config), finding, first)
+
+
+def _ordinary_commas(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    def with_commas(caption: str) -> str:
+        return ", ".join(tags_of(caption.replace("，", ",").replace("、", ",")))
+
+    return _each(TagBook(project, config), finding, with_commas)
+
+
+def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+    rules = [Remove(tag, config.trigger) for tag in finding.details]
+
+    def without(caption: str) -> str:
+        for rule in rules:
+            caption = rule.apply(caption)
+        return caption
+
+    return _each(TagBook(project, config), finding, without)
+
+
+def _each(book: TagBook, finding: Finding, change: Callable[[str], str]) -> Done:
+    captions = {name: book.captions[name] for name in finding.pictures if name in book.captions}
+    return _changed(book, finding, {name: change(caption) for name, caption in captions.items() if caption})
+
+
+def _changed(book: TagBook, finding: Finding, captions: dict[str, str]) -> Done:
+    change = book.change(FIXES[finding.fix].label, captions)
+    return Done(len(change.new) if change else 0, change.kept if change else ())
+
+
+ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251", "utf-16")
+SET_ASIDE = (
+    "Moves these files, with their captions, into the project's set-aside/; from there they can be brought back."
+)
+UNDO = "The tag editor's undo takes it back."
+ROWS = (
+    Fix("set_aside", "set aside", SET_ASIDE, _set_aside),
+    Fix(
+        "to_utf8",
+        "save as UTF-8",
+        "Reads these caption files in the encoding that you choose and saves them as UTF-8; as they were, they are kept "
+        "in the project's set-aside/.",
+        _to_utf8,
+        ENCODINGS,
+    ),
+    Fix(
+        "crop_borders",
+        "draw boxes",
+        "Draws a box inside each border, by which the pictures are cropped when they are prepared; the files stay as "
+        "they are.",
+        _crop_borders,
+    ),
+    Fix("write_captions", "write captions", f"Writes down what the pictures are trained as. {UNDO}", _write_captions),
+    Fix(
+        "trigger_first",
+        "trigger first",
+        f"Writes the trigger as the first tag of these captions. {UNDO}",
+        _trigger_first,
+    ),
+    Fix(
+        "ordinary_commas",
+        "ordinary commas",
+        f"Writes ordinary commas between the tags of these captions. {UNDO}",
+        _ordinary_commas,
+    ),
+    Fix("absorb", "take out of captions", f"Takes the tags below out of all captions. {UNDO}", _absorb),
+)
+FIXES = {fix.name: fix for fix in ROWS}
+
+
+def mend(project: Project, config: DataConfig, finding: Finding, answer: str = "") -> Done:
+    """Do what a finding's fix does. Raises UserError when it has none, or `answer` is none of its `answers`."""
+    if not finding.fix:
+        raise UserError(f"There is no fix for {finding.kind!r} but by hand. {finding.why}")
+    fix = FIXES[finding.fix]
+    if fix.answers and answer not in fix.answers:
+        raise UserError(f"{fix.label!r} must be told one of {', '.join(fix.answers)}; it was told {answer!r}.")
+    return fix.apply(project, config, finding, answer)

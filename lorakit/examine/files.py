@@ -1,0 +1,44 @@
+"""Checks of the files of a data set: what is left out of training, and what is used otherwise than it lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorakit.data.scan import Note
+from lorakit.examine.facts import Facts
+from lorakit.examine.finding import Found
+
+CUT_OFF = ("truncated", "not processed", "next frame")  # how Pillow's decoders speak of a file that is not whole
+
+
+def unusable(facts: Facts) -> Found | None:
+    """The folder is missing, or nothing in it can be trained on."""
+    return Found(details={facts.config.folder: facts.trouble}) if facts.trouble else None
+
+
+def truncated(facts: Facts) -> Found | None:
+    """Pictures whose file ends too early."""
+    return _told([note for note in facts.notes("unreadable") if _is_cut_off(note)])
+
+
+def unreadable(facts: Facts) -> Found | None:
+    """Files that cannot be read as pictures for any other reason."""
+    return _told([note for note in facts.notes("unreadable") if not _is_cut_off(note)])
+
+
+def noted(*kinds: str) -> Callable[[Facts], Found | None]:
+    """A check that passes on what the scan notes of these kinds."""
+    return lambda facts: _told(facts.notes(*kinds))
+
+
+def alpha(facts: Facts) -> Found | None:
+    """Pictures that are transparent somewhere."""
+    return Found(tuple(name for name, look in facts.looks.items() if look.has_alpha))
+
+
+def _is_cut_off(note: Note) -> bool:
+    return any(words in note.text.lower() for words in CUT_OFF)
+
+
+def _told(notes: list[Note]) -> Found:
+    return Found(tuple(dict.fromkeys(note.name for note in notes)), {note.name: note.text for note in notes})
