@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import difflib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.scan import Sample
-from lorakit.errors import UserError
+from lorakit.data.captions import tags_of
+from lorakit.data.scan import Sample, scan
 from lorakit.project import Project
+from lorakit.tag_history import BETWEEN, Edit, Entry, FirstCaptions, History, TagBookError, fsync_folder, held, plain
+from lorakit.tag_ledger import PERSON, Ledger
 
-PERSON = "person"  # who changes captions, unless a tagger does
-
-
-class TagBookError(UserError):
-    """A caption could not be changed; the message says which and why."""
+PART = ".lorakit-caption.part"  # a caption on its way to its file; one at a time in a folder
 
 
 @dataclass(frozen=True)
@@ -26,78 +29,329 @@ class Change:
     at: str  # local time, "2026-11-21 12:00:00"
     what: str
     by: str  # "person" or a tagger's name
-    old: dict[str, str]
-    new: dict[str, str]
-    kept: tuple[str, ...] = ()  # pictures that were left as they are: locked, or changed elsewhere meanwhile
-    undone: bool = False
-    locked: tuple[str, ...] = field(default=())  # pictures that were locked by it
-    unlocked: tuple[str, ...] = field(default=())
+    old: Mapping[str, str]
+    new: Mapping[str, str]
+    kept: tuple[str, ...]  # pictures that were left as they are: locked, or changed elsewhere meanwhile
+    undone: bool
+    locked: tuple[str, ...]  # pictures that were locked by it
+    unlocked: tuple[str, ...]
 
 
 class TagBook:
     """All training pictures' captions; the truth is their caption files, the history `tags/history.jsonl`."""
 
     samples: dict[str, Sample]  # name -> training picture (no regularization)
-    captions: dict[str, str]  # name -> text as it stands on disk; it is what the last call here saw
+    captions: dict[str, str]  # name -> text as it stands on disk, as the last call here saw it
 
     def __init__(self, project: Project, config: DataConfig):
         """Read the data set. What was changed elsewhere since is a change by "person"; a cut change is finished.
 
         Raises DataError as `scan` does, TagBookError when another process holds the book for long.
         """
-        raise NotImplementedError
+        self._project, self._config = project, config
+        self._folder = project.folder / "tags"
+        of = f"{config.folder}/*{config.caption_extension}"  # one history for several data folders
+        self._firsts = FirstCaptions(self._folder / "captions.v1.json", of)
+        self._history = History(self._folder / "history.jsonl", of)
+        self._ledger = Ledger()
+        self._looks: dict[str, tuple | None] = {}  # name -> what its caption file looked like when it was read
+        self._unread: set[str] = set()  # pictures whose caption file holds something that was not read
+        self.samples, self.captions = {}, {}
+        self.refresh()
+
+    # ---- what is there -----------------------------------------------------------------------------------------------
 
     def refresh(self) -> Change | None:
         """See what other kernels, editors and Drive changed; returns what became a change of "person" by that."""
-        raise NotImplementedError
-
-    def change(self, what: str, captions: dict[str, str], by: str = PERSON) -> Change | None:
-        """Write captions (name -> text, on one line); None when nothing differs.
-
-        A tagger's change leaves locked pictures out (`Change.kept`). Where somebody else changed a caption since this
-        book saw it, only the tags that differ from what it saw are put in and taken out.
-        Raises TagBookError for names that are no training picture and when nothing could be written.
-        """
-        raise NotImplementedError
-
-    def undo(self) -> Change | None:
-        """Take back the newest change that this book knows of; None when there is none. Pictures that were changed
-        since are left as they are (`kept`)."""
-        raise NotImplementedError
-
-    def redo(self) -> Change | None:
-        """Make the change again that was undone last, unless another was made since."""
-        raise NotImplementedError
+        with held(self._folder):
+            return self._refresh()
 
     def history(self) -> list[Change]:
         """All changes, oldest first; undone ones say so."""
-        raise NotImplementedError
+        done = set(self._ledger.done)
+        return [_change(entry, undone=number not in done) for number, entry in self._ledger.changes.items()]
 
     def origin(self, name: str) -> dict[str, str]:
         """Tag -> "person" or the name of the tagger that set it, in the caption's order."""
-        raise NotImplementedError
+        set_by, _ = self._ledger.story(name)
+        return {tag: set_by.get(tag, PERSON) for tag in tags_of(self.captions[name])}
 
     def removed(self, name: str) -> set[str]:
-        """Tags that a person took out of this caption and did not put back."""
-        raise NotImplementedError
+        """Tags that a person took out of this caption, and that nobody put back."""
+        return set(self._ledger.story(name)[1])
 
     def is_locked(self, name: str) -> bool:
         """Whether taggers leave this caption alone: a person wrote or changed it, and nobody unlocked it since.
         A caption that could not be read is always locked."""
-        raise NotImplementedError
-
-    def lock(self, names: Iterable[str]) -> Change | None:
-        """Keep taggers from these captions; a change that can be undone. None when all are locked already."""
-        raise NotImplementedError
-
-    def unlock(self, names: Iterable[str]) -> Change | None:
-        """Let taggers write these captions again; tags that a person set or took out stay so."""
-        raise NotImplementedError
+        return name in self._unread or self._ledger.is_locked(name)
 
     def counts(self) -> dict[str, int]:
         """Tag -> number of pictures that have it, rarest first, then by name."""
-        raise NotImplementedError
+        counts = Counter(tag for caption in self.captions.values() for tag in set(tags_of(caption)))
+        return dict(sorted(counts.items(), key=lambda row: (row[1], row[0])))
 
     def difference(self) -> str:
         """What changed since the book began, as a unified diff of captions."""
-        raise NotImplementedError
+        lines: list[str] = []
+        for name, text in self.captions.items():
+            old, new = ([line] if line else [] for line in (self._ledger.first[name], text))
+            lines += difflib.unified_diff(old, new, name, name, lineterm="")
+        return "".join(line + "\n" for line in lines)
+
+    # ---- changing it -------------------------------------------------------------------------------------------------
+
+    def change(self, what: str, captions: Mapping[str, str], by: str = PERSON) -> Change | None:
+        """Write captions (name -> text, on one line); None when nothing differs.
+
+        A tagger's change leaves locked pictures out (`Change.kept`). Where somebody else changed a caption since this
+        book saw it, only the tags that differ from what it saw are put in and taken out.
+        Raises TagBookError for names that are no training picture, and when captions could not be written.
+        """
+        self._check(captions)
+        wanted = {name: _one_line(text) for name, text in captions.items()}
+        seen = self.captions
+        with held(self._folder):
+            self._refresh()
+            free = {
+                name
+                for name in wanted.keys() & self.samples.keys() - self._unread
+                if by == PERSON or not self.is_locked(name)
+            }
+            merged = {name: _merged(seen[name], wanted[name], self.captions[name]) for name in wanted if name in free}
+            texts = self._shared(merged)
+            edits = {name: Edit.between(self.captions[name], text) for name, text in texts.items()}
+            edits = {name: edit for name, edit in edits.items() if not edit.is_empty}
+            if not edits:
+                return None
+            kept = sorted(name for name in wanted if name not in free or texts[name] != merged[name])
+            old = {name: self._ledger.content(name) for name in edits}
+            files = {n: (old[n], plain(texts[n])) for n in edits if old[n] != plain(self.captions[n])}
+            return self._make(Entry(by=by, what=what, edits=edits, files=files, kept=tuple(kept), **self._next()))
+
+    def lock(self, names: Iterable[str]) -> Change | None:
+        """Keep taggers from these captions; a change that can be undone. None when all are locked already."""
+        return self._lock(names, "lock")
+
+    def unlock(self, names: Iterable[str]) -> Change | None:
+        """Let taggers write these captions again; tags that a person set or took out stay so."""
+        return self._lock(names, "unlock")
+
+    def undo(self) -> Change | None:
+        """Take back the newest change that this book knows of; None when there is none. Pictures that were changed
+        since are left as they are (`kept`)."""
+        known = self._ledger.done[::-1]
+        with held(self._folder):
+            self._refresh()
+            number = next((number for number in known if number in self._ledger.done), None)
+            if number is None:
+                return None
+            change = replace(self._ledger.changes[number], kept=()).only(self._ledger.undoable(number))
+            return self._make(replace(change.back(), undoes=number, **self._next()))
+
+    def redo(self) -> Change | None:
+        """Make the change again that was undone last, unless another was made since; `kept` as in `undo`."""
+        known = self._ledger.undone[-1:]
+        with held(self._folder):
+            self._refresh()
+            if not known or known[0] in self._ledger.done:
+                return None
+            change = replace(self._ledger.changes[known[0]], kept=()).only(self._ledger.redoable(known[0]))
+            return self._make(replace(change, redoes=known[0], **self._next()))
+
+    def _lock(self, names: Iterable[str], way: str) -> Change | None:
+        names = set(names)
+        self._check(names)
+        with held(self._folder):
+            self._refresh()
+            there = names & self.samples.keys()
+            names = {other for name in there for other in self._sharing[self._file(name)]} - self._unread
+            found = tuple(sorted(name for name in names if self.is_locked(name) != (way == "lock")))
+            return self._make(Entry(by=PERSON, what=way, **{way: found}, **self._next())) if found else None
+
+    def _check(self, names: Iterable[str]) -> None:
+        if strangers := [name for name in names if name not in self.samples]:
+            raise TagBookError(
+                f"{strangers[0]!r} is no training picture of {self._config.folder}; name it by its path inside that "
+                "folder, as the table of pictures does."
+            )
+
+    def _shared(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """The wanted captions for all pictures that share a caption file; of several texts for one the first is it."""
+        texts: dict[Path, str] = {}
+        for name, text in wanted.items():
+            texts.setdefault(self._file(name), text)
+        return {name: text for file, text in texts.items() for name in self._sharing[file]}
+
+    def _next(self) -> dict:
+        return {"number": self._history.last + 1, "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+    def _make(self, entry: Entry) -> Change:
+        """Write down what is to be done, do it, write down that it is done."""
+        self._history.begin(entry)
+        left, error = self._write(entry)
+        entry = self._history.finish(left)
+        self._ledger.play(entry)
+        self._show()
+        if error is not None:
+            raise TagBookError(
+                f"{len(left)} captions could not be written ({error.strerror}: {error.filename}) and are as they were; "
+                f"{len(entry.edits)} are written. Free some space, or allow writing there, and do it again."
+            )
+        return _change(entry, undone=bool(entry.undoes))
+
+    # ---- caption files -----------------------------------------------------------------------------------------------
+
+    def _write(self, entry: Entry) -> tuple[set[str], OSError | None]:
+        """Write the entry's caption files, so that they last; returns the pictures that were left as they are."""
+        left, failed, written = set(), None, set()
+        for name in entry.edits:
+            try:
+                if self._put(name, entry):
+                    written.add(self._file(name))
+                    self._looks[name] = _look(self._file(name))
+                else:
+                    left.add(name)
+            except OSError as error:
+                left.add(name)
+                failed = error
+        for file in filter(Path.exists, written):  # after all: the first takes most of the others along
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        for folder in {file.parent for file in written}:
+            fsync_folder(folder)
+        return left, failed
+
+    def _put(self, name: str, entry: Entry) -> bool:
+        """Write one caption file whole; False when it holds neither what it should before nor after."""
+        text = entry.edits[name].apply(self._ledger.texts[name]) if name in self.samples else None
+        if text is None:
+            return False
+        old, new = entry.files.get(name) or (self._ledger.content(name), plain(text))
+        if old == new and (entry.undoes or entry.redoes):
+            return False  # another file said otherwise, such as a captions.json
+        file = self._file(name)
+        if (now := _content(file)) == new:
+            return True  # written by a process that died, or for another picture with the same caption file
+        if now != old:
+            return False
+        if new is None:
+            file.unlink()
+        else:
+            part = file.with_name(PART)
+            part.write_bytes(new.encode("utf-8", "surrogateescape"))
+            os.replace(part, file)
+        return True
+
+    def _file(self, name: str) -> Path:
+        return self.samples[name].caption_file
+
+    def _refresh(self) -> Change | None:
+        """Follow what other processes did, finish what a dead one began, and see what other hands changed."""
+        for name, (text, content) in self._firsts.new().items():
+            self._ledger.begin(name, text, content)
+        for entry in self._history.new():
+            self._ledger.play(entry)
+        is_same = all(_look(self._file(name)) == look for name, look in self._looks.items())
+        change = None
+        if not self.samples or self._history.begun is not None or not is_same:
+            self._scan()
+            if self._history.begun is not None:
+                left, _ = self._write(self._history.begun)
+                self._ledger.play(self._history.finish(left))
+                self._scan()
+            change = self._see()
+        self._show()
+        return change
+
+    def _show(self) -> None:
+        self.captions = {name: self._ledger.texts[name] for name in self.samples}
+
+    def _scan(self) -> None:
+        found = scan(self._config, self._project.folder).samples
+        self.samples = {sample.name: sample for sample in found if not sample.is_reg}
+        self._sharing: dict[Path, list[str]] = defaultdict(list)
+        for name in self.samples:
+            self._sharing[self._file(name)].append(name)
+
+    def _see(self) -> Change | None:
+        """Take in what the caption files say; what is not as the history has it becomes a change of "person"."""
+        contents: dict[str, str | None] = {}
+        self._unread, self._looks = set(), {}
+        for name, sample in self.samples.items():
+            self._looks[name] = _look(sample.caption_file)
+            try:
+                contents[name] = _content(sample.caption_file)
+            except OSError:
+                contents[name] = ""
+                self._unread.add(name)
+            if (contents[name] or "").strip() and not sample.written:
+                self._unread.add(name)
+        fresh = {n: (self.samples[n].written, c) for n, c in contents.items() if n not in self._ledger.first}
+        self._firsts.add(fresh)
+        for name, (text, content) in fresh.items():
+            self._ledger.begin(name, text, content)
+        edits, files = {}, {}
+        for name, content in contents.items():
+            old, new, was = self._ledger.texts[name], self.samples[name].written, self._ledger.content(name)
+            if old != new or was != content:
+                edits[name] = Edit.between(old, new)
+                files[name] = (was, content)
+        if not edits:
+            return None
+        entry = Entry(by=PERSON, what="changed elsewhere", edits=edits, files=files, **self._next())
+        self._history.begin(entry)
+        self._ledger.play(self._history.finish())
+        return _change(entry, undone=False)
+
+
+def _change(entry: Entry, undone: bool) -> Change:
+    return Change(
+        number=entry.undoes or entry.redoes or entry.number,
+        at=entry.at,
+        what=entry.what,
+        by=entry.by,
+        old={name: BETWEEN.join(edit.out) for name, edit in entry.edits.items()},
+        new={name: BETWEEN.join(edit.into) for name, edit in entry.edits.items()},
+        kept=entry.kept,
+        undone=undone,
+        locked=entry.lock,
+        unlocked=entry.unlock,
+    )
+
+
+def _one_line(text: str) -> str:
+    """A caption as its file can hold it and a scan reads it again."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TagBookError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
+    lines = (line.strip().rstrip(", \t") for line in text.lstrip("\ufeff").splitlines())
+    return BETWEEN.join(line for line in lines if line)
+
+
+def _merged(seen: str, wanted: str, now: str) -> str:
+    """`wanted`, which somebody made of `seen`, made of `now`: the same tags go and come."""
+    if seen == now:
+        return wanted
+    before, after, there = tags_of(seen), tags_of(wanted), tags_of(now)
+    gone = set(before) - set(after)
+    come = [tag for tag in after if tag not in before and tag not in there]
+    first = [tag for tag, position in zip(come, after, strict=False) if tag == position]  # put before all others
+    return BETWEEN.join(first + [tag for tag in there if tag not in gone] + come[len(first) :])
+
+
+def _look(file: Path) -> tuple | None:
+    """What shows that a file was written again; None when there is none."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _content(file: Path) -> str | None:
+    """All of a caption file, bytes that are no UTF-8 as surrogates; None when there is none."""
+    try:
+        return file.read_bytes().decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return None
