@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from lorakit.data import DataConfig
+
+if TYPE_CHECKING:
+    from lorakit.data.scan import Sample
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,56 @@ class Fit:
     size: tuple[int, int]
     resized: tuple[int, int]
     crop: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture and how it gets into its bucket."""
+
+    sample: Sample
+    fit: Fit
+
+    @property
+    def scale(self) -> float:
+        """px of the training picture for one px of the file; above 1 it is enlarged."""
+        return max(self.fit.resized[0] / self.sample.width, self.fit.resized[1] / self.sample.height)
+
+    @property
+    def kept(self) -> tuple[float, float, float, float]:
+        """Left, top, width and height of what is trained, as shares (0 to 1) of the picture."""
+        (across, down), (left, top), (width, height) = self.fit.resized, self.fit.crop, self.fit.size
+        return left / across, top / down, width / across, height / down
+
+    @property
+    def lost(self) -> float:
+        """Share (0 to 1) of the picture that is cut off."""
+        return 1 - self.kept[2] * self.kept[3]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pictures that are trained at one size (width, height)."""
+
+    size: tuple[int, int]
+    pictures: tuple[Fitted, ...]
+
+    @property
+    def seen(self) -> int:
+        """How many pictures an epoch shows of it (repeats)."""
+        return sum(fitted.sample.repeats for fitted in self.pictures)
+
+
+def overview(samples: Iterable[Sample], config: DataConfig) -> list[Bucket]:
+    """All pictures by the bucket that each falls into, the fullest first."""
+    known: dict[tuple[int, int], Fit] = {}
+    found: dict[tuple[int, int], list[Fitted]] = {}
+    for sample in samples:
+        size = sample.width, sample.height
+        if size not in known:
+            known[size] = fit(*size, config)
+        found.setdefault(known[size].size, []).append(Fitted(sample, known[size]))
+    made = [Bucket(size, tuple(pictures)) for size, pictures in found.items()]
+    return sorted(made, key=lambda bucket: (-bucket.seen, bucket.size))
 
 
 def sizes(config: DataConfig) -> list[tuple[int, int]]:
