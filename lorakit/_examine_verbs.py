@@ -58,7 +58,7 @@ def _fix(options: argparse.Namespace) -> int:
     data, report = _examined(project, options.set)
     finding = report.find(options.name)
     if finding is None:
-        there = ", ".join(repr(f.kind) for f in report.findings if f.fix) or "none"
+        there = ", ".join(f.kind for f in report.findings if f.fix) or "none"
         raise UserError(f"There is no finding {options.name!r} here; those with a fix are: {there}.")
     done = mend(project, data, finding, options.answer)
     print("\n".join([*done.kept, f"changed: {done.changed}"]))
@@ -104,7 +104,7 @@ def _text(report: Report) -> str:
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
         if finding.fix:
             asks = " --answer ENCODING" * bool(FIXES[finding.fix].answers)
-            lines.append(f"  → lorakit data fix PROJECT {finding.kind!r}{asks}: {FIXES[finding.fix].help}")
+            lines.append(f"  → lorakit data fix PROJECT {finding.kind}{asks}: {FIXES[finding.fix].help}")
     return "\n".join([*lines, "", _verdict(report)]).strip()
 
 

@@ -26,4 +26,4 @@ def examine(
     facts = gather(project, config, model, loop or LoopConfig())
     findings = [finding for check in CHECKS.values() if (finding := check.run(facts))]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Report(tuple(findings), facts.numbers())
+    return Report(tuple(findings), facts.numbers(), {sample.name: sample for sample in facts.samples})

@@ -1,4 +1,4 @@
-"""Files taken out of a data set into `<project>/set-aside/`, a numbered folder a time, from which they can come back."""
+"""Files taken out of a data set into `<project>/set-aside/`, a numbered folder each time, from where they come back."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _begin(project: Project, config: DataConfig, kind: str, names: list[str], re
     """A new folder with its record: written first, so that whatever is moved can come back."""
     parent = project.folder / FOLDER
     used = [int(match[1]) for path in parent.glob("*") if (match := re.match(r"(\d+)-", path.name))]
-    folder = parent / f"{max(used, default=0) + 1:03d}-{kind.replace(' ', '-')}"
+    folder = parent / f"{max(used, default=0) + 1:03d}-{kind}"
     folder.mkdir(parents=True)
     write_json(folder / RECORD, {"source": config.folder, "files": names, "rewritten": rewritten})
     return Batch(folder, config.folder, tuple(names), rewritten)

@@ -69,7 +69,7 @@ FILES = (
         files.truncated,
     ),
     Check(
-        "shared caption",
+        "shared-caption",
         "wrong",
         "Pictures that share a caption file: {n}",
         "Files such as 1.png and 1.jpg have one 1.txt, which is right for one of them only: rename the other, or take "
@@ -78,7 +78,7 @@ FILES = (
         files.noted("shared caption"),
     ),
     Check(
-        "caption encoding",
+        "caption-encoding",
         "wrong",
         "Caption files in an unknown encoding: {n}",
         "Read in a wrong encoding, their letters would be garbled; so their pictures are left out. Choose the encoding "
@@ -97,7 +97,7 @@ FILES = (
 )
 CAPTIONS = (
     Check(
-        "too long",
+        "too-long",
         "wrong",
         "Captions that are longer than the model reads: {n}",
         "What stands after {limit} tokens is never learned. Raise model.max_token_length, or shorten them; below is "
@@ -106,7 +106,7 @@ CAPTIONS = (
         captions.too_long,
     ),
     Check(
-        "no caption",
+        "no-caption",
         "look",
         "Pictures without a caption: {n}",
         "All in them is learned as the trigger alone, and nothing can be changed by words later. A tagger writes "
@@ -115,7 +115,7 @@ CAPTIONS = (
         captions.without,
     ),
     Check(
-        "empty caption",
+        "empty-caption",
         "look",
         "Caption files that are empty: {n}",
         "They count as no caption at all. A tagger fills them (notebook 3_tags); this writes down what they are "
@@ -124,7 +124,7 @@ CAPTIONS = (
         captions.empty,
     ),
     Check(
-        "chinese commas",
+        "chinese-commas",
         "look",
         "Captions with Chinese commas: {n}",
         "Only ordinary commas part tags: to the model a caption with ， or 、 is one long tag, which shuffling and "
@@ -133,7 +133,7 @@ CAPTIONS = (
         captions.chinese_commas,
     ),
     Check(
-        "trigger missing",
+        "trigger-missing",
         "look",
         "Captions without the trigger {trigger}: {n}",
         "Training puts it first by itself, but other tools that read these files do not, and the trigger is what calls "
@@ -142,7 +142,7 @@ CAPTIONS = (
         captions.trigger_missing,
     ),
     Check(
-        "trigger late",
+        "trigger-late",
         "look",
         "Captions in which the trigger {trigger} is not first: {n}",
         "Only the first tags stay in place when tags are shuffled or dropped (data.keep_tokens), so that the trigger "
@@ -151,7 +151,7 @@ CAPTIONS = (
         captions.trigger_late,
     ),
     Check(
-        "two colours",
+        "two-colours",
         "look",
         "Captions that give one thing two colours: {n}",
         "One of the two is wrong, and a wrong tag spoils more than a bad picture: the model learns that neither word "
@@ -160,7 +160,7 @@ CAPTIONS = (
         captions.two_colours,
     ),
     Check(
-        "other colour",
+        "other-colour",
         "look",
         "Captions with a colour that is not in the picture: {n}",
         "Taggers see colours by mistake, above all in dim or tinted light. Correct the tag, so that the word keeps its "
@@ -169,7 +169,7 @@ CAPTIONS = (
         captions.other_colour,
     ),
     Check(
-        "trigger unset",
+        "trigger-unset",
         "tip",
         "All captions begin with the same tag, but no trigger is set",
         "With data.trigger set to it, pictures without a caption have it too, and samples and grids call it by itself.",
@@ -177,7 +177,7 @@ CAPTIONS = (
         captions.trigger_unset,
     ),
     Check(
-        "in nearly all",
+        "in-nearly-all",
         "tip",
         "Tags in more than 90 % of the captions: {tags}",
         "What is always there belongs to the subject. Without the tags the trigger stands for it; with them it must be "
@@ -186,7 +186,7 @@ CAPTIONS = (
         captions.always,
     ),
     Check(
-        "in one only",
+        "in-one-only",
         "tip",
         "Tags in a single picture: {tags}",
         "A tag that is seen once teaches little, and many of them are spelling mistakes or a tagger's errors. The tag "
@@ -266,7 +266,7 @@ PICTURES = (
         files.noted("animated"),
     ),
     Check(
-        "not compared",
+        "not-compared",
         "tip",
         "Likeness was not looked for",
         "Exact copies are found without it; copies of another size or format need the package ImageHash.",
@@ -276,7 +276,7 @@ PICTURES = (
 )
 WHOLE = (
     Check(
-        "unequal concepts",
+        "unequal-concepts",
         "look",
         "Concepts are seen unequally often: {least} to {most} times an epoch",
         "What is seen less is learned less, and what is seen more is learned by heart first. Rename the folders with "

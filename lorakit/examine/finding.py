@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorakit.data.scan import Sample
+
 SEVERITIES = ("wrong", "look", "tip")  # worst first
 
 
@@ -56,10 +58,12 @@ class Report:
 
     numbers   pictures, regularization (pictures), seen (an epoch, repeats counted), steps (an epoch), buckets, tags;
               empty when the set cannot be read
+    samples   name -> training picture
     """
 
     findings: tuple[Finding, ...]
     numbers: dict[str, int]
+    samples: dict[str, Sample]
 
     def is_fine(self) -> bool:
         """Whether nothing is wrong; there may be findings to look at."""

@@ -133,8 +133,8 @@ ROWS = (
     Fix(
         "to_utf8",
         "save as UTF-8",
-        "Reads these caption files in the encoding that you choose and saves them as UTF-8; as they were, they are kept "
-        "in the project's set-aside/.",
+        "Reads these caption files in the encoding that you choose and saves them as UTF-8; what they were is kept in "
+        "the project's set-aside/.",
         _to_utf8,
         ENCODINGS,
     ),
