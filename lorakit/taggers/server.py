@@ -1,0 +1,203 @@
+"""Sentences from any server that speaks OpenAI's chat protocol, on this machine or elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from lorakit.config import Config, setting
+from lorakit.taggers import TaggerError
+from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
+
+SUGGESTIONS = {
+    "address": (
+        "http://127.0.0.1:11434/v1",  # Ollama
+        "http://127.0.0.1:1234/v1",  # LM Studio
+        "http://127.0.0.1:8000/v1",  # vLLM
+        "http://127.0.0.1:8080/v1",  # llama.cpp
+        "https://api.openai.com/v1",
+        "https://openrouter.ai/api/v1",
+        "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    ),
+    "model": ("qwen2.5vl:7b", "gemma3:12b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl-max", "gpt-4o"),
+    "key_variable": ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY"),
+}
+WAITS = (1.0, 2.0, 4.0, 8.0)  # s before each further try
+LONGEST_WAIT = 60.0  # s that a server may ask for
+BUSY = (408, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Config):
+    """Which server, which of its models, and what it is asked."""
+
+    address: str = setting(
+        "http://127.0.0.1:11434/v1", help="where the server answers, up to /v1; pictures are sent there", basic=True
+    )
+    model: str = setting(help="a model of that server that sees pictures, as the server names it", basic=True)
+    key_variable: str = setting(
+        "",
+        help="NAME of the environment variable that holds the key, such as OPENAI_API_KEY; empty: none is sent. The "
+        "key itself is never kept",
+        label="key's variable",
+        basic=True,
+    )
+    prompt: str = setting(PROMPT, help="what is asked about each picture", basic=True)
+    longest_side: int = setting(
+        1024, help="larger pictures are made smaller before they are sent", unit="px", minimum=64, maximum=8192
+    )
+    timeout: float = setting(120.0, help="how long an answer may take", unit="s", minimum=1, maximum=3600)
+    request: dict = setting(
+        {"temperature": 0, "max_tokens": 300},
+        help="further fields of each request; remove those that the server refuses",
+        label="request fields",
+    )
+
+    def conflicts(self) -> list[str]:
+        """An address that is none, a key in the place of its variable's name (which is not repeated), no question."""
+        problems, url = [], urlsplit(self.address)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or "@" in url.netloc:
+            problems.append("address must be like https://host/v1 or http://127.0.0.1:11434/v1, without name or key.")
+        if self.key_variable and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", self.key_variable):
+            problems.append(
+                "key_variable is the name of an environment variable (capital letters, digits and _), such as "
+                "OPENAI_API_KEY, and not the key itself: run os.environ['OPENAI_API_KEY'] = ... in a cell that you do "
+                "not save."
+            )
+        if not self.model.strip():
+            problems.append("model is empty: name a model of the server that sees pictures.")
+        if not self.prompt.strip():
+            problems.append("prompt is empty: write what the server is asked about each picture.")
+        return problems
+
+
+class Tagger:
+    """See `lorakit.taggers.Tagger`. Source of the protocol: OpenAI's reference of chat completions with pictures."""
+
+    output, batch = "sentence", 1
+    categories: dict[str, str] = {}
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.name = re.sub(r"[^\w.-]+", "-", config.model.strip().rpartition("/")[2]) or "server"
+        self.prompt = config.prompt
+        self._url = config.address.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.runs_on = urlsplit(self._url).netloc
+        _check_way(self._url, has_key=bool(self._key()))
+
+    def read(self, images: list[Image.Image]) -> list[str]:
+        """A sentence for each picture. Raises TaggerError for whatever is not an answer."""
+        return [self._sentence(self._answered(image)) for image in images]
+
+    def _answered(self, image: Image.Image) -> Any:
+        """The server's reply, asked again while it is busy or out of reach."""
+        import requests
+
+        told = self._request(image)
+        for wait in (*WAITS, None):
+            try:
+                reply = requests.post(
+                    self._url, json=told, auth=self._signed, timeout=(15, self.config.timeout), allow_redirects=False
+                )
+            except (requests.ConnectionError, requests.Timeout) as error:
+                trouble = f"does not answer ({type(error).__name__}): is it running, and is the address right?"
+            except requests.RequestException as error:
+                raise TaggerError(f"{self._url} cannot be asked ({type(error).__name__}).") from None
+            else:
+                if reply.status_code not in BUSY:
+                    return reply
+                trouble = f"is busy or in trouble: {self._said(reply)}"
+                wait = wait and max(wait, _asked_wait(reply.headers.get("Retry-After", "")))
+            if wait is not None:
+                time.sleep(wait)
+        # `from None`: what lies behind holds the request, and with it the key
+        raise TaggerError(f"{self._url} {trouble} Tried {len(WAITS) + 1} times; run it again later to go on.") from None
+
+    def _request(self, image: Image.Image) -> dict[str, Any]:
+        data = io.BytesIO()
+        reduced(image, self.config.longest_side).save(data, "JPEG", quality=95)
+        url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+        content = [{"type": "text", "text": self.prompt}, {"type": "image_url", "image_url": {"url": url}}]
+        return {**self.config.request, "model": self.config.model, "messages": [{"role": "user", "content": content}]}
+
+    def _signed(self, request: Any) -> Any:
+        """Puts the key on a request; that there is such a function also keeps other passwords (.netrc) at home."""
+        if key := self._key():
+            request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    def _key(self) -> str:
+        """The key, read anew each time: it is kept nowhere."""
+        name = self.config.key_variable
+        key = os.environ.get(name, "").strip() if name else ""
+        if name and not re.fullmatch(r"[!-~]+", key):
+            raise TaggerError(
+                f"The environment variable {name} {'holds what is no key' if key else 'is not set'}: run "
+                f"os.environ[{name!r}] = ... in a cell that you do not save, or clear key_variable if none is needed."
+            )
+        return key
+
+    def _sentence(self, reply: Any) -> str:
+        """What the reply says of the picture."""
+        status = reply.status_code
+        if status in (401, 403):
+            asked = f"the key in {self.config.key_variable}" if self.config.key_variable else "requests without a key"
+            raise TaggerError(f"{self._url} refuses {asked}: {self._said(reply)}")
+        if status == 404:
+            raise TaggerError(
+                f"{self._url} is not there, or has no model {self.config.model!r}: {self._said(reply)} The address "
+                "usually ends in /v1."
+            )
+        if status != 200:
+            raise TaggerError(f"{self._url} refuses the request: {self._said(reply)}")
+        try:
+            text = reply.json()["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            raise TaggerError(
+                f"{self._url} answers something else than a chat completion: {self._said(reply)} Does the address end "
+                "in /v1?"
+            ) from None
+        if not isinstance(text, str) or not in_one_line(text):
+            raise TaggerError(
+                f"{self._url} gave an empty answer: does {self.config.model!r} see pictures? A model that thinks first "
+                "needs a larger max_tokens in request."
+            )
+        return in_one_line(text)
+
+    def _said(self, reply: Any) -> str:
+        """Status and the beginning of what the server says, without the key, should that repeat it."""
+        text = in_one_line(reply.text)
+        if key := self._key():
+            text = text.replace(key, "…")
+        return f"HTTP {reply.status_code}, {text[:300] or 'nothing more'}"
+
+
+def _check_way(url: str, has_key: bool) -> None:
+    """Refuse to send a key in the clear to the public internet."""
+    host = urlsplit(url)
+    if host.scheme == "https" or not has_key:
+        return
+    try:
+        found = socket.getaddrinfo(host.hostname, None)
+    except (OSError, UnicodeError) as error:
+        raise TaggerError(f"There is no server {host.hostname!r} ({error}): check the address.") from error
+    if not all(ip_address(address[4][0].partition("%")[0]).is_private for address in found):
+        raise TaggerError(
+            f"{url} is plain http to a public host: everyone on the way could read the key. Use https, or a server on "
+            "this machine or in its network, or no key."
+        )
+
+
+def _asked_wait(header: str) -> float:
+    """Seconds that a server asks to wait, at most LONGEST_WAIT; 0 when it does not say."""
+    return min(float(header), LONGEST_WAIT) if re.fullmatch(r"\d+(\.\d+)?", header) else 0.0
