@@ -13,6 +13,7 @@ import yaml
 
 from lorakit import advice, models
 from lorakit.config import Config, ConfigError, check, read_yaml, types_of
+from lorakit.data import DataConfig
 from lorakit.errors import UserError
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run, write_whole
@@ -131,6 +132,12 @@ class Draft:
     def shown(self) -> dict[str, Any]:
         """Path -> value that holds now, for every usable setting; "" for a source that is not chosen yet."""
         return {**underneath(self.choice), **self.by_hand}
+
+    @property
+    def data(self) -> DataConfig:
+        """The data settings that hold now. Raises ConfigError when they do not go together."""
+        shown = self.shown
+        return DataConfig(**{f.name: shown[f"data.{f.name}"] for f in fields(DataConfig) if f"data.{f.name}" in shown})
 
     # ---- changes -----------------------------------------------------------------------------------------------------
 
