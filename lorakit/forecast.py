@@ -166,7 +166,7 @@ def forecast(config: RunConfig, project: Project, run: Run | None = None) -> For
         device=_gpu_name() if is_cuda else "cpu",
         capability=_capability() if is_cuda else None,
         notes=tuple(
-            dict.fromkeys([note for stage in found for note in stage.scan.notes] + (sized.cut if sized else []))
+            dict.fromkeys([str(note) for stage in found for note in stage.scan.notes] + (sized.cut if sized else []))
         ),
         unknown=unknown,
         weights=sized.weights if sized else None,

@@ -96,7 +96,7 @@ class Session:
         inputs = self._inputs()
         check_inputs(self.run, inputs, self.stage.number)
         notes = [
-            *dict.fromkeys(note for stage in self.stages for note in stage.scan.notes),
+            *dict.fromkeys(str(note) for stage in self.stages for note in stage.scan.notes),
             *cut_captions(self.stages, self.model),
         ]
         if notes:
@@ -271,7 +271,7 @@ class Session:
         # the modules' own dropout draws from torch's global generator
         torch.manual_seed(seed_of(seed, step, micro, "dropout"))
         text = self.model.condition(self.feed.encoded(batch.captions), batch.sizes)
-        losses = self.model.loss(x0, eps, t, text, loss)
+        losses = self.model.loss(x0, eps, t, text, loss, batch.masks)
         return (losses * torch.tensor(batch.weights, device=losses.device)).sum()
 
     def _update(self, share: float) -> float | None:

@@ -58,10 +58,11 @@ def test_kohyas_folders_give_repeats_names_and_regularization_pictures(tmp_path)
         "3_mofu/a.png": ("mofu, girl, hat", 3, False),
         "reg/2_girl/r.png": ("girl", 2, True),
     }
-    assert any("10_red_scarf/b.png: no .txt file" in n and "'mofu, red scarf'" in n for n in found.notes)
-    assert (
-        any("reg/2_girl/r.png: no .txt file" in n and "as 'girl'" in n for n in found.notes) and len(found.notes) == 2
-    )
+    assert [(note.kind, note.name) for note in found.notes] == [
+        ("no caption", "10_red_scarf/b.png"),
+        ("no caption", "reg/2_girl/r.png"),
+    ]
+    assert "'mofu, red scarf'" in found.notes[0].text and "as 'girl'" in found.notes[1].text
 
 
 def test_a_plain_folder_is_searched_in_depth_with_the_repeats_of_the_settings(tmp_path):
@@ -80,14 +81,16 @@ def test_a_picture_beside_kohyas_folders_is_not_used_in_silence(name, tmp_path):
     assert list(told(found)) == ["3_mofu/a.png"]
     where = f"{name.rpartition('/')[0]}/" if "/" in name else "the data folder"
     (note,) = found.notes
-    assert note.startswith(f"{where}: 1 pictures left out; ")
+    assert note.kind == "overlooked folder" and str(note).startswith(f"{where}: 1 pictures left out; ")
 
 
 @pytest.mark.parametrize("layout", ["", "2_mofu/"])
-def test_hidden_files_and_folders_are_passed_over(layout, tmp_path):
+def test_hidden_files_and_folders_are_passed_over_and_counted(layout, tmp_path):
     files = {f"{layout}a.png": PNG, f"{layout}a.txt": "hat", f"{layout}._a.png": b"x"}
     found = scanned(tmp_path, {**files, f"{layout}.ipynb_checkpoints/a-checkpoint.png": PNG, ".hidden/b.png": PNG})
-    assert (list(told(found)), found.notes) == ([f"{layout}a.png"], ())
+    (note,) = found.notes
+    assert list(told(found)) == [f"{layout}a.png"]
+    assert (note.kind, note.text[:36]) == ("hidden", "3 hidden files and folders are passe") and "._a.png" in note.text
 
 
 def test_the_order_and_the_digests_depend_on_names_and_bytes_alone(tmp_path):
@@ -138,7 +141,8 @@ def test_a_broken_picture_is_left_out_and_named_with_a_reason(name, tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", name: BROKEN[name]})
     assert list(told(found)) == ["a.png"]
     (note,) = found.notes
-    assert note.startswith(f"{name}: left out, ") and note.endswith(".") and "0x" not in note
+    assert note.kind == "unreadable"
+    assert str(note).startswith(f"{name}: left out, ") and note.text.endswith(".") and "0x" not in note.text
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -158,10 +162,11 @@ def test_a_picture_damaged_anywhere_is_read_or_refused_and_never_a_crash(kind):
 
 def test_other_files_are_named_unless_they_belong_to_a_picture(tmp_path):
     others = {"film.mp4": b"x", "a.psd": b"x", "b.gif": PNG, "noextension": b"x"}
-    silent = {"a.txt": "hat", "a.caption": "hat", "a.json": "{}"}
-    found = scanned(tmp_path, {"a.png": PNG, **others, **silent})
-    assert sorted(n.split(":")[0] for n in found.notes) == sorted(others)
-    assert all("left out, not a picture (.png, .jpg" in n for n in found.notes)
+    found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", **others})
+    assert sorted(note.name for note in found.notes) == sorted(others)
+    assert all(
+        note.kind == "foreign" and note.text.startswith("left out, not a picture (.png, ") for note in found.notes
+    )
 
 
 def test_a_link_to_nothing_a_folder_called_like_a_picture_and_a_caption_folder_are_survived(tmp_path):
@@ -170,7 +175,8 @@ def test_a_link_to_nothing_a_folder_called_like_a_picture_and_a_caption_folder_a
     (root / "a.txt").mkdir()
     found = scan(DataConfig(), tmp_path)
     assert list(told(found)) == ["a.png", "b.png/c.png"]
-    assert "gone.png: left out, it cannot be read (No such file or directory)." in found.notes
+    gone = "gone.png: left out, a link that cannot be followed (No such file or directory)."
+    assert gone in map(str, found.notes) and "link" in [note.kind for note in found.notes]
 
 
 def test_a_name_that_is_not_utf8_is_spelled_out(tmp_path):
@@ -195,7 +201,9 @@ def test_endings_count_in_either_case(extension, tmp_path):
 def test_pictures_that_share_a_caption_file_are_both_used_and_named(tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "a.jpg": PNG, "a.txt": "hat", "day/a.png": PNG, "day/a.txt": "cap"})
     assert {c for c, *_ in told(found).values()} == {"hat", "cap"} and len(found.samples) == 3
-    assert found.notes == ("a.png: shares its caption file with a.jpg; rename one of them.",)
+    notes = {note.kind: str(note) for note in found.notes}
+    assert notes["shared caption"] == "a.png: shares its caption file with a.jpg; rename one of them."
+    assert set(notes) == {"shared caption", "wrong ending"}
 
 
 # ---- captions ----------------------------------------------------------------------------------------------------
@@ -215,26 +223,40 @@ def test_pictures_that_share_a_caption_file_are_both_used_and_named(tmp_path):
 )
 def test_a_caption_is_one_line_without_byte_order_mark_and_an_empty_one_is_the_folders_name(content, caption, tmp_path):
     found = scanned(tmp_path, {"1_my_concept/a.b.png": PNG, "1_my_concept/a.b.txt": content})
-    assert found.samples[0].caption == caption
-    assert bool(found.notes) == (caption == "my concept")
+    (sample,) = found.samples
+    assert sample.caption == caption and sample.caption_file == sample.path.with_name("a.b.txt")
+    assert sample.written == ("" if caption == "my concept" else caption) and sample.is_captioned == bool(
+        sample.written
+    )
+    assert [note.kind for note in found.notes] == ["empty caption"] * (caption == "my concept")
 
 
-@pytest.mark.parametrize("content", ["帽子".encode("gbk"), "girl".encode("utf-16"), b"\xff\xfe"])
-def test_a_caption_in_another_encoding_is_refused_and_not_guessed(content, tmp_path):
+@pytest.mark.parametrize("content", ["帽子".encode("gbk"), "café".encode("latin-1"), "girl".encode("utf-16")[:-1]])
+def test_a_picture_whose_caption_might_be_misread_is_left_out_with_what_to_do(content, tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "b.png": PNG, "b.txt": content, "a.txt": "hat"})
     assert list(told(found)) == ["a.png"]
-    assert found.notes == ("b.png: left out, its caption file is not UTF-8 text: save it as UTF-8.",)
+    (note,) = found.notes
+    assert (note.kind, note.name) == ("caption encoding", "b.png")
+    assert note.text.startswith("left out because of its caption file b.txt: it ") and "save it as UTF-8" in note.text
 
 
 def test_tags_between_chinese_commas_are_told(tmp_path):
     captions = {"a.txt": "狐狸，红色".encode(), "b.txt": "狐狸, 红色".encode()}
     found = scanned(tmp_path, {"a.png": PNG, "b.png": PNG, **captions})
-    assert found.notes == ("a.png: its caption has Chinese commas (， or 、); only ordinary ones (,) part tags.",)
+    assert list(map(str, found.notes)) == [
+        "a.png: its caption has Chinese commas (， or 、); only ordinary ones (,) part tags."
+    ]
 
 
 def test_captions_have_the_ending_that_was_asked_for(tmp_path):
-    files = {"a.png": PNG, "a.txt": "text", "a.caption": "caption"}
-    assert scanned(tmp_path, files, caption_extension=".caption").samples[0].caption == "caption"
+    files = {"a.png": PNG, "a.txt": "text", "a.caption": "caption", "b.png": PNG, "b.txt": "only"}
+    found = scanned(tmp_path, files, caption_extension=".caption")
+    assert [sample.caption for sample in found.samples] == ["caption", "only"]
+    assert [(note.kind, str(note)) for note in found.notes] == [
+        ("caption choice", "a.txt: left out, a.caption is read."),
+        ("caption choice", "b.txt: is read, as there is no .caption file."),
+    ]
+    assert found.samples[1].caption_file.name == "b.caption"
 
 
 # ---- every kind of picture becomes upright RGB -------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
+from lorakit.data.listing import Note
 from lorakit.data.scan import Sample, Scan, scan
 from lorakit.project import Project
 from widgets.draft import Draft
@@ -90,9 +91,9 @@ def _table(heads: str, rows: str) -> str:
     return f"<table style='border-collapse:collapse;font-size:13px'><tr>{heads}</tr>{rows}</table>"
 
 
-def _notes(notes: tuple[str, ...]) -> str:
+def _notes(notes: tuple[Note, ...]) -> str:
     more = [say("and {n} more", n=len(notes) - NOTES)] if len(notes) > NOTES else []
-    return box("\n".join([*notes[:NOTES], *more]), AMBER) if notes else aside(say("Every file is used."))
+    return box("\n".join([*map(str, notes[:NOTES]), *more]), AMBER) if notes else aside(say("Every file is used."))
 
 
 def _tag_table(found: Scan) -> str:

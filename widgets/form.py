@@ -15,7 +15,7 @@ import ipywidgets
 from lorakit import advice, models
 from lorakit.config import Config, ConfigError
 from lorakit.data import DataConfig
-from lorakit.data.scan import count
+from lorakit.data.listing import count
 from lorakit.errors import UserError
 from lorakit.machine import environment
 from lorakit.optimizers import OPTIMIZERS

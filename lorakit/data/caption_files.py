@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import codecs
+import json
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 1_000_000  # of a caption file
+MAX_BOOK = 64_000_000  # bytes of a file with the captions of many pictures
+MARKS = (  # what a file may begin with, and the encoding that it then has
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+ADVICE = "save it as UTF-8"
+METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")  # kohya's, the latest first
 
 
 @dataclass(frozen=True)
@@ -16,6 +33,177 @@ class Caption:
     trouble: str = ""
 
 
-def read_caption(file: Path) -> Caption:
-    """The text of one caption file; encodings that could be mistaken are reported in `trouble`, never guessed."""
-    raise NotImplementedError
+class Undecided(ValueError):
+    """Bytes that are text in no encoding, or in more than one; the message says which might be meant."""
+
+
+def read_captions(files: Iterable[Path]) -> dict[Path, Caption]:
+    """What each caption file says. A short one that is Chinese if the others of its folder are is read as they are."""
+    found = {file: read_caption(file) for file in files}
+    chinese = {file.parent for file, caption in found.items() if caption.encoding == "gb18030"}
+    undecided = [file for file, caption in found.items() if caption.trouble and file.parent in chinese]
+    return found | {file: read_caption(file, among_chinese=True) for file in undecided}
+
+
+def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
+    """The text of one caption file on one line; encodings that could be mistaken are reported, never guessed."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            return Caption("", file, "", f"it has more than {MAX_BYTES / 1e6:.0f} MB, too much for a caption")
+        text, encoding = decode(file.read_bytes(), among_chinese=among_chinese)
+    except OSError as error:
+        return Caption("", file, "", f"it cannot be read ({error.strerror})")
+    except Undecided as error:
+        return Caption("", file, "", str(error))
+    return Caption(one_line(text.splitlines()), file, encoding)
+
+
+def one_line(parts: Iterable[str]) -> str:
+    """Lines or tags as one line, parted by commas; empty ones left out."""
+    stripped = (part.strip().rstrip(",") for part in parts)
+    return ", ".join(part for part in stripped if part)
+
+
+def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
+    """The text of some bytes and its encoding: by its mark, else UTF-8, UTF-16 or GB 18030 where nothing else is
+    possible, of the last also what is likely `among_chinese` files. Raises Undecided.
+    """
+    for mark, encoding in MARKS:
+        if data.startswith(mark):
+            try:
+                return data.decode(encoding), encoding
+            except UnicodeDecodeError:
+                raise Undecided(f"it begins as {encoding.upper()} but goes on as something else: {ADVICE}") from None
+    if b"\0" in data:
+        return _unmarked_utf16(data)
+    try:
+        return data.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        if _is_chinese(data, among_chinese):
+            return data.decode("gb18030"), "gb18030"
+    raise Undecided(f"it is not UTF-8 text, perhaps {_perhaps(data)}: {ADVICE}")
+
+
+def _unmarked_utf16(data: bytes) -> tuple[str, str]:
+    """UTF-16 without a mark: ordinary letters or commas have their zero byte all on one side."""
+    sides = {place % 2 for place, byte in enumerate(data) if byte == 0}
+    encoding = "utf-16-le" if sides == {1} else "utf-16-be"
+    if len(sides) == 1:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            text = "\0"
+        if all(char.isprintable() or char in "\r\n\t\u3000" for char in text):
+            return text, encoding
+    raise Undecided(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
+
+
+def _is_chinese(data: bytes, among_chinese: bool) -> bool:
+    """Whether bytes that are no UTF-8 can be nothing but GBK (or GB 18030), the Chinese encoding of Windows.
+
+    Accented letters, Thai, Japanese, Big5 and Korean may decode as Chinese too, mostly as rare characters. So nearly
+    all must be among the 3,755 common ones (rows B0 to D7 of GB 2312, in the order of pinyin). Among other files that
+    are Chinese that is enough; else there must be four of them, some byte that is no letter in one-byte encodings
+    (below C0), and some row that holds no Korean syllable, common Big5 or common Japanese (from D0).
+    """
+    try:
+        pairs = [char.encode("gb18030") for char in data.decode("gb18030") if ord(char) > 127]
+    except UnicodeDecodeError:
+        return False
+    if not all(len(pair) == 2 and pair[1] >= 0xA1 and pair[0] in (0xA1, 0xA3, *range(0xB0, 0xF8)) for pair in pairs):
+        return False
+    signs = [pair for pair in pairs if pair[0] >= 0xB0]
+    common = [pair for pair in signs if pair[0] <= 0xD7]
+    if not common or len(common) < 0.7 * len(signs):
+        return False
+    is_certain = len(common) >= 4 and min(map(min, signs)) < 0xC0 and max(common)[0] >= 0xD0
+    return among_chinese or is_certain
+
+
+def _perhaps(data: bytes) -> str:
+    """The encodings, as editors call them, that these bytes are valid in."""
+    known = {"gb18030": "GBK", "big5": "Big5", "cp932": "Shift-JIS", "cp949": "Korean", "cp1252": "Latin-1"}
+    found = []
+    for encoding, name in known.items():
+        try:
+            data.decode(encoding)
+            found.append(name)
+        except UnicodeDecodeError:
+            continue
+    return " or ".join(found) or "no text at all"
+
+
+# ---- captions of many pictures in one file ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Book:
+    """The captions of one JSON file by their keys, which are paths, names or stems of pictures as somebody wrote them;
+    `trouble` when it cannot be read.
+    """
+
+    file: Path
+    entries: dict[str, str] = field(default_factory=dict)
+    trouble: str = ""
+
+    def matches(self, pictures: Iterable[Path]) -> dict[str, list[Path]]:
+        """Key -> the pictures below the file's folder that are meant by it, several of one stem among them.
+
+        A key's end must be the path of a picture from there, with or without its ending; a key that is a bare name may
+        mean a picture deeper down if only one folder has it.
+        """
+        whole: dict[str, list[Path]] = {}
+        bare: dict[str, list[Path]] = {}
+        for picture in pictures:
+            if self.file.parent in picture.parents:
+                inside = picture.relative_to(self.file.parent)
+                for name in (inside, inside.with_suffix("")):
+                    whole.setdefault(_spelled(name.as_posix()), []).append(picture)
+                    bare.setdefault(_spelled(name.name), []).append(picture)
+        return {key: _meant(key, whole, bare) for key in self.entries}
+
+
+def _meant(key: str, whole: dict[str, list[Path]], bare: dict[str, list[Path]]) -> list[Path]:
+    parts = [part for part in _spelled(key).split("/") if part]
+    for first in range(len(parts)):
+        if found := whole.get("/".join(parts[first:])):
+            return found
+    found = bare.get(parts[0], []) if len(parts) == 1 else []
+    return found if len({picture.parent for picture in found}) == 1 else []
+
+
+def _spelled(name: str) -> str:
+    """A path as it compares: Windows' strokes are others, and macOS takes accents apart."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def read_book(file: Path) -> Book:
+    """A JSON file of captions: {path or stem: a caption, a list of tags, or kohya's {"caption": ..., "tags": ...}}.
+
+    Values that are something else are no entries. Source of the format: finetune/ in kohya's sd-scripts.
+    """
+    try:
+        if file.stat().st_size > MAX_BOOK:
+            return Book(file, trouble=f"it has more than {MAX_BOOK / 1e6:.0f} MB")
+        found = json.loads(decode(file.read_bytes())[0])
+    except OSError as error:
+        return Book(file, trouble=f"it cannot be read ({error.strerror})")
+    except Undecided as error:
+        return Book(file, trouble=str(error))
+    except RecursionError:
+        return Book(file, trouble="it is nested too deep")
+    except ValueError as error:
+        return Book(file, trouble=f"it is broken ({error})")
+    told = {key: _told(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    return Book(file, {key: text for key, text in told.items() if text})
+
+
+def _told(value: Any) -> str:
+    """The caption that an entry's value is; "" when it is none."""
+    if isinstance(value, dict):
+        value = [value[name] for name in ("caption", "tags") if isinstance(value.get(name), str)]
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return ""
+    text = one_line(line for part in parts for line in part.splitlines())
+    return text if text.encode("utf-8", "replace").decode() == text else ""  # half a character, as "\\ud800"

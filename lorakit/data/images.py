@@ -18,7 +18,9 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+# what a picture's name may end in, and the format that it then should have
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".avif": "AVIF"}
+EXTENSIONS = tuple(ENDINGS)
 # What the bytes may be, whatever the name says. Pillow knows more formats; some run other programs (EPS), and some
 # have no mark of their own, so that anything might be taken for them (TGA).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "GIF", "TIFF", "JPEG2000")

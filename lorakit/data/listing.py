@@ -1,0 +1,171 @@
+"""What lies in a data folder: concept folders with their files, and a note on whatever is no file."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.data import DataConfig
+from lorakit.data.images import EXTENSIONS
+
+CAPTION_EXTENSIONS = (".txt", ".caption")
+KINDS = (
+    "unreadable",  # a picture or folder that cannot be read: left out
+    "foreign",  # no picture: left out
+    "not a file",  # a pipe, a socket, a device: never opened
+    "link",  # to nothing, to itself, or to a folder: not followed
+    "hidden",  # names that begin with a dot, counted
+    "overlooked folder",  # files beside kohya's folders, counted
+    "wrong ending",  # a picture of another format than its name says: used
+    "animated",  # its first frame is used
+    "shared caption",  # two pictures of one stem
+    "no caption",
+    "empty caption",  # there is a caption file, with nothing in it
+    "caption encoding",  # a caption file that cannot be read for certain: its picture is left out
+    "caption choice",  # several say something of one picture
+    "caption without picture",
+    "caption json",  # a JSON file that is broken, or entries of it that match no picture, counted
+    "chinese commas",
+    "memory",  # what was measured cannot be remembered
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence on a file that is left out or treated specially; `name` as `Sample.name`, or of a folder."""
+
+    kind: str  # one of KINDS
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One folder of pictures, and its files in order; the data folder itself when there are no kohya folders."""
+
+    folder: Path
+    repeats: int
+    name: str
+    is_reg: bool
+    files: tuple[Path, ...] = ()
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Those that are pictures by their names."""
+        return [path for path in self.files if path.suffix.lower() in EXTENSIONS]
+
+
+class Listing:
+    """Every file below a data folder: in `concepts`, in `others` or in `notes`. Nothing is opened, no link to a folder
+    followed but that of a concept.
+    """
+
+    def __init__(self, root: Path, repeats: int):
+        self.root = root
+        self.notes: list[Note] = []
+        self._hidden: list[str] = []
+        self._links: list[Path] = []  # to folders
+        by_folder = self._walked(root, deep=True)
+        found, reg = [], root / "reg"
+        for concept in _concepts(root, repeats):
+            if concept.folder == root:
+                files = [path for own in by_folder.values() for path in own if reg not in path.parents]
+            elif concept.folder in by_folder:
+                files = by_folder[concept.folder]
+            else:
+                files = self._walked(concept.folder, deep=False)[concept.folder]
+            found.append(Concept(concept.folder, concept.repeats, concept.name, concept.is_reg, tuple(sorted(files))))
+        self.concepts = tuple(found)
+        used = {path for concept in found for path in concept.files}
+        self.others = sorted(path for own in by_folder.values() for path in own if path not in used)
+        self._tell_links({concept.folder for concept in found})
+        self.notes.sort(key=lambda note: (note.name, note.kind))
+        if self._hidden:
+            names = ", ".join(self._hidden[:3]) + ", …" * (len(self._hidden) > 3)
+            text = f"{len(self._hidden)} hidden files and folders are passed over ({names})."
+            self.notes.append(Note("hidden", self.name(root), text))
+
+    def name(self, path: Path) -> str:
+        """The path inside the data folder, always valid text: bytes of a name that is not UTF-8 are spelled out."""
+        if path == self.root:
+            return "the data folder"
+        return os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
+
+    def _walked(self, top: Path, *, deep: bool) -> dict[Path, list[Path]]:
+        """Folder -> its files, for `top` and, if `deep`, all folders below it."""
+        found: dict[Path, list[Path]] = {}
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            found[folder] = []
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in sorted(entries, key=lambda entry: entry.name):
+                        path = folder / entry.name
+                        if entry.name.startswith("."):
+                            self._hidden.append(self.name(path))
+                        elif entry.is_dir(follow_symlinks=False):
+                            folders += [path] * deep
+                        elif self._is_file(path, entry):
+                            found[folder].append(path)
+            except OSError as error:
+                text = f"left out, the folder cannot be read ({error.strerror})."
+                self.notes.append(Note("unreadable", self.name(folder), text))
+        return found
+
+    def _is_file(self, path: Path, entry: os.DirEntry) -> bool:
+        """Whether a name is a plain file, or a link to one; if not, that is noted."""
+        if entry.is_file(follow_symlinks=False):
+            return True
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            text = f"left out, a link that cannot be followed ({error.strerror})."
+            self.notes.append(Note("link", self.name(path), text))
+            return False
+        if stat.S_ISDIR(mode):
+            self._links.append(path)
+        elif not stat.S_ISREG(mode):
+            text = "left out, no file but a pipe, a socket or a device."
+            self.notes.append(Note("not a file", self.name(path), text))
+        return stat.S_ISREG(mode)
+
+    def _tell_links(self, used: set[Path]) -> None:
+        for path in self._links:
+            if not any(path in (folder, folder.parent) for folder in used):
+                text = "left out, a link to a folder; put the pictures here, or set data.folder to that folder."
+                self.notes.append(Note("link", self.name(path), text))
+
+
+def count(config: DataConfig, project: Path) -> tuple[int, int]:
+    """How many pictures a folder seems to hold, and how many an epoch sees of them (repeats), regularization left out.
+
+    By their names alone, in milliseconds; (0, 0) without a folder.
+    """
+    root = folder_of(config, project)
+    concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
+    found = [(concept.repeats, len(concept.pictures)) for concept in concepts if not concept.is_reg]
+    return sum(images for _, images in found), sum(repeats * images for repeats, images in found)
+
+
+def folder_of(config: DataConfig, project: Path) -> Path:
+    """The data folder of a project."""
+    return Path(project, Path(config.folder).expanduser())
+
+
+def _concepts(root: Path, repeats: int) -> list[Concept]:
+    """kohya's concept folders and those of reg/, their files not listed yet; without any, the root and reg's."""
+    found = []
+    for parent, is_reg in ((root, False), (root / "reg", True)):
+        for folder in sorted(parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) and parent.is_dir() else []:
+            match = re.fullmatch(r"(\d+)_(.+)", folder.name)
+            if match and folder.is_dir() and int(match[1]) > 0:
+                name = os.fsencode(match[2]).decode("utf-8", "backslashreplace")
+                found.append(Concept(folder, int(match[1]), name, is_reg))
+    return found if any(not concept.is_reg for concept in found) else [Concept(root, repeats, "", False), *found]
