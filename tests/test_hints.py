@@ -6,6 +6,7 @@ import pytest
 
 from lorakit import hints
 from lorakit.hints import KINDS, Opinion, absorb, must_stay, suspicious
+from widgets.i18n import translations
 
 GENERAL = ("smile", "boots", "red hair", "hat", "fox ears")
 CATEGORIES = {**dict.fromkeys(GENERAL, "general"), "mofurin": "character"}
@@ -94,6 +95,10 @@ def test_every_kind_of_hint_says_its_reason():
     for kind, (severity, _) in KINDS.items():
         hint = hints.Hint(kind, "smile", "a", facts)
         assert "“smile”" in hint.reason and "{" not in hint.reason and hint.severity == severity in ("look", "tip")
+
+
+def test_every_sentence_has_its_chinese():
+    assert set(translations()["hints"]) == {sentence for _, sentence in KINDS.values()}
 
 
 def test_no_captions_or_empty_ones_give_no_hints():

@@ -17,7 +17,7 @@ from widgets.clicks import Clicks
 from widgets.gallery_choice import Choice
 from widgets.gallery_edit import Editor
 from widgets.gallery_hints import Doubts, Suggestions
-from widgets.gallery_history import Past
+from widgets.gallery_history import Past, told
 from widgets.gallery_picture import Picture
 from widgets.gallery_sheet import Sheet
 from widgets.gallery_state import State
@@ -62,13 +62,16 @@ class Gallery:
         self.panes = Choice(self._turn_to)
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
         sides = ipywidgets.Layout(flex_flow="row wrap", width="100%", align_items="flex-start")
+        right = ipywidgets.Layout(flex="3 1 340px", min_width="0")
         self.place = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%", padding="6px 0 0 0"))
         self.widget = ipywidgets.VBox(
             [
                 self.head,
                 ipywidgets.Box([self.undo, self.redo, self.again, self.told], layout=row),
-                ipywidgets.Box([self.table.widget, self.sheet.widget], layout=sides),
-                self.editor.widget,
+                ipywidgets.Box(
+                    [self.table.widget, ipywidgets.VBox([self.sheet.widget, self.editor.widget], layout=right)],
+                    layout=sides,
+                ),
                 self.panes.widget,
                 self.place,
                 self.clicks.widget,
@@ -80,12 +83,12 @@ class Gallery:
     def draw(self) -> None:
         """Show everything as it is now; what is the same as before is not sent again."""
         state, changes = self.state, self.state.book.history()
-        told = [
+        head = [
             say("{n} pictures", n=len(state.names)),
             say("locked: {n}", n=sum(map(state.book.is_locked, state.names))),
         ]
-        told.append(say("tagger: {name}", name=state.tagger) if state.tagger else say("no tagger was asked yet"))
-        self.head.value = facts(told)
+        head.append(say("tagger: {name}", name=state.tagger) if state.tagger else say("no tagger was asked yet"))
+        self.head.value = facts(head)
         self.undo.disabled = not any(not change.undone for change in changes)
         self.redo.disabled = not any(change.undone for change in changes)
         self.table.draw()
@@ -105,7 +108,8 @@ class Gallery:
             return
         self.state.derive()
         self.draw()
-        self._say(_summary(change), GREEN)
+        what, *more = told(change)
+        self._say(" · ".join([say("undone: {what}", what=what) if change.undone else what, *more]), GREEN)
         mirror.start(self.state.project)
 
     def _clicked(self, message: list[str]) -> None:
@@ -114,6 +118,7 @@ class Gallery:
         {
             "tag": self._choose,
             "picture": self._toggle,
+            "look": self._look,
             "take": self._take,
             "give": self._give,
             "absorb": self._absorb,
@@ -126,6 +131,10 @@ class Gallery:
 
     def _toggle(self, name: str) -> None:
         self.state.toggle(name)
+        self.draw()
+
+    def _look(self, name: str) -> None:
+        self.state.focus, self.panel = name, "picture"
         self.draw()
 
     def _take(self, name: str, tag: str) -> None:
@@ -164,16 +173,6 @@ class Gallery:
 
     def _say(self, text: str, colour: str) -> None:
         self.told.value = f'<div style="color:{colour};line-height:1.5;padding:0 8px">{html.escape(text)}</div>'
-
-
-def _summary(change: Change) -> str:
-    """What was done, in how many pictures, and how many were left alone."""
-    pictures = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
-    what = say("undone: {what}", what=change.what) if change.undone else change.what
-    told = [what, say("pictures: {n}", n=pictures)]
-    if change.kept:
-        told.append(say("left as they were: {n}", n=len(change.kept)))
-    return " · ".join(told)
 
 
 def _button(words: str, icon: str, pressed: Callable[[], None]) -> ipywidgets.Button:

@@ -1,4 +1,4 @@
-"""Toggle buttons whose words change, as counts do, while the choice stays."""
+"""A choice whose words change, as counts do, while what is chosen stays."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import ipywidgets
 
 
 class Choice:
-    """One of several values; `chosen(value)` is called when a person takes another."""
+    """One of several values, as toggle buttons or in another `widget` with options; `chosen(value)` is called when a
+    person takes another."""
 
-    def __init__(self, chosen: Callable[[str], None]):
-        self.widget = ipywidgets.ToggleButtons(style={"button_width": "auto"}, layout=ipywidgets.Layout(width="auto"))
+    def __init__(self, chosen: Callable[[str], None], widget: ipywidgets.DOMWidget | None = None):
+        self.widget = widget or ipywidgets.ToggleButtons(
+            style={"button_width": "auto"}, layout=ipywidgets.Layout(width="auto")
+        )
         self._chosen = chosen
         self._is_drawing = False
         self.widget.observe(self._changed, "value")

@@ -29,19 +29,14 @@ class Editor:
         self.into = _field(say("new name"), self._typed)
         self.told = ipywidgets.HTML()
         rows = [
-            [self.where.widget],
-            [self.tag, _button(say("add"), lambda _: do(self.add)), _button(say("remove"), lambda _: do(self.remove))],
-            [self.into, _button(say("rename or merge into this"), lambda _: do(self.rename))],
-            [_button(say("lock"), lambda _: do(self.lock)), _button(say("unlock"), lambda _: do(self.unlock))],
+            [self.where.widget, _button(say("lock"), do, self.lock), _button(say("unlock"), do, self.unlock)],
+            [self.tag, _button(say("add"), do, self.add), _button(say("remove"), do, self.remove)],
+            [self.into, _button(say("rename or merge into this"), do, self.rename)],
         ]
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
         self.widget = ipywidgets.VBox(
-            [
-                *(ipywidgets.Box(fields, layout=row) for fields in rows[:3]),
-                self.told,
-                ipywidgets.Box(rows[3], layout=row),
-            ],
-            layout=ipywidgets.Layout(width="100%"),
+            [*(ipywidgets.Box(fields, layout=row) for fields in rows), self.told],
+            layout=ipywidgets.Layout(width="100%", padding="6px 0 0 0"),
         )
 
     def draw(self) -> None:
@@ -129,7 +124,7 @@ def _field(placeholder: str, typed: Callable[[dict], None]) -> ipywidgets.Combob
     return field
 
 
-def _button(words: str, pressed: Callable) -> ipywidgets.Button:
+def _button(words: str, do: Callable, action: Callable[[], Change | None]) -> ipywidgets.Button:
     button = ipywidgets.Button(description=words, layout=ipywidgets.Layout(width="auto"))
-    button.on_click(pressed)
+    button.on_click(lambda _: do(action))
     return button

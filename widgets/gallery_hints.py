@@ -9,6 +9,7 @@ import ipywidgets
 
 from lorakit.hints import KINDS, Hint, absorb, group, must_stay
 from widgets.clicks import Clicks, said
+from widgets.gallery_choice import Choice
 from widgets.gallery_state import State
 from widgets.i18n import say
 from widgets.page import aside
@@ -34,18 +35,18 @@ def link(message: list[str], words: str) -> str:
 
 
 class Doubts:
-    """Suspicious tags, picture by picture, the gravest first; clicks tell "picture", "take" and "give"."""
+    """Suspicious tags, picture by picture, the gravest first; clicks tell "look", "take" and "give"."""
 
     def __init__(self, state: State, clicks: Clicks, thumbnails: Thumbnails):
         self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
-        self.kind = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="auto", max_width="98%"))
+        field = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="auto", max_width="98%", align_self="flex-start"))
+        self.kind, self._kind = Choice(self._choose, field), ""
         self.list = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
-        self.kind.observe(lambda _: self._list(), "value")
-        self.widget = ipywidgets.VBox([self.kind, self.list], layout=ipywidgets.Layout(width="100%"))
+        self.widget = ipywidgets.VBox([field, self.list], layout=ipywidgets.Layout(width="100%"))
 
     def draw(self) -> None:
         """Show them as they are now, of the kind that was chosen while there is one."""
-        counts, chosen = Counter(hint.kind for hint in self._state.hints), self.kind.value
+        counts = Counter(hint.kind for hint in self._state.hints)
         words = {
             "colour": say("a colour against the pixels"),
             "unseen": say("the tagger does not see it"),
@@ -55,14 +56,16 @@ class Doubts:
             "once": say("in one picture only"),
         }
         there = [(f"{word} ({counts[kind]})", kind) for kind, word in words.items() if counts[kind]]
-        options = [(f"{say('all')} ({len(self._state.hints)})", ""), *there]
-        with self.kind.hold_trait_notifications():
-            self.kind.options = options
-            self.kind.value = chosen if chosen in counts else ""
+        self._kind = self._kind if self._kind in counts else ""
+        self.kind.draw([(f"{say('all')} ({len(self._state.hints)})", ""), *there], self._kind)
+        self._list()
+
+    def _choose(self, kind: str) -> None:
+        self._kind = kind
         self._list()
 
     def _list(self) -> None:
-        found = [hint for hint in self._state.hints if self.kind.value in ("", hint.kind)]
+        found = [hint for hint in self._state.hints if self._kind in ("", hint.kind)]
         samples = (self._state.book.samples[hint.picture] for hint in found[:SHOWN])
         rows = "".join(map(self._row, found, self._thumbnails.sources(samples)))
         if not found:
@@ -81,7 +84,7 @@ class Doubts:
         image = f'<img src="{source}" alt="" style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px;margin:0">'
         number = self._state.numbers[hint.picture]
         return (
-            f'<div style="{ROW}"><span {said(["picture", hint.picture])} title="{html.escape(hint.picture)}" '
+            f'<div style="{ROW}"><span {said(["look", hint.picture])} title="{html.escape(hint.picture)}" '
             f'style="cursor:pointer;width:{SIDE}px;height:{SIDE}px;display:flex;align-items:center;justify-content:center">'
             f'{image}</span><b>{number}</b><span style="flex:1;overflow-wrap:anywhere">{html.escape(sentence(hint))}'
             f"</span>{act}</div>"

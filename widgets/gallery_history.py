@@ -24,7 +24,8 @@ class Past:
     def __init__(self, state: State):
         self._state = state
         self.list, self.difference = ipywidgets.HTML(), ipywidgets.HTML()
-        button = ipywidgets.Button(description=say("export the difference"), layout=ipywidgets.Layout(width="auto"))
+        button = ipywidgets.Button(description=say("export the difference"))
+        button.layout = ipywidgets.Layout(width="auto", align_self="flex-start")
         button.on_click(lambda _: self.export())
         self.widget = ipywidgets.VBox([self.list, button, self.difference], layout=ipywidgets.Layout(width="100%"))
 
@@ -58,16 +59,22 @@ class Past:
         )
 
 
+def told(change: Change) -> list[str]:
+    """What was done, in how many pictures, and how many were left alone, as plain texts."""
+    words = {"lock": say("locked"), "unlock": say("unlocked"), "changed elsewhere": say("changed elsewhere")}
+    pictures = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
+    kept = [say("left as they were: {n}", n=len(change.kept))] if change.kept else []
+    return [words.get(change.what, change.what), say("pictures: {n}", n=pictures), *kept]
+
+
 def _row(change: Change) -> str:
     """A change: an undone one stands back."""
-    pictures = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
-    told = say("pictures: {n}", n=pictures)
-    kept = " · " + say("left as they were: {n}", n=len(change.kept)) if change.kept else ""
-    undone = f" · {say('undone')}" if change.undone else ""
+    what, *rest = told(change)
+    more = " · ".join([*rest, say("undone")] if change.undone else rest)
     by = say("person") if change.by == PERSON else change.by
     style = "opacity:0.5;text-decoration:line-through" if change.undone else ""
     return (
         f'<div style="padding:2px 0"><span style="opacity:0.65">{change.number} · {html.escape(change.at)} · '
-        f'{html.escape(by)}</span> <span style="overflow-wrap:anywhere;{style}">{html.escape(change.what)}</span> '
-        f'<span style="opacity:0.65">{html.escape(told + kept + undone)}</span></div>'
+        f'{html.escape(by)}</span> <span style="overflow-wrap:anywhere;{style}">{html.escape(what)}</span> '
+        f'<span style="opacity:0.65">{html.escape(more)}</span></div>'
     )

@@ -78,7 +78,7 @@ class Picture:
         seen = f"{aside(say('The tagger sees these, too; a click adds one:'))}<div>{pills}</div>" if pills else ""
         doubts = [hint for hint in state.doubted.get(name, ()) if hint.kind != "nearly"]
         told = "".join(f'<div style="color:{AMBER}">⚠ {html.escape(sentence(hint))}</div>' for hint in doubts)
-        lock = f"<b>🔒 {html.escape(say('locked'))}</b>" if state.book.is_locked(name) else ""
+        lock = aside(say("Locked: taggers leave this caption as it is.")) if state.book.is_locked(name) else ""
         return f'<div style="font-size:13px;line-height:1.6" {self._clicks.attributes()}>{lock}{rows}{told}{seen}</div>'
 
     def _row(self, name: str, tag: str, by: str) -> str:
@@ -92,7 +92,8 @@ class Picture:
             f'<span {said(["take", name, tag])} title="{html.escape(say("remove"))}" style="cursor:pointer;'
             f'padding:0 5px;opacity:0.7">✕</span><span {said(["tag", tag])} style="flex:1;cursor:pointer;'
             f'overflow-wrap:anywhere">{html.escape(tag)}</span><span style="opacity:0.65;font-size:11px;'
-            f'overflow-wrap:anywhere;max-width:9em">{html.escape(setter)}</span><span style="width:60px;height:6px;'
+            'white-space:nowrap;overflow:hidden;text-overflow:ellipsis;max-width:12em" '
+            f'title="{html.escape(setter)}">{html.escape(setter)}</span><span style="width:60px;height:6px;'
             f"border-radius:3px;background:linear-gradient(to right,{BLUE} {share:.0f}%,rgba(128,128,128,0.25) "
             f'{share:.0f}%)"></span><span style="width:2.4em;text-align:right">{shown}</span></div>'
         )

@@ -21,6 +21,8 @@ BADGE = (
     "position:absolute;font-size:11px;line-height:1.5;border-radius:3px;padding:0 4px;color:#fff;pointer-events:none"
 )
 
+GREY = "background-color:rgba(75,85,99,0.85)"
+
 
 class Sheet:
     """The widget; a click on a picture tells `["picture", its name]`. Marks are a style sheet of their own, so that the
@@ -44,7 +46,7 @@ class Sheet:
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
         self.widget = ipywidgets.VBox(
             [self.show.widget, self.marks, self.pictures, ipywidgets.Box(tools, layout=row)],
-            layout=ipywidgets.Layout(flex="3 1 340px", min_width="0"),
+            layout=ipywidgets.Layout(width="100%"),
         )
 
     def draw(self) -> None:
@@ -103,14 +105,14 @@ class Sheet:
         elif name == state.focus:
             rules.append(f"{place}{{outline:1px dashed {BLUE}}}")
         if state.book.is_locked(name):
-            rules.append(f'{place}::before{{content:"🔒";position:absolute;top:4px;right:4px;font-size:11px}}')
+            rules.append(f'{place}::before{{content:"{say("locked")}";{BADGE};top:{SIDE - 18}px;right:6px;{GREY}}}')
         if state.tag:
             has = name in state.holders.get(state.tag, ())
             score = state.score(name, state.tag)
             doubted = any(hint.tag == state.tag for hint in state.doubted.get(name, ()))
-            colour = AMBER if doubted else GREEN if has else "#6b7280"
+            colour = f"background-color:{AMBER if doubted else GREEN}" if doubted or has else GREY
             told = f"{'✓' if has else '–'}{'' if score is None else f' {score:.2f}'}"
-            rules.append(f'{place}::after{{content:"{told}";{BADGE};top:4px;left:4px;background-color:{colour}}}')
+            rules.append(f'{place}::after{{content:"{told}";{BADGE};top:6px;left:6px;{colour}}}')
         return "".join(rules)
 
     def _look(self, show: str) -> None:

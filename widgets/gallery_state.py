@@ -58,7 +58,7 @@ class State:
         self.names = list(self.book.samples)
         self.numbers = {name: number for number, name in enumerate(self.names, 1)}
         self.tagger, self.opinion = self._opinion()
-        looks = Looks(self.project.cache / "looks.json")
+        looks = Looks.of(self.project.folder)
         paths = {sample.path: name for name, sample in self.book.samples.items()}
         self.colours = {paths[path]: look.colours for path, look in looks.look(list(paths))}
         self.derive()

@@ -13,7 +13,7 @@ from widgets.page import AMBER, aside
 from widgets.plot import BLUE
 
 ROWS = 300  # at most; the rest is found by typing
-HEIGHT = 640  # px
+HEIGHT = 600  # px
 
 
 class TagTable:
