@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 from lorakit.project import Project
 
 LEAST = 0.05  # lower scores are not kept
@@ -13,36 +19,90 @@ class Scores:
     def __init__(self, project: Project, tagger: str):
         self.tagger = tagger
         self.categories: dict[str, str] = {}  # tag -> general, character, copyright, artist, rating, meta or quality
+        self._file = _file(project, "scores", tagger)
+        self._scores: dict[str, dict[str, float]] = {}
+        for told in _lines(self._file):
+            self.categories |= told.get("categories", {})
+            if "digest" in told:
+                self._scores[told["digest"]] = told["tags"]
 
     def get(self, digest: str) -> dict[str, float] | None:
         """Tag -> score (0.05 to 1) of the picture with this SHA-256, as the tagger spells tags; None: never asked."""
-        raise NotImplementedError
+        return self._scores.get(digest)
 
     def add(self, scores: dict[str, dict[str, float]], categories: dict[str, str]) -> None:
         """Remember scores by digest, and the categories of their tags, on disk before this returns."""
-        raise NotImplementedError
+        kept = {
+            digest: {tag: round(score, 4) for tag, score in tags.items() if score >= LEAST}
+            for digest, tags in scores.items()
+        }
+        fresh = {tag: categories[tag] for tags in kept.values() for tag in tags if tag not in self.categories}
+        lines = [{"tagger": self.tagger, "categories": fresh}] if fresh else []
+        _append(self._file, lines + [{"digest": digest, "tags": tags} for digest, tags in kept.items()])
+        self.categories |= fresh
+        self._scores |= kept
 
 
 class Sentences:
-    """A tagger's sentences about pictures, in `tags/sentences/<tagger>.jsonl`, by digest and prompt."""
+    """A tagger's sentences about pictures on one prompt, in `tags/sentences/<tagger>.jsonl`, which only grows."""
 
-    def __init__(self, project: Project, tagger: str):
-        self.tagger = tagger
+    def __init__(self, project: Project, tagger: str, prompt: str):
+        self.tagger, self.prompt = tagger, prompt
+        self._file = _file(project, "sentences", tagger)
+        self._sentences = {
+            told["digest"]: told["sentence"] for told in _lines(self._file) if told.get("prompt") == prompt
+        }
 
-    def get(self, digest: str, prompt: str) -> str | None:
-        """The sentence of the picture with this SHA-256 on this prompt; None: never asked."""
-        raise NotImplementedError
+    def get(self, digest: str) -> str | None:
+        """The sentence of the picture with this SHA-256; None: never asked."""
+        return self._sentences.get(digest)
 
-    def add(self, sentences: dict[str, str], prompt: str) -> None:
+    def add(self, sentences: dict[str, str]) -> None:
         """Remember sentences by digest, on disk before this returns."""
-        raise NotImplementedError
+        lines = [{"digest": digest, "prompt": self.prompt, "sentence": text} for digest, text in sentences.items()]
+        _append(self._file, ([] if self._file.exists() else [{"tagger": self.tagger}]) + lines)
+        self._sentences |= sentences
 
 
 def known(project: Project) -> list[str]:
     """The taggers that gave scores in this project, by name."""
-    raise NotImplementedError
+    return _known(project, "scores")
 
 
 def known_writers(project: Project) -> list[str]:
     """The taggers that wrote sentences in this project, by name."""
-    raise NotImplementedError
+    return _known(project, "sentences")
+
+
+def _file(project: Project, kind: str, tagger: str) -> Path:
+    return project.folder / "tags" / kind / (re.sub(r"[^\w.-]", "_", tagger)[:100] + ".jsonl")
+
+
+def _known(project: Project, kind: str) -> list[str]:
+    files = sorted((project.folder / "tags" / kind).glob("*.jsonl"))
+    first = (next((told["tagger"] for told in _lines(file) if "tagger" in told), None) for file in files)
+    return [tagger for tagger in first if tagger is not None]
+
+
+def _lines(file: Path) -> Iterator[dict]:
+    """The whole lines of a file that need not be there; those that a killed process tore are passed over."""
+    if not file.exists():
+        return
+    with open(file, "rb") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def _append(file: Path, told: list[dict]) -> None:
+    """Add lines in one piece, so that two processes may do so; a torn line before them is ended first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in told).encode("utf-8", "replace")
+    with open(file, "ab+") as lines:
+        if lines.seek(0, os.SEEK_END) and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n":
+            text = b"\n" + text
+        lines.write(text)
+        lines.flush()
+        os.fsync(lines.fileno())

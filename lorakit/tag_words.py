@@ -1,15 +1,135 @@
-"""What tags mean: how they are spelled, which say the same as others, and in which order models want them."""
+"""What tags mean: how they are spelled, which say what others say already, and which kind each is.
+
+Source: the vocabulary and the implications of Danbooru's wiki, which the WD taggers were trained on; the kinds and
+their order: Anima's model card.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from functools import cache
+
+KAOMOJI = frozenset(
+    "0_0 (o)_(o) +_+ +_- ._. <o>_<o> <|>_<|> =_= >_< 3_3 6_9 >_o @_@ ^_^ o_o u_u x_x |_| ||_|| *_* ;_; T_T t_t -_- "
+    "n_n O_o o_O :_( ._.; >_> <_< ^_^; v_v q_q z_z $_$ ?_? !_! ^o^ \\_/ d_b".split()
+)
+
+COLOURS = frozenset(
+    "aqua beige black blonde blue brown dark-blue gold green grey gray lavender maroon orange pink purple red silver "
+    "tan teal white yellow multicolored two-tone colored rainbow".split()
+)
+# What may stand before a thing without making it another thing.
+MODIFIERS = COLOURS | frozenset(
+    "light dark striped checkered plaid print printed polka-dot floral camouflage frilled lace lace-trimmed pleated "
+    "denim leather fur fur-trimmed torn wet ripped see-through latex knit ribbed sleeveless strapless long short very "
+    "big large huge small mini micro thick open closed loose tight single asymmetrical ornate school".split()
+)
+# A word for many things -> the things. With a colour before both, the colours must agree.
+KINDS_OF = {
+    "footwear": "boots shoes sandals sneakers slippers loafers geta high_heels mary_janes knee_boots ankle_boots "
+    "thigh_boots uwabaki flip-flops pumps zouri",
+    "boots": "knee_boots ankle_boots thigh_boots rubber_boots high_heel_boots cowboy_boots",
+    "shoes": "sneakers loafers mary_janes uwabaki",
+    "headwear": "hat cap beret helmet hood bonnet top_hat witch_hat sun_hat straw_hat santa_hat baseball_cap beanie "
+    "peaked_cap sailor_hat crown tiara",
+    "hat": "beret top_hat witch_hat sun_hat straw_hat santa_hat baseball_cap beanie peaked_cap sailor_hat cowboy_hat",
+    "legwear": "thighhighs pantyhose socks kneehighs leggings stockings leg_warmers loose_socks",
+    "socks": "kneehighs ankle_socks loose_socks",
+    "eyewear": "glasses sunglasses goggles monocle rimless_eyewear round_eyewear semi-rimless_eyewear",
+    "neckwear": "necktie bowtie ascot neckerchief scarf",
+    "handwear": "gloves mittens elbow_gloves fingerless_gloves",
+    "gloves": "elbow_gloves fingerless_gloves half_gloves",
+    "swimsuit": "bikini one-piece_swimsuit school_swimsuit competition_swimsuit",
+    "bikini": "string_bikini side-tie_bikini micro_bikini",
+    "skirt": "miniskirt microskirt pencil_skirt long_skirt pleated_skirt high-waist_skirt",
+    "shirt": "t-shirt dress_shirt collared_shirt",
+    "jacket": "blazer hoodie track_jacket letterman_jacket",
+    "pants": "jeans track_pants yoga_pants",
+    "dress": "sundress wedding_dress china_dress pinafore_dress sailor_dress",
+    "school_uniform": "serafuku",
+    "japanese_clothes": "kimono yukata hakama haori furisode",
+    "underwear": "bra panties",
+    "jewelry": "earrings necklace ring bracelet pendant",
+    "earrings": "hoop_earrings stud_earrings",
+    "hair_ornament": "hair_flower hairclip hairpin x_hair_ornament star_hair_ornament heart_hair_ornament",
+    "ribbon": "hair_ribbon neck_ribbon",
+    "bow": "hair_bow",
+    "animal_ears": "cat_ears fox_ears dog_ears rabbit_ears wolf_ears mouse_ears horse_ears bear_ears",
+    "tail": "cat_tail fox_tail dog_tail rabbit_tail wolf_tail dragon_tail demon_tail horse_tail",
+    "wings": "angel_wings demon_wings bat_wings dragon_wings feathered_wings butterfly_wings",
+    "horns": "demon_horns dragon_horns curled_horns",
+    "weapon": "sword gun katana rifle handgun polearm spear knife dagger axe staff bow_(weapon) scythe",
+    "sword": "katana rapier greatsword",
+    "gun": "rifle handgun shotgun submachine_gun",
+    "long_hair": "very_long_hair absurdly_long_hair",
+    "short_hair": "very_short_hair",
+    "braid": "twin_braids single_braid french_braid side_braid crown_braid",
+    "ponytail": "high_ponytail side_ponytail low_ponytail short_ponytail folded_ponytail",
+    "twintails": "low_twintails short_twintails",
+    "bangs": "blunt_bangs parted_bangs swept_bangs asymmetrical_bangs",
+    "smile": "grin light_smile evil_smile",
+    "flower": "rose sunflower tulip lily_(flower) hibiscus hydrangea",
+}
+# A thing -> the words that say less of it.
+_LESS = {
+    thing.replace("_", " "): {word.replace("_", " ") for word, things in KINDS_OF.items() if thing in things.split()}
+    for things in KINDS_OF.values()
+    for thing in things.split()
+}
+
+# Anima's order; "general" and what is no tag of any other kind comes last.
+ORDER = ("quality", "meta", "year", "safety", "count", "character", "series", "artist", "general")
+_QUALITY = re.compile(
+    r"masterpiece|(best|good|high|normal|average|low|bad|worst) quality|score_\d(_up)?|very aesthetic"
+)
+_YEAR = re.compile(r"newest|recent|mid|early|old|year \d{4}")
+_SAFETY = {"general": "safe", "sensitive": "sensitive", "questionable": "nsfw", "explicit": "explicit"}
+_COUNT = re.compile(r"\d\+?(girl|boy|other)s?|multiple (girls|boys|others)|solo|no humans")
+_CATEGORIES = {"copyright": "series", "rating": "safety"}  # of taggers, where Anima calls them otherwise
 
 
 def spelled(tag: str) -> str:
-    """A tagger's raw name as captions have it: spaces for underscores, kaomoji such as ^_^ as they are."""
-    raise NotImplementedError
+    """A tagger's raw name as captions have it: spaces for underscores; kaomoji such as ^_^ and score_9 as they are."""
+    return tag if tag in KAOMOJI or re.fullmatch(r"score_\d(_up)?", tag) else tag.replace("_", " ").strip()
+
+
+def kind(tag: str, category: str = "") -> str:
+    """Which of ORDER a spelled tag is; `category` is what the tagger calls it ("" when it knows no such tag)."""
+    if _COUNT.fullmatch(tag):
+        return "count"
+    if not category and _QUALITY.fullmatch(tag):
+        return "quality"
+    if not category and _YEAR.fullmatch(tag):
+        return "year"
+    if not category:
+        return "artist" if tag.startswith("@") and len(tag) > 1 else "general"
+    return _CATEGORIES.get(category, category)
+
+
+def safety(rating: str) -> str:
+    """Anima's word for a WD tagger's rating."""
+    return _SAFETY.get(rating, rating)
 
 
 def implied(tags: Iterable[str]) -> dict[str, str]:
     """Tag -> the tag among `tags` that says it already: boots and red footwear by red boots."""
-    raise NotImplementedError
+    there = dict.fromkeys(tags)
+    found = {less: tag for tag in there for less in _says(tag) if less in there and less != tag}
+    for tag in found:
+        while found[tag] in found:  # the one that says most
+            found[tag] = found[found[tag]]
+    return {tag: found[tag] for tag in there if tag in found}
+
+
+@cache
+def _says(tag: str) -> frozenset[str]:
+    """All that a tag says in fewer or more general words: red knee boots says red boots, boots and red footwear."""
+    words, found = tag.split(" "), {tag}
+    for i in range(len(words)):
+        how, thing = words[:i], " ".join(words[i:])
+        found.add(thing)
+        found |= {" ".join([*how, word]) for word in _LESS.get(thing, ())} | _LESS.get(thing, set())
+        if words[i] not in MODIFIERS:
+            break
+    return frozenset(found | {less for other in found - {tag} for less in _says(other)})

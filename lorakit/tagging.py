@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit import tag_words
 from lorakit.config import Config, ConfigError, from_dict, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of
+from lorakit.data.images import open_rgb
 from lorakit.events import Progress
 from lorakit.project import Project, write_whole
+from lorakit.scores import Scores, Sentences, known_writers
+from lorakit.tag_rules import matcher
+from lorakit.tag_words import ORDER, implied, spelled
+from lorakit.tagbook import PERSON, TagBook
+from lorakit.taggers import Tagger
 
 PROFILES = ("sd", "anima")
+SURE = {"count": 0, "character": 1}  # what comes first with SD, and is left out last
 MIXES = ("tags, sentence", "sentence, tags", "tags", "sentence")
 
 
@@ -95,12 +104,151 @@ def write_tagging(project: Project, tagger: str, settings: dict[str, Any], confi
     write_whole(project.folder / "tagging.yaml", yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
 
 
-def tag(project: Project, data_config: DataConfig, tagger: Any, config: TaggingConfig) -> Iterator[Progress]:
-    """Ask a tagger (see lorakit/taggers) of each picture that needs it and was never shown to it, then write captions
-    through the tag book, as one change by `tagger.name`.
+def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: TaggingConfig) -> Iterator[Progress]:
+    """Ask a tagger of each picture that needs it and was never shown to it, then write captions through the tag book,
+    as one change by `tagger.name`.
 
-    Yields Progress of "pictures asked" (skipped when all were asked before) and at last one of "captions": `done` of
-    `total` were written, the rest stays as it is (locked, or the same). Cut anywhere, the next call goes on.
+    Yields Progress of "pictures asked" (none when all were asked before), and at last one of "captions": `done` of
+    `total` were written, the others are the same already. Cut anywhere, the next call goes on where it was.
+    Raises TaggerError, ImageError for a picture that went bad meanwhile, and what TagBook raises.
     """
-    raise NotImplementedError
-    yield
+    if config.mix in ("tags", "sentence") and config.mix != tagger.output:
+        raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
+    book = TagBook(project, data_config)
+    names = _wanted(project, book, data_config.trigger, tagger.output, config.which)
+    answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
+    pictures = {book.samples[name].digest: book.samples[name].path for name in names}
+    fresh = [digest for digest in pictures if answers.get(digest) is None]
+    for begin in range(0, len(fresh), tagger.batch):
+        batch = fresh[begin : begin + tagger.batch]
+        said = dict(zip(batch, tagger.read([open_rgb(pictures[digest]) for digest in batch]), strict=True))
+        if isinstance(answers, Scores):
+            answers.add(said, tagger.categories)
+        else:
+            answers.add(said)
+        yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
+    yield _write(project, book, names, data_config.trigger, answers, config)
+
+
+def write_again(project: Project, data_config: DataConfig, tagger: str, config: TaggingConfig, prompt: str = "") -> int:
+    """Write captions from what a tagger said before, after thresholds and such were changed, without the tagger.
+
+    `prompt` is what a writer of sentences was asked. Returns how many captions changed; pictures that it was never
+    asked about stay as they are.
+    """
+    output = "sentence" if tagger in known_writers(project) else "tags"
+    book = TagBook(project, data_config)
+    names = _wanted(project, book, data_config.trigger, output, config.which)
+    answers = _answers(project, tagger, output, prompt)
+    asked = [name for name in names if answers.get(book.samples[name].digest) is not None]
+    return _write(project, book, asked, data_config.trigger, answers, config).done
+
+
+def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config: TaggingConfig) -> dict[str, str]:
+    """Tags as captions spell them, surest first, each with its kind (see tag_words.ORDER), of a tagger's raw scores:
+    thresholds, categories, replacements and blacklist are applied; implied tags and `most_tags` need the caption."""
+    wanted = {
+        "general": True,
+        "character": config.characters,
+        "copyright": config.series,
+        "artist": config.artists,
+        "rating": config.rating,
+        "meta": config.meta,
+        "quality": config.quality,
+    }
+    ratings = [tag for tag in scores if categories.get(tag) == "rating"]
+    surest = max(ratings, key=scores.__getitem__, default=None)
+    found: dict[str, str] = {}
+    for tag in sorted(scores, key=scores.__getitem__, reverse=True):
+        category = categories.get(tag, "general")
+        least = config.character_threshold if category == "character" else config.general_threshold
+        if not wanted[category] or (tag != surest if category == "rating" else scores[tag] < least):
+            continue
+        for text in _replaced(_in_profile(spelled(tag), category, config.profile), config):
+            found.setdefault(text, tag_words.kind(text, category))
+    return found
+
+
+def compose(
+    origin: Mapping[str, str],
+    removed: Collection[str],
+    answer: Mapping[str, str] | str,
+    config: TaggingConfig,
+    trigger: str = "",
+    writers: Collection[str] = (),
+) -> str:
+    """A caption from who set which tag of it, which tags a person took out, and what a tagger says now: the tags of
+    `tags_from`, or a sentence. `writers` are the taggers whose tags are parts of sentences."""
+    person = [tag for tag, by in origin.items() if by == PERSON and tag != trigger]
+    sentence = [tag for tag, by in origin.items() if by in writers]
+    fresh = [tag for tag, by in origin.items() if by != PERSON and by not in writers and tag != trigger]
+    if isinstance(answer, str):
+        sentence = [part for part in tags_of(_plain(answer)) if part not in removed and part not in person]
+        tags = [tag for tag in origin if tag in person or tag in fresh]
+    else:
+        fresh = [tag for tag in answer if tag not in (trigger, *person) and tag not in removed]
+        if config.without_implied:
+            said = implied([*person, *fresh])
+            fresh = [tag for tag in fresh if tag not in said]
+        kinds = {tag: answer[tag] if tag in answer else tag_words.kind(tag) for tag in [*person, *fresh]}
+        fresh = sorted(fresh, key=lambda tag: SURE.get(kinds[tag], len(SURE)))[: config.most_tags or None]
+        order = {kind: place for place, kind in enumerate(ORDER)} if config.profile == "anima" else SURE
+        tags = sorted([*person, *fresh], key=lambda tag: order.get(kinds[tag], len(order)))
+    parts = {"tags": tags, "sentence": sentence}
+    used = config.mix.split(", ")
+    if "tags" not in used:
+        parts["tags"] = person
+    chosen = [tag for part in (used if "tags" in used else ["tags", *used]) for tag in parts[part]]
+    return ", ".join([trigger, *chosen] if trigger else chosen)
+
+
+def _plain(sentence: str) -> str:
+    """A sentence on one line."""
+    return " ".join(sentence.split())
+
+
+def _in_profile(tag: str, category: str, profile: str) -> str:
+    if profile != "anima":
+        return tag
+    tag = tag_words.safety(tag) if category == "rating" else tag.lower()
+    return f"@{tag}" if category == "artist" and not tag.startswith("@") else tag
+
+
+def _replaced(tag: str, config: TaggingConfig) -> list[str]:
+    """What is written for a tag: itself, others, or nothing."""
+    texts = next((tags_of(new) for old, new in config.replacements.items() if matcher(old)(tag)), [tag])
+    return [text for text in texts if not any(matcher(pattern)(text) for pattern in config.blacklist)]
+
+
+def _answers(project: Project, tagger: str, output: str, prompt: str) -> Scores | Sentences:
+    return Scores(project, tagger) if output == "tags" else Sentences(project, tagger, prompt)
+
+
+def _wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:
+    """The pictures that get captions from a tagger with this output."""
+    names, writers = [name for name in book.samples if not book.is_locked(name)], known_writers(project)
+    if which == "unlocked":
+        return names
+
+    def has(name: str) -> bool:
+        return any((by in writers) == (output == "sentence") for tag, by in book.origin(name).items() if tag != trigger)
+
+    return [name for name in names if not has(name)]
+
+
+def _write(
+    project: Project,
+    book: TagBook,
+    names: list[str],
+    trigger: str,
+    answers: Scores | Sentences,
+    config: TaggingConfig,
+) -> Progress:
+    writers, captions = known_writers(project), {}
+    for name in names:
+        answer = answers.get(book.samples[name].digest)
+        if isinstance(answers, Scores):
+            answer = tags_from(answer, answers.categories, config)
+        captions[name] = compose(book.origin(name), book.removed(name), answer, config, trigger, writers)
+    change = book.change(f"tagged with {answers.tagger}", captions, by=answers.tagger)
+    return Progress(what="captions", done=len(change.new) if change else 0, total=len(names))
