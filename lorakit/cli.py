@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lorakit import _terminal
+from lorakit import _data_verbs, _examine_verbs, _terminal
 from lorakit._terminal import project_at, with_changes
 from lorakit.errors import UserError
 
@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add(_doctor, "what this machine has and what to do about what is missing")
     doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project is to be")
     _add_models(verbs.add_parser("model", help="model files", description="Model files."))
+    for group, what, modules in (
+        ("data", "pictures: bring in, examine, prepare", (_data_verbs, _examine_verbs)),
+    ):
+        members = verbs.add_parser(group, help=what, description=what).add_subparsers(required=True, metavar="VERB")
+        for module in modules:
+            module.add(members)
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
     run.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
