@@ -117,7 +117,8 @@ class Examination:
             f'<details style="line-height:1.5;padding:3px 0"><summary style="cursor:pointer">'
             f'<span style="color:{COLOURS[finding.severity]}">●</span> {html.escape(title)}</summary>'
             f'<div style="margin:4px 0 8px 18px;font-size:13px">{html.escape(why)}{help}'
-            f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:8px 0">{cards}</div>{listed}{more}</div></details>'
+            f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:8px 0">{cards}</div>'
+            f"{listed}{more}</div></details>"
         )
 
 

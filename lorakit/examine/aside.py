@@ -7,17 +7,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
+from lorakit.data.listing import CAPTION_EXTENSIONS, Listing, folder_of
 from lorakit.errors import UserError
 from lorakit.project import Project, write_json, write_whole
 
 FOLDER, RECORD = "set-aside", "record.json"
-CAPTIONS = (".txt", ".caption")
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ def data_folder(project: Project, config: DataConfig) -> Path:
             "prepared/ holds copies, which are written anew from the originals: examine and mend these (data.folder: "
             "dataset), then prepare again."
         )
-    return Path(project.folder, Path(config.folder).expanduser())
+    return folder_of(config, project.folder)
 
 
-def paths_in(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a data folder with its name, as `Scan` spells it."""
-    for path in root.rglob("*"):
-        yield os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace"), path
+def paths(project: Project, config: DataConfig) -> dict[str, Path]:
+    """Every file of the data set by its name, as `Scan` spells it."""
+    root = data_folder(project, config)
+    name = Listing(root, config.repeats).name
+    return {name(path): path for path in root.rglob("*")}
 
 
 def _captions(pictures: list[Path]) -> list[Path]:
@@ -121,7 +122,7 @@ def _captions(pictures: list[Path]) -> list[Path]:
     for stem in sorted(stems):
         same = [path for path in stem.parent.iterdir() if path.with_suffix("") == stem and path not in going]
         if not any(path.suffix.lower() in EXTENSIONS for path in same):
-            found += [path for path in same if path.suffix.lower() in CAPTIONS]
+            found += [path for path in same if path.suffix.lower() in CAPTION_EXTENSIONS]
     return found
 
 

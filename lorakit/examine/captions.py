@@ -10,8 +10,6 @@ from lorakit.examine.facts import Facts
 from lorakit.examine.finding import Found
 
 FEW = 10  # below so many captions, what is in one, or in nearly all of them, says nothing
-SHOWN = 40  # tags at most that are listed of a set
-ALWAYS = 0.9  # of the captions
 SHOWN_CUT = 160  # characters of what is cut that are shown
 PERSON = re.compile(r"solo|(\d+\+?|multiple )(girl|boy|other)s?")
 SEVERAL = re.compile(r"([2-9]|\d\d)\+?(girl|boy|other)s|multiple (girls|boys|others)")
@@ -89,13 +87,11 @@ def once(facts: Facts) -> Found | None:
 
 def always(facts: Facts) -> Found | None:
     """Tags of nearly all pictures that the trigger could stand for."""
-    if len(facts.tags) < FEW:
+    if len(facts.tags) < FEW or not facts.config.trigger:
         return None
-    found = [hint.tag for hint in hints.absorb(facts.captions, facts.config.trigger)]
-    counts = _counts(facts)
-    details = {tag: f"{counts[tag]} / {len(facts.samples)}" for tag in found[:SHOWN]}
-    pictures = tuple(name for name, tags in facts.tags.items() if set(tags) & set(found))
-    return Found(pictures, details, fields={"tags": len(found)})
+    found = hints.absorb(facts.captions, facts.config.trigger)
+    details = {hint.tag: f"{hint.facts['n']} / {hint.facts['all']}" for hint in found}
+    return Found(details=details, fields={"tags": len(found)})
 
 
 def two_colours(facts: Facts) -> Found | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorakit.data.scan import KINDS
+from lorakit.data.listing import KINDS
 from lorakit.examine import balance, captions, files, pictures
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import Finding, Found
@@ -75,7 +75,7 @@ FILES = (
         "Files such as 1.png and 1.jpg have one 1.txt, which is right for one of them only: rename the other, or take "
         "it away.",
         "",
-        files.noted("shared caption"),
+        files.shared_caption,
     ),
     Check(
         "caption-encoding",
@@ -92,7 +92,7 @@ FILES = (
         "Folders whose pictures are not used: {n}",
         "Beside <repeats>_<name>/ folders only pictures directly inside these are trained.",
         "",
-        files.noted("overlooked folder"),
+        files.noted("overlooked folder", "link"),
     ),
 )
 CAPTIONS = (
@@ -218,7 +218,7 @@ PICTURES = (
         "look",
         "Pictures that are too small: {n}",
         "They have less than a quarter of the pixels of {side} × {side}, and teach how coarse pictures look. Use "
-        "larger versions, or leave them out.",
+        "larger versions, leave them out, or lower data.resolution where most are as small.",
         "set_aside",
         pictures.small,
     ),
@@ -320,7 +320,7 @@ WHOLE = (
     ),
 )
 # Kinds of the scan's notes that a row above tells of.
-SAID = {"unreadable", "shared caption", "caption encoding", "overlooked folder", "no caption", "empty caption"}
+SAID = {"unreadable", "shared caption", "caption encoding", "overlooked folder", "link", "no caption", "empty caption"}
 SAID |= {"chinese commas", "animated", "foreign"}
 OTHERS = Check(
     "others",

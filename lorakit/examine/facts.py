@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lorakit import models
+from lorakit.boxes import BoxError, Boxes
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
 from lorakit.data.captions import tags_of
+from lorakit.data.listing import Note
 from lorakit.data.looks import Look, Looks
 from lorakit.data.plan import Plan
-from lorakit.data.scan import DataError, Note, Sample, Scan, scan
+from lorakit.data.scan import DataError, Sample, Scan, scan
 from lorakit.errors import UserError
 from lorakit.project import Project
 from lorakit.run import LoopConfig
@@ -24,6 +26,7 @@ class Facts:
 
     trouble      why it cannot be read, "" when it can; all else is empty then
     looks        training picture -> what its file is
+    boxed        pictures with a box, by which they are cropped when they are prepared
     excess       caption -> its end that the model does not read; None when that is not known, `unmeasured` says why
     """
 
@@ -32,6 +35,7 @@ class Facts:
     loop: LoopConfig
     scan: Scan
     looks: dict[str, Look]
+    boxed: frozenset[str] = frozenset()
     trouble: str = ""
     excess: Callable[[str], str] | None = None
     unmeasured: str = ""
@@ -90,7 +94,14 @@ def gather(project: Project, config: DataConfig, model: Config | None, loop: Loo
     names = {sample.path: sample.name for sample in found.samples if not sample.is_reg}
     looks = {names[path]: look for path, look in Looks.of(project.folder).look(names)}
     excess, unmeasured = _excess(model)
-    return Facts(config, model, loop, found, looks, "", excess, unmeasured)
+    return Facts(config, model, loop, found, looks, _boxed(project), "", excess, unmeasured)
+
+
+def _boxed(project: Project) -> frozenset[str]:
+    try:
+        return frozenset(Boxes(project).names())
+    except BoxError:  # a damaged list, which is told where boxes are used
+        return frozenset()
 
 
 def _excess(model: Config | None) -> tuple[Callable[[str], str] | None, str]:

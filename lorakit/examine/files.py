@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
-from lorakit.data.scan import Note
+from lorakit.data.listing import Note
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import Found
 
@@ -24,6 +25,13 @@ def truncated(facts: Facts) -> Found | None:
 def unreadable(facts: Facts) -> Found | None:
     """Files that cannot be read as pictures for any other reason."""
     return _told([note for note in facts.notes("unreadable") if not _is_cut_off(note)])
+
+
+def shared_caption(facts: Facts) -> Found:
+    """Pictures of one stem, which one caption file stands for."""
+    stems = {PurePosixPath(note.name).with_suffix("") for note in facts.notes("shared caption")}
+    found = [s.name for s in facts.samples if PurePosixPath(s.name).with_suffix("") in stems]
+    return Found(tuple(found), {name: facts.captions.get(name, "") for name in found})
 
 
 def noted(*kinds: str) -> Callable[[Facts], Found | None]:

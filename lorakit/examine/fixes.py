@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorakit.boxes import Box, Boxes
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
+from lorakit.data.listing import CAPTION_EXTENSIONS
 from lorakit.data.looks import Looks
+from lorakit.data.scan import scan
 from lorakit.errors import UserError
 from lorakit.examine import aside
 from lorakit.examine.finding import Finding
@@ -44,17 +47,18 @@ class Fix:
 
 
 def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    known = dict(aside.paths_in(aside.data_folder(project, config)))
-    names = finding.targets or finding.pictures
+    known, names = aside.paths(project, config), finding.targets or finding.pictures
+    if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
+        raise UserError("This would set all pictures aside, and nothing would be left to train on.")
     moved = aside.set_aside(project, config, finding.kind, [known[name] for name in names if name in known])
     return Done(len(moved))
 
 
 def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    known = dict(aside.paths_in(aside.data_folder(project, config)))
-    texts, kept = {}, []
+    known, texts, kept = aside.paths(project, config), {}, []
     for name in finding.pictures:
-        file = known[name].with_suffix(config.caption_extension)
+        endings = (config.caption_extension, *CAPTION_EXTENSIONS)
+        file = next(filter(Path.exists, map(known[name].with_suffix, endings)), known[name])
         try:
             texts[file] = file.read_bytes().decode(answer)
         except UnicodeDecodeError:
@@ -68,14 +72,13 @@ def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str
 
 def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     """A box inside the border of each picture that has no box yet."""
-    boxes, done = Boxes(project), 0
-    known = dict(aside.paths_in(aside.data_folder(project, config)))
+    known, boxes, drawn = aside.paths(project, config), Boxes(project), {}
     names = {known[name]: name for name in finding.pictures if name in known and not boxes.of(name)}
     for path, look in Looks.of(project.folder).look(names):
         left, top, right, bottom = look.border
-        boxes.add(names[path], Box(left, top, look.width - left - right, look.height - top - bottom))
-        done += 1
-    return Done(done)
+        drawn[names[path]] = (Box(left, top, look.width - left - right, look.height - top - bottom),)
+    boxes.update(drawn)
+    return Done(len(drawn))
 
 
 # ---- captions: all through the tag book, whose undo takes them back --------------------------------------------------
@@ -110,7 +113,8 @@ def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str)
             caption = rule.apply(caption)
         return caption
 
-    return _each(TagBook(project, config), finding, without)
+    book = TagBook(project, config)
+    return _changed(book, finding, {name: without(caption) for name, caption in book.captions.items()})
 
 
 def _each(book: TagBook, finding: Finding, change: Callable[[str], str]) -> Done:

@@ -16,7 +16,7 @@ ENLARGED = 1.5  # times a side
 BLURRED, BLURRED_BESIDE = 12.0, 0.08  # sharpness, and its share of the set's median
 ALIKE = 8  # of 64 bits that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6
 FRAME = 0.03  # share of a side that a border takes on both ends
-BRIGHT = 235  # of 255: a border that may be the picture's own white ground
+BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the picture's own white ground
 PLAIN = ("simple background", "white background", "transparent background")
 
 
@@ -50,17 +50,16 @@ def framed(facts: Facts) -> Found | None:
 
 
 def _is_framed(facts: Facts, sample: Sample) -> bool:
-    """A white margin on all sides is no frame: a figure on white ground has one."""
+    """A figure on white ground has a white margin, which is no frame; with a box the border is dealt with."""
     look = facts.looks[sample.name]
-    if not look.border_colour:
+    if not look.border_colour or sample.name in facts.boxed:
         return False
     left, top, right, bottom = look.border
     across, down = min(left, right) / look.width, min(top, bottom) / look.height
-    if max(across, down) < FRAME:
-        return False
-    is_bright = min(bytes.fromhex(look.border_colour[1:])) >= BRIGHT
-    on_all_sides = min(across, down) > 0
-    return not is_bright or not (on_all_sides or set(PLAIN) & set(tags_of(sample.written)))
+    if min(bytes.fromhex(look.border_colour[1:])) < BRIGHT:
+        return max(across, down) >= FRAME
+    is_ground = min(across, down) > 0 or set(PLAIN) & set(tags_of(sample.written))
+    return max(across, down) >= BRIGHT_FRAME and not is_ground
 
 
 def _arrows(look: Look) -> str:
