@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,10 +69,13 @@ class Boxes:
         """The pictures that have boxes."""
         return sorted(self._boxes)
 
+    def update(self, changes: Mapping[str, tuple[Box, ...]]) -> None:
+        """Give each of some pictures these boxes and no others, in one change."""
+        self._write({name: tuple(own) for name, own in {**self._boxes, **changes}.items() if own})
+
     def set(self, name: str, boxes: tuple[Box, ...]) -> None:
         """Give a picture these boxes and no others."""
-        changed = {**self._boxes, name: tuple(boxes)}
-        self._write({picture: own for picture, own in changed.items() if own})
+        self.update({name: boxes})
 
     def add(self, name: str, box: Box) -> None:
         """Give a picture one box more."""
@@ -95,8 +99,11 @@ class Boxes:
 
 
 def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
-    told = {name: [{k: v for k, v in asdict(box).items() if v != ""} for box in own] for name, own in boxes.items()}
-    return HEAD + yaml.safe_dump(told, allow_unicode=True, default_flow_style=None, width=200)
+    told = {
+        name: [{key: value for key, value in asdict(box).items() if value != ""} for box in own]
+        for name, own in sorted(boxes.items())
+    }
+    return HEAD + yaml.safe_dump(told, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
 
 
 def _read(file: Path) -> dict[str, tuple[Box, ...]]:

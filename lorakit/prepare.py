@@ -121,6 +121,12 @@ def write_prepare(project: Project, how: PrepareConfig) -> None:
     write_whole(project.folder / SETTINGS, to_yaml(how))
 
 
+def originals(project: Project, config: DataConfig) -> DataConfig:
+    """The same settings about the originals, when they are about the prepared pictures: those are made of `dataset`."""
+    is_prepared = Path(project.folder, config.folder) == project.folder / FOLDER
+    return replace(config, folder=project.dataset.name) if is_prepared else config
+
+
 def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
     """Write a copy of every usable picture as PNG into `<project>/prepared/`, with its caption, in the same folders.
 
@@ -130,8 +136,7 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     of `dataset` are meant. Raises DataError without pictures, BoxError, PrepareError, DiskFull.
     """
     root, boxes = project.folder / FOLDER, Boxes(project)
-    if Path(project.folder, config.folder) == root:
-        config = replace(config, folder=project.dataset.name)
+    config = originals(project, config)
     found = scan(config, project.folder)
     yield from (note for note in found.notes if note.kind in ("unreadable", "caption encoding"))
     samples = {sample.name: sample for sample in found.samples}

@@ -1,0 +1,122 @@
+"""Boxes drawn on a picture in a real browser, with the mouse and with a finger, are on disk and sliders at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import lab
+import pytest
+
+from lorakit.boxes import Boxes
+from lorakit.demo import DATASET
+from lorakit.project import Project
+
+pytestmark = pytest.mark.browser
+FIRST, SECOND = "10_mofurin/01.png", "10_mofurin/02.png"
+PICTURE = "[onpointerdown]"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("boxes")
+    shutil.copytree(DATASET, folder / "dataset")
+    return Project(folder)
+
+
+@pytest.fixture(scope="module")
+def site(project, tmp_path_factory):
+    """JupyterLab on a notebook that shows the boxes of the project, and its buckets."""
+    folder = tmp_path_factory.mktemp("lab")
+    open_it = f"from lorakit.project import Project\nproject = Project({str(project.folder)!r})\n"
+    sources = [
+        open_it + "from widgets.boxes import boxes\nboxes(project)",
+        "from widgets.prepare import prepare\nprepare(project)",
+        "from widgets.prepare import buckets_preview\nbuckets_preview(project)",
+    ]
+    cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    cells = [{**cell, "id": f"c{i}", "source": source} for i, source in enumerate(sources)]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    book = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "boxes.ipynb").write_text(json.dumps(book))
+    with lab.server(folder) as address:
+        yield address
+
+
+def drag(book, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """From one place of the picture to another (shares of its sides), with the mouse."""
+    place = book.page.locator(PICTURE).bounding_box()
+    points = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in (start, end)]
+    book.page.mouse.move(*points[0])
+    book.page.mouse.down()
+    book.page.mouse.move(*points[1], steps=5)
+    book.page.mouse.up()
+
+
+def touch(book, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """The same with a finger: the events that a phone's browser sends."""
+    book.page.locator(PICTURE).evaluate(
+        """(node, points) => {
+            node.setPointerCapture = () => {};  // there is no real finger
+            const r = node.getBoundingClientRect();
+            ['pointerdown', 'pointermove', 'pointerup'].forEach((kind, i) => {
+                const [x, y] = points[Math.min(i, 1)];
+                node.dispatchEvent(new PointerEvent(kind, {pointerType: 'touch', bubbles: true,
+                    clientX: r.left + x * r.width, clientY: r.top + y * r.height}));
+            });
+        }""",
+        [start, end],
+    )
+
+
+def sliders(book) -> list[str]:
+    """What the four sliders show."""
+    return book.page.locator(".widget-slider .widget-readout").all_inner_texts()
+
+
+def boxes_of(project, name: str, wanted: int) -> list[tuple[int, int, int, int]]:
+    """Left, top, width and height of a picture's boxes, once there are so many on disk."""
+    lab._wait_for(lambda: len(Boxes(project).of(name)) == wanted, 10, f"{wanted} boxes of {name} on disk")
+    return [(one.left, one.top, one.width, one.height) for one in Boxes(project).of(name)]
+
+
+def near(found, wanted, by: int = 1) -> bool:
+    return all(abs(a - b) <= by for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook, project):
+    book = notebook("boxes")
+    book.run(0)
+    drag(book, (0.25, 0.25), (0.75, 0.5))
+    [found] = boxes_of(project, FIRST, 1)
+    assert near(found, (32, 32, 64, 32)), "the pictures have 128 px"
+    book.until(0, "64 × 32 px", 10)
+    assert near(map(int, sliders(book)), found), "sliders and drawing show the same box"
+    shown = book.page.locator(".lorakit-box").bounding_box()
+    place = book.page.locator(PICTURE).bounding_box()
+    share = [(shown["x"] - place["x"]) / place["width"], shown["width"] / place["width"]]
+    assert near([100 * one for one in share], [25, 50], by=2), "it is shown where it was drawn"
+
+    drag(book, (0.9, 0.9), (0.1, 0.2))  # the chosen one anew, from its last corner to its first
+    book.until(0, "102 × 90 px", 10)
+    drag(book, (0.5, 0.5), (0.51, 0.51))  # a slip of the hand
+    book.page.get_by_role("button", name="One box more").click()
+    assert near(boxes_of(project, FIRST, 2)[1], (32, 32, 64, 64))
+    touch(book, (0, 0), (0.5, 0.25))
+    book.until(0, "64 × 32 px", 10)
+    assert boxes_of(project, FIRST, 2)[1] == (0, 0, 64, 32)
+    book.picture("drawn", first=0)
+    book.picture("drawn-narrow", width=390, first=0)
+
+    book.page.get_by_role("button", name="Undo").click()
+    book.until(0, "64 × 64 px", 10)
+    book.page.get_by_title("take this box away").nth(1).click()
+    boxes_of(project, FIRST, 1)
+    book.page.get_by_title("the next picture").click()
+    book.until(0, "Without a box", 10)
+    drag(book, (0, 0), (1.2, 0.5))  # beyond the edge
+    assert boxes_of(project, SECOND, 1) == [(0, 0, 128, 64)]
+    book.open()
+    book.run(0)
+    assert "2 of 30 pictures have boxes" in book.text(0)
+    assert "102 × 90 px" in book.text(0)
