@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from PIL import ImageColor
 
 from lorakit.config import Config, setting
 
@@ -54,6 +57,16 @@ class DataConfig(Config):
         help="mirror half of the pictures at random; not for characters with one-sided details",
         label="mirror pictures",
     )
+    background: str = setting(
+        "white",
+        help="colour that transparent parts of pictures are laid on: a name, or #rrggbb",
+        label="behind transparency",
+    )
+    alpha_mask: bool = setting(
+        False,
+        help="learn nothing from transparent parts: each place counts as much as it is opaque",
+        label="transparency as mask",
+    )
     shuffle_caption: bool = setting(
         False, help="shuffle the tags, so that none depends on its place", label="shuffle tags"
     )
@@ -98,6 +111,10 @@ class DataConfig(Config):
 
     def conflicts(self) -> list[str]:
         found = []
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background) and self.background not in ImageColor.colormap:
+            found.append(
+                f"background is {self.background!r}, which is no colour; write a name such as white or #rrggbb."
+            )
         if self.min_bucket_reso > self.max_bucket_reso:
             found.append(
                 f"min_bucket_reso is {self.min_bucket_reso} and max_bucket_reso {self.max_bucket_reso}; exchange them."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.data import DataConfig, buckets, captions
 from lorakit.data.cache import Cache, Tensors
-from lorakit.data.images import open_rgb, to_tensor
+from lorakit.data.images import alpha_of, open_rgb, to_tensor
 from lorakit.data.scan import DataError, Sample
 from lorakit.events import Progress
 from lorakit.models import Size
@@ -17,16 +17,24 @@ from lorakit.randomness import rng
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+
+
+MASK = "mask"  # beside what a family makes of a picture that is partly transparent
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: encoded pictures, where each comes from, captions, and how much each sample counts."""
+    """One micro-batch: encoded pictures, where each comes from, captions, and how much each sample counts.
+
+    masks    float32 [B, 1, h, w], 0..1: how much each latent of a sample counts; None when all count alike
+    """
 
     images: list[Tensors]
     sizes: list[Size]
     captions: list[str]
     weights: list[float]
+    masks: torch.Tensor | None
 
 
 class Feed:
@@ -77,11 +85,13 @@ class Feed:
         """The micro-batch of these samples; `first_place` is the number of samples of the step before it."""
         chosen = [(self.samples[index], first_place + place) for place, index in enumerate(indexes)]
         flips = [self._drawn_flip(step, place) for _, place in chosen]
+        images = [self._image(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)]
         return Batch(
-            [self._image(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)],
+            images,
             [self._size(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)],
             [captions.drawn(sample.caption, self.config, self.seed, step, place) for sample, place in chosen],
             [self.prior_loss_weight if sample.is_reg else 1.0 for sample, _ in chosen],
+            _masks(images),
         )
 
     def encoded(self, texts: list[str]) -> list[Tensors]:
@@ -110,20 +120,54 @@ class Feed:
 
     def _image_path(self, sample: Sample, flip: bool) -> Path:
         how = buckets.fit(sample.width, sample.height, self.config)
-        return self.latents.path(*self.model.image_key(), sample.digest, how.size, how.resized, how.crop, flip)
+        of_alpha = [self.config.background] * (self.config.background != "white") + [MASK] * self.config.alpha_mask
+        made_from = (sample.digest, how.size, how.resized, how.crop, flip, *of_alpha)
+        return self.latents.path(*self.model.image_key(), *made_from)
 
     def _encode_image(self, sample: Sample, flip: bool) -> Tensors:
         import torch
 
-        image = buckets.apply(open_rgb(sample.path), buckets.fit(sample.width, sample.height, self.config), flip=flip)
+        how = buckets.fit(sample.width, sample.height, self.config)
+        image = buckets.apply(open_rgb(sample.path, self.config.background), how, flip=flip)
         encoded: dict[str, torch.Tensor] = self.model.encode_image(to_tensor(image))
         if not all(torch.isfinite(tensor).all() for tensor in encoded.values()):
             raise DataError(
                 f"{sample.name} becomes not-a-number in the VAE, which is broken or overflows in its precision."
             )
-        return encoded
+        alpha = alpha_of(sample.path) if self.config.alpha_mask else None
+        if alpha is None:
+            return encoded
+        grid = next(iter(encoded.values())).shape[-2:]
+        return {**encoded, MASK: _mask(buckets.apply(alpha, how, flip=flip), grid, sample)}
 
     # ---- captions ------------------------------------------------------------------------------------------------
 
     def _text_path(self, text: str) -> Path:
         return self.text.path(*self.model.text_key(), text)
+
+
+def _mask(alpha: Image.Image, grid: tuple[int, int], sample: Sample) -> torch.Tensor:
+    """float32 [1, h, w] in 0..1, a training picture's opacity (mode L) as the mean over each latent's pixels, which is
+    how kohya's scripts resize their alpha_mask. Raises DataError when nothing would be learned from the picture.
+    """
+    import numpy as np
+    import torch
+
+    opacity = torch.from_numpy(np.asarray(alpha, dtype=np.float32) / 255)[None, None]
+    mask = torch.nn.functional.interpolate(opacity, size=grid, mode="area")[0]
+    if not mask.any():
+        raise DataError(
+            f"{sample.name} is transparent wherever it is trained on, so that with data.alpha_mask nothing would be "
+            "learned from it: take it out of the data set, or turn alpha_mask off."
+        )
+    return mask
+
+
+def _masks(images: list[Tensors]) -> torch.Tensor | None:
+    """The masks of a batch, whose pictures have one size; ones for a picture without."""
+    import torch
+
+    like = next((image[MASK] for image in images if MASK in image), None)
+    if like is None:
+        return None
+    return torch.stack([image[MASK] if MASK in image else torch.ones_like(like) for image in images])

@@ -56,11 +56,11 @@ def family(name: str) -> ModuleType:
     denoiser, text_parts        names of its parts beside "vae"; `parts` are all, `targets(part)` -> module names
     load(part), release(*parts) parts are read from disk when first asked for and can be let go
     fingerprint(part)           text that changes whenever what the part computes changes
-    encode_image, latents       pixels -> what is cached, what is cached -> x0 of a step
+    encode_image, latents       pixels -> what is cached (each [channels, h, w]), what is cached -> x0 of a step
     token_count(caption)        how much of `max_token_length` a caption takes
     encode_text, condition      caption -> what is cached (as far as frozen parts bring it), and a batch of these with
                                 sizes -> conditioning, through trained text parts
-    draw, loss                  noise and time of a step; loss per sample of a batch
+    draw, loss                  noise and time of a step; loss per sample of a batch, each latent as its mask says
     paint                       a picture with the current weights
     names(part, module)         form -> the module's name in LoRA files of that form
     """

@@ -108,3 +108,12 @@ class Parts:
         finally:
             for module in training:
                 module.training = True
+
+
+def masked(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The errors [B, C, h, w], each times how much its place counts: `mask` [B, 1, h, w] in 0..1, None for all alike.
+
+    Their mean is taken over all places, as kohya's scripts do for alpha_mask and masked_loss: a sample counts the less
+    the more of it is masked out.
+    """
+    return error if mask is None else error * mask.to(error.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from lorakit import timesteps
+from lorakit.models._base import masked
 from lorakit.weightings import LossConfig
 
 
@@ -25,9 +26,12 @@ def mix(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return (1 - t) * x0 + t * eps
 
 
-def loss(said: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of the velocity `said`, float32 [B]; x0 and eps are float32, all are [B, ...]."""
-    return (said - (eps - x0)).square().flatten(1).mean(dim=1)
+def loss(said: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of the velocity `said`, float32 [B]; x0 and eps are float32, all are [B, ...].
+
+    mask    see `_base.masked`
+    """
+    return masked((said - (eps - x0)).square(), mask).flatten(1).mean(dim=1)
 
 
 def scheduler(sampler: str, config: dict, shift: float, steps: int):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lorakit.models import _ddpm
-from lorakit.models._base import Parts
+from lorakit.models._base import Parts, masked
 from lorakit.weightings import WEIGHTINGS, LossConfig
 
 # kohya's module set for LoRA-LierLa
@@ -96,12 +96,21 @@ class UNetModel(Parts):
         raise NotImplementedError
 
     def loss(
-        self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor], config: LossConfig
+        self,
+        x0: torch.Tensor,
+        eps: torch.Tensor,
+        t: torch.Tensor,
+        text: dict[str, torch.Tensor],
+        config: LossConfig,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted mean squared error of each sample, float32 [B]; x0 and eps [B, 4, h, w], t int64 [B]."""
+        """Weighted mean squared error of each sample, float32 [B]; x0 and eps [B, 4, h, w], t int64 [B], mask
+        [B, 1, h, w], see `_base.masked`.
+        """
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         predicted = self.predict(_ddpm.mix(x0, eps, abar).to(self.dtype), t, text).float()
-        error = (predicted - _ddpm.target(x0, eps, abar, self.prediction_type)).square().mean(dim=(1, 2, 3))
+        error = (predicted - _ddpm.target(x0, eps, abar, self.prediction_type)).square()
+        error = masked(error, mask).mean(dim=(1, 2, 3))
         snr = (abar / (1 - abar)).flatten()
         return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
 

@@ -293,10 +293,18 @@ class Model(Parts):
         return _flow.draw(x0, generator, loss)
 
     def loss(
-        self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor], config: LossConfig
+        self,
+        x0: torch.Tensor,
+        eps: torch.Tensor,
+        t: torch.Tensor,
+        text: dict[str, torch.Tensor],
+        config: LossConfig,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean squared error of each sample's velocity, float32 [B]; x0 and eps [B, 16, h, w], t float32 [B]."""
-        return _flow.loss(self._velocity(_flow.mix(x0, eps, t), t, text), x0, eps)
+        """Mean squared error of each sample's velocity, float32 [B]; x0 and eps [B, 16, h, w], t float32 [B], mask
+        [B, 1, h, w], see `_base.masked`.
+        """
+        return _flow.loss(self._velocity(_flow.mix(x0, eps, t), t, text), x0, eps, mask)
 
     def _velocity(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the transformer says, float32 like xt."""
