@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lorakit.data.captions import tags_of
+from lorakit.tag_words import implied
 
 # kind -> (severity, sentence), the gravest first. "look": probably a mistake, "tip": worth a thought.
 KINDS = {
@@ -20,10 +21,11 @@ KINDS = {
     "fixed": ("look", "“{tag}” is in {n} of {all} pictures: add some without it, or it will be hard to change"),
     "stay": ("tip", "“{tag}” is in {n} of {all} pictures: keep it tagged, so that it can be changed"),
 }
+ABSENT = ("missed", "nearly")  # kinds about a tag that the caption has not
 NEAR = 0.05  # of a threshold: worth a second look
 SURE = 0.9  # from this score on a tagger is sure
 ALWAYS = 0.9  # of the pictures: what more of them have belongs to the subject
-ABSENT = 0.004  # share of a picture's pixels below which a colour is practically not there
+LEAST = 0.004  # share of a picture's pixels below which a colour is practically not there
 FEW = 4  # below so many pictures, what is in all of them, or in one, says nothing
 
 # What a colour word may look like in pixels: generous, since light and shadow change a colour's name.
@@ -169,7 +171,7 @@ def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> I
         words = tag.lower().split()
         if len(words) < 2 or words[-1] not in _LARGE or words[-2] not in SHADES:
             continue
-        if sum(colours.get(shade, 0.0) for shade in SHADES[words[-2]]) < ABSENT:
+        if sum(colours.get(shade, 0.0) for shade in SHADES[words[-2]]) < LEAST:
             yield Hint("colour", tag, name, {"colour": words[-2]})
 
 
@@ -183,18 +185,11 @@ def _disagreed(name: str, tags: list[str], opinion: Opinion, counts: Mapping[str
         if score < threshold + NEAR:
             yield Hint("unseen" if score < threshold - NEAR else "close", tag, name, {"score": f"{score:.2f}"})
     for tag, score in scores.items():
-        if tag in there or not counts.get(tag) or any(_is_finer(other, tag) for other in tags):
-            continue
         threshold = opinion.threshold(tag)
-        if score >= max(SURE, threshold):
-            yield Hint("missed", tag, name, {"score": f"{score:.2f}"})
-        elif threshold - NEAR <= score < threshold:
-            yield Hint("nearly", tag, name, {"score": f"{score:.2f}"})
-
-
-def _is_finer(tag: str, than: str) -> bool:
-    """Whether a tag says the same and more, as "red boots" does of "boots"."""
-    return tag.endswith(f" {than}")
+        is_sure, is_near = score >= max(SURE, threshold), threshold - NEAR <= score < threshold
+        if not (is_sure or is_near) or tag in there or not counts.get(tag) or tag in implied([*tags, tag]):
+            continue
+        yield Hint("missed" if is_sure else "nearly", tag, name, {"score": f"{score:.2f}"})
 
 
 def _surprise(hint: Hint) -> float:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import ipywidgets
 
-from lorakit.hints import KINDS, Hint, absorb, group, must_stay
+from lorakit.hints import ABSENT, KINDS, Hint, absorb, group, must_stay
 from widgets.clicks import Clicks, said
 from widgets.gallery_choice import Choice
 from widgets.gallery_state import State
@@ -18,7 +18,6 @@ from widgets.thumbnails import Thumbnails
 SHOWN = 30  # doubts at a time
 SIDE = 44  # px of a thumbnail
 ROW = "display:flex;gap:10px;align-items:center;padding:3px 0"
-ABSENT = ("missed", "nearly")  # doubts about a tag that the caption has not
 
 
 def sentence(hint: Hint) -> str:

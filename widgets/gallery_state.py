@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 
 from lorakit import hints
-from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.data.looks import Looks
 from lorakit.hints import Hint, Opinion
@@ -41,11 +40,7 @@ class State:
     """Everything that the parts of the editor draw. Captions change through `book` alone; the rest is what is seen."""
 
     def __init__(self, project: Project):
-        chosen = Draft(project).shown
-        names = (field.name for field in fields(DataConfig) if f"data.{field.name}" in chosen)
-        self.project = project
-        self.config = DataConfig(**{name: chosen[f"data.{name}"] for name in names})
-        self.book = TagBook(project, self.config)
+        self.project, self.config = project, Draft(project).data
         self.tag, self.sort, self.show, self.wanted = "", "rarest", "all", ""
         self.selected: set[str] = set()
         self.focus = ""  # the picture that is looked at
@@ -53,10 +48,8 @@ class State:
         self.read()
 
     def read(self) -> None:
-        """See what others wrote meanwhile: captions, scores, other pictures."""
-        self.book.refresh()
-        self.names = list(self.book.samples)
-        self.numbers = {name: number for number, name in enumerate(self.names, 1)}
+        """Read the data set, and what taggers said of it, as they are now."""
+        self.book = TagBook(self.project, self.config)
         self.tagger, self.opinion = self._opinion()
         looks = Looks.of(self.project.folder)
         paths = {sample.path: name for name, sample in self.book.samples.items()}
@@ -64,18 +57,27 @@ class State:
         self.derive()
 
     def derive(self) -> None:
-        """What follows from the captions as they are now."""
+        """What follows from the pictures and captions as the book has them now."""
+        self.names = list(self.book.samples)
+        self.numbers = {name: number for number, name in enumerate(self.names, 1)}
         self.holders: dict[str, set[str]] = {}
         for name, caption in self.book.captions.items():
             for tag in tags_of(caption):
                 self.holders.setdefault(tag, set()).add(name)
-        self.hints = hints.suspicious(self.book.captions, self.opinion, self.colours, self.config.trigger)
+        found = hints.suspicious(self.book.captions, self.opinion, self.colours, self.config.trigger)
+        self.hints = [hint for hint in found if not self._is_settled(hint)]
         self.doubts = Counter(hint.tag for hint in self.hints)
         self.doubted: dict[str, list[Hint]] = {}
         for hint in self.hints:
             self.doubted.setdefault(hint.picture, []).append(hint)
+        if self.tag and self.tag not in self.holders:
+            self.choose(self.tag)  # nobody has it any more
         self.selected &= set(self.names)
         self.focus = self.focus if self.focus in self.numbers else next(iter(self.names), "")
+
+    def _is_settled(self, hint: Hint) -> bool:
+        """Whether a person took out what the tagger misses."""
+        return hint.kind in hints.ABSENT and hint.tag in self.book.removed(hint.picture)
 
     def _opinion(self) -> tuple[str, Opinion | None]:
         """The tagger whose scores are there for most pictures, and what it says; ("", None) before any was asked."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 
 from lorakit.data.images import ImageError, open_rgb
 from lorakit.data.scan import Sample
-from lorakit.project import Project, write_whole
+from lorakit.project import Project
 from widgets.pictures import SIDE, jpeg, source
 
 QUALITY = 80  # of JPEG
@@ -43,5 +45,7 @@ class Thumbnails:
             return None
         small.thumbnail((side, side))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, jpeg(small, QUALITY))
+        part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.part")  # another thread may make the same one
+        part.write_bytes(jpeg(small, QUALITY))
+        part.replace(file)
         return file
