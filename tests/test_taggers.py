@@ -1,0 +1,321 @@
+"""Every tagger answers each picture alike, alone or among others; a WD file's scores are those of a plain call."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from hub_server import running
+from PIL import Image
+from tiny_taggers import SIDE, TAGS, chatting, save_blip, save_wd
+
+from lorakit import taggers
+from lorakit.config import ConfigError, from_dict
+from lorakit.taggers import TaggerError
+from lorakit.taggers.wd14 import read_tags, squared
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Noise, in any mode of 8 bits."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA")
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def pictures() -> dict[str, Image.Image]:
+    """One of each kind that taggers meet."""
+    palette = picture(20, 30, "P")
+    palette.info["transparency"] = 3
+    return {
+        "square": picture(16, 16),
+        "wide": picture(300, 7),
+        "tall": picture(9, 700),
+        "one pixel": picture(1, 1),
+        "transparent": picture(31, 17, "RGBA"),
+        "gray": picture(13, 21, "L"),
+        "gray with alpha": picture(40, 41, "RGBA").convert("LA"),
+        "palette": palette,
+        "black and white": picture(12, 12, "1"),
+        "CMYK": picture(12, 24, "CMYK"),
+    }
+
+
+@pytest.fixture(scope="module")
+def server():
+    with chatting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=taggers.names())
+def tagger(request, tmp_path_factory, server):
+    """Every tagger of the registry, on something tiny and real."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "wd14":
+        pytest.importorskip("onnxruntime")
+        save_wd(folder)
+    settings = {
+        "wd14": {"source": str(folder), "runs_on": "onnxruntime"},
+        "vlm": {"source": str(folder), "max_new_tokens": 6, "batch_size": 2},
+        "server": {"address": server.address, "model": "tiny/seer:7b"},
+    }
+    if request.param == "vlm":
+        save_blip(folder)
+    return taggers.load(request.param, settings[request.param])
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", taggers.names())
+def test_every_tagger_has_settings_with_help_and_suggestions_that_fit_them(name):
+    config_class = taggers.config_class(name)
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    assert all(f.metadata["help"] for f in fields.values())
+    for field, values in taggers.suggestions(name).items():
+        needed = {n: "x" for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+        for value in values:
+            from_dict(config_class, {**needed, field: value})
+
+
+@pytest.mark.parametrize("name", taggers.names())
+def test_a_setting_that_there_is_not_is_refused(name):
+    with pytest.raises(ConfigError, match="colour is not a setting"):
+        taggers.load(name, {"colour": 1})
+
+
+def test_an_unknown_tagger_is_refused_with_those_that_there_are():
+    with pytest.raises(TaggerError, match="no tagger 'blip'; there are server, vlm, wd14"):
+        taggers.load("blip", {})
+
+
+# ---- what they answer ------------------------------------------------------------------------------------------------
+
+
+def test_a_tagger_says_its_name_where_it_runs_and_what_it_gives(tagger):
+    assert tagger.name and "/" not in tagger.name and ":" not in tagger.name
+    assert tagger.output in ("tags", "sentence") and tagger.batch >= 1 and tagger.runs_on
+    assert set(tagger.categories.values()) <= set(taggers.CATEGORIES)
+    assert bool(tagger.categories) == (tagger.output == "tags")
+
+
+def test_every_picture_has_its_answer_whatever_its_form(tagger):
+    answers = tagger.read(list(pictures().values()))
+    assert len(answers) == len(pictures())
+    for answer in answers:
+        if tagger.output == "tags":
+            assert list(answer) == list(tagger.categories) and all(0 <= score <= 1 for score in answer.values())
+        else:
+            assert isinstance(answer, str) and "\n" not in answer
+    assert tagger.read([]) == []
+
+
+def test_an_answer_is_the_same_again_and_beside_other_pictures(tagger):
+    mine, other = picture(33, 20), picture(15, 50, seed=1)
+    (alone,) = tagger.read([mine])
+    beside = tagger.read([other, mine, other])[1]
+    if tagger.output == "tags":
+        assert beside == pytest.approx(alone, abs=1e-6)
+    else:
+        assert beside == alone
+    assert tagger.read([mine]) == [alone]
+
+
+def test_pictures_are_as_they_were_after_they_were_read(tagger):
+    for name, image in pictures().items():
+        before = image.copy()
+        tagger.read([image])
+        assert image.size == before.size and image.tobytes() == before.tobytes(), name
+
+
+# ---- WD files against a plain call -----------------------------------------------------------------------------------
+
+
+def published(image: Image.Image, side: int) -> np.ndarray:
+    """What the taggers' authors give to the model, (1, side, side, 3) float32 BGR, said as plainly as they do."""
+    image = image.convert("RGBA")
+    canvas = Image.new("RGBA", image.size, (255, 255, 255))
+    canvas.alpha_composite(image)
+    image = canvas.convert("RGB")
+    longest = max(image.size)
+    padded = Image.new("RGB", (longest, longest), (255, 255, 255))
+    padded.paste(image, ((longest - image.size[0]) // 2, (longest - image.size[1]) // 2))
+    if longest != side:
+        padded = padded.resize((side, side), Image.BICUBIC)
+    return np.asarray(padded, dtype=np.float32)[None, :, :, ::-1]
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 3, "demo"])
+def test_scores_are_those_of_a_plain_call_with_the_published_preprocessing(batch, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source = "demo" if batch == "demo" else str(save_wd(tmp_path / "tiny", batch))
+    tagger = taggers.load("wd14", {"source": source, "batch_size": 4})
+    folder = taggers.wd14.DEMO if batch == "demo" else tmp_path / "tiny"
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    with open(folder / "selected_tags.csv", encoding="utf-8") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    for (kind, image), scores in zip(pictures().items(), tagger.read(list(pictures().values())), strict=True):
+        x = np.repeat(published(image, given.shape[1]), batch if batch == 3 else 1, axis=0)
+        plain = session.run(None, {given.name: x})[0][0]
+        assert list(scores) == names
+        assert np.abs(np.array(list(scores.values())) - plain).max() < 1e-5, kind
+
+
+@pytest.mark.parametrize("kind", pictures())
+def test_what_the_model_sees_is_the_published_picture_to_the_bit(kind):
+    image = pictures()[kind]
+    for side in (8, 448):
+        assert (squared(image, side)[None, :, :, ::-1] == published(image, side)).all()
+
+
+def test_a_very_long_picture_is_read_without_a_square_of_its_length():
+    long = squared(Image.new("RGB", (60_000, 2), "black"), 64)  # as a square 11 GB
+    assert long.shape == (64, 64, 3) and (long == 255).mean() > 0.9
+
+
+# ---- a WD tagger's files ---------------------------------------------------------------------------------------------
+
+
+def test_tags_keep_their_names_and_every_category_of_the_format_is_known(tmp_path):
+    rows = (("1girl", 0), ("some_artist", 1), ("vocaloid", 3), ("hatsune_miku", 4), ("highres", 5), ("^_^", 9))
+    found = read_tags(save_wd(tmp_path, tags=rows) / "selected_tags.csv")
+    kinds = ["general", "artist", "copyright", "character", "meta", "rating"]
+    assert found == dict(zip([name for name, _ in rows], kinds, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tag_id,name,category,count\n0,a,7,1\n", "category '7'.*0 general"),
+        ("tag_id,name,category,count\n0,a,0,1\n1,a,0,1\n", "line 3: the tag 'a' stands there twice"),
+        ("tag_id,name,category,count\n0,a\n", "line 2: name 'a', category None"),
+        ("id;tag\n0;a\n", "line 2: name None"),
+        ("tag_id,name,category,count\n0,a,0,1\n", "lists 1 tags; the files are not of the same tagger"),
+        ("", "lists 0 tags"),
+        (b"\xff\xfe\x00\x00\n\x80", "cannot be read"),
+    ],
+)
+def test_a_file_of_tags_that_does_not_fit_is_explained(text, told, tmp_path):
+    pytest.importorskip("onnxruntime")
+    save_wd(tmp_path)
+    (tmp_path / "selected_tags.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(TaggerError, match=told):
+        taggers.load("wd14", {"source": str(tmp_path)})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.99])
+def test_a_torn_model_is_explained(share, tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = save_wd(tmp_path) / "model.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(TaggerError, match=r"model\.onnx"):
+        taggers.load("wd14", {"source": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"shape": (3, SIDE, SIDE)}, r"a WD tagger takes \(pictures, side, side, 3\)"),
+        ({"shape": (SIDE, SIDE, 4)}, r"takes \['n', 8, 8, 4\]"),
+        ({"last": "Neg"}, "no probabilities"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(changes, told, tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(TaggerError, match=told):
+        taggers.load("wd14", {"source": str(save_wd(tmp_path, **changes))})
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "selected_tags.csv", "folder"])
+def test_a_missing_file_is_named(missing, tmp_path):
+    source = tmp_path / "folder"
+    if missing != "folder":
+        (save_wd(source) / missing).unlink()
+    with pytest.raises(TaggerError, match=missing):
+        taggers.load("wd14", {"source": str(source)})
+
+
+def test_a_file_given_instead_of_its_folder_is_explained(tmp_path):
+    with pytest.raises(TaggerError, match="is a file; give the folder"):
+        taggers.load("wd14", {"source": str(save_wd(tmp_path) / "model.onnx")})
+
+
+def test_a_tagger_comes_from_the_hub_with_its_own_files_only(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    files = {path.name: path.read_bytes() for path in save_wd(tmp_path / "made").iterdir()}
+    with running() as hub:
+        hub.repos["SmilingWolf/tiny"] = files | {"model.msgpack": b"not needed"}
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        tagger = taggers.load("wd14", {"source": "SmilingWolf/tiny"})
+        with pytest.raises(TaggerError, match="There is no model nobody/has-this"):
+            taggers.load("wd14", {"source": "nobody/has-this"})
+    assert tagger.name == "tiny" and list(tagger.categories) == [name for name, _ in TAGS]
+    assert not [path for _, path, _ in hub.asked if path.endswith("msgpack")]
+
+
+# ---- what runs it ----------------------------------------------------------------------------------------------------
+
+
+def test_what_computes_is_told():
+    pytest.importorskip("onnxruntime")
+    assert taggers.load("wd14", {"source": "demo"}).runs_on == "onnxruntime on the CPU"
+
+
+def test_a_missing_onnxruntime_is_named_with_its_install_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(TaggerError, match="pip install onnxruntime"):
+        taggers.load("wd14", {"source": "demo", "runs_on": "onnxruntime"})
+    with pytest.raises(TaggerError, match="v3 taggers have and v1-4 .* have not.*pip install onnxruntime"):
+        taggers.load("wd14", {"source": "demo"})
+
+
+def test_a_missing_timm_is_named_with_its_install_line(monkeypatch, tmp_path):
+    save_timm(tmp_path)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(TaggerError, match="pip install timm"):
+        taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch"})
+
+
+def save_timm(folder) -> dict:
+    """The files of a v3 tagger beside model.onnx, but for right weights; returns what config.json says."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    save_wd(folder)
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
+    published = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 1.0, "mean": [0.5] * 3}
+    told = {"architecture": "vit_base_patch16_224", "num_classes": len(TAGS), "global_pool": "avg", "model_args": sizes}
+    told["pretrained_cfg"] = {**published, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps(told))
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    return told
+
+
+def test_scores_of_torch_are_those_of_timms_own_preprocessing(tmp_path):
+    timm = pytest.importorskip("timm")
+    import torch
+    from safetensors.torch import save_file
+    from timm.data import create_transform, resolve_data_config
+
+    told = save_timm(tmp_path)
+    with pytest.raises(TaggerError, match="makes no tagger"):
+        taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch"})
+    torch.manual_seed(0)
+    model = timm.create_model(told["architecture"], num_classes=len(TAGS), global_pool="avg", **told["model_args"])
+    save_file(model.eval().state_dict(), tmp_path / "model.safetensors")
+    tagger = taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch", "batch_size": 3})
+    assert tagger.runs_on.startswith("torch on the ")
+    transform = create_transform(**resolve_data_config(told["pretrained_cfg"], model=model))
+    for (kind, image), scores in zip(pictures().items(), tagger.read(list(pictures().values())), strict=True):
+        side = max(image.size)
+        square = Image.fromarray(published(image, side)[0, :, :, ::-1].astype(np.uint8))
+        with torch.inference_mode():
+            plain = model(transform(square)[None, [2, 1, 0]]).sigmoid()[0].numpy()
+        assert np.abs(np.array(list(scores.values())) - plain).max() < 1e-5, kind

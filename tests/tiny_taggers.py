@@ -1,0 +1,181 @@
+"""Tiny real taggers: an ONNX file written byte by byte, models of transformers, a chat server on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+# ---- a WD tagger -----------------------------------------------------------------------------------------------------
+
+SIDE = 8  # px
+TAGS = (("1girl", 0), ("long_hair", 0), ("^_^", 0), ("hatsune_miku", 4), ("general", 9))
+
+
+def save_wd(folder: Path, batch: int | str = "n", tags=TAGS, shape=(SIDE, SIDE, 3), last: str = "Sigmoid") -> Path:
+    """A tagger whose every score depends on every pixel; its input is (batch, *shape). Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = int(np.prod(shape))
+    weights = np.random.default_rng(0).normal(0, 1 / 255 / size**0.5, (size, len(tags))).astype(np.float32)
+    tensor = _field(1, size) + _field(1, len(tags)) + _field(2, 1) + _field(8, "w") + _field(9, weights.tobytes())
+    axis = _field(1, "axis") + _field(3, 1) + _field(20, 2)
+    nodes = [
+        _field(1, "x") + _field(2, "flat") + _field(4, "Flatten") + _field(5, axis),
+        _field(1, "flat") + _field(1, "w") + _field(2, "y") + _field(4, "MatMul"),
+        _field(1, "y") + _field(2, "out") + _field(4, last),
+    ]
+    graph = b"".join(_field(1, node) for node in nodes) + _field(2, "tiny") + _field(5, tensor)
+    graph += _field(11, _value("x", (batch, *shape))) + _field(12, _value("out", (batch, len(tags))))
+    model = _field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13))
+    (folder / "model.onnx").write_bytes(model)
+    lines = ["tag_id,name,category,count", *(f"{i},{name},{kind},9" for i, (name, kind) in enumerate(tags))]
+    (folder / "selected_tags.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def _value(name: str, shape: tuple) -> bytes:
+    """ONNX's ValueInfoProto of a float tensor."""
+    dims = b"".join(_field(1, _field(1 if isinstance(size, int) else 2, size)) for size in shape)
+    return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, dims)))
+
+
+def _field(number: int, value: int | str | bytes) -> bytes:
+    """A field of a protobuf message."""
+    if isinstance(value, int):
+        return _number(number << 3) + _number(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _number(number << 3 | 2) + _number(len(data)) + data
+
+
+def _number(value: int) -> bytes:
+    found = b""
+    while value > 0x7F:
+        found, value = found + bytes([value & 0x7F | 0x80]), value >> 7
+    return found + bytes([value])
+
+
+# ---- vision-language models ------------------------------------------------------------------------------------------
+
+WORDS = "a girl with red hair blue eyes stands in the forest smile picture of describe this user assistant".split()
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+CHAT = (
+    "{% for m in messages %}{{m['role']}} {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{c['text']}}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %} assistant {% endif %}"
+)
+
+
+def save_blip(folder: Path) -> Path:
+    """A BLIP: it goes on with what it is given."""
+    import torch
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = {**SMALL, **ends, "vocab_size": len(words), "encoder_hidden_size": 16}
+    torch.manual_seed(0)
+    config = BlipConfig(vision_config={**SMALL, "image_size": 32, "patch_size": 16}, text_config=text)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def save_llava(folder: Path) -> Path:
+    """A LLaVA: it answers in a chat."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    words = ["<pad>", "<unk>", "<s>", "</s>", "<image>", *WORDS]
+    told = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    told.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    told.add_special_tokens(["<image>"])
+    ends = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    size = {"height": 32, "width": 32}
+    LlavaProcessor(
+        CLIPImageProcessor(size=size, crop_size=size),
+        PreTrainedTokenizerFast(tokenizer_object=told, **ends),
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+        image_token="<image>",
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(**{**SMALL, "num_hidden_layers": 2}, image_size=32, patch_size=16)
+    text = LlamaConfig(**SMALL, vocab_size=len(words), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=words.index("<image>"))
+    ).save_pretrained(folder)
+    return folder
+
+
+# ---- a server --------------------------------------------------------------------------------------------------------
+
+
+class Chat(ThreadingHTTPServer):
+    """Answers each request with `answer(number, body) -> (status, headers, bytes)`; keeps what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[tuple[str, dict[str, str], dict]] = []  # path, headers, body
+        self.answer: Callable[[int, dict], tuple[int, dict[str, str], bytes]] = lambda number, body: said("a girl")
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address):
+        """Clients that hang up are part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Chat
+
+    def log_message(self, *_):
+        """Tests read `Chat.asked`."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, dict(self.headers), body))
+        status, headers, content = self.server.answer(len(self.server.asked), body)
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def said(text: str | None) -> tuple[int, dict[str, str], bytes]:
+    """A chat completion."""
+    return 200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+@contextmanager
+def chatting() -> Iterator[Chat]:
+    """A server that answers until the block ends."""
+    server = Chat()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
