@@ -17,6 +17,7 @@ from lorakit.taggers import TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
 FILES = ("*.safetensors", "*.[jt]*")  # weights; *.json, *.txt and *.jinja
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")  # without one transformers makes an empty tokenizer
 # What models are asked that take no instructions in plain words: BLIP goes on with a beginning, Florence-2 has tasks.
 USUAL = {"blip": "", "blip-2": "", "git": "", "florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}
 SUGGESTIONS = {
@@ -151,9 +152,9 @@ def _loaded(folder: Path, dtype: Any) -> tuple[Any, Any]:
         ) from error
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise TaggerError(
-            f"{folder} is no vision-language model that transformers loads: {in_one_line(str(error))[:300]} What a "
-            "model brings as code is not run; take one in the format of transformers."
+            f"{folder} is torn or no vision-language model that transformers loads: {in_one_line(str(error))[:300]} "
+            "What a model brings as code is not run; take one in the format of transformers."
         ) from error
-    if not hasattr(processor, "tokenizer"):
+    if not hasattr(processor, "tokenizer") or not any((folder / name).is_file() for name in VOCABULARIES):
         raise TaggerError(f"{folder} has no processor for pictures and text (processor_config.json, tokenizer.json).")
     return processor, model
