@@ -123,8 +123,12 @@ def _each(book: TagBook, finding: Finding, change: Callable[[str], str]) -> Done
 
 
 def _changed(book: TagBook, finding: Finding, captions: dict[str, str]) -> Done:
-    change = book.change(FIXES[finding.fix].label, captions)
-    return Done(len(change.new) if change else 0, change.kept if change else ())
+    wanted = {name: text for name, text in captions.items() if text != book.captions[name]}
+    change = book.change(FIXES[finding.fix].label, wanted)
+    done = change.new.keys() | change.old.keys() if change else set()
+    return Done(
+        len(done), tuple(f"{name}: its caption stays as it is; look at its file." for name in wanted.keys() - done)
+    )
 
 
 ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251", "utf-16")
