@@ -85,17 +85,19 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
 
 
 def _unmarked_utf16(data: bytes) -> tuple[str, str]:
-    """UTF-16 without a mark: ordinary letters or commas have their zero byte all on one side."""
-    sides = {place % 2 for place, byte in enumerate(data) if byte == 0}
-    encoding = "utf-16-le" if sides == {1} else "utf-16-be"
-    if len(sides) == 1:
+    """UTF-16 without a mark: the way round in which all of it is text, and more of it letters and commas of ASCII."""
+    found = []
+    for encoding in ("utf-16-le", "utf-16-be"):
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError:
-            text = "\0"
+            continue
         if all(char.isprintable() or char in "\r\n\t\u3000" for char in text):
-            return text, encoding
-    raise Undecided(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
+            found.append((sum(char.isascii() for char in text), text, encoding))
+    found.sort(reverse=True)
+    if not found or found[0][0] == (found[1][0] if found[1:] else 0):
+        raise Undecided(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
+    return found[0][1:]
 
 
 def _is_chinese(data: bytes, among_chinese: bool) -> bool:
