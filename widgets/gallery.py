@@ -60,6 +60,7 @@ class Gallery:
         }
         self.panel = "picture"
         self.panes = Choice(self._turn_to)
+        self.panes.widget.layout.margin = "12px 0 0 0"
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
         sides = ipywidgets.Layout(flex_flow="row wrap", width="100%", align_items="flex-start")
         right = ipywidgets.Layout(flex="3 1 340px", min_width="0")

@@ -29,7 +29,11 @@ class Editor:
         self.into = _field(say("new name"), self._typed)
         self.told = ipywidgets.HTML()
         rows = [
-            [self.where.widget, _button(say("lock"), do, self.lock), _button(say("unlock"), do, self.unlock)],
+            [
+                self.where.widget,
+                _button(say("lock"), do, self.lock, "lock"),
+                _button(say("unlock"), do, self.unlock, "unlock"),
+            ],
             [self.tag, _button(say("add"), do, self.add), _button(say("remove"), do, self.remove)],
             [self.into, _button(say("rename or merge into this"), do, self.rename)],
         ]
@@ -124,7 +128,7 @@ def _field(placeholder: str, typed: Callable[[dict], None]) -> ipywidgets.Combob
     return field
 
 
-def _button(words: str, do: Callable, action: Callable[[], Change | None]) -> ipywidgets.Button:
-    button = ipywidgets.Button(description=words, layout=ipywidgets.Layout(width="auto"))
+def _button(words: str, do: Callable, action: Callable[[], Change | None], icon: str = "") -> ipywidgets.Button:
+    button = ipywidgets.Button(description=words, icon=icon, layout=ipywidgets.Layout(width="auto"))
     button.on_click(lambda _: do(action))
     return button

@@ -12,7 +12,7 @@ from widgets.clicks import Clicks, said
 from widgets.gallery_choice import Choice
 from widgets.gallery_state import State
 from widgets.i18n import say
-from widgets.page import aside
+from widgets.page import WIDTH, aside
 from widgets.thumbnails import Thumbnails
 
 SHOWN = 30  # doubts at a time
@@ -73,7 +73,8 @@ class Doubts:
             rows = aside(say("Ask a tagger first, and tags that it does not see are listed, too.")) + rows
         if len(found) > SHOWN:
             rows += aside(say("and {n} more", n=len(found) - SHOWN))
-        self.list.value = f'<div style="font-size:13px;line-height:1.5" {self._clicks.attributes()}>{rows}</div>'
+        style = f"font-size:13px;line-height:1.5;max-width:{WIDTH}px"
+        self.list.value = f'<div style="{style}" {self._clicks.attributes()}>{rows}</div>'
 
     def _row(self, hint: Hint, source: str) -> str:
         if hint.kind in ABSENT:
@@ -108,7 +109,7 @@ class Suggestions:
         stay = must_stay(captions, trigger)
         fixed = "".join(self._told(hint) for hint in stay if hint.kind == "fixed")
         self.widget.value = (
-            f'<div style="font-size:13px;line-height:1.6;max-width:840px" {self._clicks.attributes()}>'
+            f'<div style="font-size:13px;line-height:1.6;max-width:{WIDTH}px" {self._clicks.attributes()}>'
             f"{_head(say('For the trigger: what is always there'))}{taken or aside(say('Nothing: no such tag.'))}"
             f"{_head(say('To stay tagged: what you will want to change'))}{self._groups(stay)}"
             f"{_head(say('Hard to change: in nearly every picture')) + fixed if fixed else ''}</div>"

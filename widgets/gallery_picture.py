@@ -84,7 +84,7 @@ class Picture:
     def _row(self, name: str, tag: str, by: str) -> str:
         """A tag, who set it, its score as a bar and a number, and a cross that takes it out."""
         score = self._state.score(name, tag)
-        share = 0.0 if score is None else 100 * score
+        bar = "" if score is None else f"background:linear-gradient(to right,{BLUE} {score:.0%},#8884 {score:.0%})"
         shown = "" if score is None else f"{score:.2f}"
         setter = say("person") if by == PERSON else by
         return (
@@ -94,8 +94,7 @@ class Picture:
             f'overflow-wrap:anywhere">{html.escape(tag)}</span><span style="opacity:0.65;font-size:11px;'
             'white-space:nowrap;overflow:hidden;text-overflow:ellipsis;max-width:12em" '
             f'title="{html.escape(setter)}">{html.escape(setter)}</span><span style="width:60px;height:6px;'
-            f"border-radius:3px;background:linear-gradient(to right,{BLUE} {share:.0f}%,rgba(128,128,128,0.25) "
-            f'{share:.0f}%)"></span><span style="width:2.4em;text-align:right">{shown}</span></div>'
+            f'border-radius:3px;{bar}"></span><span style="width:2.4em;text-align:right">{shown}</span></div>'
         )
 
     def _seen(self, name: str) -> list[tuple[str, float]]:

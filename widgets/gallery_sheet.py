@@ -80,7 +80,7 @@ class Sheet:
     def _page(self, names: list[str]) -> str:
         sources = self._thumbnails.sources(self._state.book.samples[name] for name in names)
         places = "".join(map(self._place, names, sources))
-        grid = f"display:grid;gap:8px;padding:4px;grid-template-columns:repeat(auto-fill,minmax({SIDE}px,1fr))"
+        grid = f"display:grid;gap:8px;padding:4px;grid-template-columns:repeat(auto-fill,minmax(min({SIDE}px,28%),1fr))"
         return f'<div class="{self._clicks.name}-sheet" {self._clicks.attributes()} style="{grid}">{places}</div>'
 
     def _place(self, name: str, source: str) -> str:

@@ -34,7 +34,7 @@ class TagTable:
         scrolled = ipywidgets.Layout(max_height=f"{HEIGHT}px", overflow="auto", width="100%", display="block")
         self.widget = ipywidgets.VBox(
             [self.wanted, self.sort, ipywidgets.Box([self.rows], layout=scrolled)],
-            layout=ipywidgets.Layout(flex="1 1 280px", max_width="420px", min_width="0"),
+            layout=ipywidgets.Layout(flex="1 1 280px", max_width="420px", min_width="0", padding="0 12px 0 0"),
         )
         self.wanted.observe(self._search, "value")
         self.sort.observe(self._order, "value")
