@@ -50,7 +50,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _fix(options: argparse.Namespace) -> int:
     from lorakit.errors import UserError
-    from lorakit.examine.fixes import mend
+    from lorakit.examine.fixes import FIXES, mend
 
     project = project_at(options.project)
     if options.name == RESTORE:
@@ -61,7 +61,7 @@ def _fix(options: argparse.Namespace) -> int:
         there = ", ".join(f.kind for f in report.findings if f.fix) or "none"
         raise UserError(f"There is no finding {options.name!r} here; those with a fix are: {there}.")
     done = mend(project, data, finding, options.answer)
-    print("\n".join([*done.kept, f"changed: {done.changed}"]))
+    print("\n".join([*done.kept, f"{FIXES[finding.fix].label}: {done.changed}"]))
     return int(bool(done.kept))
 
 

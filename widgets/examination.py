@@ -69,7 +69,9 @@ class Examination:
         fix = FIXES[finding.fix]
         asked = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
         button = _button(
-            say(fix.label), "", lambda: self._do(lambda: mend(self.project, self.config, finding, asked.value or ""))
+            say(fix.label),
+            "",
+            lambda: self._do(fix.label, lambda: mend(self.project, self.config, finding, asked.value or "")),
         )
         button.tooltip = say(fix.help)
         return _line([shown, *([asked] if fix.answers else []), button])
@@ -81,13 +83,15 @@ class Examination:
             f'<span style="color:{GREY};font-size:13px">{html.escape(told)}</span>',
             layout=ipywidgets.Layout(flex="1 1 320px"),
         )
-        return _line([line, _button(say("bring back"), "undo", lambda: self._do(lambda: self._bring_back(batch)))])
+        return _line(
+            [line, _button(say("bring back"), "undo", lambda: self._do("bring back", lambda: self._bring_back(batch)))]
+        )
 
     def _bring_back(self, batch: aside.Batch) -> Done:
         kept = aside.restore(self.project, batch)
         return Done(len(batch.files) - len(kept), tuple(kept))
 
-    def _do(self, action: Callable[[], Done]) -> None:
+    def _do(self, label: str, action: Callable[[], Done]) -> None:
         """Mend something, say what came of it, and look again."""
         try:
             done = action()
@@ -95,7 +99,9 @@ class Examination:
             self.told.value = box(str(error), RED)
             return
         kept = [*done.kept[:LINES], *([say("and {n} more", n=len(done.kept) - LINES)] * (len(done.kept) > LINES))]
-        self.told.value = box("\n".join([say("Done: {n}.", n=done.changed), *kept]), AMBER if kept else GREEN)
+        self.told.value = box(
+            "\n".join([say("Done: {what}, {n}.", what=say(label), n=done.changed), *kept]), AMBER if kept else GREEN
+        )
         mirror.start(self.project)
         self.examine()
 
