@@ -31,12 +31,12 @@ class Scores:
         return self._scores.get(digest)
 
     def add(self, scores: dict[str, dict[str, float]], categories: dict[str, str]) -> None:
-        """Remember scores by digest, and the categories of their tags, on disk before this returns."""
+        """Remember scores by digest, and the categories of all tags that the tagger knows, on disk before this returns."""
         kept = {
             digest: {tag: round(score, 4) for tag, score in tags.items() if score >= LEAST}
             for digest, tags in scores.items()
         }
-        fresh = {tag: categories[tag] for tags in kept.values() for tag in tags if tag not in self.categories}
+        fresh = {tag: category for tag, category in categories.items() if tag not in self.categories}
         lines = [{"tagger": self.tagger, "categories": fresh}] if fresh else []
         _append(self._file, lines + [{"digest": digest, "tags": tags} for digest, tags in kept.items()])
         self.categories |= fresh

@@ -107,6 +107,14 @@ def plain(text: str) -> str:
     return text + "\n"
 
 
+def content_of(file: Path) -> str | None:
+    """All that a caption file holds, bytes that are no UTF-8 as surrogates; None when there is none."""
+    try:
+        return file.read_bytes().decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return None
+
+
 class History:
     """The lines about one set of caption files, such as "dataset/*.txt", among all in `file`.
 

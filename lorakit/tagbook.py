@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,18 @@ from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.data.scan import Sample, scan
 from lorakit.project import Project
-from lorakit.tag_history import BETWEEN, Edit, Entry, FirstCaptions, History, TagBookError, fsync_folder, held, plain
+from lorakit.tag_history import (
+    BETWEEN,
+    Edit,
+    Entry,
+    FirstCaptions,
+    History,
+    TagBookError,
+    content_of,
+    fsync_folder,
+    held,
+    plain,
+)
 from lorakit.tag_ledger import PERSON, Ledger
 
 PART = ".lorakit-caption.part"  # a caption on its way to its file; one at a time in a folder
@@ -230,7 +242,7 @@ class TagBook:
         if old == new and (entry.undoes or entry.redoes):
             return False  # another file said otherwise, such as a captions.json
         file = self._file(name)
-        if (now := _content(file)) == new:
+        if (now := content_of(file)) == new:
             return True  # written by a process that died, or for another picture with the same caption file
         if now != old:
             return False
@@ -280,7 +292,7 @@ class TagBook:
         for name, sample in self.samples.items():
             self._looks[name] = _look(sample.caption_file)
             try:
-                contents[name] = _content(sample.caption_file)
+                contents[name] = content_of(sample.caption_file)
             except OSError:
                 contents[name] = ""
                 self._unread.add(name)
@@ -325,8 +337,8 @@ def _one_line(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise TagBookError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
-    lines = (line.strip().rstrip(", \t") for line in text.lstrip("\ufeff").splitlines())
-    return BETWEEN.join(line for line in lines if line)
+    lines = (re.sub(r"^\s+|[\s,]+$", "", line) for line in re.sub("[\0\ufeff]", "", text).splitlines())
+    return BETWEEN.join(filter(None, lines))
 
 
 def _merged(seen: str, wanted: str, now: str) -> str:
@@ -347,11 +359,3 @@ def _look(file: Path) -> tuple | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _content(file: Path) -> str | None:
-    """All of a caption file, bytes that are no UTF-8 as surrogates; None when there is none."""
-    try:
-        return file.read_bytes().decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        return None

@@ -117,17 +117,15 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
     book = TagBook(project, data_config)
     names = _wanted(project, book, data_config.trigger, tagger.output, config.which)
     answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
-    pictures = {book.samples[name].digest: book.samples[name].path for name in names}
-    fresh = [digest for digest in pictures if answers.get(digest) is None]
-    for begin in range(0, len(fresh), tagger.batch):
-        batch = fresh[begin : begin + tagger.batch]
-        said = dict(zip(batch, tagger.read([open_rgb(pictures[digest]) for digest in batch]), strict=True))
-        if isinstance(answers, Scores):
-            answers.add(said, tagger.categories)
-        else:
-            answers.add(said)
-        yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
+    yield from _ask(book, names, tagger, answers)
     yield _write(project, book, names, data_config.trigger, answers, config)
+
+
+def ask(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator[Progress]:
+    """Ask a tagger of all pictures that it was never shown, locked ones too, and write no caption: for what the editor
+    says of tags. Yields and raises as `tag` does."""
+    book = TagBook(project, data_config)
+    yield from _ask(book, list(book.samples), tagger, _answers(project, tagger.name, tagger.output, tagger.prompt))
 
 
 def write_again(project: Project, data_config: DataConfig, tagger: str, config: TaggingConfig, prompt: str = "") -> int:
@@ -222,6 +220,19 @@ def _replaced(tag: str, config: TaggingConfig) -> list[str]:
 
 def _answers(project: Project, tagger: str, output: str, prompt: str) -> Scores | Sentences:
     return Scores(project, tagger) if output == "tags" else Sentences(project, tagger, prompt)
+
+
+def _ask(book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sentences) -> Iterator[Progress]:
+    pictures = {book.samples[name].digest: book.samples[name].path for name in names}
+    fresh = [digest for digest in pictures if answers.get(digest) is None]
+    for begin in range(0, len(fresh), tagger.batch):
+        batch = fresh[begin : begin + tagger.batch]
+        said = dict(zip(batch, tagger.read([open_rgb(pictures[digest]) for digest in batch]), strict=True))
+        if isinstance(answers, Scores):
+            answers.add(said, tagger.categories)
+        else:
+            answers.add(said)
+        yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
 
 
 def _wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:
