@@ -206,6 +206,7 @@ class Mirror:
     def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
         """Whether a folder differs from its archives, and nobody has written into it for a while."""
         files, since = self.changed[folder]
+        since = max((then for name, (_, then) in self.changed.items() if packs.exchange(name, folder)), default=since)
         wait = 0.0 if hurry else self.pace.quiet * (3 if folder == "cache" else 1)
         return now - since >= wait and packs.unsent(self.project, folder, files)[0] > 0
 

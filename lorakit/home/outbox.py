@@ -235,8 +235,11 @@ class Pass:
         yield {"sent": name, "stamp": stamp}
 
     def _packs(self, which: str) -> Iterator[dict]:
-        for folder in self.due.packs:
+        failed = len(self.failed)
+        for folder in sorted(self.due.packs, key=lambda folder: packs.loses(self.project, folder)):
             if (which == "all") or folder != "cache":
+                if len(self.failed) > failed and packs.loses(self.project, folder):
+                    continue  # what it lost may be in a folder that did not get home
                 yield from self._tried({"bytes": count} for count in packs.sending(self.project, folder))
 
     # ---- a run -----------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from lorakit.home.copying import digest, wipe, writing
 from lorakit.project import Project, write_whole
 
 ARCHIVES = "archives"  # folder at home
+MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")  # folders of many, or of often changed, files
+ALONE = ("cache", "tags")  # no file of these is moved to another such folder, or from there
 TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no picture again
 Stamps = dict[str, tuple[int, int]]  # name inside the folder -> (bytes, mtime in ns)
 
@@ -27,13 +29,26 @@ class DataChanged(OSError):
 
 
 def folders(project: Project) -> list[str]:
-    """The folders of a project that live at home as archives: `dataset`, others whose names begin so, and `cache`."""
+    """The folders of a project that live at home as archives: `dataset`, others whose names begin so, what is made of
+    them (prepared pictures, pictures set aside, the history and scores of tags), and `cache`.
+    """
     return sorted(p.name for p in project.folder.glob("*") if is_packed(p.name) and p.is_dir())
 
 
 def is_packed(name: str) -> bool:
     """Whether a folder of this name lives at home as archives."""
-    return name == "cache" or re.fullmatch(r"dataset[\w.-]*", name) is not None
+    return MANY.fullmatch(name) is not None
+
+
+def exchange(one: str, other: str) -> bool:
+    """Whether pictures are moved between two folders, as they are set aside and come back."""
+    return one not in ALONE and other not in ALONE
+
+
+def loses(project: Project, folder: str) -> bool:
+    """Whether home has files of a folder that are not here any more: they may be in another folder that must be at home
+    before."""
+    return bool(record(project, folder)["files"].keys() - stamps(project.folder / folder).keys())
 
 
 def group(folder: str, name: str) -> str:

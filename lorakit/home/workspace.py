@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 from lorakit.home import fetch, mirror, outbox, packs, staging
+from lorakit.home.archive import is_archive
 from lorakit.home.fetch import MARK
 from lorakit.home.homecoming import Homecoming, copied_file, stamp
 from lorakit.home.outbox import Sent
@@ -133,7 +134,8 @@ def _settings(project: Project, sent: Sent) -> Iterator[Copied]:
     for path in sorted(project.home.iterdir()):
         here = project.folder / path.name
         is_ours = path.name in ("runs", packs.ARCHIVES, MARK) or outbox.UNSENT.fullmatch(path.name)
-        if is_ours or packs.is_packed(path.name.partition(".")[0]):
+        is_data = (path.is_dir() or is_archive(path)) and packs.is_packed(path.name.partition(".")[0])
+        if is_ours or is_data:
             continue
         if path.is_dir():
             if not here.exists():
