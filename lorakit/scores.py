@@ -31,7 +31,7 @@ class Scores:
         return self._scores.get(digest)
 
     def add(self, scores: dict[str, dict[str, float]], categories: dict[str, str]) -> None:
-        """Remember scores by digest, and the categories of all tags that the tagger knows, on disk before this returns."""
+        """Remember scores by digest, and the categories of all the tagger's tags, on disk before this returns."""
         kept = {
             digest: {tag: round(score, 4) for tag, score in tags.items() if score >= LEAST}
             for digest, tags in scores.items()

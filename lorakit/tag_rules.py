@@ -78,6 +78,17 @@ def matcher(pattern: str, trigger: str = "") -> Callable[[str], bool]:
     return lambda tag: tag != trigger and shape.fullmatch(tag) is not None
 
 
+def merged(seen: str, wanted: str, now: str) -> str:
+    """`wanted`, which somebody made of `seen`, made of `now`: the same tags go and come."""
+    if seen == now:
+        return wanted
+    before, after, there = tags_of(seen), tags_of(wanted), tags_of(now)
+    gone = set(before) - set(after)
+    come = [tag for tag in after if tag not in before and tag not in there]
+    first = [tag for tag, position in zip(come, after, strict=False) if tag == position]  # put before all others
+    return ", ".join(first + [tag for tag in there if tag not in gone] + come[len(first) :])
+
+
 def _changed(caption: str, change: Callable[[str], str | None]) -> str:
     """The caption with each tag as `change` has it (None: without it); as it was, spaces and all, if that is the same.
     What is changed into a tag that stands elsewhere already goes."""

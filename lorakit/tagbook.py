@@ -28,6 +28,7 @@ from lorakit.tag_history import (
     plain,
 )
 from lorakit.tag_ledger import PERSON, Ledger
+from lorakit.tag_rules import merged
 
 PART = ".lorakit-caption.part"  # a caption on its way to its file; one at a time in a folder
 
@@ -124,18 +125,15 @@ class TagBook:
         seen = self.captions
         with held(self._folder):
             self._refresh()
-            free = {
-                name
-                for name in wanted.keys() & self.samples.keys() - self._unread
-                if by == PERSON or not self.is_locked(name)
-            }
-            merged = {name: _merged(seen[name], wanted[name], self.captions[name]) for name in wanted if name in free}
-            texts = self._shared(merged)
+            there = wanted.keys() & self.samples.keys() - self._unread
+            free = {name for name in there if by == PERSON or not self.is_locked(name)}
+            own = {name: merged(seen[name], wanted[name], self.captions[name]) for name in wanted if name in free}
+            texts = self._shared(own)
             edits = {name: Edit.between(self.captions[name], text) for name, text in texts.items()}
             edits = {name: edit for name, edit in edits.items() if not edit.is_empty}
             if not edits:
                 return None
-            kept = sorted(name for name in wanted if name not in free or texts[name] != merged[name])
+            kept = sorted(name for name in wanted if name not in free or texts[name] != own[name])
             old = {name: self._ledger.content(name) for name in edits}
             files = {n: (old[n], plain(texts[n])) for n in edits if old[n] != plain(self.captions[n])}
             return self._make(Entry(by=by, what=what, edits=edits, files=files, kept=tuple(kept), **self._next()))
@@ -339,17 +337,6 @@ def _one_line(text: str) -> str:
         raise TagBookError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
     lines = (re.sub(r"^\s+|[\s,]+$", "", line) for line in re.sub("[\0\ufeff]", "", text).splitlines())
     return BETWEEN.join(filter(None, lines))
-
-
-def _merged(seen: str, wanted: str, now: str) -> str:
-    """`wanted`, which somebody made of `seen`, made of `now`: the same tags go and come."""
-    if seen == now:
-        return wanted
-    before, after, there = tags_of(seen), tags_of(wanted), tags_of(now)
-    gone = set(before) - set(after)
-    come = [tag for tag in after if tag not in before and tag not in there]
-    first = [tag for tag, position in zip(come, after, strict=False) if tag == position]  # put before all others
-    return BETWEEN.join(first + [tag for tag in there if tag not in gone] + come[len(first) :])
 
 
 def _look(file: Path) -> tuple | None:
