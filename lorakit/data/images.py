@@ -63,12 +63,14 @@ class Picture:
 
 def header(source: Path | bytes) -> Image.Image:
     """A picture that is opened but not decoded, its dimensions known and small enough. Raises ImageError."""
-    if source == b"":
-        raise ImageError("the file is empty")
     with _explained():
-        stored = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known())
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        if not data:
+            raise ImageError("the file is empty")
+        if "AVIF" not in _known() and data[4:12] in (b"ftypavif", b"ftypavis"):
+            raise ImageError("it is AVIF, which Pillow reads from version 11.3 on: pip install -U pillow")
+        stored = Image.open(io.BytesIO(data), formats=_known())
         if stored.width * stored.height > MAX_PIXELS:
-            stored.close()
             raise Image.DecompressionBombError
     return stored
 
@@ -87,6 +89,8 @@ def _explained() -> Iterator[None]:
     """Turn whatever Pillow says of a file that it cannot read into ImageError."""
     try:
         yield
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError("its content is no picture that can be read (is it something else under this name?)") from None
     except TOO_LARGE:
