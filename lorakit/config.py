@@ -35,6 +35,8 @@ def setting(
     basic: bool = False,
     when: tuple[str, tuple] | None = None,
     hidden: bool = False,
+    suggestions: tuple[str, ...] = (),
+    lines: int = 1,
 ) -> Any:
     """A field of a Config: its default, one line of help, unit, closed range and allowed values.
 
@@ -42,10 +44,11 @@ def setting(
     How a form shows it: its `label` (empty: the name), the usual range and step of its `slider`, whose ends are no
     limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), `when` it
     matters at all: another field of its Config, and values of it; and whether nobody sees it (`hidden`), as it is
-    written by verbs alone.
+    written by verbs alone. A text may have `suggestions`, which are no limits, and `lines` to be written in.
     """
     described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
     described |= {"label": label, "slider": slider, "log": log, "basic": basic, "when": when, "hidden": hidden}
+    described |= {"suggestions": suggestions, "lines": lines}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=described)
     return field(default=default, metadata=described)

@@ -84,24 +84,33 @@ class TaggingConfig(Config):
     most_tags: int = setting(0, help="at most this many tags, surest ones; 0: all", minimum=0, maximum=500)
 
 
-def read_tagging(project: Project) -> tuple[str, dict[str, Any], TaggingConfig]:
-    """(tagger, its settings, what is made of its answers) as `tagging.yaml` keeps them, or what is set at first.
+def read_tagging(project: Project, tagger: str = "") -> tuple[str, dict[str, Any], TaggingConfig]:
+    """(tagger, its settings, what is made of its answers) as `tagging.yaml` keeps them, or what is set at first; of
+    another `tagger` than the chosen one, what was set when that was chosen.
 
     Raises ConfigError for a damaged file.
     """
-    file = project.folder / "tagging.yaml"
-    told = {"tagger": "wd14", "settings": {}, "captions": {}} | (read_yaml(file) if file.exists() else {})
-    if not isinstance(told["tagger"], str) or not isinstance(told["settings"], dict):
-        raise ConfigError(f"{file}: `tagger` is a name and `settings` a table; mend the file or remove it.")
-    return told["tagger"], told["settings"], from_dict(TaggingConfig, told["captions"], "captions.")
+    told = _kept(project)
+    name = tagger or told["tagger"]
+    return name, told["settings"].get(name, {}), from_dict(TaggingConfig, told["captions"], "captions.")
 
 
 def write_tagging(project: Project, tagger: str, settings: dict[str, Any], config: TaggingConfig) -> None:
-    """Keep what the user chose in `tagging.yaml`."""
+    """Keep what the user chose in `tagging.yaml`, beside the settings of other taggers."""
     import yaml
 
-    told = {"tagger": tagger, "settings": settings, "captions": to_dict(config)}
+    told = {"tagger": tagger, "settings": _kept(project)["settings"] | {tagger: settings}, "captions": to_dict(config)}
     write_whole(project.folder / "tagging.yaml", yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+
+
+def _kept(project: Project) -> dict[str, Any]:
+    """The chosen `tagger`, `settings` by tagger, and `captions`."""
+    file = project.folder / "tagging.yaml"
+    told = {"tagger": "wd14", "settings": {}, "captions": {}} | (read_yaml(file) if file.exists() else {})
+    tables = [told["settings"], *told["settings"].values()] if isinstance(told["settings"], dict) else [None]
+    if not isinstance(told["tagger"], str) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{file}: `tagger` is a name, `settings` a table for each; mend the file or remove it.")
+    return told
 
 
 def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: TaggingConfig) -> Iterator[Progress]:

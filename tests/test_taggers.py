@@ -74,9 +74,9 @@ def test_every_tagger_has_settings_with_help_and_suggestions_that_fit_them(name)
     config_class = taggers.config_class(name)
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     assert all(f.metadata["help"] for f in fields.values())
-    for field, values in taggers.suggestions(name).items():
-        needed = {n: "x" for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
-        for value in values:
+    needed = {n: "x" for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    for field, f in fields.items():
+        for value in f.metadata["suggestions"]:
             from_dict(config_class, {**needed, field: value})
 
 

@@ -79,6 +79,30 @@ class Choosing(Plain):
         super().show(value)
 
 
+class Suggesting:
+    """A text field beside a list of texts that are known to work; choosing one writes it into the field."""
+
+    def __init__(self, field: Any, suggestions: tuple[str, ...], looks: Looks):
+        told = [(say("known"), ""), *((text if len(text) < 60 else f"{text[:60]}…", text) for text in suggestions)]
+        self.field, self.list = field, ipywidgets.Dropdown(options=told, layout=looks.number)
+        self.list.observe(lambda change: self._choose(change["new"]), "value")
+        self.widget = ipywidgets.HBox([field, self.list], layout=looks.wide)
+
+    def read(self) -> str:
+        return self.field.value
+
+    def show(self, value: Any) -> None:
+        self.field.value = str(value)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        self.field.observe(lambda change: changed(), "value")
+
+    def _choose(self, text: str) -> None:
+        if text:
+            self.field.value = text
+            self.list.value = ""  # it shows no choice of its own
+
+
 class Sliding:
     """A slider over the usual values of a number, with a text field beside it that takes every value.
 
@@ -200,7 +224,9 @@ def _number(text: str) -> Any:
     return text
 
 
-def control(looks: Looks, config_class: type[Config], name: str, options: Iterable[Any] = ()) -> Plain | Sliding:
+def control(
+    looks: Looks, config_class: type[Config], name: str, options: Iterable[Any] = ()
+) -> Plain | Sliding | Suggesting:
     """What a setting is set with, by its type, its choices (`options`: fewer of them) and its slider."""
     f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
     wide, short = {"layout": looks.wide}, {"layout": looks.short}
@@ -215,7 +241,9 @@ def control(looks: Looks, config_class: type[Config], name: str, options: Iterab
     if wanted is float:
         return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: _told(v, False), _number)
     if wanted is str:
-        return Plain(ipywidgets.Text(**wide), str, str)
+        lines, suggestions = f.metadata["lines"], f.metadata["suggestions"]
+        field = ipywidgets.Textarea(rows=lines, **wide) if lines > 1 else ipywidgets.Text(**wide)
+        return Suggesting(field, suggestions, looks) if suggestions else Plain(field, str, str)
     if typing.get_origin(wanted) is tuple and typing.get_args(wanted)[0] is str:
         area = ipywidgets.Textarea(rows=3, placeholder=say("one a line"), **wide)
         return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))

@@ -53,11 +53,6 @@ def config_class(name: str) -> type[Config]:
     return _module(name).Config
 
 
-def suggestions(name: str) -> dict[str, tuple[str, ...]]:
-    """Setting -> values that are known to work, of settings that take any text. Raises TaggerError as above."""
-    return _module(name).SUGGESTIONS
-
-
 def load(name: str, settings: dict[str, Any]) -> Tagger:
     """A tagger, ready to read pictures; its files are downloaded if need be.
 

@@ -19,19 +19,17 @@ from lorakit.config import Config, setting
 from lorakit.taggers import TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
-SUGGESTIONS = {
-    "address": (
-        "http://127.0.0.1:11434/v1",  # Ollama
-        "http://127.0.0.1:1234/v1",  # LM Studio
-        "http://127.0.0.1:8000/v1",  # vLLM
-        "http://127.0.0.1:8080/v1",  # llama.cpp
-        "https://api.openai.com/v1",
-        "https://openrouter.ai/api/v1",
-        "https://dashscope.aliyuncs.com/compatible-mode/v1",
-    ),
-    "model": ("qwen2.5vl:7b", "gemma3:12b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl-max", "gpt-4o"),
-    "key_variable": ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY"),
-}
+ADDRESSES = (
+    "http://127.0.0.1:11434/v1",  # Ollama
+    "http://127.0.0.1:1234/v1",  # LM Studio
+    "http://127.0.0.1:8000/v1",  # vLLM
+    "http://127.0.0.1:8080/v1",  # llama.cpp
+    "https://api.openai.com/v1",
+    "https://openrouter.ai/api/v1",
+    "https://dashscope.aliyuncs.com/compatible-mode/v1",
+)
+MODELS = ("qwen2.5vl:7b", "gemma3:12b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl-max", "gpt-4o")
+KEYS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # s before each further try
 LONGEST_WAIT = 60.0  # s that a server may ask for
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -42,17 +40,23 @@ class Config(Config):
     """Which server, which of its models, and what it is asked."""
 
     address: str = setting(
-        "http://127.0.0.1:11434/v1", help="where the server answers, up to /v1; pictures are sent there", basic=True
+        ADDRESSES[0],
+        help="where the server answers, up to /v1; pictures are sent there",
+        basic=True,
+        suggestions=ADDRESSES,
     )
-    model: str = setting(help="a model of that server that sees pictures, as the server names it", basic=True)
+    model: str = setting(
+        help="a model of that server that sees pictures, as the server names it", basic=True, suggestions=MODELS
+    )
     key_variable: str = setting(
         "",
-        help="NAME of the environment variable that holds the key, such as OPENAI_API_KEY; empty: none is sent. The "
+        help="NAME of the environment variable that holds the key, such as OPENAI_API_KEY; empty: none is sent; the "
         "key itself is never kept",
         label="key's variable",
         basic=True,
+        suggestions=KEYS,
     )
-    prompt: str = setting(PROMPT, help="what is asked about each picture", basic=True)
+    prompt: str = setting(PROMPT, help="what is asked about each picture", basic=True, lines=4)
     longest_side: int = setting(
         1024, help="larger pictures are made smaller before they are sent", unit="px", minimum=64, maximum=8192
     )

@@ -20,16 +20,14 @@ FILES = ("*.safetensors", "*.[jt]*")  # weights; *.json, *.txt and *.jinja
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")  # without one transformers makes an empty tokenizer
 # What models are asked that take no instructions in plain words: BLIP goes on with a beginning, Florence-2 has tasks.
 USUAL = {"blip": "", "blip-2": "", "git": "", "florence2": "<MORE_DETAILED_CAPTION>", "paligemma": "caption en"}
-SUGGESTIONS = {
-    "source": (
-        "Qwen/Qwen2.5-VL-3B-Instruct",
-        "Qwen/Qwen2.5-VL-7B-Instruct",
-        "Qwen/Qwen3-VL-4B-Instruct",
-        "florence-community/Florence-2-large",
-        "Salesforce/blip-image-captioning-large",
-    ),
-    "prompt": (PROMPT, "a picture of", "<MORE_DETAILED_CAPTION>", "<DETAILED_CAPTION>"),
-}
+SOURCES = (
+    "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen/Qwen2.5-VL-7B-Instruct",
+    "Qwen/Qwen3-VL-4B-Instruct",
+    "florence-community/Florence-2-large",
+    "Salesforce/blip-image-captioning-large",
+)
+PROMPTS = (PROMPT, "a picture of", "<MORE_DETAILED_CAPTION>", "<DETAILED_CAPTION>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +38,15 @@ class Config(Config):
         "florence-community/Florence-2-large",
         help="hub id (owner/name) or folder of a model in the format of transformers; Qwen-VL needs torchvision too",
         basic=True,
+        suggestions=SOURCES,
     )
     prompt: str = setting(
         "",
         help="what is asked about each picture; empty: what suits the model (a description; Florence-2: "
         "<MORE_DETAILED_CAPTION>; BLIP goes on with what is written here)",
         basic=True,
+        suggestions=PROMPTS,
+        lines=3,
     )
     max_new_tokens: int = setting(
         200, help="longer answers are cut; a word has one to two tokens", minimum=1, maximum=4096

@@ -18,16 +18,14 @@ DEMO = Path(__file__).parents[1] / "demo" / "tagger"
 TAGS = "selected_tags.csv"
 # Danbooru's numbers of categories, which these files use.
 CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta", "9": "rating"}
-SUGGESTIONS = {
-    "source": (
-        "SmilingWolf/wd-eva02-large-tagger-v3",
-        "SmilingWolf/wd-swinv2-tagger-v3",
-        "SmilingWolf/wd-vit-tagger-v3",
-        "SmilingWolf/wd-v1-4-moat-tagger-v2",
-        "SmilingWolf/wd-v1-4-swinv2-tagger-v2",
-        "demo",
-    )
-}
+SUGGESTIONS = (
+    "SmilingWolf/wd-eva02-large-tagger-v3",
+    "SmilingWolf/wd-swinv2-tagger-v3",
+    "SmilingWolf/wd-vit-tagger-v3",
+    "SmilingWolf/wd-v1-4-moat-tagger-v2",
+    "SmilingWolf/wd-v1-4-swinv2-tagger-v2",
+    "demo",
+)
 ROWS = 256  # of a padded picture at a time: a square around a very long one would not fit in memory
 
 
@@ -39,6 +37,7 @@ class Config(Config):
         "SmilingWolf/wd-swinv2-tagger-v3",
         help="hub id (owner/name) or folder with a model and selected_tags.csv; demo knows the embedded world only",
         basic=True,
+        suggestions=SUGGESTIONS,
     )
     runs_on: str = setting(
         "auto",
