@@ -12,10 +12,10 @@ from lorakit.tag_words import implied
 # kind -> (severity, sentence), the gravest first. "look": probably a mistake, "tip": worth a thought.
 KINDS = {
     "colour": ("look", "“{tag}”, but almost nothing in the picture is {colour}"),
-    "unseen": ("look", "“{tag}”, but the tagger does not see it ({score})"),
-    "missed": ("look", "no “{tag}”, though the tagger is sure of it ({score})"),
-    "close": ("tip", "“{tag}” is close to the threshold ({score})"),
-    "nearly": ("tip", "no “{tag}”, which is just below the threshold ({score})"),
+    "unseen": ("look", "“{tag}”, but the tagger does not see it ({score:.2f})"),
+    "missed": ("look", "no “{tag}”, though the tagger is sure of it ({score:.2f})"),
+    "close": ("tip", "“{tag}” is close to the threshold ({score:.2f})"),
+    "nearly": ("tip", "no “{tag}”, which is just below the threshold ({score:.2f})"),
     "once": ("tip", "no other picture has “{tag}”"),
     "absorb": ("tip", "“{tag}” is in {n} of {all} pictures: take it out, and the trigger stands for it"),
     "fixed": ("look", "“{tag}” is in {n} of {all} pictures: add some without it, or it will be hard to change"),
@@ -75,7 +75,7 @@ class Hint:
     kind: str
     tag: str
     picture: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property
     def severity(self) -> str:
@@ -133,7 +133,7 @@ def absorb(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
     What can be switched but hardly ever is, is `must_stay`'s; how many people there are stays, as base models expect.
     """
     return [
-        Hint("absorb", tag, "", {"n": str(n), "all": str(len(captions))})
+        Hint("absorb", tag, "", {"n": n, "all": len(captions)})
         for tag, n in _counted(captions, trigger)
         if n > ALWAYS * len(captions) and tag not in _COUNTS and not group(tag)
     ]
@@ -145,7 +145,7 @@ def must_stay(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
     "fixed": nearly all pictures have it, so that it may stick however it is tagged; "stay": it varies.
     """
     return [
-        Hint("fixed" if n > ALWAYS * len(captions) else "stay", tag, "", {"n": str(n), "all": str(len(captions))})
+        Hint("fixed" if n > ALWAYS * len(captions) else "stay", tag, "", {"n": n, "all": len(captions)})
         for tag, n in _counted(captions, trigger)
         if n > 1 and group(tag)
     ]
@@ -183,16 +183,16 @@ def _disagreed(name: str, tags: list[str], opinion: Opinion, counts: Mapping[str
             continue
         score, threshold = scores.get(tag, 0.0), opinion.threshold(tag)
         if score < threshold + NEAR:
-            yield Hint("unseen" if score < threshold - NEAR else "close", tag, name, {"score": f"{score:.2f}"})
+            yield Hint("unseen" if score < threshold - NEAR else "close", tag, name, {"score": score})
     for tag, score in scores.items():
         threshold = opinion.threshold(tag)
         is_sure, is_near = score >= max(SURE, threshold), threshold - NEAR <= score < threshold
         if not (is_sure or is_near) or tag in there or not counts.get(tag) or tag in implied([*tags, tag]):
             continue
-        yield Hint("missed" if is_sure else "nearly", tag, name, {"score": f"{score:.2f}"})
+        yield Hint("missed" if is_sure else "nearly", tag, name, {"score": score})
 
 
 def _surprise(hint: Hint) -> float:
     """For sorting: how far a score is from what the caption says."""
-    score = float(hint.facts.get("score", 0.5))
+    score = hint.facts.get("score", 0.5)
     return -score if hint.kind == "missed" else score

@@ -91,7 +91,7 @@ def test_at_ninety_percent_nothing_is_always_there_yet():
 
 
 def test_every_kind_of_hint_says_its_reason():
-    facts = {"colour": "red", "score": "0.10", "n": "9", "all": "10"}
+    facts = {"colour": "red", "score": 0.1, "n": 9, "all": 10}
     for kind, (severity, _) in KINDS.items():
         hint = hints.Hint(kind, "smile", "a", facts)
         assert "“smile”" in hint.reason and "{" not in hint.reason and hint.severity == severity in ("look", "tip")
