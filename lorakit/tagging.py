@@ -124,7 +124,7 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
     if config.mix in ("tags", "sentence") and config.mix != tagger.output:
         raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
     book = TagBook(project, data_config)
-    names = _wanted(project, book, data_config.trigger, tagger.output, config.which)
+    names = wanted(project, book, data_config.trigger, tagger.output, config.which)
     answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
     yield from _ask(book, names, tagger, answers)
     yield _write(project, book, names, data_config.trigger, answers, config)
@@ -145,7 +145,7 @@ def write_again(project: Project, data_config: DataConfig, tagger: str, config: 
     """
     output = "sentence" if tagger in known_writers(project) else "tags"
     book = TagBook(project, data_config)
-    names = _wanted(project, book, data_config.trigger, output, config.which)
+    names = wanted(project, book, data_config.trigger, output, config.which)
     answers = _answers(project, tagger, output, prompt)
     asked = [name for name in names if answers.get(book.samples[name].digest) is not None]
     return _write(project, book, asked, data_config.trigger, answers, config).done
@@ -244,7 +244,7 @@ def _ask(book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sent
         yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
 
 
-def _wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:
+def wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:
     """The pictures that get captions from a tagger with this output."""
     names, writers = [name for name in book.samples if not book.is_locked(name)], known_writers(project)
     if which == "unlocked":

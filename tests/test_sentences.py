@@ -222,7 +222,10 @@ def test_a_key_typed_in_the_place_of_its_name_is_refused_and_not_repeated(typed)
     assert typed not in str(refused.value)
 
 
-@pytest.mark.parametrize("address", ["ftp://x/v1", "api.openai.com/v1", "https://me:word@host/v1", "https://h/v1?k=1"])
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://x/v1", "api.openai.com/v1", "https://me:word@host/v1", "https://h/v1?k=1", "http://me:word", "http://["],
+)
 def test_an_address_that_is_none_or_holds_a_password_is_refused(address):
     with pytest.raises(ConfigError, match="address must be like") as refused:
         taggers.load("server", {"address": address, "model": "m"})

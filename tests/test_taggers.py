@@ -263,7 +263,7 @@ def test_a_tagger_comes_from_the_hub_with_its_own_files_only(tmp_path, monkeypat
 
 def test_what_computes_is_told():
     pytest.importorskip("onnxruntime")
-    assert taggers.load("wd14", {"source": "demo"}).runs_on == "onnxruntime on the CPU"
+    assert taggers.load("wd14", {"source": "demo"}).runs_on == "onnxruntime, CPU"
 
 
 def test_a_missing_onnxruntime_is_named_with_its_install_line(monkeypatch):
@@ -311,7 +311,7 @@ def test_scores_of_torch_are_those_of_timms_own_preprocessing(tmp_path):
     model = timm.create_model(told["architecture"], num_classes=len(TAGS), global_pool="avg", **told["model_args"])
     save_file(model.eval().state_dict(), tmp_path / "model.safetensors")
     tagger = taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch", "batch_size": 3})
-    assert tagger.runs_on.startswith("torch on the ")
+    assert tagger.runs_on.startswith("torch, ")
     transform = create_transform(**resolve_data_config(told["pretrained_cfg"], model=model))
     for (kind, image), scores in zip(pictures().items(), tagger.read(list(pictures().values())), strict=True):
         side = max(image.size)

@@ -25,7 +25,7 @@ class Tagger(Protocol):
     name         short, for telling later who wrote a tag: "wd-vit-tagger-v3"
     output       "tags" or "sentence"
     batch        pictures that it reads at once
-    runs_on      where it computes, in words for people: "onnxruntime on the CPU"
+    runs_on      where it computes, for people: "onnxruntime, CPU"
     prompt       what a writer of sentences is asked, "" for others
     categories   of those with tags: tag -> one of CATEGORIES, in the tagger's own order
     """
@@ -51,6 +51,16 @@ def names() -> tuple[str, ...]:
 def config_class(name: str) -> type[Config]:
     """The settings of a tagger. Raises TaggerError for an unknown one."""
     return _module(name).Config
+
+
+def about(name: str) -> str:
+    """What a tagger does, in a sentence for people. Raises TaggerError as above."""
+    return _module(name).__doc__.partition("\n")[0]
+
+
+def output(name: str) -> str:
+    """What a tagger gives, "tags" or "sentence". Raises TaggerError as above."""
+    return _module(name).Tagger.output
 
 
 def load(name: str, settings: dict[str, Any]) -> Tagger:

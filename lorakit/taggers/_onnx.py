@@ -58,7 +58,7 @@ class Onnx:
         self.side: int = shape[1]
         self._fixed = shape[0] if isinstance(shape[0], int) else 0  # pictures of a batch, when that cannot vary
         self.on_gpu = self._session.get_providers()[0] == CUDA
-        self.runs_on = f"onnxruntime on the {'GPU' if self.on_gpu else 'CPU'}"
+        self.runs_on = f"onnxruntime, {'GPU' if self.on_gpu else 'CPU'}"
 
     def scores(self, squares: np.ndarray) -> np.ndarray:
         """(n, tags) float32 of (n, side, side, 3) uint8 RGB; the model is given float32 BGR, 0 to 255."""

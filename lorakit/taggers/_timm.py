@@ -51,7 +51,7 @@ class Timm:
             ) from error
         self._device = torch.device("cuda" if has_gpu() else "cpu")
         self._model = model.to(self._device).eval()
-        self.runs_on = f"torch on the {'GPU' if has_gpu() else 'CPU'}"
+        self.runs_on = f"torch, {'GPU' if has_gpu() else 'CPU'}"
 
     def scores(self, squares: np.ndarray) -> np.ndarray:
         """(n, tags) float32 of (n, side, side, 3) uint8 RGB; the model is given NCHW BGR, normalized."""

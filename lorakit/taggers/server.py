@@ -1,4 +1,4 @@
-"""Sentences from any server that speaks OpenAI's chat protocol, on this machine or elsewhere."""
+"""Sentences from a server that speaks OpenAI's chat protocol: Ollama, LM Studio, vLLM, or one on the internet."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Config(Config):
 
     def conflicts(self) -> list[str]:
         """An address that is none, a key in the place of its variable's name (which is not repeated), no question."""
-        problems, url = [], urlsplit(self.address)
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or "@" in url.netloc:
+        problems = []
+        if not _is_address(self.address):
             problems.append("address must be like https://host/v1 or http://127.0.0.1:11434/v1, without name or key.")
         if self.key_variable and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", self.key_variable):
             problems.append(
@@ -184,6 +184,15 @@ class Tagger:
         if key := self._key():
             text = text.replace(key, "…")
         return f"HTTP {reply.status_code}, {text[:300] or 'nothing more'}"
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is the address of a server, with no name, password or key in it."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and not {"@", "?"} & {*text}
+    except ValueError:  # a port that is no number, half of an IPv6 address
+        return False
 
 
 def _check_way(url: str, has_key: bool) -> None:

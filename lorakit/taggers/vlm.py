@@ -1,4 +1,4 @@
-"""Sentences from any vision-language model that transformers loads: BLIP, Florence-2, LLaVA, Qwen-VL, Gemma, ..."""
+"""Sentences from a vision-language model on this machine, any that transformers loads: Florence-2, Qwen-VL, BLIP."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Tagger:
             raise TaggerError(str(error)) from error
         self._processor, self._model = _loaded(folder, self._precision.dtype)
         self._model.to(self._precision.device).eval()
-        self.runs_on = f"{self._precision.device.type}, {self._precision.name}"
+        self.runs_on = f"torch, {'GPU' if self._precision.device.type == 'cuda' else 'CPU'}, {self._precision.name}"
         self.prompt = config.prompt.strip() or USUAL.get(self._model.config.model_type, PROMPT)
 
     def read(self, images: list[Image.Image]) -> list[str]:

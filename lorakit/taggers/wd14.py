@@ -1,4 +1,4 @@
-"""Tags from any tagger in the file format of SmilingWolf's WD taggers: a model beside `selected_tags.csv`."""
+"""Tags from SmilingWolf's WD taggers, and from others with the same files: a model beside selected_tags.csv."""
 
 from __future__ import annotations
 
