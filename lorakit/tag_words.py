@@ -103,7 +103,7 @@ def kind(tag: str, category: str = "") -> str:
     if not category and _YEAR.fullmatch(tag):
         return "year"
     if not category:
-        return "artist" if tag.startswith("@") and len(tag) > 1 else "general"
+        return "artist" if tag.startswith("@") and tag not in KAOMOJI else "general"
     return _CATEGORIES.get(category, category)
 
 

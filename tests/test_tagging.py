@@ -1,18 +1,70 @@
-"""A tagger writes captions where there are none, and touches nothing else."""
+"""Taggers write captions where no person did, are asked once of each picture, and their words are spelled as wanted."""
 
+import json
 import shutil
 
 import pytest
 
+from lorakit import _tag_verbs, taggers
+from lorakit.config import ConfigError
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.data.scan import scan
-from lorakit.demo import DATASET, TAGGER, TRIGGER
-from lorakit.taggers.wd14 import WD14
-from lorakit.tagging import tag_missing
+from lorakit.demo import DATASET, TRIGGER
+from lorakit.errors import UserError
+from lorakit.project import Project
+from lorakit.scores import Scores, Sentences, known, known_writers
+from lorakit.tagbook import TagBook
+from lorakit.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_again, write_tagging
 
-pytest.importorskip("onnxruntime")
 CONFIG = DataConfig(trigger=TRIGGER)
+CATEGORIES = {
+    **dict.fromkeys(
+        ["1girl", "solo", "red_boots", "boots", "red_footwear", "^_^", "smile", "red_background"], "general"
+    ),
+    **{"hatsune_miku": "character", "vocaloid": "copyright", "someone": "artist", "highres": "meta"},
+    **{"general": "rating", "explicit": "rating", "masterpiece": "quality"},
+}
+SAID = {
+    **{"1girl": 0.9, "solo": 0.5, "red_boots": 0.7, "boots": 0.95, "red_footwear": 0.94, "^_^": 0.4, "smile": 0.3},
+    **{"hatsune_miku": 0.86, "vocaloid": 0.5, "someone": 0.6, "highres": 0.99, "red_background": 0.36},
+    **{"general": 0.8, "explicit": 0.2, "masterpiece": 0.9},
+}
+
+
+class Writer:
+    """A tagger of sentences that counts what it was asked."""
+
+    name, output, batch, runs_on, prompt, categories = "writer", "sentence", 2, "here", "Describe.", {}
+
+    def __init__(self):
+        self.asked = 0
+
+    def read(self, images):
+        self.asked += len(images)
+        return [f"A picture, {image.width} pixels\nwide." for image in images]
+
+
+class Broken:
+    """A tagger that fails after so many pictures."""
+
+    def __init__(self, tagger, after):
+        self._tagger, self._left = tagger, after
+        self.name, self.output, self.batch, self.prompt = tagger.name, tagger.output, 1, tagger.prompt
+        self.categories = tagger.categories
+        self.asked = 0
+
+    def read(self, images):
+        if self.asked == self._left:
+            raise KeyboardInterrupt
+        self.asked += 1
+        return self._tagger.read(images)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    pytest.importorskip("onnxruntime")
+    return taggers.load("wd14", {"source": "demo"})
 
 
 @pytest.fixture
@@ -23,34 +75,178 @@ def project(tmp_path):
     for file in files[:4]:
         file.unlink()
     files[4].write_text(" \n")
-    return tmp_path
+    return Project(tmp_path)
 
 
-def test_only_pictures_without_a_caption_get_one_and_it_begins_with_the_trigger(project):
-    before = {s.name: s.caption for s in scan(CONFIG, project).samples if s.is_captioned}
-    events = list(tag_missing(CONFIG, project, WD14(TAGGER)))
-    after = {s.name: s.caption for s in scan(CONFIG, project).samples}
-    assert (events[-1].done, events[-1].total) == (5, 5)
+def written(project):
+    return {sample.name: sample.written for sample in scan(CONFIG, project.folder).samples}
+
+
+def test_only_pictures_without_a_caption_get_one_and_it_begins_with_the_trigger(project, demo):
+    before = {name: text for name, text in written(project).items() if text}
+    events = list(tag(project, CONFIG, demo, TaggingConfig()))
+    after = written(project)
+    assert (events[-1].what, events[-1].done, events[-1].total) == ("captions", 5, 5)
     assert after.items() >= before.items() and len(after) == len(before) + 5
     for name in after.keys() - before.keys():
-        assert tags_of(after[name])[0] == TRIGGER
-        assert "1girl" in tags_of(after[name])
+        assert tags_of(after[name])[:2] == [TRIGGER, "1girl"]
+    assert [event.done for event in tag(project, CONFIG, demo, TaggingConfig())] == [0]
+    book = TagBook(project, CONFIG)
+    book.undo()
+    assert {name: text for name, text in written(project).items() if text} == before
 
 
-def test_tags_of_ratings_and_below_the_threshold_stay_out(project):
-    tagger = WD14(TAGGER)
-    list(tag_missing(CONFIG, project, tagger, threshold=0.999))
-    strict = {s.name: set(tags_of(s.caption)) for s in scan(CONFIG, project).samples}
-    ratings = {tag for tag, category in tagger.categories.items() if category == "rating"}
-    assert not any(tags & ratings for tags in strict.values())
-    for file in sorted((project / "dataset").rglob("*.txt"))[:4]:
-        file.unlink()
-    list(tag_missing(CONFIG, project, tagger, threshold=0.01))
-    loose = {s.name: set(tags_of(s.caption)) for s in scan(CONFIG, project).samples}
-    assert all(strict[name] <= loose[name] for name in strict)
-    assert any(strict[name] < loose[name] for name in strict)
+def test_a_cut_tagging_goes_on_where_it_stopped(project, demo):
+    cut = Broken(demo, after=3)
+    with pytest.raises(KeyboardInterrupt):
+        list(tag(project, CONFIG, cut, TaggingConfig()))
+    rest = Broken(demo, after=99)
+    list(tag(project, CONFIG, rest, TaggingConfig()))
+    assert (cut.asked, rest.asked) == (3, 2) and all(written(project).values())
 
 
-def test_a_second_call_has_nothing_to_do(project):
-    list(tag_missing(CONFIG, project, WD14(TAGGER)))
-    assert list(tag_missing(CONFIG, project, WD14(TAGGER))) == []
+def test_thresholds_change_without_the_tagger_and_what_people_did_stays(project, demo):
+    list(tag(project, CONFIG, demo, TaggingConfig()))
+    loose = TagBook(project, CONFIG)
+    first, second, *_ = [name for name in loose.samples if not loose.is_locked(name)]
+    loose.change("by hand", {first: loose.captions[first].replace(", 1girl", "") + ", mine"})
+    loose.unlock([first])
+    loose.change("by hand", {second: "only mine"})
+    assert write_again(project, CONFIG, demo.name, TaggingConfig(which="unlocked", general_threshold=0.999)) > 0
+    strict = TagBook(project, CONFIG)
+    assert strict.captions[second] == "only mine"
+    tags = tags_of(strict.captions[first])
+    assert tags[0] == TRIGGER and "mine" in tags and "1girl" not in tags
+    assert set(tags) < set(tags_of(loose.captions[first])) and strict.origin(first)["mine"] == "person"
+
+
+def test_a_tagger_is_asked_of_all_pictures_without_writing_any_caption(project, demo):
+    before = written(project)
+    list(ask(project, CONFIG, demo))
+    scores = Scores(project, demo.name)
+    assert written(project) == before and scores.categories == demo.categories and known(project) == [demo.name]
+    assert all(scores.get(sample.digest) is not None for sample in scan(CONFIG, project.folder).samples)
+    assert min(score for s in scan(CONFIG, project.folder).samples for score in scores.get(s.digest).values()) >= 0.05
+
+
+def test_tags_and_a_sentence_are_mixed_as_wanted(project, demo):
+    list(tag(project, CONFIG, demo, TaggingConfig()))
+    book, writer = TagBook(project, CONFIG), Writer()
+    names = [name for name in book.samples if not book.is_locked(name)]
+    list(tag(project, CONFIG, writer, TaggingConfig()))
+    sentence = "A picture, 512 pixels wide."
+    sentence = sentence.replace("512", str(book.samples[names[0]].width))
+    mixed = TagBook(project, CONFIG)
+    assert mixed.captions[names[0]] == f"{book.captions[names[0]]}, {sentence}" and writer.asked == len(names)
+    assert known_writers(project) == ["writer"] and mixed.origin(names[0])["A picture"] == "writer"
+    write_again(project, CONFIG, "writer", TaggingConfig(which="unlocked", mix="sentence, tags"), "Describe.")
+    begin = TagBook(project, CONFIG).captions[names[0]]
+    assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
+    write_again(project, CONFIG, demo.name, TaggingConfig(which="unlocked", mix="tags"))
+    assert TagBook(project, CONFIG).captions == book.captions
+    with pytest.raises(ConfigError, match="mix is 'tags', but writer gives sentence"):
+        next(tag(project, CONFIG, writer, TaggingConfig(mix="tags")))
+
+
+def test_thresholds_categories_blacklist_and_replacements_choose_the_tags():
+    plain = tags_from(SAID, CATEGORIES, TaggingConfig())
+    assert list(plain) == [
+        *("boots", "red footwear", "1girl", "hatsune miku", "red boots", "solo", "vocaloid", "^_^", "red background")
+    ]
+    assert plain["hatsune miku"] == "character" and plain["1girl"] == "count" and plain["vocaloid"] == "series"
+    assert "hatsune miku" not in tags_from(SAID, CATEGORIES, TaggingConfig(character_threshold=0.9))
+    everything = TaggingConfig(artists=True, rating=True, meta=True, quality=True)
+    more = set(tags_from(SAID, CATEGORIES, everything)) - set(plain)
+    assert more == {"someone", "highres", "general", "masterpiece"}
+    chosen = TaggingConfig(
+        blacklist=("* background", "solo"),
+        replacements={"* footwear": "red boots, shoes", "^_^": "", "vocaloid": "solo"},
+    )
+    assert list(tags_from(SAID, CATEGORIES, chosen)) == ["boots", "red boots", "shoes", "1girl", "hatsune miku"]
+
+
+def test_profiles_put_tags_in_order_and_leave_out_what_is_implied():
+    said = tags_from(SAID, CATEGORIES, TaggingConfig())
+    assert compose({}, set(), said, TaggingConfig(), "Miku") == (
+        "Miku, 1girl, solo, hatsune miku, red boots, vocaloid, ^_^, red background"
+    )
+    anima = TaggingConfig(profile="anima", artists=True, rating=True, meta=True, quality=True)
+    assert compose({}, set(), tags_from(SAID, CATEGORIES, anima), anima, "Miku") == (
+        "Miku, masterpiece, highres, safe, 1girl, solo, hatsune miku, vocaloid, @someone, red boots, ^_^, "
+        "red background"
+    )
+    few = TaggingConfig(most_tags=3, without_implied=False)
+    assert compose({}, set(), said, few, "Miku") == "Miku, 1girl, solo, hatsune miku"
+
+
+def test_the_trigger_is_never_lost_and_a_persons_tags_neither():
+    origin = {"Miku": "wd", "boots": "person", "old": "wd"}
+    config = TaggingConfig(blacklist=("Miku", "boots"), most_tags=1)
+    said = tags_from({**SAID, "Miku": 0.99}, CATEGORIES, config)
+    assert compose(origin, {"1girl"}, said, config, "Miku") == "Miku, solo, boots"
+    assert compose(origin, set(), "A girl, in boots.", TaggingConfig(), "Miku") == "Miku, boots, old, A girl, in boots."
+    assert compose(origin, set(), "A girl.", TaggingConfig(mix="sentence"), "Miku") == "Miku, boots, A girl."
+
+
+def test_scores_survive_a_torn_line_and_sentences_know_their_prompt(tmp_path):
+    project = Project(tmp_path)
+    Scores(project, "owner/wd").add({"d1": {"a": 0.98765, "b": 0.01}}, {"a": "general", "b": "meta"})
+    (file,) = (tmp_path / "tags" / "scores").iterdir()
+    file.write_bytes(file.read_bytes() + b'{"digest": "d2", "ta')
+    Scores(project, "owner/wd").add({"d3": {}}, {"a": "general", "b": "meta"})
+    scores = Scores(project, "owner/wd")
+    assert scores.get("d1") == {"a": 0.9877} and scores.get("d2") is None and scores.get("d3") == {}
+    assert scores.categories == {"a": "general", "b": "meta"} and known(project) == ["owner/wd"]
+    Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+    assert (
+        Sentences(project, "v", "Describe.").get("d1") == "A girl."
+        and Sentences(project, "v", "Tell.").get("d1") is None
+    )
+
+
+def test_what_was_chosen_is_kept_and_a_damaged_file_is_told(tmp_path):
+    project = Project(tmp_path)
+    assert read_tagging(project) == ("wd14", {}, TaggingConfig())
+    config = TaggingConfig(blacklist=("a",), replacements={"b": "c"}, profile="anima")
+    write_tagging(project, "vlm", {"source": "x"}, config)
+    assert read_tagging(project) == ("vlm", {"source": "x"}, config)
+    (tmp_path / "tagging.yaml").write_text("captions: {most_tags: -1}")
+    with pytest.raises(ConfigError, match="captions.most_tags is -1"):
+        read_tagging(project)
+
+
+def lorakit_tag(*words):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    _tag_verbs.add(parser.add_subparsers(required=True))
+    options = parser.parse_args(list(map(str, words)))
+    return options.verb(options)
+
+
+def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
+    here = project.folder
+    trigger = ("--set", f"data.trigger={TRIGGER}")
+    lorakit_tag("run", here, "--tagger", "wd14", "--set", "tagger.source=demo", *trigger)
+    assert "captions: 5 of 5" in capsys.readouterr().out
+    before = written(project)
+    lorakit_tag("edit", here, "--with", "forest", "--rename", "forest", "woods")
+    lorakit_tag("edit", here, "--pictures", "*1.png", "--add-first", "best", *trigger)
+    assert all(
+        tags_of(text)[:2] == [TRIGGER, "best"] for name, text in written(project).items() if name.endswith("1.png")
+    )
+    lorakit_tag("show", here)
+    counts = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [int(count) for count, _ in counts] == sorted(int(count) for count, _ in counts)
+    assert "woods" in {name for _, name in counts} and "forest" not in {name for _, name in counts}
+    lorakit_tag("diff", here)
+    assert "+mofurin, best" in capsys.readouterr().out
+    lorakit_tag("undo", here), lorakit_tag("undo", here)
+    assert written(project) == before
+    lorakit_tag("redo", here), lorakit_tag("unlock", here, "--with", "woods"), lorakit_tag("history", here)
+    assert "rename forest to woods" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--with 'nothing'"):
+        lorakit_tag("lock", here, "--with", "nothing")
+    lorakit_tag("show", here, "--who", "--with", "woods")
+    assert "[locked]" not in capsys.readouterr().out
+    assert json.loads((here / "tags" / "captions.v1.json").read_text())["dataset/*.txt"]["captions"]
