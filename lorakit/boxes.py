@@ -108,16 +108,15 @@ def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
 
 def _read(file: Path) -> dict[str, tuple[Box, ...]]:
     try:
-        told = load_yaml(file.read_text(encoding="utf-8"), str(file)) or {}
+        told = load_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:
         raise BoxError(f"{file} is not a YAML file: {error}; save it as UTF-8.") from None
-    if not isinstance(told, dict):
-        raise BoxError(
-            f"{file} is not a list of boxes: write `picture.png: [{{left: 0, top: 0, width: 9, height: 9}}]`."
-        )
-    return {str(name): tuple(_box(row, f"{file}, {name}") for row in own or ()) for name, own in told.items()}
+    told = {} if told is None else told
+    if not isinstance(told, dict) or not all(isinstance(own, list) for own in told.values()):
+        raise BoxError(f"{file} is not a list of boxes: write `a.png: [{{left: 0, top: 0, width: 9, height: 9}}]`.")
+    return {str(name): tuple(_box(row, f"{file}, {name}") for row in own) for name, own in told.items()}
 
 
 def _box(row: object, where: str) -> Box:

@@ -30,6 +30,7 @@ FOLDER = "prepared"  # inside the project; train on it with data.folder
 SETTINGS, RECORD = "prepare.yaml", "prepared.jsonl"
 SHAPES = ("no", "1:1", "4:5", "3:4", "2:3", "9:16", "5:4", "4:3", "3:2", "16:9")  # width:height
 AHEAD = 8  # pictures in memory at once
+PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
 VERSION = 1  # of how pictures are made; another one makes all of them anew
 
 
@@ -41,6 +42,7 @@ class PrepareError(UserError):
 class PrepareConfig(Config):
     """What becomes of each picture, in this order: left out as a duplicate, cropped, padded, resized."""
 
+    folder: str = setting("dataset", help="folder with the originals, while the prepared ones are used", hidden=True)
     crop: bool = setting(True, help="cut out what is in the boxes that were drawn, a picture for each", label="crop")
     pad: str = setting(
         "no", help="fill up to this shape (width:height), so that nothing is cut off", choices=SHAPES, label="pad to"
@@ -104,7 +106,7 @@ class _Wanted:
 
     def key(self, how: PrepareConfig) -> str:
         """What decides its pixels, as a digest."""
-        made = {name: value for name, value in to_dict(how).items() if name not in ("crop", "duplicates", "difference")}
+        made = {name: value for name, value in to_dict(how).items() if name in PIXELS}
         told = [VERSION, self.sample.digest, self.box and self.box.edges, made]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
@@ -122,9 +124,9 @@ def write_prepare(project: Project, how: PrepareConfig) -> None:
 
 
 def originals(project: Project, config: DataConfig) -> DataConfig:
-    """The same settings about the originals, when they are about the prepared pictures: those are made of `dataset`."""
+    """The same settings about the originals, when they are about the prepared pictures."""
     is_prepared = Path(project.folder, config.folder) == project.folder / FOLDER
-    return replace(config, folder=project.dataset.name) if is_prepared else config
+    return replace(config, folder=read_prepare(project).folder) if is_prepared else config
 
 
 def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
@@ -132,8 +134,8 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
 
     Run again, or cut and run again, it makes anew only what changed, and removes what is no longer wanted. Captions and
     pictures that were changed there are kept, and the originals are only read. A picture that fails is left out. Yields
-    progress, and a note for everything that is left out or kept. When `config` is about the prepared pictures, those
-    of `dataset` are meant. Raises DataError without pictures, BoxError, PrepareError, DiskFull.
+    progress, and a note for everything that is left out or kept. When `config` is about the prepared pictures, their
+    `originals` are meant. Raises DataError without pictures, BoxError, PrepareError, DiskFull.
     """
     root, boxes = project.folder / FOLDER, Boxes(project)
     config = originals(project, config)
@@ -281,7 +283,7 @@ def _made(copies: Copies, wanted: list[_Wanted], config: DataConfig, how: Prepar
             for one, data in zip(batch, makers.map(lambda one: _png(one, how), batch), strict=True):
                 done += 1
                 if isinstance(data, str):
-                    yield Note("unreadable", one.sample.name, f"left out, {data}.")
+                    yield Note("failed", one.sample.name, f"left out, {data}.")
                     yield from copies.remove((one.name, captions[one.name]))
                 else:
                     copies.write(one.name, data, one.key(how))

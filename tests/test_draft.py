@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import time
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -12,12 +13,15 @@ import yaml
 from lorakit import advice, cli, models
 from lorakit.config import ConfigError, helps_of, label_of, to_dict, to_yaml
 from lorakit.errors import UserError
+from lorakit.prepare import PrepareConfig
 from lorakit.project import Project, ProjectError
 from lorakit.run import RunChanged, configure, decisive, read_config, settings_of, start
 from widgets import draft as drafts
 from widgets import form, i18n
 from widgets.draft import Draft, owners, places
 from widgets.form import Form
+
+OUTSIDE = {"prepare": PrepareConfig}  # settings of forms that are no run's
 
 
 @pytest.fixture
@@ -252,6 +256,7 @@ def test_every_setting_and_part_has_label_and_help_in_chinese_and_none_is_left_o
     for family in models.names():
         wanted |= {path.replace("model.", f"{family}.") for path in places(family)}
         owning |= {owner for owner, _ in owners(family) if owner}
+    wanted |= {f"{owner}.{f.name}" for owner, c in OUTSIDE.items() for f in fields(c) if not f.metadata["hidden"]}
     assert set(told) == wanted and set(parts) == owning
     for label, help in (*told.values(), *parts.values()):
         assert label.strip() and help.strip()

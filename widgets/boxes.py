@@ -268,16 +268,14 @@ class BoxForm:
         shapes = ""
         # the chosen one first: it darkens all that is not in it, but for the others
         for index, one in sorted(enumerate(own), key=lambda pair: pair[0] != self.chosen):
-            is_chosen = index == self.chosen
-            look = f"border:2px solid {BLUE};box-shadow:0 0 0 1px white" + (
-                ",0 0 0 9999px rgba(0,0,0,.4)" if is_chosen else ""
-            )
+            dark = ",0 0 0 9999px rgba(0,0,0,.4)" if index == self.chosen else ""
+            shares = zip(EDGES, (sample.width, sample.height) * 2, strict=True)
+            place = "".join(f"{edge}:{100 * getattr(one, edge) / side:.3f}%;" for edge, side in shares)
             shapes += (
-                f'<div class="lorakit-box" style="position:absolute;box-sizing:border-box;left:{100 * one.left / sample.width:.3f}%;'
-                f"top:{100 * one.top / sample.height:.3f}%;width:{100 * one.width / sample.width:.3f}%;"
-                f'height:{100 * one.height / sample.height:.3f}%;{look}">'
+                f'<div class="lorakit-box" style="position:absolute;box-sizing:border-box;{place}'
+                f'border:2px solid {BLUE};box-shadow:0 0 0 1px white{dark}">'
                 f'<span style="background-color:{BLUE};color:white;font-size:11px;line-height:1.3;padding:0 4px;'
-                f'position:absolute;left:0;top:0">{html.escape(_called(index, one))}</span></div>'
+                f'position:absolute;left:0;top:0">{html.escape(one.name or str(index + 1))}</span></div>'
             )
         style = (
             f".{name}-over, .{name}-over * {{pointer-events:none}} "
@@ -303,10 +301,6 @@ class BoxForm:
 def _words() -> tuple[str, ...]:
     """What the sliders are called, in the order of EDGES."""
     return say("left"), say("top"), say("width"), say("height")
-
-
-def _called(index: int, one: Box) -> str:
-    return one.name or str(index + 1)
 
 
 def _button(words: str, icon: str, act: Callable[[], None], tooltip: str, width: str) -> Any:
