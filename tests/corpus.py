@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms
 
 from lorakit.randomness import rng
 
@@ -37,9 +37,10 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 NOISE = Image.frombytes("RGB", (48, 40), rng("corpus").randbytes(48 * 40 * 3))
 SMALL = encoded(Image.new("RGB", (12, 8), "orange"))
+Image.init()
 WHOLE = {
     kind: encoded(NOISE, kind)
-    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if features.check("avif") else []))
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if "AVIF" in Image.SAVE else []))
 }
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "AVIF": "avif"}
 

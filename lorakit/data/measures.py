@@ -64,16 +64,13 @@ def colours(image: Image.Image, alpha: Image.Image | None) -> dict[str, float]:
     """
     import numpy as np
 
-    small = _reduced(image, SMALL)
-    hue, saturation, value = np.asarray(small.convert("HSV"), dtype=np.float32).transpose(2, 0, 1) / 255
-    found = np.digitize(hue * 360, [end for end, _ in HUES])
-    named = np.array([name for _, name in HUES] + [HUES[-1][1]])[found]
+    hsv = np.asarray(_reduced(image, SMALL).convert("HSV"), dtype=np.float32).transpose(2, 0, 1)
+    hue, saturation, value = hsv[0] * 360 / 255, hsv[1] / 255, hsv[2] / 255
+    named = np.array([*(name for _, name in HUES), HUES[-1][1]])[np.digitize(hue, [end for end, _ in HUES])]
+    is_warm = (hue > 8) & (hue <= 45)
     named[(named == 3) & (saturation < 0.55) & (value > 0.75)] = COLOURS.index("pink")
-    is_brown = np.isin(named, (3, 4)) & (hue * 360 > 8) & (hue * 360 < 45) & (value < 0.65)
-    named[is_brown] = COLOURS.index("brown")
-    named[np.isin(named, (3, 4)) & ~is_brown & (hue * 360 > 8) & (saturation < 0.45)] = len(
-        COLOURS
-    )  # skin: none of them
+    named[is_warm & (saturation < 0.6)] = len(COLOURS)  # skin
+    named[is_warm & (value < 0.65)] = COLOURS.index("brown")
     is_pale = (saturation < 0.12) | (value < 0.25) & (saturation < 0.35)
     named[is_pale] = COLOURS.index("grey")
     named[is_pale & (value > 0.88)] = COLOURS.index("white")
