@@ -16,6 +16,7 @@ KINDS = {
     "missed": ("look", "no “{tag}”, though the tagger is sure of it ({score:.2f})"),
     "close": ("tip", "“{tag}” is close to the threshold ({score:.2f})"),
     "nearly": ("tip", "no “{tag}”, which is just below the threshold ({score:.2f})"),
+    "double": ("tip", "“{tag}” says no more than “{by}” does"),
     "once": ("tip", "no other picture has “{tag}”"),
     "absorb": ("tip", "“{tag}” is in {n} of {all} pictures: take it out, and the trigger stands for it"),
     "fixed": ("look", "“{tag}” is in {n} of {all} pictures: add some without it, or it will be hard to change"),
@@ -26,6 +27,7 @@ NEAR = 0.05  # of a threshold: worth a second look
 SURE = 0.9  # from this score on a tagger is sure
 ALWAYS = 0.9  # of the pictures: what more of them have belongs to the subject
 LEAST = 0.004  # share of a picture's pixels below which a colour is practically not there
+LONGEST = 5  # words of a tag; what has more is a sentence
 FEW = 4  # below so many pictures, what is in all of them, or in one, says nothing
 
 # What a colour word may look like in pixels: generous, since light and shadow change a colour's name.
@@ -113,10 +115,11 @@ def suspicious(
 
     A tag that no caption has is never missed: it was left to the trigger on purpose, or is not wanted.
     """
-    tagged = {name: [tag for tag in tags_of(caption) if tag != trigger] for name, caption in captions.items()}
+    tagged = {name: _tags(caption, trigger) for name, caption in captions.items()}
     counts = Counter(tag for tags in tagged.values() for tag in set(tags))
     found: list[Hint] = []
     for name, tags in tagged.items():
+        found += [Hint("double", tag, name, {"by": by}) for tag, by in implied(tags).items()]
         if len(captions) >= FEW:
             found += [Hint("once", tag, name) for tag in tags if counts[tag] == 1]
         if colours and name in colours:
@@ -157,11 +160,17 @@ def group(tag: str) -> str:
     return _GROUPS.get(words) or _GROUPS.get(words.rpartition(" ")[2], "")
 
 
+def _tags(caption: str, trigger: str) -> list[str]:
+    """The tags of a caption, without the trigger and without what rather is a sentence."""
+    words = [tag for tag in tags_of(caption) if tag != trigger]
+    return [tag for tag in words if len(tag.split()) <= LONGEST and not tag.endswith(".")]
+
+
 def _counted(captions: Mapping[str, str], trigger: str) -> list[tuple[str, int]]:
     """Tags and how many pictures have them, the most frequent first; none of a data set that is too small to say."""
     if len(captions) < FEW:
         return []
-    counts = Counter(tag for caption in captions.values() for tag in set(tags_of(caption)) if tag != trigger)
+    counts = Counter(tag for caption in captions.values() for tag in set(_tags(caption, trigger)))
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

@@ -116,6 +116,16 @@ def test_a_pattern_renames_many_tags_once_and_never_the_trigger(project):
     assert set(on_disk(project).values()) == {"mofurin"}
 
 
+def test_who_has_a_tag_or_what_a_pattern_names_is_seen_without_a_click_on_a_tag(project):
+    view = Gallery(project)
+    view.editor.tag.value = "* boots, hat"
+    view.editor.who.click()
+    assert shown(view) == ["a", "b", "c"]
+    view.editor.tag.value = "nobody has this"
+    view.editor.who.click()
+    assert shown(view) == ["a", "b", "c"]
+
+
 def test_several_tags_are_merged_into_one(project):
     view = Gallery(project)
     view.editor.tag.value, view.editor.into.value = "smile, hat", "happy"

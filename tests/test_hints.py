@@ -68,6 +68,16 @@ def test_a_tag_of_one_picture_is_named_in_a_data_set_of_some_size():
     assert not suspicious({"a": "hat", "b": "smile"})
 
 
+def test_what_another_tag_says_already_is_named():
+    assert kinds(suspicious({"a": "red boots, boots, red footwear"})) == {"boots": "double", "red footwear": "double"}
+    assert not suspicious({"a": "red hair, blue dress"})
+
+
+def test_a_sentence_in_a_caption_is_no_tag():
+    captions = {"a": "smile, A girl with red hair looks at the sea.", "b": "smile", "c": "smile", "d": "smile"}
+    assert not suspicious(captions, colours={"a": {"white": 1.0}})
+
+
 def test_the_gravest_come_first():
     captions = {"a": "red hair, smile, hat", "b": "smile, hat", "c": "smile", "d": "smile"}
     found = suspicious(captions, opinion(smile=0.36, red_hair=0.9, hat=0.1), {"a": {"white": 1.0}})
@@ -91,7 +101,7 @@ def test_at_ninety_percent_nothing_is_always_there_yet():
 
 
 def test_every_kind_of_hint_says_its_reason():
-    facts = {"colour": "red", "score": 0.1, "n": 9, "all": 10}
+    facts = {"colour": "red", "score": 0.1, "n": 9, "all": 10, "by": "x"}
     for kind, (severity, _) in KINDS.items():
         hint = hints.Hint(kind, "smile", "a", facts)
         assert "“smile”" in hint.reason and "{" not in hint.reason and hint.severity == severity in ("look", "tip")

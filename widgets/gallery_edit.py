@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 
 from lorakit.data.captions import tags_of
-from lorakit.tag_rules import Add, Merge, Remove, Rename, Rule, matcher
+from lorakit.tag_rules import Add, Merge, Remove, Rename, Rule
 from lorakit.tagbook import Change
 from widgets.gallery_choice import Choice
 from widgets.gallery_state import State
@@ -27,6 +27,8 @@ class Editor:
         self.where = Choice(self._choose)
         self.tag = _field(say("tag, tags with commas, or * red *"), self._typed)
         self.into = _field(say("new name"), self._typed)
+        self.who = ipywidgets.Button(description=say("who has it"), layout=ipywidgets.Layout(width="auto"))
+        self.who.on_click(lambda _: self._look())
         self.told = ipywidgets.HTML()
         rows = [
             [
@@ -34,7 +36,7 @@ class Editor:
                 _button(say("lock"), do, self.lock, "lock"),
                 _button(say("unlock"), do, self.unlock, "unlock"),
             ],
-            [self.tag, _button(say("add"), do, self.add), _button(say("remove"), do, self.remove)],
+            [self.tag, _button(say("add"), do, self.add), _button(say("remove"), do, self.remove), self.who],
             [self.into, _button(say("rename or merge into this"), do, self.rename)],
         ]
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
@@ -98,22 +100,24 @@ class Editor:
 
     def _preview(self) -> str:
         """Which tags of the pictures that are meant the field names, and in how many of them they are."""
-        typed = [matcher(tag, self._trigger) for tag in tags_of(self.tag.value)]
-        if not typed:
+        state, meant = self._state, set(self.names())
+        if not tags_of(self.tag.value):
             return aside(say("Several tags are parted by commas; * stands for any text, as in * footwear."))
-        meant, named, having = set(self.names()), [], set()
-        for tag, names in self._state.holders.items():
-            if any(is_it(tag) for is_it in typed) and names & meant:
-                named.append(tag)
-                having |= names & meant
+        named = [tag for tag in state.named(self.tag.value) if state.holders[tag] & meant]
         if not named:
             return aside(say("None of these {n} pictures has that.", n=len(meant)))
+        having = meant & state.having(self.tag.value)
         tags = ", ".join(named[:NAMED]) + (" …" if len(named) > NAMED else "")
         return aside(say("In {k} of these {n} pictures: {tags}", k=len(having), n=len(meant), tags=tags))
 
     def _typed(self, change: dict) -> None:
         change["owner"].options = self._state.offered(change["new"])
         self.told.value = self._preview()
+
+    def _look(self) -> None:
+        if self._state.having(self.tag.value):
+            self._state.choose(self.tag.value)
+            self._changed()
 
     def _choose(self, scope: str) -> None:
         self.scope = scope

@@ -52,6 +52,7 @@ class Doubts:
             "missed": say("the tagger is sure, the caption has it not"),
             "close": say("close to the threshold"),
             "nearly": say("just below the threshold"),
+            "double": say("said by another tag already"),
             "once": say("in one picture only"),
         }
         there = [(f"{word} ({counts[kind]})", kind) for kind, word in words.items() if counts[kind]]

@@ -83,9 +83,13 @@ class Picture:
 
     def _row(self, name: str, tag: str, by: str) -> str:
         """A tag, who set it, its score as a bar and a number, and a cross that takes it out."""
-        score = self._state.score(name, tag)
+        score, opinion = self._state.score(name, tag), self._state.opinion
         bar = "" if score is None else f"background:linear-gradient(to right,{BLUE} {score:.0%},#8884 {score:.0%})"
         shown = "" if score is None else f"{score:.2f}"
+        asked = (
+            f'<span style="width:60px;height:6px;border-radius:3px;{bar}"></span>'
+            f'<span style="width:2.4em;text-align:right">{shown}</span>'
+        )
         setter = say("person") if by == PERSON else by
         return (
             '<div style="display:flex;gap:8px;align-items:center">'
@@ -93,8 +97,8 @@ class Picture:
             f'padding:0 5px;opacity:0.7">✕</span><span {said(["tag", tag])} style="flex:1;cursor:pointer;'
             f'overflow-wrap:anywhere">{html.escape(tag)}</span><span style="opacity:0.65;font-size:11px;'
             'white-space:nowrap;overflow:hidden;text-overflow:ellipsis;max-width:12em" '
-            f'title="{html.escape(setter)}">{html.escape(setter)}</span><span style="width:60px;height:6px;'
-            f'border-radius:3px;{bar}"></span><span style="width:2.4em;text-align:right">{shown}</span></div>'
+            f'title="{html.escape(setter)}">{html.escape(setter)}</span>'
+            f"{asked if opinion and name in opinion.scores else ''}</div>"
         )
 
     def _seen(self, name: str) -> list[tuple[str, float]]:

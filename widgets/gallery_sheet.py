@@ -55,10 +55,10 @@ class Sheet:
         pages = max(1, -(-len(shown) // PAGE))
         state.page = min(state.page, pages - 1)
         begin = state.page * PAGE
-        names = shown[begin : begin + PAGE]
+        names, have = shown[begin : begin + PAGE], state.having(state.tag)
         self._draw_choice()
         self.pictures.value = self._page(names) if names else aside(say("No picture here."))
-        self.marks.value = f"<style>{''.join(map(self._mark, names))}</style>"
+        self.marks.value = f"<style>{''.join(self._mark(name, have) for name in names)}</style>"
         self.where.value = say("{a}–{b} of {n}", a=begin + bool(names), b=begin + len(names), n=len(shown))
         self.back.disabled, self.on.disabled = state.page == 0, state.page == pages - 1
         self._thumbnails.prepare(state.book.samples[name] for name in shown[begin + PAGE : begin + 2 * PAGE])
@@ -95,8 +95,8 @@ class Sheet:
             f"{html.escape(name.rpartition('/')[2])}</div></div>"
         )
 
-    def _mark(self, name: str) -> str:
-        """The style rules of one picture: frame, lock, and whether it has the chosen tag."""
+    def _mark(self, name: str, have: set[str]) -> str:
+        """The style rules of one picture: frame, lock, and whether it is among those that have the chosen tag."""
         state = self._state
         place = f'.{self._clicks.name}-sheet [data-number="{state.numbers[name]}"]'
         rules = []
@@ -107,7 +107,7 @@ class Sheet:
         if state.book.is_locked(name):
             rules.append(f'{place}::before{{content:"{say("locked")}";{BADGE};top:{SIDE - 18}px;right:6px;{GREY}}}')
         if state.tag:
-            has = name in state.holders.get(state.tag, ())
+            has = name in have
             score = state.score(name, state.tag)
             doubted = any(hint.tag == state.tag for hint in state.doubted.get(name, ()))
             colour = f"background-color:{AMBER if doubted else GREEN}" if doubted or has else GREY

@@ -13,7 +13,7 @@ from lorakit.data.looks import Looks
 from lorakit.hints import Hint, Opinion
 from lorakit.project import Project
 from lorakit.scores import Scores, known
-from lorakit.tag_rules import Rule
+from lorakit.tag_rules import Rule, matcher
 from lorakit.tag_words import spelled
 from lorakit.tagbook import Change, TagBook
 from lorakit.tagging import read_tagging
@@ -70,7 +70,7 @@ class State:
         self.doubted: dict[str, list[Hint]] = {}
         for hint in self.hints:
             self.doubted.setdefault(hint.picture, []).append(hint)
-        if self.tag and self.tag not in self.holders:
+        if self.tag and not self.having(self.tag):
             self.choose(self.tag)  # nobody has it any more
         self.selected &= set(self.names)
         self.focus = self.focus if self.focus in self.numbers else next(iter(self.names), "")
@@ -114,9 +114,20 @@ class State:
         }
         return sorted(rows, key=orders[self.sort])
 
+    def named(self, text: str) -> list[str]:
+        """The tags of the data set that a text names: one, several with commas, or patterns."""
+        if text in self.holders:
+            return [text]
+        named = [matcher(tag, self.config.trigger) for tag in tags_of(text)]
+        return [tag for tag in self.holders if any(is_named(tag) for is_named in named)]
+
+    def having(self, text: str) -> set[str]:
+        """The pictures with any of the tags that a text names."""
+        return {name for tag in self.named(text) for name in self.holders[tag]}
+
     def shown(self, show: str = "") -> list[str]:
         """The pictures that are to be seen, on all pages; `show` (one of SHOWS) instead of the chosen ones."""
-        have = self.holders.get(self.tag, set())
+        have = self.having(self.tag)
         is_shown = {
             "all": lambda name: True,
             "with": lambda name: name in have,
@@ -152,7 +163,7 @@ class State:
     # ---- what is done ------------------------------------------------------------------------------------------------
 
     def choose(self, tag: str) -> None:
-        """Look at a tag: the pictures that have it; chosen again, at all of them."""
+        """Look at a tag, or at what a pattern names: the pictures that have it; chosen again, at all of them."""
         self.tag = "" if tag == self.tag else tag
         self.look("with" if self.tag else "all")
 

@@ -1,0 +1,159 @@
+"""The tag editor in a real browser: tag, edit, undo, reload, go on, and redo in a kernel that knows nothing of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lab
+import nbformat
+import pytest
+
+from lorakit.demo import quickstart
+from lorakit.project import Project
+from widgets.draft import Draft
+
+pytestmark = pytest.mark.browser
+CELLS = (
+    "from lorakit.project import Project\n\nproject = Project('project')",
+    "from lorakit.taggers import load\nfrom lorakit.tagging import TaggingConfig, tag\n"
+    "from widgets.draft import Draft\n\n"
+    "for progress in tag(project, Draft(project).data, load('wd14', {'source': 'demo'}), TaggingConfig()):\n    pass\n"
+    "print(progress)",
+    "from widgets.gallery import gallery\n\ngallery(project)",
+)
+FIRST, TAG, GALLERY = range(3)
+MANY = 500  # pictures
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """The demo's pictures, half of them without a caption, and a notebook beside the project."""
+    folder = tmp_path_factory.mktemp("gallery")
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "gallery.ipynb")
+    project = Project(folder / "project")
+    quickstart.fill(project)
+    Draft(project).set("data.trigger", quickstart.TRIGGER)
+    for file in sorted(project.dataset.rglob("*.txt"))[::2]:
+        file.unlink()
+    return project
+
+
+@pytest.fixture(scope="module")
+def site(project):
+    with lab.server(project.folder.parent) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def edited() -> dict[str, str]:
+    """What the first test leaves behind for the second."""
+    return {}
+
+
+def captions(project: Project) -> dict[str, str]:
+    return {file.stem: file.read_text(encoding="utf-8").strip() for file in project.dataset.rglob("*.txt")}
+
+
+def wait_for(holds, what: str, seconds: float = 20) -> float:
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() < begun + seconds, what
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+def having(project: Project, tag: str) -> int:
+    return sum(tag in caption.split(", ") for caption in captions(project).values())
+
+
+def press(book: lab.Notebook, words: str) -> None:
+    book.page.locator(f'.jp-OutputArea button:has-text("{words}")').first.click()
+
+
+def looks(book: lab.Notebook, name: str) -> None:
+    """Pictures in both themes and at a phone's width."""
+    book.picture(name, first=GALLERY)
+    book.theme("JupyterLab Dark")
+    book.picture(f"{name}-dark", first=GALLERY)
+    book.picture(f"{name}-phone", 390, first=GALLERY)
+    book.theme("JupyterLab Light")
+
+
+def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
+    book = notebook("gallery")
+    book.run(FIRST)
+    assert "done=15, total=15" in book.run(TAG), "pictures with captions of their own are left alone"
+    book.run(GALLERY)
+    tagged = captions(project)
+    assert len(tagged) == 30 and having(project, "glasses") == 4
+    book.page.locator('.jp-OutputArea [data-say*="glasses"]').first.click()
+    book.until(GALLERY, "has it not 26", 20)
+    for place in range(2):
+        book.page.locator("[data-number]").nth(place).click()
+        book.until(GALLERY, f"selected pictures: {place + 1}", 20)
+    looks(book, "selected")
+    press(book, "remove")
+    wait_for(lambda: having(project, "glasses") == 2, "the tag is taken out of the two selected pictures")
+    press(book, "select none")
+    book.page.get_by_placeholder("tag, tags with commas").fill("* hoodie")
+    book.page.get_by_placeholder("new name").fill("hoodie")
+    book.until(GALLERY, "of these 30 pictures", 20)
+    press(book, "rename")
+    wait_for(lambda: having(project, "hoodie") > 5, "a pattern renames in all pictures")
+    edited |= captions(project)
+    for n in (1, 2):
+        press(book, "undo")
+        book.until(GALLERY, "undone: renamed" if n == 1 else "undone: removed glasses", 20)
+    assert captions(project) == tagged
+    for panel in ("suspicious tags", "suggestions", "history"):
+        press(book, panel)
+        book.picture(panel.replace(" ", "-"), first=GALLERY)
+
+
+def test_after_a_reload_and_in_a_new_kernel_it_goes_on_where_it_was(notebook, project, edited):
+    book = notebook("gallery")
+    tagged = captions(project)
+    book.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    book.run(FIRST)
+    book.run(GALLERY)
+    press(book, "redo")
+    wait_for(lambda: having(project, "glasses") == 2, "a new kernel repeats what another undid")
+    press(book, "redo")
+    wait_for(lambda: captions(project) == edited != tagged, "and the next")
+    book.command("docmanager:save")
+    book.page.wait_for_timeout(1500)
+    book.open()
+    book.until(GALLERY, "select these", 30)
+    book.page.get_by_placeholder("tag, tags with commas").fill("hand made")
+    press(book, "add")
+    wait_for(lambda: having(project, "hand made") == 30, "the reloaded page goes on without a cell being run")
+    press(book, "history")
+    book.until(GALLERY, "added hand made", 20)
+    book.picture("reloaded", first=GALLERY)
+
+
+def test_many_pictures_stay_fluid(notebook, project):
+    from PIL import Image
+
+    source = sorted(project.dataset.rglob("*.png"))[0]
+    with Image.open(source) as image:
+        for i in range(MANY - 30):
+            image.putpixel((0, 0), (i % 256, i // 256, 9))
+            image.save(source.with_name(f"n{i:03d}.png"), compress_level=1)
+            Path(source.with_name(f"n{i:03d}.txt")).write_text(f"mofurin, 1girl, number {i % 60}")
+    book = notebook("gallery")
+    book.run(FIRST)
+    book.run(GALLERY)
+    begun = time.monotonic()
+    press(book, "›")
+    book.until(GALLERY, f"25–48 of {MANY}", 20)
+    page = time.monotonic() - begun
+    book.page.locator("[data-number]").nth(3).click()
+    begun = time.monotonic()
+    book.until(GALLERY, "selected pictures: 1", 20)
+    print(f"{MANY} pictures: a page after {page:.2f} s, a selection after {time.monotonic() - begun:.2f} s")
+    assert page < 3, "far more than it takes, far less than a person waits"
+    looks(book, "many")
