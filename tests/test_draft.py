@@ -10,18 +10,20 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from lorakit import advice, cli, models
+from lorakit import advice, cli, models, taggers
 from lorakit.config import ConfigError, helps_of, label_of, to_dict, to_yaml
 from lorakit.errors import UserError
 from lorakit.prepare import PrepareConfig
 from lorakit.project import Project, ProjectError
 from lorakit.run import RunChanged, configure, decisive, read_config, settings_of, start
+from lorakit.tagging import TaggingConfig
 from widgets import draft as drafts
 from widgets import form, i18n
 from widgets.draft import Draft, owners, places
 from widgets.form import Form
 
-OUTSIDE = {"prepare": PrepareConfig}  # settings of forms that are no run's
+OUTSIDE = {"prepare": PrepareConfig, "tagging": TaggingConfig}  # settings of forms that are no run's
+OUTSIDE |= {name: taggers.config_class(name) for name in taggers.names()}
 
 
 @pytest.fixture

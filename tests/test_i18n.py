@@ -13,7 +13,7 @@ from widgets import i18n
 WIDGETS = Path(i18n.__file__).parent
 SOURCES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(WIDGETS.glob("*.py"))}
 # Sections of sentences that other tests compare with the data that they translate.
-DATA = {*i18n.BY_PATH, "rows", "advice", "places", "doctor", "examine", "hints"}
+DATA = {*i18n.BY_PATH, "rows", "advice", "places", "doctor", "examine", "hints", "taggers"}
 
 
 @pytest.fixture
