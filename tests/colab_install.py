@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PINS = ROOT / "tests" / "colab-2026-08-19.txt"
 TORCH = "torch==2.13.0"  # nearest to Colab's 2.11.0+cu128 of which there is a build for CPUs
 ABSENT_FROM_PYPI = ("jedi",)  # Colab's IPython does without; a plain one asks for it
-EXTRAS = "prodigy,tagger"  # as in the first cell
+EXTRAS = "data,prodigy,tagger"  # as in the first cell
 HERE = ROOT / "build" / "colab"
 PYTHON = HERE / "bin" / "python"
 CORE = (

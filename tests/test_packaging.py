@@ -18,7 +18,7 @@ from setuptools.config.pyprojecttoml import read_configuration
 ROOT = Path(__file__).parents[1]
 PROJECT = read_configuration(ROOT / "pyproject.toml", expand=False)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-TO_USE = ["bnb", "prodigy", "tagger", "lab"]
+TO_USE = ["bnb", "data", "prodigy", "tagger", "lab"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}  # otherwise a package is imported by its own name
 FIRST_CELL = """\
@@ -28,7 +28,7 @@ sys.path.append("..")  # a checkout's own code, where it is not installed
 try:
     from widgets.project import open_project
 except ModuleNotFoundError:
-    %pip install -q "lorakit[prodigy,tagger] @ git+{repository}"
+    %pip install -q "lorakit[data,prodigy,tagger] @ git+{repository}"
     from widgets.project import open_project
 project = open_project()"""
 COLAB_ALONE = {"google"}  # imported where Colab is known to be
@@ -82,7 +82,7 @@ def test_every_requirement_is_pinned_within_its_bounds(python):
 
 
 def test_every_package_that_the_code_imports_is_declared():
-    allowed = set(declared(*TO_USE)) | {"lorakit", "widgets"} | COLAB_ALONE
+    allowed = set(declared(*TO_USE, "timm")) | {"lorakit", "widgets"} | COLAB_ALONE
     missing = set()
     for path in [*(ROOT / "lorakit").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
