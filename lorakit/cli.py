@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lorakit import _data_verbs, _examine_verbs, _terminal
+from lorakit import _data_verbs, _examine_verbs, _regularize_verbs, _tag_verbs, _terminal
 from lorakit._terminal import project_at, with_changes
 from lorakit.errors import UserError
 
@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project is to be")
     _add_models(verbs.add_parser("model", help="model files", description="Model files."))
     for group, what, modules in (
-        ("data", "pictures: bring in, examine, prepare", (_data_verbs, _examine_verbs)),
+        ("data", "pictures: bring in, examine, prepare", (_data_verbs, _examine_verbs, _regularize_verbs)),
+        ("tag", "captions: taggers, edits, undo, locks", (_tag_verbs,)),
     ):
         members = verbs.add_parser(group, help=what, description=what).add_subparsers(required=True, metavar="VERB")
         for module in modules:

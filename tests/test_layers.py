@@ -33,7 +33,17 @@ LAYERS = {
     "run": ["data", "run", "checkpoint", "claim", "sample", "memory", "stages"],
     "home": ["home"],
     "verbs": [],
-    "terminal": ["__main__", "cli", "_terminal", "doctor", "demo"],
+    "terminal": [
+        "__main__",
+        "cli",
+        "_terminal",
+        "_data_verbs",
+        "_examine_verbs",
+        "_regularize_verbs",
+        "_tag_verbs",
+        "doctor",
+        "demo",
+    ],
     "widgets": ["widgets"],
 }
 ORDER = list(LAYERS)
