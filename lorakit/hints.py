@@ -113,10 +113,12 @@ def suspicious(
 ) -> list[Hint]:
     """Tags that may be wrong, the gravest first; `captions` and `colours` (Look.colours) go by picture.
 
-    A tag that no caption has is never missed: it was left to the trigger on purpose, or is not wanted.
+    A tag is missed only when captions have it in most of the pictures where the tagger sees it: others were left to
+    the trigger on purpose, or are not wanted.
     """
     tagged = {name: _tags(caption, trigger) for name, caption in captions.items()}
     counts = Counter(tag for tags in tagged.values() for tag in set(tags))
+    usual = _usual(counts, opinion) if opinion else set()
     found: list[Hint] = []
     for name, tags in tagged.items():
         found += [Hint("double", tag, name, {"by": by}) for tag, by in implied(tags).items()]
@@ -125,7 +127,7 @@ def suspicious(
         if colours and name in colours:
             found += _contradicted(name, tags, colours[name])
         if opinion and name in opinion.scores:
-            found += _disagreed(name, tags, opinion, counts)
+            found += _disagreed(name, tags, opinion, usual)
     ranks = {kind: rank for rank, kind in enumerate(KINDS)}
     return sorted(found, key=lambda hint: (ranks[hint.kind], _surprise(hint), hint.tag, hint.picture))
 
@@ -184,7 +186,15 @@ def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> I
             yield Hint("colour", tag, name, {"colour": words[-2]})
 
 
-def _disagreed(name: str, tags: list[str], opinion: Opinion, counts: Mapping[str, int]) -> Iterator[Hint]:
+def _usual(counts: Mapping[str, int], opinion: Opinion) -> set[str]:
+    """The tags that captions have in at least half of the pictures in which the tagger sees them."""
+    seen = Counter(
+        tag for scores in opinion.scores.values() for tag, score in scores.items() if score >= opinion.threshold(tag)
+    )
+    return {tag for tag, count in counts.items() if 2 * count >= seen[tag]}
+
+
+def _disagreed(name: str, tags: list[str], opinion: Opinion, usual: set[str]) -> Iterator[Hint]:
     """Where caption and tagger differ, or the tagger nearly decided otherwise."""
     scores, there = opinion.scores[name], set(tags)
     for tag in tags:
@@ -196,7 +206,7 @@ def _disagreed(name: str, tags: list[str], opinion: Opinion, counts: Mapping[str
     for tag, score in scores.items():
         threshold = opinion.threshold(tag)
         is_sure, is_near = score >= max(SURE, threshold), threshold - NEAR <= score < threshold
-        if not (is_sure or is_near) or tag in there or not counts.get(tag) or tag in implied([*tags, tag]):
+        if not (is_sure or is_near) or tag in there or tag not in usual or tag in implied([*tags, tag]):
             continue
         yield Hint("missed" if is_sure else "nearly", tag, name, {"score": score})
 

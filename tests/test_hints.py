@@ -34,6 +34,14 @@ def test_a_tag_that_others_have_is_missed_where_the_tagger_is_sure_of_it(score, 
     assert kinds(suspicious(captions, opinion(smile=score))).get("smile", "") == kind
 
 
+def test_what_most_captions_leave_out_is_not_missed():
+    scores = {name: {"fox ears": 0.99} for name in "abcd"}
+    captions = {"a": "", "b": "", "c": "", "d": "fox ears"}
+    assert not suspicious(captions, Opinion(scores, CATEGORIES))[1:], "but one picture alone has it"
+    captions |= {"b": "fox ears", "c": "fox ears"}
+    assert kinds(suspicious(captions, Opinion(scores, CATEGORIES))) == {"fox ears": "missed"}
+
+
 def test_what_no_caption_has_or_a_finer_tag_says_is_not_missed():
     captions = {"a": "red boots", "b": "boots", "c": "boots"}
     assert not kinds(suspicious(captions, opinion(fox_ears=0.99, boots=0.99)))
