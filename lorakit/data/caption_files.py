@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -77,11 +78,25 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
     if b"\0" in data:
         return _unmarked_utf16(data)
     try:
-        return data.decode("utf-8"), "utf-8"
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
-        if _is_chinese(data, among_chinese):
-            return data.decode("gb18030"), "gb18030"
+        text = ""
+    if text.encode() == data and not (_is_chance(text) and _is_chinese(data, among_chinese=True)):
+        return text, "utf-8"
+    if _is_chinese(data, among_chinese):
+        return data.decode("gb18030"), "gb18030"
     raise Undecided(f"it is not UTF-8 text, perhaps {_perhaps(data)}: {ADVICE}")
+
+
+def _is_chance(text: str) -> bool:
+    """Whether UTF-8 makes no words of what is not ASCII: mixed scripts, signs that there are not, letters alone.
+    Some short Chinese captions in GBK happen to be such UTF-8 ("微笑" would be an unknown sign and a Cyrillic letter).
+    """
+    words = [word for word in re.findall(r"[^\W\d_]+", text) if word.isalpha() and not word.isascii()]
+    scripts = [{unicodedata.name(char, "").split(" ")[0] for char in word if not char.isascii()} for word in words]
+    is_unknown = any(unicodedata.category(char) == "Cn" for char in text)
+    is_short = words and all(len(word) <= 2 and not re.search("[A-Za-z]", word) for word in words)
+    return bool(is_unknown or is_short or any(len(found) > 1 for found in scripts))
 
 
 def _unmarked_utf16(data: bytes) -> tuple[str, str]:
