@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from corpus import all_green
+from PIL import Image, ImageCms
 
 from lorakit.data import DataConfig
-from lorakit.data.images import EXTENSIONS, ImageError, open_rgb, to_tensor
+from lorakit.data.images import EXTENSIONS, ImageError, alpha_of, open_rgb, to_tensor
 from lorakit.data.scan import DataError, Scan, scan
 from lorakit.randomness import rng
 
@@ -91,6 +93,40 @@ def test_hidden_files_and_folders_are_passed_over_and_counted(layout, tmp_path):
     (note,) = found.notes
     assert list(told(found)) == [f"{layout}a.png"]
     assert (note.kind, note.text[:36]) == ("hidden", "3 hidden files and folders are passe") and "._a.png" in note.text
+
+
+def test_links_to_concept_folders_are_followed_and_others_told(tmp_path):
+    far = laid_out(tmp_path / "far", {"a.png": PNG, "a.txt": "hat", "deeper/b.png": PNG}) / "dataset"
+    root = laid_out(tmp_path, {"1_x/c.png": PNG, "1_x/c.txt": "cap"}) / "dataset"
+    for name in ("3_mofu", "elsewhere"):
+        (root / name).symlink_to(far)
+    found = scan(DataConfig(), tmp_path)
+    assert told(found) == {"1_x/c.png": ("cap", 1, False), "3_mofu/a.png": ("hat", 3, False)}
+    assert [(note.kind, note.name) for note in found.notes] == [("link", "elsewhere")]
+
+
+def test_other_files_beside_kohyas_folders_are_counted(tmp_path):
+    files = {"3_mofu/a.png": PNG, "3_mofu/a.txt": "hat", "readme.txt": "x", "b.txt": "x", "more/c.json": "{}"}
+    notes = scanned(tmp_path, files).notes
+    assert [(note.kind, note.name, note.text[:13]) for note in notes] == [
+        ("overlooked folder", "the data folder", "2 other files"),
+        ("overlooked folder", "more/", "1 other files"),
+    ]
+
+
+def test_folders_in_folders_without_end_are_survived(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "a.png").write_bytes(PNG)
+    here = os.open(tmp_path / "dataset", os.O_RDONLY)
+    for _ in range(1500):  # more than Python's stack has frames; their path is longer than the system takes
+        os.mkdir("deep", dir_fd=here)
+        last, here = here, os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(last)
+    os.close(here)
+    found = scan(DataConfig(), tmp_path)
+    assert [sample.name for sample in found.samples] == ["a.png"]
+    assert all(note.kind == "unreadable" and "name too long" in note.text for note in found.notes[1:])
+    subprocess.run(["rm", "-rf", tmp_path / "dataset"], check=True)  # Python's own goes as deep as its stack
 
 
 def test_the_order_and_the_digests_depend_on_names_and_bytes_alone(tmp_path):
@@ -300,6 +336,43 @@ def test_every_kind_of_picture_becomes_rgb_on_white_its_first_frame(data, colour
     image = open_rgb(data)
     assert image.mode == "RGB"
     assert all(abs(a - b) <= 1 for a, b in zip(image.getpixel((0, 0)), colour, strict=True)), image.getpixel((0, 0))
+
+
+def test_cmyk_is_seen_by_its_profile_and_without_when_that_is_damaged():
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red, green, blue = open_rgb(encoded(cmyk, "JPEG", icc_profile=all_green())).getpixel((8, 8))
+    assert green > 90 > 2 * max(red, blue)
+    plain = open_rgb(encoded(cmyk, "JPEG")).tobytes()
+    assert open_rgb(encoded(cmyk, "JPEG", icc_profile=all_green()[:300])).tobytes() == plain
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert open_rgb(encoded(cmyk, "JPEG", icc_profile=srgb)).tobytes() == plain
+
+
+@pytest.mark.parametrize(
+    "name", ["alpha", "transparent", "grey and alpha", "palette, transparent", "one transparent colour"]
+)
+def test_transparency_is_laid_on_any_colour_and_told_by_itself(name):
+    data, on_white = KINDS[name]
+    alpha = alpha_of(data)
+    assert (alpha.mode, alpha.size) == ("L", open_rgb(data).size)
+    share = alpha.getpixel((0, 0)) / 255
+    for background, colour in (("black", (0, 0, 0)), ("#204060", (32, 64, 96)), ("white", (255, 255, 255))):
+        seen = open_rgb(data, background).getpixel((0, 0))
+        expected = [a - (1 - share) * (255 - b) for a, b in zip(on_white, colour, strict=True)]
+        assert all(abs(a - b) <= 2 for a, b in zip(seen, expected, strict=True)), (background, seen, expected)
+
+
+@pytest.mark.parametrize("name", ["grey", "16 bit", "CMYK", "palette"])
+def test_alpha_is_none_where_nothing_is_transparent(name):
+    assert alpha_of(KINDS[name][0]) is None and alpha_of(encoded(Image.new("RGBA", (3, 2), (1, 2, 3, 255)))) is None
+
+
+def test_alpha_stands_upright_as_its_picture_does(tmp_path):
+    exif, stored = Image.Exif(), Image.new("RGBA", (4, 2), (*RED, 255))
+    exif[0x0112] = 6
+    stored.putpixel((0, 1), (0, 0, 0, 0))  # bottom left becomes top left
+    (tmp_path / "a.png").write_bytes(encoded(stored, exif=exif))
+    assert alpha_of(tmp_path / "a.png").size == (2, 4) and alpha_of(tmp_path / "a.png").getpixel((0, 0)) == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
