@@ -216,13 +216,15 @@ class TaggingForm:
         self.name, self.settings, self.config = read_tagging(self.project)
         self.tagger.value = self.name
         self.rows: dict[str, Row] = {}
-        plain, more = [self._looks.laid_out(self._looks.text(say("Tagger")), self.tagger, self._about)], []
+        looks = self._looks
+        line = ipywidgets.HBox([self.tagger, ipywidgets.Button(layout=looks.no_button)], layout=looks.line)
+        plain, more = [looks.laid_out(looks.text(say("Tagger")), ipywidgets.VBox([line]), self._about)], []
         for owner, config_class in ((self.name, taggers.config_class(self.name)), ("tagging", TaggingConfig)):
             for f in fields(config_class):
                 if owner == "tagging" and taggers.output(self.name) == "sentence" and f.name not in FOR_SENTENCES:
                     continue
                 path = f"{owner}.{f.name}"
-                row = Row(self._looks, path, config_class, f.name, self._changed, lambda row: self._undone(row))
+                row = Row(looks, path, config_class, f.name, self._changed, lambda row: self.reset(row.path))
                 self.rows[path] = row
                 (plain if is_basic(config_class, f.name) else more).append(row.widget)
         folded = ipywidgets.Accordion(children=[ipywidgets.VBox(more)], selected_index=None)
@@ -236,9 +238,6 @@ class TaggingForm:
             self.set(row.path, row.control.read())
         except ConfigError as error:
             row.show(None, by_hand=True, trouble=str(error), keeps=True)
-
-    def _undone(self, row: Row) -> None:
-        self.reset(row.path)
 
     def _show(self) -> None:
         self._about.value = small(html.escape(say(taggers.about(self.name))))

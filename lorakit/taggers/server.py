@@ -56,7 +56,7 @@ class Config(Config):
         basic=True,
         suggestions=KEYS,
     )
-    prompt: str = setting(PROMPT, help="what is asked about each picture", basic=True, lines=4)
+    prompt: str = setting(PROMPT, help="what is asked about each picture", basic=True, lines=5)
     longest_side: int = setting(
         1024, help="larger pictures are made smaller before they are sent", unit="px", minimum=64, maximum=8192
     )
