@@ -59,7 +59,14 @@ class Boxes:
 
     def __init__(self, project: Project):
         self.file, self._before = project.folder / FILE, project.folder / BEFORE
-        self._boxes = _read(self.file)
+        self._boxes: dict[str, tuple[Box, ...]] = {}
+        self._seen: tuple[int, int] | None = None  # stamp of the file when it was read or written
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the list again if it was changed elsewhere since."""
+        if (stamp := self._stamp()) != self._seen:
+            self._boxes, self._seen = _read(self.file), stamp
 
     def of(self, name: str) -> tuple[Box, ...]:
         """The boxes of a picture, in the order in which they were drawn; () for a picture that is used as a whole."""
@@ -71,6 +78,7 @@ class Boxes:
 
     def update(self, changes: Mapping[str, tuple[Box, ...]]) -> None:
         """Give each of some pictures these boxes and no others, in one change."""
+        self.refresh()
         self._write({name: tuple(own) for name, own in {**self._boxes, **changes}.items() if own})
 
     def set(self, name: str, boxes: tuple[Box, ...]) -> None:
@@ -87,15 +95,22 @@ class Boxes:
 
     def undo(self) -> list[str]:
         """Take the last change back (again: make it again); returns the pictures whose boxes changed."""
+        self.refresh()
         before, now = _read(self._before), self._boxes
         self._write(before)
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
     def _write(self, boxes: dict[str, tuple[Box, ...]]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._before, _text(self._boxes))
+        write_whole(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
         write_whole(self.file, _text(boxes))
-        self._boxes = boxes
+        self._boxes, self._seen = boxes, self._stamp()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        if not self.file.exists():
+            return None
+        status = self.file.stat()
+        return status.st_size, status.st_mtime_ns
 
 
 def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
@@ -103,7 +118,8 @@ def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
         name: [{key: value for key, value in asdict(box).items() if value != ""} for box in own]
         for name, own in sorted(boxes.items())
     }
-    return HEAD + yaml.safe_dump(told, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
+    quick = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # where PyYAML was built with it
+    return HEAD + yaml.dump(told, Dumper=quick, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
 
 
 def _read(file: Path) -> dict[str, tuple[Box, ...]]:

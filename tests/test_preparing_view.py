@@ -192,6 +192,7 @@ def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
     assert form.rows["size"].widget.layout.display == "none"
     assert read_prepare(project).pad == "2:3" and PrepareForm(project).how == form.how
     assert form.use.layout.display == "none", "there is nothing to train on yet"
+    assert form.button.layout.display != "none"
     form.button.click()
     assert Image.open(project.folder / FOLDER / FIRST).size == (128, 192)
     assert "4 pictures are in" in form.told.value and form.use.layout.display == ""
@@ -241,7 +242,7 @@ def test_buckets_tell_how_many_pictures_they_have_what_is_cut_off_and_what_is_en
     text = displayed[0]
     assert "6 pictures" in text and "128 × 128 px" in text and "192 × 64 px" in text
     assert "× 1.6" in text, "64 px from 40"
-    assert "hold fewer pictures than a batch of 16" in text
+    assert "fewer pictures than a batch of 16" in text
     assert text.count("<img") == 6 and text.count('src="data:image/jpeg') == 6
 
 

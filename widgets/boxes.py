@@ -58,6 +58,7 @@ class BoxForm:
 
     def __init__(self, project: Project):
         self.project, self._silent = project, False
+        self._kept = Boxes(project)
         found = scan(originals(project, Draft(project).data), project.folder).samples
         self.samples = {sample.name: sample for sample in found}
         self.name, self.chosen = found[0].name, 0
@@ -70,7 +71,8 @@ class BoxForm:
     @property
     def boxes(self) -> tuple[Box, ...]:
         """Those of the picture that is shown, as they are on disk."""
-        return Boxes(self.project).of(self.name)
+        self._kept.refresh()
+        return self._kept.of(self.name)
 
     # ---- what its user does ------------------------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ class BoxForm:
 
     def undo(self) -> None:
         """Take the last change back, and go where it was; once more: make it again."""
-        changed = [name for name in Boxes(self.project).undo() if name in self.samples]
+        changed = [name for name in self._kept.undo() if name in self.samples]
         mirror.start(self.project)
         self._turn(self.name if self.name in changed or not changed else changed[0])
 
@@ -125,7 +127,7 @@ class BoxForm:
         return self.samples[self.name]
 
     def _change(self, boxes: tuple[Box, ...]) -> None:
-        Boxes(self.project).set(self.name, boxes)
+        self._kept.set(self.name, boxes)
         mirror.start(self.project)
         self._draw()
 
@@ -226,17 +228,16 @@ class BoxForm:
         return made
 
     def _draw(self) -> None:
-        there = Boxes(self.project)
-        own = there.of(self.name)
+        own = self.boxes
         self.chosen = min(self.chosen, max(0, len(own) - 1))
         self._silent = True
         try:
-            self._names.options = [(f"{'✓' if there.of(name) else '·'} {name}", name) for name in self.samples]
+            self._names.options = [(f"{'✓' if self._kept.of(name) else '·'} {name}", name) for name in self.samples]
             self._names.value = self.name
             self._slide(own)
         finally:
             self._silent = False
-        self._told.value = self._words(there, own)
+        self._told.value = self._words(own)
         self._over.value = self._rectangles(own)
         self._list.children = [self._row(index, one) for index, one in enumerate(own)]
 
@@ -249,8 +250,8 @@ class BoxForm:
             slider.min = LEAST if edge in ("width", "height") else 0
             slider.value = getattr(shown, edge)
 
-    def _words(self, there: Boxes, own: tuple[Box, ...]) -> str:
-        n = sum(name in self.samples for name in there.names())
+    def _words(self, own: tuple[Box, ...]) -> str:
+        n = sum(name in self.samples for name in self._kept.names())
         told = say("{n} of {total} pictures have boxes.", n=n, total=len(self.samples))
         if own:
             told += " " + say("Drawing places the chosen box anew.")

@@ -63,10 +63,11 @@ class PrepareForm:
         self.rows = {
             name: Row(looks, f"prepare.{name}", PrepareConfig, name, self._changed, self._undone) for name in names
         }
-        wide = ipywidgets.Layout(width="auto")
-        self.button = ipywidgets.Button(description=say("Prepare the pictures"), button_style="primary", layout=wide)
+        self.button = ipywidgets.Button(
+            description=say("Prepare the pictures"), button_style="primary", layout=ipywidgets.Layout(width="auto")
+        )
         self.button.on_click(lambda _: self.make())
-        self.use = ipywidgets.Button(layout=wide)
+        self.use = ipywidgets.Button(layout=ipywidgets.Layout(width="auto"))
         self.use.on_click(lambda _: self._toggle())
         self.told = ipywidgets.HTML()
         buttons = ipywidgets.HBox([self.button, self.use], layout=ipywidgets.Layout(flex_flow="row wrap"))
@@ -182,22 +183,22 @@ def _warnings(buckets: list[Bucket], pictures: list[Fitted], batch: int) -> list
     found = []
     if few:
         text = say(
-            "{n} buckets hold fewer pictures than a batch of {batch}, so that some steps train fewer at once: crop "
-            "these pictures to more common shapes, repeat them, or choose a larger bucket step.",
+            "Buckets with fewer pictures than a batch of {batch}: {n}. Some steps train fewer at once: crop these "
+            "pictures to more common shapes, repeat them, or choose a larger bucket step.",
             n=len(few),
             batch=batch,
         )
         found.append(text)
     if enlarged:
         text = say(
-            "{n} pictures are enlarged, up to {factor} times, and get blurred: find larger ones, or lower the "
+            "Pictures that are enlarged and get blurred: {n}, up to {factor} times. Find larger ones, or lower the "
             "resolution.",
             n=len(enlarged),
             factor=f"{max(enlarged):.2g}",
         )
         found.append(text)
     if cut:
-        text = say("{n} pictures lose a tenth or more of their area at the edges.", n=len(cut))
+        text = say("Pictures that lose a tenth or more of their area at the edges: {n}.", n=len(cut))
         found.append(text)
     return found
 
@@ -225,7 +226,7 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
 def _small(fitted: Fitted, source: str) -> str:
     """A thumbnail with what is cut off darkened; one that is enlarged says by how much."""
     sample, (left, top, width, height) = fitted.sample, (100 * share for share in fitted.kept)
-    across = min(3 * HEIGHT, round(HEIGHT * sample.width / sample.height))
+    across = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))
     title = say("{name}: {share} % cut off", name=sample.name, share=round(100 * fitted.lost))
     factor = (
         f'<span style="position:absolute;right:0;bottom:0;background-color:{AMBER};color:white;font-size:11px;'

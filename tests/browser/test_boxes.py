@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import lab
 import pytest
+from PIL import Image
 
 from lorakit.boxes import Boxes
 from lorakit.demo import DATASET
 from lorakit.project import Project
+from widgets.draft import Draft
 
 pytestmark = pytest.mark.browser
 FIRST, SECOND = "10_mofurin/01.png", "10_mofurin/02.png"
@@ -26,13 +29,14 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(project, tmp_path_factory):
-    """JupyterLab on a notebook that shows the boxes of the project, and its buckets."""
+    """JupyterLab on a notebook that shows the boxes of the project, its preparation, its buckets, and takes more in."""
     folder = tmp_path_factory.mktemp("lab")
     open_it = f"from lorakit.project import Project\nproject = Project({str(project.folder)!r})\n"
     sources = [
         open_it + "from widgets.boxes import boxes\nboxes(project)",
-        "from widgets.prepare import prepare\nprepare(project)",
-        "from widgets.prepare import buckets_preview\nbuckets_preview(project)",
+        open_it + "from widgets.prepare import buckets_preview, prepare\nprepare(project)",
+        "buckets_preview(project)",
+        open_it + "from widgets.intake import add_pictures\nadd_pictures(project)",
     ]
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [{**cell, "id": f"c{i}", "source": source} for i, source in enumerate(sources)]
@@ -120,3 +124,37 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     book.run(0)
     assert "2 of 30 pictures have boxes" in book.text(0)
     assert "102 × 90 px" in book.text(0)
+
+
+def test_pictures_are_uploaded_prepared_and_their_buckets_looked_at(notebook, project, tmp_path):
+    book = notebook("boxes")
+    book.run(3)
+    packed = tmp_path / "more.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number, size in enumerate([(300, 100), (60, 90), (100, 240)]):
+            file = tmp_path / f"{number}.png"
+            Image.effect_noise(size, 90).save(file)  # which looks like nothing else
+            archive.write(file, f"more/{number}.png")
+    book.page.get_by_placeholder("a name, or nothing").fill("10_mofurin")
+    with book.page.expect_file_chooser() as chooser:
+        book.page.get_by_role("button", name="Upload").click()
+    chooser.value.set_files(packed)
+    book.until(3, "3 pictures added", 20)
+    book.picture("upload", first=3)
+    book.picture("upload-narrow", width=390, first=3)
+
+    book.run(1)
+    book.page.get_by_role("button", name="Prepare the pictures").click()
+    book.until(1, "33 pictures are in", 30)
+    book.page.get_by_role("button", name="Train on the prepared pictures").click()
+    book.until(1, "Train on the originals again", 10)
+    assert Draft(project).data.folder == "prepared"
+    book.picture("prepare", first=1)
+    book.picture("prepare-narrow", width=390, first=1)
+    assert "33 pictures" in book.run(2)
+    book.picture("buckets", first=2)
+    book.picture("buckets-narrow", width=390, first=2)
+    book.theme("JupyterLab Dark")
+    book.picture("buckets-dark", first=2)
+    book.picture("prepare-dark", first=1)
+    book.theme("JupyterLab Light")
