@@ -63,9 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     from lorakit.tagging import TaggingConfig, read_tagging, tag, write_tagging
 
     project = project_at(options.project)
-    name, settings, config = read_tagging(project)
-    if options.tagger not in ("", name):
-        name, settings = options.tagger, {}
+    name, settings, config = read_tagging(project, options.tagger)
     told = with_changes({"tagger": settings, "tagging": to_dict(config)}, options.set)
     config = from_dict(TaggingConfig, told.pop("tagging"), "tagging.")
     settings = told.pop("tagger")

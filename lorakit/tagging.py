@@ -154,7 +154,7 @@ def write_again(project: Project, data_config: DataConfig, tagger: str, config: 
 def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config: TaggingConfig) -> dict[str, str]:
     """Tags as captions spell them, surest first, each with its kind (see tag_words.ORDER), of a tagger's raw scores:
     thresholds, categories, replacements and blacklist are applied; implied tags and `most_tags` need the caption."""
-    wanted = {
+    is_used = {
         "general": True,
         "character": config.characters,
         "copyright": config.series,
@@ -169,7 +169,7 @@ def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config
     for tag in sorted(scores, key=scores.__getitem__, reverse=True):
         category = categories.get(tag, "general")
         least = config.character_threshold if category == "character" else config.general_threshold
-        if not wanted[category] or (tag != surest if category == "rating" else scores[tag] < least):
+        if not is_used[category] or (tag != surest if category == "rating" else scores[tag] < least):
             continue
         for text in _replaced(_in_profile(spelled(tag), category, config.profile), config):
             found.setdefault(text, tag_words.kind(text, category))
