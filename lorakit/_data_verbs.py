@@ -31,7 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     preparing = verbs.add_parser("prepare", help=what, description=what)
     preparing.set_defaults(verb=_prepare)
     preparing.add_argument("project", type=Path)
-    preparing.add_argument("--set", **SET, help="e.g. prepare.pad=1:1, prepare.size=768; remembered for the next time")
+    preparing.add_argument("--set", **SET, help="e.g. prepare.pad=1x1, prepare.size=768; remembered for the next time")
     what = "which sizes the pictures are trained at, how many at each, what is cut off and what is enlarged"
     buckets = verbs.add_parser("buckets", help=what, description=what)
     buckets.set_defaults(verb=_buckets)

@@ -28,7 +28,18 @@ from lorakit.project import FULL, DiskFull, Project, write_whole
 
 FOLDER = "prepared"  # inside the project; train on it with data.folder
 SETTINGS, RECORD = "prepare.yaml", "prepared.jsonl"
-SHAPES = ("no", "1:1", "4:5", "3:4", "2:3", "9:16", "5:4", "4:3", "3:2", "16:9")  # width:height
+SHAPES = (
+    "none",
+    "1x1",
+    "4x5",
+    "3x4",
+    "2x3",
+    "9x16",
+    "5x4",
+    "4x3",
+    "3x2",
+    "16x9",
+)  # width x height; YAML reads 2:3 as 123, and no as false
 AHEAD = 8  # pictures in memory at once
 PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
 VERSION = 1  # of how pictures are made; another one makes all of them anew
@@ -45,7 +56,10 @@ class PrepareConfig(Config):
     folder: str = setting("dataset", help="folder with the originals, while the prepared ones are used", hidden=True)
     crop: bool = setting(True, help="cut out what is in the boxes that were drawn, a picture for each", label="crop")
     pad: str = setting(
-        "no", help="fill up to this shape (width:height), so that nothing is cut off", choices=SHAPES, label="pad to"
+        "none",
+        help="fill up to this shape (width x height), so that nothing is cut off",
+        choices=SHAPES,
+        label="pad to",
     )
     background: str = setting(
         "white", help="colour of padding and behind transparent pixels, by name or as #rrggbb", label="background"
@@ -58,7 +72,7 @@ class PrepareConfig(Config):
     resize: str = setting(
         "area",
         help="what is brought to the size: the longest side, the shortest side, or the area (that of a square)",
-        choices=("no", "longest", "shortest", "area"),
+        choices=("none", "longest", "shortest", "area"),
     )
     size: int = setting(
         1024,
@@ -226,9 +240,9 @@ def prepared(path: Path, box: Box | None, how: PrepareConfig) -> Image.Image:
 
 def _padded(image: Image.Image, how: PrepareConfig) -> Image.Image:
     """Filled up on both sides; where transparency is kept, what is added is transparent."""
-    if how.pad == "no":
+    if how.pad == "none":
         return image
-    (width, height), (across, down) = image.size, map(int, how.pad.split(":"))
+    (width, height), (across, down) = image.size, map(int, how.pad.split("x"))
     size = max(width, -(-height * across // down)), max(height, -(-width * down // across))
     colour = ImageColor.getrgb(how.background)[:3]
     made = Image.new(image.mode, size, colour if image.mode == "RGB" else (*colour, 0))
@@ -237,7 +251,7 @@ def _padded(image: Image.Image, how: PrepareConfig) -> Image.Image:
 
 
 def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
-    if how.resize == "no":
+    if how.resize == "none":
         return image
     width, height = image.size
     side = {"longest": max(width, height), "shortest": min(width, height), "area": math.sqrt(width * height)}
@@ -252,7 +266,7 @@ def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
     """The bytes of a picture that is to be there; a text: why it cannot be made."""
     packed = io.BytesIO()
     try:
-        prepared(wanted.sample.path, wanted.box, how).save(packed, "PNG")
+        prepared(wanted.sample.path, wanted.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
     except (ImageError, BoxError) as error:
         return str(error)
     except OSError as error:

@@ -16,7 +16,7 @@ from lorakit.prepare import FOLDER, PrepareConfig, prepare, prepared, read_prepa
 from lorakit.project import DiskFull, Project
 
 DATA = DataConfig(trigger="mofu")
-PLAIN = PrepareConfig(resize="no", duplicates="keep")
+PLAIN = PrepareConfig(resize="none", duplicates="keep")
 
 
 def picture(width: int, height: int, seed: int = 0, **kind) -> Image.Image:
@@ -83,8 +83,8 @@ def test_a_box_with_next_to_nothing_inside_the_picture_is_refused_with_a_sentenc
 
 
 @pytest.mark.parametrize("size, shape, wanted", [
-    ((50, 30), "1:1", (50, 50)), ((30, 50), "1:1", (50, 50)), ((40, 40), "1:1", (40, 40)),
-    ((60, 30), "2:3", (60, 90)), ((10, 90), "2:3", (60, 90)), ((31, 20), "16:9", (36, 20)),
+    ((50, 30), "1x1", (50, 50)), ((30, 50), "1x1", (50, 50)), ((40, 40), "1x1", (40, 40)),
+    ((60, 30), "2x3", (60, 90)), ((10, 90), "2x3", (60, 90)), ((31, 20), "16x9", (36, 20)),
 ])  # fmt: skip
 def test_padding_fills_up_to_the_shape_in_the_colour_and_cuts_nothing(tmp_path, size, shape, wanted):
     image = picture(*size)
@@ -97,7 +97,7 @@ def test_padding_fills_up_to_the_shape_in_the_colour_and_cuts_nothing(tmp_path, 
 
 
 @pytest.mark.parametrize("how, size, wanted", [
-    ("longest", 100, (100, 50)), ("shortest", 100, (200, 100)), ("area", 100, (141, 71)), ("no", 100, (400, 200)),
+    ("longest", 100, (100, 50)), ("shortest", 100, (200, 100)), ("area", 100, (141, 71)), ("none", 100, (400, 200)),
     ("longest", 800, (400, 200)), ("area", 800, (400, 200)),
 ])  # fmt: skip
 def test_resizing_shrinks_to_the_size_and_enlarges_only_when_asked(tmp_path, how, size, wanted):
@@ -126,7 +126,7 @@ def test_transparency_is_laid_on_the_colour_or_kept_with_transparent_padding(tmp
         and flat.getpixel((30, 5)) == (255, 0, 0)
         and flat.getpixel((3, 3)) == image.getpixel((3, 3))[:3]
     )
-    kept = prepared(file, None, replace(PLAIN, transparency="keep", pad="1:1"))
+    kept = prepared(file, None, replace(PLAIN, transparency="keep", pad="1x1"))
     assert kept.mode == "RGBA" and kept.size == (40, 40)
     assert kept.getchannel("A").getbbox() == (0, 10, 20, 30), "neither the hole nor the padding is trained"
     assert prepared(png(tmp_path, picture(9, 9)), None, replace(PLAIN, transparency="keep")).mode == "RGB"
@@ -163,7 +163,7 @@ def test_every_picture_is_there_as_png_in_the_same_folders_with_its_caption_and_
 def test_the_originals_are_bit_for_bit_what_they_were(project):
     before = content(project.dataset)
     Boxes(project).add("3_mofu/a.png", Box(0, 0, 30, 30))
-    list(prepare(project, DATA, PrepareConfig(pad="1:1", size=64)))
+    list(prepare(project, DATA, PrepareConfig(pad="1x1", size=64)))
     assert content(project.dataset) == before
 
 
@@ -201,7 +201,7 @@ def test_captions_that_were_changed_there_are_kept_whatever_happens_to_the_origi
     list(prepare(project, DATA, PLAIN))
     mine = project.folder / FOLDER / "3_mofu/a.txt"
     mine.write_text("mofu, by hand")
-    list(prepare(project, DATA, replace(PLAIN, pad="1:1")))
+    list(prepare(project, DATA, replace(PLAIN, pad="1x1")))
     assert mine.read_text() == "mofu, by hand" and opened(project, "3_mofu/a.png").size == (96, 96)
     (project.dataset / "3_mofu/a.txt").write_text("mofu, newer")
     assert "a.txt" in notes(prepare(project, DATA, PLAIN))["kept"][0]
@@ -218,7 +218,7 @@ def test_pictures_that_a_person_put_or_changed_there_are_kept(project):
     (folder / "other.png").write_bytes(b"mine too")
     assert "a.png" in notes(prepare(project, DATA, PLAIN))["kept"][0]
     (folder / "b.png").write_bytes(b"painted over")
-    list(prepare(project, DATA, replace(PLAIN, pad="1:1")))
+    list(prepare(project, DATA, replace(PLAIN, pad="1x1")))
     found = {name: (folder / name).read_bytes() for name in ("a.png", "b.png", "other.png")}
     assert found == {"a.png": b"mine", "b.png": b"painted over", "other.png": b"mine too"}
 
@@ -278,7 +278,7 @@ def test_cut_anywhere_and_run_again_it_is_as_if_it_had_not_been_cut(project, mon
     list(prepare(project, DATA, PLAIN))
     Boxes(project).add("3_mofu/a.png", Box(0, 0, 30, 30))
     (project.dataset / "3_mofu/b.txt").write_text("mofu, corrected")
-    other = replace(PLAIN, pad="1:1")
+    other = replace(PLAIN, pad="1x1")
     whole = Project(project.folder.with_name("whole"))
     import shutil
 
@@ -323,7 +323,7 @@ def test_a_torn_line_of_the_record_is_passed_over(project):
     list(prepare(project, DATA, PLAIN))
     record = project.folder / "prepared.jsonl"
     record.write_text(record.read_text() + '["3_mofu/x.p')
-    list(prepare(project, DATA, replace(PLAIN, pad="1:1")))
+    list(prepare(project, DATA, replace(PLAIN, pad="1x1")))
     assert not notes(prepare(project, DATA, PLAIN)) and opened(project, "3_mofu/a.png").size == (96, 64)
 
 
@@ -352,8 +352,8 @@ def test_without_pictures_that_is_said(tmp_path):
 
 def test_how_pictures_are_prepared_is_remembered(project):
     assert read_prepare(project) == PrepareConfig()
-    write_prepare(project, replace(PLAIN, pad="3:4", background="black"))
-    assert read_prepare(Project(project.folder)) == replace(PLAIN, pad="3:4", background="black")
+    write_prepare(project, replace(PLAIN, pad="3x4", background="black"))
+    assert read_prepare(Project(project.folder)) == replace(PLAIN, pad="3x4", background="black")
 
 
 # ---- the list of boxes -----------------------------------------------------------------------------------------------

@@ -187,10 +187,10 @@ def test_without_pictures_or_with_a_damaged_list_that_is_told(project, tmp_path,
 
 def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
     form = PrepareForm(project)
-    form.rows["pad"].control.widget.value = "2:3"
-    form.rows["resize"].control.widget.value = "no"
+    form.rows["pad"].control.widget.value = "2x3"
+    form.rows["resize"].control.widget.value = "none"
     assert form.rows["size"].widget.layout.display == "none"
-    assert read_prepare(project).pad == "2:3" and PrepareForm(project).how == form.how
+    assert read_prepare(project).pad == "2x3" and PrepareForm(project).how == form.how
     assert form.use.layout.display == "none", "there is nothing to train on yet"
     assert form.button.layout.display != "none"
     form.button.click()
