@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,9 @@ def _of_project(parser: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     _, report = _examined(project_at(options.project), options.set)
-    print(json.dumps(report.as_data(), ensure_ascii=False, indent=1) if options.json else _text(report))
+    settings = [part for change in options.set for part in ("--set", change)]
+    mend = f"lorakit data fix {shlex.join([str(options.project), *settings])}"
+    print(json.dumps(report.as_data(), ensure_ascii=False, indent=1) if options.json else _text(report, mend))
     return 0 if report.is_fine() else 1
 
 
@@ -92,8 +95,8 @@ def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]
     return data, examine(project, data, model, from_dict(LoopConfig, settings["loop"], "loop."))
 
 
-def _text(report: Report) -> str:
-    """The report as lines: numbers, then each finding with why, some pictures, and its fix."""
+def _text(report: Report, mend: str) -> str:
+    """The report as lines: numbers, then each finding with why, some pictures, and its fix: `mend` and its kind."""
     from lorakit.examine.fixes import FIXES
 
     lines = ["   ".join(f"{name} {value}" for name, value in report.numbers.items())] if report.numbers else []
@@ -104,7 +107,7 @@ def _text(report: Report) -> str:
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
         if finding.fix:
             asks = " --answer ENCODING" * bool(FIXES[finding.fix].answers)
-            lines.append(f"  → lorakit data fix PROJECT {finding.kind}{asks}: {FIXES[finding.fix].help}")
+            lines.append(f"  → {mend} {finding.kind}{asks}\n    {FIXES[finding.fix].help}")
     return "\n".join([*lines, "", _verdict(report)]).strip()
 
 

@@ -31,7 +31,7 @@ def project(tmp_path):
     shutil.copytree(DATASET, project.dataset)
     folder = project.dataset / "10_mofurin"
     (folder / "01.png").write_bytes(b"no <picture>")
-    shutil.copy(folder / "02.png", folder / "copy.png")
+    shutil.copy(folder / "02.png", folder / "co<i>py.png")
     (folder / "03.txt").write_text("1girl, <b>bold</b>, forest")
     start(project.run("r"), configure(settings()))
     return project
@@ -65,7 +65,13 @@ def test_findings_stand_worst_first_with_their_pictures_and_the_settings_of_the_
     titles = ["Files that cannot be read as pictures: 1", "Captions without the trigger mofurin: 1"]
     titles += ["Pictures that are alike: 2", "Tags in a single picture"]
     assert sorted(titles, key=told.index) == titles
-    assert told.count("data:image/jpeg") >= 4 and "&lt;b&gt;bold" in told and "<b>bold" not in told
+    assert (
+        told.count("data:image/jpeg") >= 4
+        and "&lt;b&gt;bold" in told
+        and "<b>bold" not in told
+        and "co&lt;i&gt;py" in told
+        and "co<i>" not in told
+    )
 
 
 def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(project):

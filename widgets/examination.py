@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from dataclasses import fields
+from textwrap import shorten
 
 import ipywidgets
 
@@ -24,6 +25,7 @@ from widgets.plot import BLUE, GREY
 from widgets.thumbnails import Thumbnails
 
 SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
+MOST = 160  # characters below a thumbnail
 COLOURS = {"wrong": RED, "look": AMBER, "tip": BLUE}
 
 
@@ -46,7 +48,7 @@ class Examination:
         self.rows, self.held = ipywidgets.VBox(), ipywidgets.VBox()
         again = _button(say("Examine again"), "refresh", self.examine)
         self.widget = ipywidgets.VBox(
-            [self.head, _line([again, self.told]), self.rows, self.held],
+            [self.head, self.told, _line([again]), self.rows, self.held],
             layout=ipywidgets.Layout(width="100%", max_width="960px"),
         )
 
@@ -63,7 +65,7 @@ class Examination:
 
     def _row(self, finding: Finding, report: Report) -> ipywidgets.Widget:
         """One finding, folded, with its button beside it."""
-        shown = ipywidgets.HTML(self._told(finding, report), layout=ipywidgets.Layout(flex="1 1 320px"))
+        shown = ipywidgets.HTML(self._told(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
         if not finding.fix:
             return _line([shown])
         fix = FIXES[finding.fix]
@@ -81,7 +83,7 @@ class Examination:
         told = say("Set aside in {folder}: {n} files", folder=f"set-aside/{batch.name}", n=len(batch.files))
         line = ipywidgets.HTML(
             f'<span style="color:{GREY};font-size:13px">{html.escape(told)}</span>',
-            layout=ipywidgets.Layout(flex="1 1 320px"),
+            layout=ipywidgets.Layout(flex="1 1 180px"),
         )
         return _line(
             [line, _button(say("bring back"), "undo", lambda: self._do("bring back", lambda: self._bring_back(batch)))]
@@ -168,7 +170,7 @@ def _verdict(report: Report) -> str:
 def _card(name: str, detail: str, source: str) -> str:
     """A thumbnail with its name and what is to be said about it."""
     image = f'<img src="{source}" style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px">' if source else ""
-    said = f'<div style="color:{GREY}">{html.escape(detail)}</div>' if detail else ""
+    said = f'<div style="color:{GREY}">{html.escape(shorten(detail, MOST, placeholder=" …"))}</div>' if detail else ""
     return (
         f'<div style="width:132px;font-size:11px;line-height:1.35;overflow-wrap:anywhere">{image}'
         f"<div>{html.escape(name)}</div>{said}</div>"
@@ -188,5 +190,6 @@ def _button(label: str, icon: str, do: Callable[[], None]) -> ipywidgets.Button:
 
 def _line(children: list[ipywidgets.Widget]) -> ipywidgets.Box:
     return ipywidgets.Box(
-        children, layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
+        children,
+        layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", min_height="32px"),
     )

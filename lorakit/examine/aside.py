@@ -107,9 +107,9 @@ def data_folder(project: Project, config: DataConfig) -> Path:
 
 def paths(project: Project, config: DataConfig) -> dict[str, Path]:
     """Every file of the data set by its name, as `Scan` spells it."""
-    root = data_folder(project, config)
-    name = Listing(root, config.repeats).name
-    return {name(path): path for path in root.rglob("*")}
+    listing = Listing(data_folder(project, config), config.repeats)
+    files = [*listing.others, *(path for concept in listing.concepts for path in concept.files)]
+    return {listing.name(path): path for path in files}
 
 
 def _captions(pictures: list[Path]) -> list[Path]:

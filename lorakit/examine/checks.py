@@ -253,7 +253,8 @@ PICTURES = (
         "alpha",
         "tip",
         "Transparent pictures: {n}",
-        "They are laid on white. All on white, they teach a white background: tag it, or lay some on other colours.",
+        "They are laid on {colour} (data.background), which is learned as their background: tag it, or set "
+        "data.alpha_mask, and only what is opaque is learned.",
         "",
         files.alpha,
     ),

@@ -40,8 +40,9 @@ def noted(*kinds: str) -> Callable[[Facts], Found | None]:
 
 
 def alpha(facts: Facts) -> Found | None:
-    """Pictures that are transparent somewhere."""
-    return Found(tuple(name for name, look in facts.looks.items() if look.has_alpha))
+    """Pictures that are transparent somewhere, unless that is what weights the loss."""
+    found = tuple(name for name, look in facts.looks.items() if look.has_alpha and not facts.config.alpha_mask)
+    return Found(found, fields={"colour": facts.config.background})
 
 
 def _is_cut_off(note: Note) -> bool:

@@ -13,7 +13,7 @@ from lorakit.examine.finding import Found
 
 SMALL = 0.25  # of the training area: a quarter of the pixels is half of each side
 ENLARGED = 1.5  # times a side
-BLURRED, BLURRED_BESIDE = 12.0, 0.08  # sharpness, and its share of the set's median
+BLURRED, BESIDE = (12.0, 100.0), 0.1  # sharpness; its share of the set's median counts between the two
 ALIKE = 8  # of 64 bits that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6
 FRAME = 0.03  # share of a side that a border takes on both ends
 BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the picture's own white ground
@@ -38,7 +38,8 @@ def enlarged(facts: Facts) -> Found | None:
 def blurred(facts: Facts) -> Found | None:
     """Pictures without sharp edges, by themselves or beside the others of the set."""
     sharpness = {name: look.sharpness for name, look in facts.looks.items() if not look.trouble}
-    limit = max(BLURRED, BLURRED_BESIDE * median(sharpness.values())) if sharpness else 0.0
+    least, most = BLURRED
+    limit = min(most, max(least, BESIDE * median(sharpness.values()))) if sharpness else 0.0
     found = sorted((value, name) for name, value in sharpness.items() if value < limit)
     return Found(tuple(name for _, name in found), {name: f"{value:.0f} < {limit:.0f}" for value, name in found})
 
