@@ -18,6 +18,7 @@ from widgets import gallery as editor
 from widgets import i18n
 from widgets.draft import Draft
 from widgets.gallery import Gallery
+from widgets.gallery_choice import Choice
 from widgets.gallery_sheet import numbers
 from widgets.gallery_state import OFFERED, PAGE
 from widgets.thumbnails import Thumbnails
@@ -228,8 +229,11 @@ def test_what_a_tagger_doubts_comes_first_with_its_score(project):
     view.table.sort.value = "suspicious"
     assert [row.tag for row in view.state.rows()][0] == "hat"
     assert view.state.rows()[-1].tag == "mofurin" and "0.20" in view.table.rows.value
+    click(view, "look", "c.png")
+    assert "+ smile" in view.panels["picture"].tags.value and "+ hat" not in view.panels["picture"].tags.value
     click(view, "take", "c.png", "hat")
     click(view, "give", "c.png", "smile")
+    assert "+ smile" not in view.panels["picture"].tags.value
     assert {hint.kind for hint in view.state.hints} <= {"close", "once"}
     click(view, "take", "c.png", "smile")
     assert not any(hint.kind == "missed" for hint in view.state.hints), "a person took it out"
@@ -251,6 +255,16 @@ def test_a_choice_stays_while_its_words_change(project):
     press(view, view.editor.unlock)
     assert view.state.show == view.sheet.show.widget.value == "locked" and not shown(view)
     assert "locked 0" in str(view.sheet.show.widget.options)
+
+
+def test_only_a_person_chooses():
+    chosen = []
+    choice = Choice(chosen.append)
+    choice.draw([("a 1", "a"), ("b 2", "b")], "b")
+    choice.draw([("a 2", "a"), ("b 1", "b")], "b")
+    assert choice.widget.value == "b" and not chosen
+    choice.widget.value = "a"
+    assert chosen == ["a"]
 
 
 def test_many_pictures_come_a_page_at_a_time(project):

@@ -92,6 +92,13 @@ def test_the_gravest_come_first():
     assert [hint.kind for hint in found] == ["colour", "unseen", "close", "once"]
 
 
+def test_what_differs_most_comes_first_among_its_like():
+    captions = {"a": "smile, hat", "b": "boots, fox ears"}
+    scores = {"a": {"smile": 0.2, "hat": 0.1, "boots": 0.92, "fox ears": 0.98}, "b": {"boots": 0.9, "fox ears": 0.9}}
+    found = suspicious(captions, Opinion(scores, CATEGORIES))
+    assert [hint.tag for hint in found] == ["hat", "smile", "fox ears", "boots"]
+
+
 def test_what_is_always_there_is_for_the_trigger_unless_it_should_be_switchable():
     captions = {f"{i}": "mofurin, 1girl, fox ears, white background" for i in range(20)}
     captions["0"] += ", smile, blue dress"

@@ -41,7 +41,7 @@ class Thumbnails:
             return file
         try:
             small = open_rgb(sample.path)
-        except (ImageError, OSError):
+        except ImageError:
             return None
         small.thumbnail((side, side))
         self.folder.mkdir(parents=True, exist_ok=True)
