@@ -120,6 +120,7 @@ class Looks:
         picture = decoded(stored)
         alpha, rgb = transparency(picture.image), flattened(picture.image)
         border, border_colour = measures.border(rgb)
+        small = measures.reduced(rgb, measures.SHARP)  # once for all that needs no more
         return Look(
             digest=digest,
             format=picture.format,
@@ -128,11 +129,11 @@ class Looks:
             height=rgb.height,
             frames=picture.frames,
             has_alpha=alpha is not None,
-            phash=measures.phash(rgb),
-            sharpness=measures.sharpness(rgb),
+            phash=measures.phash(small),
+            sharpness=measures.sharpness(small),
             border=border,
             border_colour=border_colour,
-            colours=measures.colours(rgb, alpha),
+            colours=measures.colours(small, alpha and measures.reduced(alpha, measures.SHARP)),
         )
 
     def _write(self) -> None:

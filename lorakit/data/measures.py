@@ -18,6 +18,12 @@ def can_hash() -> bool:
     return importlib.util.find_spec("imagehash") is not None
 
 
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """A picture smaller by a whole factor, so that its longest side is at most `side` px; boxes averaged."""
+    factor = -(-max(image.size) // side)
+    return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image
+
+
 def phash(image: Image.Image) -> str:
     """The 64 bit perceptual hash (pHash: signs of the lowest cosines of a 32 px grey copy) in hexadecimal; "" without
     the ImageHash package. Pictures that differ in few bits look alike.
@@ -26,7 +32,7 @@ def phash(image: Image.Image) -> str:
         return ""
     import imagehash
 
-    return str(imagehash.phash(_reduced(image, 256)))
+    return str(imagehash.phash(reduced(image, 256)))
 
 
 def sharpness(image: Image.Image) -> float:
@@ -35,7 +41,7 @@ def sharpness(image: Image.Image) -> float:
     """
     import numpy as np
 
-    grey = np.asarray(_reduced(image, SHARP).convert("L"), dtype=np.int16)
+    grey = np.asarray(reduced(image, SHARP).convert("L"), dtype=np.int16)
     if min(grey.shape) < 3:
         return 0.0
     laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
@@ -48,14 +54,22 @@ def border(image: Image.Image) -> tuple[tuple[int, int, int, int], str]:
     All 0 and "" without a border, and for a picture that is nothing but one colour.
     """
     width, height = image.size
+    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
     for corner in ((0, 0), (width - 1, height - 1)):
         colour = image.getpixel(corner)
-        far = ImageChops.difference(image, Image.new("RGB", image.size, colour)).point(lambda v: v >= NEAR and 255)
-        inside = far.getbbox()
+        if all(_unlike(image.crop(edge), colour) for edge in edges):
+            continue  # no side has a border: the whole picture need not be compared, which takes longest here
+        inside = _unlike(image, colour)
         if inside and inside != (0, 0, width, height):
             left, top, right, bottom = inside
             return (left, top, width - right, height - bottom), "#{:02x}{:02x}{:02x}".format(*colour)
     return (0, 0, 0, 0), ""
+
+
+def _unlike(image: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int] | None:
+    """The box around all pixels that are not near a colour."""
+    far = ImageChops.difference(image, Image.new("RGB", image.size, colour))
+    return far.point(lambda value: 255 * (value >= NEAR)).getbbox()
 
 
 def colours(image: Image.Image, alpha: Image.Image | None) -> dict[str, float]:
@@ -64,7 +78,7 @@ def colours(image: Image.Image, alpha: Image.Image | None) -> dict[str, float]:
     """
     import numpy as np
 
-    hsv = np.asarray(_reduced(image, SMALL).convert("HSV"), dtype=np.float32).transpose(2, 0, 1)
+    hsv = np.asarray(reduced(image, SMALL).convert("HSV"), dtype=np.float32).transpose(2, 0, 1)
     hue, saturation, value = hsv[0] * 360 / 255, hsv[1] / 255, hsv[2] / 255
     named = np.array([*(name for _, name in HUES), HUES[-1][1]])[np.digitize(hue, [end for end, _ in HUES])]
     is_warm = (hue > 8) & (hue <= 45)
@@ -76,12 +90,6 @@ def colours(image: Image.Image, alpha: Image.Image | None) -> dict[str, float]:
     named[is_pale & (value > 0.88)] = COLOURS.index("white")
     named[value < 0.2] = COLOURS.index("black")
     if alpha is not None:
-        named = named[np.asarray(_reduced(alpha, SMALL)) >= 128]
+        named = named[np.asarray(reduced(alpha, SMALL)) >= 128]
     shares = np.bincount(named.ravel(), minlength=len(COLOURS))[: len(COLOURS)] / max(1, named.size)
     return {COLOURS[i]: round(float(shares[i]), 4) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
-
-
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    """A copy smaller by a whole factor, so that its longest side is at most `side`; boxes averaged."""
-    factor = -(-max(image.size) // side)
-    return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image
