@@ -162,10 +162,13 @@ class History:
 
     def _write(self, data: bytes) -> None:
         is_new = not self.file.exists()
-        with open(self.file, "ab") as lines:
-            lines.write(data)
-            lines.flush()
-            os.fsync(lines.fileno())
+        try:
+            with open(self.file, "ab") as lines:
+                lines.write(data)
+                lines.flush()
+                os.fsync(lines.fileno())
+        except OSError as error:
+            raise TagBookError(f"{self.file} cannot be written ({error.strerror}): free some space there.") from error
         if is_new:
             fsync_folder(self.file.parent)
 
@@ -235,11 +238,15 @@ class FirstCaptions:
 def held(folder: Path) -> Iterator[None]:
     """Hold a book, so that no other process or kernel reads or writes it meanwhile.
 
-    Raises TagBookError when another holds it for long.
+    Raises TagBookError when another holds it for long, and where nothing can be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "book.lock", "ab")
+    except OSError as error:
+        raise TagBookError(f"{folder} cannot be written ({error.strerror}), and it keeps all changes.") from error
     end = time.monotonic() + PATIENCE
-    with open(folder / "book.lock", "ab") as lock:
+    with lock:
         while not _taken(lock.fileno()):
             if time.monotonic() > end:
                 raise TagBookError(

@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from lorakit.data.captions import tags_of
 from lorakit.tag_history import BETWEEN, Edit, Entry, plain
 
 PERSON = "person"  # who changes captions, unless a tagger does
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of captions or locks. `old` and `new` have, by picture, only the tags in which its captions differ,
+    such as {"a.png": "boots, red footwear"} and {"a.png": "red boots"}; "" where there are none on that side."""
+
+    number: int
+    at: str  # local time, "2026-11-21 12:00:00"
+    what: str
+    by: str  # "person" or a tagger's name
+    old: Mapping[str, str]
+    new: Mapping[str, str]
+    kept: tuple[str, ...]  # pictures that were left as they are: locked, or changed elsewhere meanwhile
+    undone: bool
+    locked: tuple[str, ...]  # pictures that were locked by it
+    unlocked: tuple[str, ...]
+
+    @classmethod
+    def of(cls, entry: Entry, undone: bool) -> Change:
+        """The change that an entry made, took back or made again."""
+        return cls(
+            number=entry.undoes or entry.redoes or entry.number,
+            at=entry.at,
+            what=entry.what,
+            by=entry.by,
+            old={name: BETWEEN.join(edit.out) for name, edit in entry.edits.items()},
+            new={name: BETWEEN.join(edit.into) for name, edit in entry.edits.items()},
+            kept=entry.kept,
+            undone=undone,
+            locked=entry.lock,
+            unlocked=entry.unlock,
+        )
 
 
 class Ledger:
@@ -56,6 +91,11 @@ class Ledger:
                 self._files.pop(name, None)
                 if name in entry.files:
                     self._files[name] = entry.files[name][1]
+
+    def history(self) -> list[Change]:
+        """All changes, oldest first."""
+        done = set(self.done)
+        return [Change.of(entry, undone=number not in done) for number, entry in self.changes.items()]
 
     def content(self, name: str) -> str | None:
         """What a caption's file should hold; None: there is none."""

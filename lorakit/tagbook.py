@@ -7,8 +7,9 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lorakit.data import DataConfig
@@ -27,27 +28,10 @@ from lorakit.tag_history import (
     held,
     plain,
 )
-from lorakit.tag_ledger import PERSON, Ledger
+from lorakit.tag_ledger import PERSON, Change, Ledger
 from lorakit.tag_rules import merged
 
 PART = ".lorakit-caption.part"  # a caption on its way to its file; one at a time in a folder
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change of captions or locks. `old` and `new` have, by picture, only the tags in which its captions differ,
-    such as {"a.png": "boots, red footwear"} and {"a.png": "red boots"}; "" where there are none on that side."""
-
-    number: int
-    at: str  # local time, "2026-11-21 12:00:00"
-    what: str
-    by: str  # "person" or a tagger's name
-    old: Mapping[str, str]
-    new: Mapping[str, str]
-    kept: tuple[str, ...]  # pictures that were left as they are: locked, or changed elsewhere meanwhile
-    undone: bool
-    locked: tuple[str, ...]  # pictures that were locked by it
-    unlocked: tuple[str, ...]
 
 
 class TagBook:
@@ -63,12 +47,7 @@ class TagBook:
         """
         self._project, self._config = project, config
         self._folder = project.folder / "tags"
-        of = f"{config.folder}/*{config.caption_extension}"  # one history for several data folders
-        self._firsts = FirstCaptions(self._folder / "captions.v1.json", of)
-        self._history = History(self._folder / "history.jsonl", of)
-        self._ledger = Ledger()
-        self._looks: dict[str, tuple | None] = {}  # name -> what its caption file looked like when it was read
-        self._unread: set[str] = set()  # pictures whose caption file holds something that was not read
+        self._is_whole = False  # what is known of the history and the caption files, which an interruption may tear
         self.samples, self.captions = {}, {}
         self.refresh()
 
@@ -76,13 +55,12 @@ class TagBook:
 
     def refresh(self) -> Change | None:
         """See what other kernels, editors and Drive changed; returns what became a change of "person" by that."""
-        with held(self._folder):
-            return self._refresh()
+        with self._current() as change:
+            return change
 
     def history(self) -> list[Change]:
         """All changes, oldest first; undone ones say so."""
-        done = set(self._ledger.done)
-        return [_change(entry, undone=number not in done) for number, entry in self._ledger.changes.items()]
+        return self._ledger.history()
 
     def origin(self, name: str) -> dict[str, str]:
         """Tag -> "person" or the name of the tagger that set it, in the caption's order."""
@@ -123,8 +101,7 @@ class TagBook:
         self._check(captions)
         wanted = {name: _one_line(text) for name, text in captions.items()}
         seen = self.captions
-        with held(self._folder):
-            self._refresh()
+        with self._current():
             there = wanted.keys() & self.samples.keys() - self._unread
             free = {name for name in there if by == PERSON or not self.is_locked(name)}
             own = {name: merged(seen[name], wanted[name], self.captions[name]) for name in wanted if name in free}
@@ -150,8 +127,7 @@ class TagBook:
         """Take back the newest change that this book knows of; None when there is none. Pictures that were changed
         since are left as they are (`kept`)."""
         known = self._ledger.done[::-1]
-        with held(self._folder):
-            self._refresh()
+        with self._current():
             number = next((number for number in known if number in self._ledger.done), None)
             if number is None:
                 return None
@@ -161,8 +137,7 @@ class TagBook:
     def redo(self) -> Change | None:
         """Make the change again that was undone last, unless another was made since; `kept` as in `undo`."""
         known = self._ledger.undone[-1:]
-        with held(self._folder):
-            self._refresh()
+        with self._current():
             if not known or known[0] in self._ledger.done:
                 return None
             change = replace(self._ledger.changes[known[0]], kept=()).only(self._ledger.redoable(known[0]))
@@ -171,15 +146,14 @@ class TagBook:
     def _lock(self, names: Iterable[str], way: str) -> Change | None:
         names = set(names)
         self._check(names)
-        with held(self._folder):
-            self._refresh()
+        with self._current():
             there = names & self.samples.keys()
             names = {other for name in there for other in self._sharing[self._file(name)]} - self._unread
             found = tuple(sorted(name for name in names if self.is_locked(name) != (way == "lock")))
             return self._make(Entry(by=PERSON, what=way, **{way: found}, **self._next())) if found else None
 
     def _check(self, names: Iterable[str]) -> None:
-        if strangers := [name for name in names if name not in self.samples]:
+        if strangers := [name for name in names if name not in self.captions]:
             raise TagBookError(
                 f"{strangers[0]!r} is no training picture of {self._config.folder}; name it by its path inside that "
                 "folder, as the table of pictures does."
@@ -207,7 +181,7 @@ class TagBook:
                 f"{len(left)} captions could not be written ({error.strerror}: {error.filename}) and are as they were; "
                 f"{len(entry.edits)} are written. Free some space, or allow writing there, and do it again."
             )
-        return _change(entry, undone=bool(entry.undoes))
+        return Change.of(entry, undone=bool(entry.undoes))
 
     # ---- caption files -----------------------------------------------------------------------------------------------
 
@@ -255,6 +229,20 @@ class TagBook:
     def _file(self, name: str) -> Path:
         return self.samples[name].caption_file
 
+    @contextmanager
+    def _current(self) -> Iterator[Change | None]:
+        """Hold the book, up to date. Where that is interrupted or fails, all is read anew the next time."""
+        with held(self._folder):
+            if not self._is_whole:
+                of = f"{self._config.folder}/*{self._config.caption_extension}"  # a history for several data folders
+                self._history = History(self._folder / "history.jsonl", of)
+                self._firsts = FirstCaptions(self._folder / "captions.v1.json", of)
+                self._ledger = Ledger()
+                self._looks: dict[str, tuple | None] = {}  # name -> what its caption file looked like when it was read
+            self._is_whole = False
+            yield self._refresh()
+            self._is_whole = True
+
     def _refresh(self) -> Change | None:
         """Follow what other processes did, finish what a dead one began, and see what other hands changed."""
         for name, (text, content) in self._firsts.new().items():
@@ -263,7 +251,7 @@ class TagBook:
             self._ledger.play(entry)
         is_same = all(_look(self._file(name)) == look for name, look in self._looks.items())
         change = None
-        if not self.samples or self._history.begun is not None or not is_same:
+        if not self._looks or self._history.begun is not None or not is_same:
             self._scan()
             if self._history.begun is not None:
                 left, _ = self._write(self._history.begun)
@@ -286,7 +274,8 @@ class TagBook:
     def _see(self) -> Change | None:
         """Take in what the caption files say; what is not as the history has it becomes a change of "person"."""
         contents: dict[str, str | None] = {}
-        self._unread, self._looks = set(), {}
+        self._unread = set()  # pictures whose caption file holds something that was not read
+        self._looks = {}
         for name, sample in self.samples.items():
             self._looks[name] = _look(sample.caption_file)
             try:
@@ -294,7 +283,7 @@ class TagBook:
             except OSError:
                 contents[name] = ""
                 self._unread.add(name)
-            if (contents[name] or "").strip() and not sample.written:
+            if (contents[name] or "").strip(" ,\t\r\n\ufeff") and not sample.written:
                 self._unread.add(name)
         fresh = {n: (self.samples[n].written, c) for n, c in contents.items() if n not in self._ledger.first}
         self._firsts.add(fresh)
@@ -305,28 +294,14 @@ class TagBook:
             old, new, was = self._ledger.texts[name], self.samples[name].written, self._ledger.content(name)
             if old != new or was != content:
                 edits[name] = Edit.between(old, new)
-                files[name] = (was, content)
+                if (was, content) != (plain(old), plain(new)):
+                    files[name] = (was, content)
         if not edits:
             return None
         entry = Entry(by=PERSON, what="changed elsewhere", edits=edits, files=files, **self._next())
         self._history.begin(entry)
         self._ledger.play(self._history.finish())
-        return _change(entry, undone=False)
-
-
-def _change(entry: Entry, undone: bool) -> Change:
-    return Change(
-        number=entry.undoes or entry.redoes or entry.number,
-        at=entry.at,
-        what=entry.what,
-        by=entry.by,
-        old={name: BETWEEN.join(edit.out) for name, edit in entry.edits.items()},
-        new={name: BETWEEN.join(edit.into) for name, edit in entry.edits.items()},
-        kept=entry.kept,
-        undone=undone,
-        locked=entry.lock,
-        unlocked=entry.unlock,
-    )
+        return Change.of(entry, undone=False)
 
 
 def _one_line(text: str) -> str:

@@ -338,6 +338,36 @@ def test_a_full_disk_is_told_and_what_was_not_written_is_as_it_was(project, monk
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
+def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, monkeypatch):
+    book, real, left = TagBook(project, CONFIG), os.replace, iter([True, True, False])
+
+    def replace(part, file):
+        if not next(left):
+            raise KeyboardInterrupt
+        real(part, file)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        book.change("add", everywhere(book, Add("x")))
+    monkeypatch.undo()
+    book.change("more", {"a.png": book.captions["a.png"] + ", y"})
+    assert set(tags_of(book.captions["a.png"])) == {"girl", "boots", "smile", "x", "y"}
+    assert all("x" in tags_of(caption) for caption in book.captions.values())
+    assert [change.what for change in book.history()] == ["add", "more"] and TagBook(project, CONFIG).refresh() is None
+    book.undo(), book.undo()
+    assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
+
+
+def test_a_caption_can_be_emptied_and_comes_back(project):
+    book = TagBook(project, CONFIG)
+    book.change("nothing left", dict.fromkeys(["a.png", "h.png"], ""))
+    again = TagBook(project, CONFIG)
+    assert again.captions["a.png"] == again.captions["h.png"] == "" and len(again.history()) == 1
+    assert again.is_locked("a.png") and not again.counts().get("smile")
+    again.undo()
+    assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
+
+
 def test_two_data_folders_have_a_history_each(project):
     shutil.copytree(project.dataset, project.folder / "prepared")
     book, other = TagBook(project, CONFIG), TagBook(project, DataConfig(folder="prepared"))
