@@ -6,47 +6,47 @@ import glob
 import hashlib
 import os
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lorakit.errors import UserError
+from lorakit import modelscope
+from lorakit.download import (
+    LOGIN,
+    TIMEOUT,
+    SourceError,
+    bare,
+    download,
+    downloading_nothing,
+    kept,
+    may_download,
+    refuse,
+)
 from lorakit.model_files import INDEXES, ModelFileError, folder_files, is_whole, verify_folder, verify_safetensors
 
+__all__ = ["SourceError", "downloading_nothing", "endpoint", "fetch"]
 DEMO = Path(__file__).parent / "demo" / "base"
 HUB = "https://huggingface.co"
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
 HUB_PAGE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(blob|resolve|tree)/(?P<revision>[\w.-]+)(/(?P<file>.+))?)?/?")
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".onnx")
-CHUNK = 1 << 16  # bytes; what a dropped connection costs at most
-TRIES = 5  # in a row without a single new byte
-TIMEOUT = (15, 60)  # s to connect, s without a byte
-LOGIN = "log in with `hf auth login` or HF_TOKEN"
-DOWNLOADS = ContextVar("downloads", default=True)  # whether `fetch` may ask the network
 MIRROR = "if the hub is out of reach, set HF_ENDPOINT=https://hf-mirror.com (or another mirror) or give a local path"
-
-
-class SourceError(UserError):
-    """A model that was asked for cannot be had: wrong name, no access, no connection."""
 
 
 def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = ()) -> Path:
     """The local file or folder of a model, downloaded if need be.
 
     source    'demo' (the model that travels with the package), a local file or folder, a hub id `owner/name` or
-              `owner/name@revision`, a file in one `owner/name/path/file.safetensors`, the address of a hub page, or the
-              URL of any file
-    folder    where downloads are kept; without it the hub's cache, and for URLs `lorakit/models` below XDG_CACHE_HOME
+              `owner/name@revision`, a file in one `owner/name/path/file.safetensors`, the same on ModelScope as
+              `modelscope:owner/name`, the address of a page of either, or the URL of any file
+    folder    where downloads are kept; without it the hub's cache, and for others `lorakit/models` below XDG_CACHE_HOME
     patterns  globs of the files wanted from a folder that is not a diffusers model, such as a tagger's
 
     What is in the cache is used without asking the network; name a revision to get another one. HF_ENDPOINT names a
-    mirror of the hub. Raises SourceError (it cannot be had) and ModelFileError (it is damaged or something else).
+    mirror of the hub, MODELSCOPE_ENDPOINT one of ModelScope. Raises SourceError (it cannot be had) and ModelFileError
+    (it is damaged or something else).
     """
     source = str(source).strip()
     if not source:
@@ -54,11 +54,18 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
     local = DEMO if source == "demo" else Path(source).expanduser()
     if local.exists():
         return _local(local, patterns)
+    elsewhere = modelscope.named(source)
+    if elsewhere is not None:
+        hub = HUB_ID.fullmatch(elsewhere)
+        if hub is None:
+            raise SourceError(f"{source!r} names no model on ModelScope; write modelscope:owner/name.")
+        wanted = Wanted(hub["repo"], hub["revision"], hub["file"], patterns, folder or kept(), "ModelScope")
+        return _from_modelscope(wanted)
     if re.match(r"https?://", source):
         url = urlsplit(source)
         hub = HUB_PAGE.fullmatch(unquote(url.path).strip("/"))
         if not (hub and url.netloc in (*HUB_HOSTS, urlsplit(endpoint()).netloc)):
-            return _verified(_from_url(source, folder or _downloads()))
+            return _verified(_from_url(source, folder or kept()))
     else:
         hub = HUB_ID.fullmatch(source)
         if hub is None or not hub["file"] and source.endswith(MODEL_SUFFIXES):
@@ -69,28 +76,9 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
     return _from_hub(Wanted(hub["repo"], hub["revision"], hub["file"], patterns, folder))
 
 
-@contextmanager
-def downloading_nothing() -> Iterator[None]:
-    """Within, `fetch` raises SourceError for what is not on this machine yet."""
-    token = DOWNLOADS.set(False)
-    try:
-        yield
-    finally:
-        DOWNLOADS.reset(token)
-
-
-def _may_download(what: object) -> None:
-    if not DOWNLOADS.get():
-        raise SourceError(f"{what} is not on this machine yet; it is downloaded when it is needed.")
-
-
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT as it is now, not as it was when the client was imported."""
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-
-
-def _downloads() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorakit" / "models"
 
 
 def _local(path: Path, patterns: tuple[str, ...]) -> Path:
@@ -124,9 +112,11 @@ class Wanted:
     file: str | None
     patterns: tuple[str, ...]
     folder: Path | None
+    site: str = "the hub"
 
     def __str__(self) -> str:
-        return f"{self.repo}{'@' + self.revision if self.revision else ''} at {endpoint()}"
+        where = modelscope.endpoint() if self.site == "ModelScope" else endpoint()
+        return f"{self.repo}{'@' + self.revision if self.revision else ''} at {where}"
 
 
 def _from_hub(wanted: Wanted) -> Path:
@@ -173,14 +163,18 @@ def _cached(wanted: Wanted) -> Path | None:
         )
     except LocalEntryNotFoundError:
         return None
-    whole = all(any(folder.glob(pattern)) for pattern in wanted.patterns) if wanted.patterns else is_whole(folder)
-    return folder if whole else None
+    return folder if _holds(folder, wanted.patterns) else None
+
+
+def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether a folder of downloads has all that is wanted of it."""
+    return all(any(folder.glob(pattern)) for pattern in patterns) if patterns else is_whole(folder)
 
 
 def _snapshot(wanted: Wanted) -> Path:
     """Large files come through `download`, which goes on where another process was cut (the client begins them anew);
     the client finds them in its cache and does the rest."""
-    _may_download(wanted)
+    may_download(wanted)
     from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download, try_to_load_from_cache
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import build_hf_headers
@@ -213,18 +207,27 @@ def _choose(wanted: Wanted, names: list[str]) -> list[str]:
     offer = f"; it has {', '.join(f'{repo}/{name}' for name in single[:8])}" if single else ""
     if wanted.file:
         if wanted.file not in names:
-            raise SourceError(f"{repo} on the hub has no file {wanted.file}{offer}.")
+            raise SourceError(f"{repo} on {wanted.site} has no file {wanted.file}{offer}.")
         return [wanted.file]
     if wanted.patterns:
         missing = [pattern for pattern in wanted.patterns if not any(fnmatch(name, pattern) for name in names)]
         if missing:
-            raise SourceError(f"{repo} on the hub has no {', '.join(missing)}.")
+            raise SourceError(f"{repo} on {wanted.site} has no {', '.join(missing)}.")
         return [name for name in names if any(fnmatch(name, pattern) for pattern in wanted.patterns)]
     if not any(name in names for name in INDEXES):
         raise SourceError(
-            f"{repo} on the hub is not a diffusers model (no model_index.json): name one of its files{offer}."
+            f"{repo} on {wanted.site} is not a diffusers model (no model_index.json): name one of its files{offer}."
         )
     return folder_files(names)
+
+
+def _from_modelscope(wanted: Wanted) -> Path:
+    root = modelscope.place(wanted.folder, wanted.repo, wanted.revision)
+    found = root / wanted.file if wanted.file else root
+    if not (found.is_file() if wanted.file else _holds(root, wanted.patterns)):
+        may_download(wanted)
+        modelscope.bring(wanted.repo, wanted.revision, root, lambda names: _choose(wanted, names))
+    return _verified(found)
 
 
 # ---- one file over HTTP ----------------------------------------------------------------------------------------------
@@ -238,111 +241,18 @@ def _from_url(url: str, folder: Path) -> Path:
     note = folder / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.name"
     if note.is_file() and (folder / note.read_text("utf-8")).is_file():
         return folder / note.read_text("utf-8")
-    _may_download(_bare(url))
+    may_download(bare(url))
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as reply:
-            _refuse(reply, url)
+            refuse(reply, url)
             told = re.search(r'filename="?([^";]+)', reply.headers.get("Content-Disposition", ""))
             size = int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
         name = Path(told[1] if told else unquote(urlsplit(url).path)).name
         target = download(url, folder / name, headers={}, size=size, sha256=None)
     except (requests.RequestException, OSError) as error:
         raise SourceError(
-            f"Could not download {_bare(url)} ({type(error).__name__}); what arrived is kept, run it again to "
+            f"Could not download {bare(url)} ({type(error).__name__}); what arrived is kept, run it again to "
             "go on, or download it yourself and give its path."
         ) from error
     note.write_text(name, "utf-8")
     return target
-
-
-def _bare(url: str) -> str:
-    return url.partition("?")[0]  # the query may hold a token
-
-
-def _refuse(reply, url: str) -> None:
-    if reply.headers.get("X-Error-Code") == "GatedRepo":
-        raise SourceError(f"{_bare(url)} is gated: accept the terms on the model's page, then {LOGIN}.")
-    if reply.status_code in (401, 403):
-        raise SourceError(
-            f"{_bare(url)} needs a login (HTTP {reply.status_code}); download it in a browser and give its "
-            "path, or use the address with the key that the site offers."
-        )
-    if reply.status_code == 404:
-        raise SourceError(f"{_bare(url)} does not exist (HTTP 404): check the address.")
-    reply.raise_for_status()
-    if reply.headers.get("Content-Type", "").startswith("text/html"):
-        raise SourceError(f"{_bare(url)} is a web page, not a file: give the address of its download button.")
-
-
-def download(url: str, target: Path, *, headers: dict[str, str], size: int | None, sha256: str | None) -> Path:
-    """`target`, streamed through `<target>.part`, which a later call goes on with.
-
-    size [bytes] and sha256 [hexadecimal] are checked if known. Raises SourceError for what does not fit them, requests'
-    errors when the connection failed TRIES times in a row without a new byte.
-    """
-    import requests
-
-    if target.is_file() and size in (None, target.stat().st_size):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    if size is None:
-        part.unlink(missing_ok=True)  # nothing would tell a whole file from a part of it
-    tries = 0
-    while (have := _size(part)) != size:
-        try:
-            _stream(url, part, headers, size)
-            if size is None or _size(part) > size or tries == TRIES:
-                break
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-            if tries == TRIES:
-                raise
-        tries = tries + 1 if _size(part) <= have else 0
-        time.sleep(tries)
-    _check(part, url, size, sha256)
-    os.replace(part, target)
-    return target
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
-
-
-def _stream(url: str, part: Path, headers: dict[str, str], size: int | None) -> None:
-    import requests
-    from huggingface_hub.utils import tqdm
-
-    have = _size(part)
-    asked = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with requests.get(url, stream=True, timeout=TIMEOUT, headers=asked) as reply:
-        _refuse(reply, url)
-        resumed = reply.status_code == 206  # else the server sends all of it again
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm(
-                total=size,
-                initial=have if resumed else 0,
-                unit="B",
-                unit_scale=True,
-                desc=_bare(url).rpartition("/")[2][-40:],
-            ) as bar,
-        ):
-            for block in reply.iter_content(CHUNK):
-                file.write(block)
-                bar.update(len(block))
-
-
-def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:
-    """Refuses and removes a download that is not what was announced, so that the next call begins anew."""
-    found = _size(part)
-    if size is not None and found != size:
-        part.unlink()
-        raise SourceError(f"{_bare(url)} gave {found} bytes instead of {size}: try again.")
-    if sha256:
-        digest = hashlib.sha256()
-        with open(part, "rb") as file:
-            while block := file.read(CHUNK):
-                digest.update(block)
-        if digest.hexdigest() != sha256:
-            part.unlink()
-            raise SourceError(f"{_bare(url)} arrived damaged (its SHA-256 is not the announced one): try again.")

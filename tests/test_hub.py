@@ -17,7 +17,8 @@ from hub_server import COMMIT, running
 from safetensors.torch import save
 from tiny import save_sd15
 
-from lorakit.hub import CHUNK, SourceError, download, fetch
+from lorakit.download import CHUNK, SourceError, download
+from lorakit.hub import fetch
 from lorakit.model_files import ModelFileError, folder_files, weight_files
 
 WEIGHTS = f"/someone/tiny/resolve/{COMMIT}/unet/diffusion_pytorch_model.safetensors"

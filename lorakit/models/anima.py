@@ -28,7 +28,8 @@ class Config(Config):
 
     family: str = setting("anima", help="model family", choices=("anima",))
     source: str = setting(
-        help="the base model: a diffusers folder, a hub id (owner/name), or its transformer as a file or an URL",
+        help="the base model: a diffusers folder, a hub id (owner/name, modelscope:owner/name), or its transformer as "
+        "a file or an URL",
         label="base model",
     )
     text_encoder: str = setting(

@@ -21,7 +21,8 @@ class Config(Config):
 
     family: str = setting("sd15", help="model family", choices=("sd15",))
     source: str = setting(
-        help="the base model: 'demo', a file, a diffusers folder, a hub id (owner/name) or an URL", label="base model"
+        help="the base model: 'demo', a file, a diffusers folder, a hub id (owner/name, modelscope:owner/name), an URL",
+        label="base model",
     )
     prediction_type: str = setting(
         "auto",

@@ -35,7 +35,8 @@ class Config(Config):
 
     family: str = setting("sdxl", help="model family", choices=("sdxl",))
     source: str = setting(
-        help="the base model: a file, a diffusers folder, a hub id (owner/name) or an URL", label="base model"
+        help="the base model: a file, a diffusers folder, a hub id (owner/name, modelscope:owner/name) or an URL",
+        label="base model",
     )
     vae: str = setting(
         "", help="another VAE than the base's: a file, a folder or a hub id such as madebyollin/sdxl-vae-fp16-fix"
