@@ -15,7 +15,7 @@ from lorakit.regularize import Made, RegularizeConfig, Wanted, wanted
 from lorakit.regularize import regularize as regularizing
 from widgets.draft import Draft
 from widgets.i18n import say
-from widgets.page import AMBER, BLUE, GREEN, RED, WIDTH, aside, bar, box, facts, span
+from widgets.page import AMBER, GREEN, RED, WIDTH, aside, bar, box, facts, span
 from widgets.pictures import thumbnail
 
 REDRAW = 1.0  # s between two drawings at least
@@ -53,7 +53,7 @@ class View:
 
     def follow(self) -> None:
         """Make all pictures, or as many as there are until the interrupt button is pressed."""
-        self.draw(self._page(say("loading the base model…")))
+        self.draw(self._page())
         events, drawn = regularizing(self.project, self.config, self.how), 0.0
         try:
             for event in events:
@@ -62,7 +62,7 @@ class View:
                 else:
                     self.notes.append(str(event))
                 if time.monotonic() - drawn >= REDRAW:
-                    self.draw(self._page(self._left()))
+                    self.draw(self._page())
                     drawn = time.monotonic()
             self.draw(self._page(self._done(), GREEN))
         except KeyboardInterrupt:
@@ -78,14 +78,12 @@ class View:
             self.new += 1
             self.began = self.began or time.monotonic()
 
-    def _left(self) -> str:
-        made = self.newest
-        if not self.new:
-            return say("loading the base model…")
+    def _left(self) -> list[str]:
+        """How long it takes yet, once two pictures tell."""
         if self.new < 2:
-            return ""
+            return []
         each = (time.monotonic() - self.began) / (self.new - 1)
-        return say("{span} left", span=span(each * (made.total - made.done)))
+        return [say("{span} left", span=span(each * (self.newest.total - self.newest.done)))]
 
     def _done(self) -> str:
         if not self.newest:
@@ -97,7 +95,7 @@ class View:
             new=self.new,
         )
 
-    def _page(self, told: str, colour: str = BLUE) -> str:
+    def _page(self, told: str = "", colour: str = "") -> str:
         made = self.newest
         sizes = sorted({(one.look.width, one.look.height) for one in self.wanted})
         size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
@@ -111,8 +109,11 @@ class View:
             parts.append(aside(say("Runs that have begun without them go on only while reg/ is somewhere else.")))
         if made:
             parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')
-            parts.append(facts([say("picture {done} / {total}", done=made.done, total=made.total)]))
+            left = [] if told else self._left()
+            parts.append(facts([say("picture {done} / {total}", done=made.done, total=made.total), *left]))
             parts.append(_picture(made.wanted))
+        if not told and not self.new:
+            parts.append(aside(say("loading the base model…")))
         parts += [box(told, colour)] if told else []
         parts += [aside(note) for note in self.notes[:NOTES]]
         return f'<div style="max-width:{WIDTH}px">{"".join(parts)}</div>'
