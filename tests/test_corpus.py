@@ -168,7 +168,7 @@ def test_what_may_not_be_read_or_written_is_told(project_of_nobody, monkeypatch)
         "b.png": "caption encoding",
         "in": "unreadable",
         "m.json": "caption json",
-        str(project_of_nobody / "cache" / ".looks.json"): "memory",
+        "cache/.looks.json": "memory",
     }
     assert all("Permission denied" in note.text for note in notes.values())
     project_of_nobody.chmod(0o700)

@@ -124,7 +124,7 @@ def flattened(image: Image.Image, background: str = "white") -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     if image.mode == "CMYK" and "icc_profile" in image.info:
-        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):  # a broken profile: colours as without
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):  # colours as without a profile
             profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
             return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     return image.convert("RGB")

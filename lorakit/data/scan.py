@@ -81,7 +81,7 @@ def scan(config: DataConfig, project: Path) -> Scan:
                 samples += [sample] * (not told.trouble)
     notes += [*sources.notes, *listing.notes, *_overlooked(listing, {book.file for book in sources.books})]
     if looks.trouble:
-        notes.append(Note("memory", str(looks.file), f"{looks.trouble}."))
+        notes.append(Note("memory", "cache/.looks.json", f"{looks.trouble}."))
     if not any(not sample.is_reg for sample in samples):
         raise DataError(
             f"No usable picture in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
