@@ -438,7 +438,7 @@ def test_a_caption_in_another_encoding_is_saved_as_utf8_and_a_wrong_choice_chang
     before = file.read_bytes()
     with pytest.raises(UserError, match="cp1252"):
         mend(healthy.project, config, finding)
-    assert mend(healthy.project, config, finding, "shift_jis").kept and file.read_bytes() == before
+    assert mend(healthy.project, config, finding, "cp932").kept and file.read_bytes() == before
     assert not mend(healthy.project, config, finding, "cp1252").kept
     assert file.read_text(encoding="utf-8") == "mofu, caf\u00e9"
 
@@ -451,8 +451,23 @@ def test_nothing_is_overwritten_when_files_are_brought_back(healthy):
     healthy.add("03.png", picture(50))
     now = (healthy.folder / "03.png").read_bytes()
     assert "03.png" in aside.restore(healthy.project, batch)[0]
-    assert (healthy.folder / "03.png").read_bytes() == now and (batch.folder / "03.png").read_bytes() == b"no picture"
+    assert (healthy.folder / "03.png").read_bytes() == now and batch.held("03.png").read_bytes() == b"no picture"
     assert (healthy.folder / "04.png").read_bytes() == b"" and (healthy.folder / "03.txt").exists()
+
+
+def test_what_else_lies_among_the_files_that_were_set_aside_is_not_lost(healthy):
+    (healthy.folder / "record.json").write_text("[]")
+    foreign(healthy, None)
+    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("foreign"))
+    (batch,) = aside.batches(healthy.project)
+    assert set(batch.files) == {"record.json", "notes.psd"}
+    batch.held("mine.txt").write_text("a person's own")
+    outside = json.loads((batch.folder / "record.json").read_text())
+    outside["files"] += ["../escaped.png", str(healthy.project.folder / "x.png")]
+    (batch.folder / "record.json").write_text(json.dumps(outside))
+    assert aside.batches(healthy.project)[0].files == batch.files
+    assert aside.restore(healthy.project, batch) == [] and not aside.batches(healthy.project)
+    assert batch.held("mine.txt").exists() and (healthy.folder / "record.json").read_text() == "[]"
 
 
 def test_a_caption_stays_with_the_picture_that_shares_it(healthy):

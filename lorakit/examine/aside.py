@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
@@ -17,12 +18,12 @@ from lorakit.data.listing import CAPTION_EXTENSIONS, Listing, folder_of
 from lorakit.errors import UserError
 from lorakit.project import Project, write_json, write_whole
 
-FOLDER, RECORD = "set-aside", "record.json"
+FOLDER, RECORD, FILES = "set-aside", "record.json", "files"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What was set aside at one time: `files` by their paths inside the data folder `source`.
+    """What was set aside at one time: `files`, by their paths inside the data folder `source`, lie in `held`.
 
     rewritten    of files that were written anew in the data folder: SHA-256 of what was written
     """
@@ -37,6 +38,10 @@ class Batch:
         """For people, such as "001-duplicates"."""
         return self.folder.name
 
+    def held(self, name: str) -> Path:
+        """Where one of its files is."""
+        return self.folder / FILES / name
+
 
 def batches(project: Project) -> list[Batch]:
     """All that is set aside, the newest last; what has no readable record is passed over."""
@@ -46,7 +51,8 @@ def batches(project: Project) -> list[Batch]:
 def _read(file: Path) -> Batch | None:
     try:
         told = json.loads(file.read_bytes().decode("utf-8", "surrogatepass"))
-        return Batch(file.parent, told["source"], tuple(told["files"]), dict(told["rewritten"]))
+        inside = (name for name in told["files"] if not {"..", "/"} & set(PurePosixPath(name).parts))
+        return Batch(file.parent, told["source"], tuple(inside), dict(told["rewritten"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -59,7 +65,7 @@ def set_aside(project: Project, config: DataConfig, kind: str, paths: Iterable[P
     if not moved:
         return []
     batch = _begin(project, config, kind, [path.relative_to(root).as_posix() for path in moved], {})
-    return [_move(path, batch.folder / name) for path, name in zip(moved, batch.files, strict=True)]
+    return [_move(path, batch.held(name)) for path, name in zip(moved, batch.files, strict=True)]
 
 
 def replace(project: Project, config: DataConfig, kind: str, texts: dict[Path, str]) -> None:
@@ -70,8 +76,8 @@ def replace(project: Project, config: DataConfig, kind: str, texts: dict[Path, s
     digests = {names[path]: hashlib.sha256(data).hexdigest() for path, data in new.items()}
     batch = _begin(project, config, kind, list(names.values()), digests)
     for path, name in names.items():
-        (batch.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(batch.folder / name, path.read_bytes())
+        batch.held(name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(batch.held(name), path.read_bytes())
         write_whole(path, new[path])
 
 
@@ -80,10 +86,10 @@ def restore(project: Project, batch: Batch) -> list[str]:
 
     What lies there now is never overwritten, unless it is what was written in its place and nobody changed since.
     """
-    root = Path(project.folder, Path(batch.source).expanduser())
+    root = folder_of(DataConfig(folder=batch.source), project.folder)
     told = []
     for name in batch.files:
-        held, target = batch.folder / name, root / name
+        held, target = batch.held(name), root / name
         if not os.path.lexists(held):
             continue
         if os.path.lexists(target) and _digest(target) != batch.rewritten.get(name, "-"):
@@ -91,7 +97,10 @@ def restore(project: Project, batch: Batch) -> list[str]:
         else:
             _move(held, target)
     if not told:
-        shutil.rmtree(batch.folder)
+        (batch.folder / RECORD).unlink()
+        for folder in sorted([batch.folder, *batch.folder.rglob("*")], reverse=True):
+            with suppress(OSError):  # what somebody else put there stays
+                folder.rmdir()
     return told
 
 
@@ -114,16 +123,12 @@ def paths(project: Project, config: DataConfig) -> dict[str, Path]:
 
 def _captions(pictures: list[Path]) -> list[Path]:
     """Caption files of pictures that go, which no other picture needs."""
-    going, stems = (
-        set(pictures),
-        {picture.with_suffix("") for picture in pictures if picture.suffix.lower() in EXTENSIONS},
-    )
-    found = []
-    for stem in sorted(stems):
-        same = [path for path in stem.parent.iterdir() if path.with_suffix("") == stem and path not in going]
-        if not any(path.suffix.lower() in EXTENSIONS for path in same):
-            found += [path for path in same if path.suffix.lower() in CAPTION_EXTENSIONS]
-    return found
+    going = set(pictures)
+    stems = {picture.with_suffix("") for picture in pictures if picture.suffix.lower() in EXTENSIONS}
+    beside = [path for folder in {stem.parent for stem in stems} for path in folder.iterdir() if path not in going]
+    needed = {path.with_suffix("") for path in beside if path.suffix.lower() in EXTENSIONS}
+    captions = sorted(path for path in beside if path.suffix.lower() in CAPTION_EXTENSIONS)
+    return [path for path in captions if path.with_suffix("") in stems - needed]
 
 
 def _begin(project: Project, config: DataConfig, kind: str, names: list[str], rewritten: dict[str, str]) -> Batch:

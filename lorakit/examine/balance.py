@@ -37,10 +37,12 @@ def _least(facts: Facts) -> tuple[int, str]:
 
 
 def concepts(facts: Facts) -> Found | None:
-    """Concept folders that an epoch shows far more often than others."""
+    """Concept folders (<repeats>_<name>) that an epoch shows far more often than others."""
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
-        by_folder.setdefault(str(PurePosixPath(sample.name).parent), []).append(sample)
+        folder = sample.name.partition("/")[0]
+        if re.match(r"\d+_.+", folder):
+            by_folder.setdefault(folder, []).append(sample)
     seen = {folder: sum(sample.repeats for sample in mine) for folder, mine in by_folder.items()}
     if len(seen) < 2 or max(seen.values()) <= UNEQUAL * min(seen.values()):
         return None

@@ -56,7 +56,7 @@ def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: s
 
 def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     known, texts, kept = aside.paths(project, config), {}, []
-    for name in finding.pictures:
+    for name in known.keys() & set(finding.pictures):
         endings = (config.caption_extension, *CAPTION_EXTENSIONS)
         file = next(filter(Path.exists, map(known[name].with_suffix, endings)), known[name])
         try:
@@ -131,7 +131,7 @@ def _changed(book: TagBook, finding: Finding, captions: dict[str, str]) -> Done:
     )
 
 
-ENCODINGS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251", "utf-16")
+ENCODINGS = ("gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "utf-16")
 SET_ASIDE = (
     "Moves these files, with their captions, into the project's set-aside/; from there they can be brought back."
 )
