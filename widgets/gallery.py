@@ -88,7 +88,9 @@ class Gallery:
             say("{n} pictures", n=len(state.names)),
             say("locked: {n}", n=sum(map(state.book.is_locked, state.names))),
         ]
-        head.append(say("tagger: {name}", name=state.tagger) if state.tagger else say("no tagger was asked yet"))
+        asked = len(state.opinion.scores) if state.opinion else 0
+        tagger = say("{tagger} was asked about {n} of them", tagger=state.tagger, n=asked)
+        head.append(tagger if asked else say("no tagger was asked yet"))
         self.head.value = facts(head)
         self.undo.disabled = not any(not change.undone for change in changes)
         self.redo.disabled = not any(change.undone for change in changes)

@@ -16,6 +16,7 @@ from widgets.page import WIDTH, aside
 from widgets.thumbnails import Thumbnails
 
 SHOWN = 30  # doubts at a time
+ASK = "tag(project, only_ask=True)"  # of widgets/tagging.py; writes no captions
 SIDE = 44  # px of a thumbnail
 ROW = "display:flex;gap:10px;align-items:center;padding:3px 0"
 
@@ -71,7 +72,7 @@ class Doubts:
         if not found:
             rows = aside(say("Nothing looks wrong."))
         if self._state.opinion is None:
-            rows = aside(say("Ask a tagger first, and tags that it does not see are listed, too.")) + rows
+            rows = aside(say("Ask a tagger, and tags that it does not see are listed, too: {code}", code=ASK)) + rows
         if len(found) > SHOWN:
             rows += aside(say("and {n} more", n=len(found) - SHOWN))
         style = f"font-size:13px;line-height:1.5;max-width:{WIDTH}px"
