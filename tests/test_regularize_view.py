@@ -55,6 +55,12 @@ def test_the_cell_says_what_is_made_shows_the_newest_and_goes_on_where_it_was_st
     assert len(list((project.dataset / "reg/1_1girl").glob("*.png"))) == 3
 
 
+def test_nothing_is_painted_before_it_is_asked_for(project, shown):
+    widget.regularize(project, paint=False)
+    assert "3 regularization pictures" in shown[-1] and "paint=True" in shown[-1]
+    assert not (project.dataset / "reg").exists()
+
+
 def test_what_cannot_be_made_is_told(tmp_path, project, shown):
     widget.regularize(project, "a/b")
     assert "class_name is" in shown[-1]

@@ -17,14 +17,18 @@ from widgets.draft import Draft
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, RED, WIDTH, aside, bar, box, facts, span
 from widgets.pictures import thumbnail
+from widgets.plot import BLUE
 
 REDRAW = 1.0  # s between two drawings at least
 SIDE = 320  # px of the newest picture
 NOTES = 8  # lines at most
 
 
-def regularize(project: Project, class_name: str = "1girl", *, use_captions: bool = True, seed: int = 420) -> None:
-    """Paint a regularization picture for each training picture with the base model that the form names.
+def regularize(
+    project: Project, class_name: str = "1girl", *, use_captions: bool = True, seed: int = 420, paint: bool = True
+) -> None:
+    """Paint a regularization picture for each training picture with the base model that the form names; or only tell
+    what would be made, with `paint=False`, since it takes long and what is made is trained on.
 
     From each picture's caption without the trigger, or all from `class_name`. The interrupt button stops it without an
     error; what is painted is kept, and the same cell goes on there.
@@ -35,7 +39,8 @@ def regularize(project: Project, class_name: str = "1girl", *, use_captions: boo
     try:
         with suppress(KeyboardInterrupt):  # pressed again while what painted is let go
             how = RegularizeConfig(class_name=class_name, use_captions=use_captions, seed=seed)
-            View(project, how, lambda shown: view.update(HTML(shown))).follow()
+            made = View(project, how, lambda shown: view.update(HTML(shown)))
+            made.follow() if paint else made.tell()
     except UserError as error:
         view.update(HTML(box(str(error), RED)))
 
@@ -50,6 +55,10 @@ class View:
         self.newest: Made | None = None
         self.notes: list[str] = []
         self.new, self.began = 0, 0.0  # pictures painted in this sitting, when the first of them was there
+
+    def tell(self) -> None:
+        """Show what would be made."""
+        self.draw(self._page(say("Nothing is painted yet: write paint=True and run the cell again."), BLUE))
 
     def follow(self) -> None:
         """Make all pictures, or as many as there are until the interrupt button is pressed."""
