@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -209,17 +210,15 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
 
 def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:
     """The pictures that are to be there; no two have names that differ in their endings only, as they had a caption."""
-    stems = {str(PurePosixPath(sample.name).with_suffix("")) for sample in samples}
     found: dict[str, _Wanted] = {}
-    for sample in samples:
+    for sample in sorted(samples, key=lambda sample: sample.name):  # a-2.png, which keeps its name, is before a.png
         plain = str(PurePosixPath(sample.name).with_suffix(""))
         own = boxes.of(sample.name) if how.crop else ()
         for number, box in enumerate(own or (None,), start=1):
             called = re.sub(r"[^\w.-]+", "-", box.name).strip("-.") if box else ""
             stem = f"{plain}-{called}" if called else plain if number == 1 else f"{plain}-{number}"
-            spelled, again = stem, 2
-            while spelled in found or (spelled in stems and spelled != plain):
-                spelled, again = f"{stem}-{again}", again + 1
+            spellings = itertools.chain([stem], (f"{stem}-{again}" for again in itertools.count(2)))
+            spelled = next(one for one in spellings if one not in found)
             found[spelled] = _Wanted(f"{spelled}.png", sample, box)
     return list(found.values())
 

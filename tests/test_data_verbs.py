@@ -59,6 +59,7 @@ def test_buckets_are_told_with_what_is_cut_off_and_enlarged(project, call, capsy
     call("buckets", project.folder, *small)
     told = capsys.readouterr().out
     assert "  128 x 128       2 pictures      6 seen an epoch" in told
+    assert told.index("128 x 128") < told.index("64 x 64"), "the fullest first"
     assert "tiny.png: enlarged x 1.60" in told and "wide.png: 17% cut off" in told
 
 

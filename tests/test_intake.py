@@ -22,6 +22,7 @@ PILE = {
     "pictures/meta_cap.json": b"{}",
     "pictures/sub/c.webp": b"c",
 }
+LONE = {"10_mofu/a.png": b"a", "10_mofu/a.txt": b"mofu"}
 KOHYA = {"10_mofu/a.png": b"a", "10_mofu/a.txt": b"mofu", "reg/1_girl/r.png": b"r", "captions.json": b"{}"}
 USELESS = {"pictures/.DS_Store": b"x", "pictures/readme.md": b"x", "pictures/more.zip": b"x", "__MACOSX/._a.png": b"x"}
 
@@ -90,9 +91,10 @@ def test_a_pile_arrives_whole_without_the_folder_that_holds_it_all_and_what_is_l
 
 
 @HOW
-def test_kohyas_folders_keep_their_meaning(how, project, tmp_path):
-    list(add(project, given(how, tmp_path, KOHYA)))
-    assert dataset(project) == KOHYA
+@pytest.mark.parametrize("files", [KOHYA, LONE, {"reg/1_girl/r.png": b"r"}], ids=["all", "lone", "reg"])
+def test_kohyas_folders_keep_their_meaning(how, files, project, tmp_path):
+    list(add(project, given(how, tmp_path, files)))
+    assert dataset(project) == files
 
 
 @HOW
@@ -231,6 +233,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_arrives(project, tmp_path):
     assert dataset(project) == {"a.png": b"a", "sub/b.png": b"b", "linked.png": b"c"}
     assert not (project.dataset / "linked.png").is_symlink()
     assert [line.partition(":")[0] for line in told] == ["loop", "gone.png", "pipe.png"]
+    assert "no plain file" in told[2]
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "C:\\out.png"])

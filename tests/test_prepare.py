@@ -8,6 +8,7 @@ import pytest
 from homes import content
 from PIL import Image, ImageDraw
 
+from lorakit._copies import Copies
 from lorakit.boxes import Box, BoxError, Boxes
 from lorakit.config import ConfigError
 from lorakit.data import DataConfig
@@ -327,6 +328,12 @@ def test_a_torn_line_of_the_record_is_passed_over(project):
     assert not notes(prepare(project, DATA, PLAIN)) and opened(project, "3_mofu/a.png").size == (96, 64)
 
 
+def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path):
+    (tmp_path / "record").write_text('["3_mofu/x.p')
+    Copies(tmp_path / "copies", tmp_path / "record").write("a.png", b"a", "key")
+    assert Copies(tmp_path / "copies", tmp_path / "record").state("a.png") == "made"
+
+
 def test_captions_from_json_and_other_encodings_arrive_as_text_files(project):
     (project.dataset / "3_mofu/b.txt").unlink()
     (project.dataset / "captions.json").write_text('{"b": "from json"}')
@@ -369,6 +376,13 @@ def test_boxes_are_on_disk_at_once_and_the_last_change_can_be_taken_back_and_mad
     assert Boxes(project).undo() == ["a.png", "b.png"] and Boxes(project).names() == ["a.png", "b.png"]
     Boxes(project).remove("b.png", 0)
     assert Boxes(project).names() == ["a.png"]
+
+
+def test_a_change_elsewhere_is_kept_by_the_next_one(project):
+    one, two = Boxes(project), Boxes(project)
+    one.add("a.png", Box(0, 0, 9, 9))
+    two.add("b.png", Box(0, 0, 9, 9))
+    assert Boxes(project).names() == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("text", [

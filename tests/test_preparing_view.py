@@ -128,6 +128,7 @@ def test_a_slip_of_the_hand_is_no_box(project):
     form = BoxForm(project)
     drag(form, 0.25, 0.5, 0.01, 0.01, number=7)
     assert Boxes(project).of(FIRST) == () and '[data-drag="7"]' in form._over.value
+    assert not form._trouble.value
 
 
 def test_a_box_that_slides_out_of_the_picture_is_refused_and_the_sliders_go_back(project):
