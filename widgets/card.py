@@ -46,7 +46,9 @@ def _where(project: Project, place: Place) -> str:
 
 def _holds(project: Project) -> str:
     """Pictures and runs, a line for each run."""
-    pictures = sum(file.suffix.lower() in EXTENSIONS for file in project.dataset.rglob("*"))
+    reg = project.dataset / "reg"
+    files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
+    pictures = sum(reg not in file.parents for file in files)
     wanted = (project.home or project.folder) / "dataset"
     told = say("{n} pictures", n=pictures) if pictures else say("No pictures yet: they go into {folder}", folder=wanted)
     runs = [_state(run) for run in project_status(project)]
