@@ -23,6 +23,8 @@ LAYERS = {
         "project",
         "randomness",
         "fingerprint",
+        "download",
+        "modelscope",
         "hub",
         "model_files",
         "precision",
