@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 from PIL import Image
-from tiny_taggers import chatting, said, save_blip, save_llava
+from tiny_taggers import chatting, said, save_blip, save_llava, save_qwen
 
 from lorakit import taggers
 from lorakit.config import ConfigError, from_dict, to_yaml
@@ -24,9 +24,14 @@ KEY = "sk-verysecret123"
 # ---- models of transformers ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[save_blip, save_llava], ids=["BLIP", "LLaVA"])
+IMAGE = {"save_llava": "<image>", "save_qwen": "<|image_pad|>"}  # what stands for a picture in a chat
+
+
+@pytest.fixture(scope="module", params=[save_blip, save_llava, save_qwen], ids=["BLIP", "LLaVA", "Qwen2-VL"])
 def model(request, tmp_path_factory):
-    """A tiny model's folder; the first goes on with a beginning, the other answers in a chat."""
+    """A tiny model's folder; the first goes on with a beginning, the others answer in a chat."""
+    if request.param is save_qwen:
+        pytest.importorskip("torchvision")
     return request.param(tmp_path_factory.mktemp("vlm") / request.param.__name__)
 
 
@@ -48,8 +53,8 @@ def test_a_sentence_is_what_a_plain_call_of_transformers_says_after_the_question
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor, plain = (c.from_pretrained(model) for c in (AutoProcessor, AutoModelForImageTextToText))
-    is_chat = "llava" in model.name
-    text = "user <image> describe this picture assistant" if is_chat else "describe this picture"
+    is_chat = model.name in IMAGE
+    text = f"user {IMAGE[model.name]} describe this picture assistant" if is_chat else "describe this picture"
     inputs = processor(images=[RED], text=[text], return_tensors="pt")
     tokens = plain.generate(**inputs, max_new_tokens=8, do_sample=False)[0]
     answer = processor.decode(tokens[inputs.input_ids.shape[1] if is_chat else 0 :], skip_special_tokens=True)
@@ -65,10 +70,11 @@ def test_a_batch_says_what_pictures_alone_would(model):
     assert asked(model, batch_size=3).read(mine) == [asked(model).read([image])[0] for image in mine]
 
 
-@pytest.mark.parametrize("missing", ["config.json", "processor_config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("missing", ["config.json", "rocessor_config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_of_a_model_is_explained(model, missing, tmp_path):
     folder = shutil.copytree(model, tmp_path / "model")
-    (folder / missing).unlink()
+    for file in folder.glob(f"*{missing}"):  # processor_config.json is preprocessor_config.json in some
+        file.unlink()
     with pytest.raises(TaggerError, match=re.escape(str(folder))):
         asked(folder)
 
@@ -148,8 +154,11 @@ def test_the_key_is_read_from_the_environment_and_told_to_the_server_alone(chat,
     assert chat.asked[0][1]["Authorization"] == f"Bearer {KEY}"
     told = f"{vars(tagger)} {tagger.config} {to_yaml(tagger.config)} {''.join(capfd.readouterr())}"
     assert KEY not in told
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n")  # as files end
+    tagger.read([RED])
+    assert chat.asked[1][1]["Authorization"] == f"Bearer {KEY}"
     remote(chat).read([RED])
-    assert "Authorization" not in chat.asked[1][1], "neither a key nor a password of .netrc"
+    assert "Authorization" not in chat.asked[2][1], "neither a key nor a password of .netrc"
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -86,10 +86,25 @@ def save_blip(folder: Path) -> Path:
     return folder
 
 
-def save_llava(folder: Path) -> Path:
-    """A LLaVA: it answers in a chat."""
-    import torch
+ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+
+
+def chat_tokenizer(*signs: str):
+    """A tokenizer of whole words with these signs for pictures, and its vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", "<s>", "</s>", *signs, *WORDS]
+    told = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    told.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    told.add_special_tokens([*signs])
+    ends = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=told, **ends), words
+
+
+def save_llava(folder: Path) -> Path:
+    """A LLaVA: it answers in a chat, and sees every picture at one size."""
+    import torch
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
@@ -97,18 +112,13 @@ def save_llava(folder: Path) -> Path:
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
-        PreTrainedTokenizerFast,
     )
 
-    words = ["<pad>", "<unk>", "<s>", "</s>", "<image>", *WORDS]
-    told = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    told.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    told.add_special_tokens(["<image>"])
-    ends = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer, words = chat_tokenizer("<image>")
     size = {"height": 32, "width": 32}
     LlavaProcessor(
         CLIPImageProcessor(size=size, crop_size=size),
-        PreTrainedTokenizerFast(tokenizer_object=told, **ends),
+        tokenizer,
         patch_size=16,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -117,10 +127,31 @@ def save_llava(folder: Path) -> Path:
     ).save_pretrained(folder)
     torch.manual_seed(0)
     vision = CLIPVisionConfig(**{**SMALL, "num_hidden_layers": 2}, image_size=32, patch_size=16)
-    text = LlamaConfig(**SMALL, vocab_size=len(words), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    text = LlamaConfig(**SMALL, **ENDS, vocab_size=len(words))
     LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_index=words.index("<image>"))
     ).save_pretrained(folder)
+    return folder
+
+
+def save_qwen(folder: Path) -> Path:
+    """A Qwen2-VL: it answers in a chat, and sees pictures at their own sizes. Its processor needs torchvision."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
+
+    ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    signs = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    tokenizer, words = chat_tokenizer(*signs)
+    tokenizer.chat_template = CHAT.replace("<image>", "<|image_pad|>")
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessor(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=112 * 112).save_pretrained(folder)
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    text = {**SMALL, **ENDS, "num_key_value_heads": 2, "vocab_size": len(words), "rope_parameters": rope}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    places = {name: words.index(sign) for name, sign in zip(ids, signs, strict=True)}
+    config = Qwen2VLConfig(vision_config=vision, text_config=text, **places)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 
