@@ -127,6 +127,30 @@ def test_who_has_a_tag_or_what_a_pattern_names_is_seen_without_a_click_on_a_tag(
     assert shown(view) == ["a", "b", "c"]
 
 
+def test_a_doubted_tag_goes_from_all_its_pictures_as_one_change(project):
+    view = Gallery(project)
+    click(view, "take", "smile", "a.png", "b.png")
+    assert [name for name, text in on_disk(project).items() if "smile" in text] == ["d"]
+    view.undo.click()
+    assert on_disk(project) == CAPTIONS
+
+
+def test_a_caption_that_cannot_be_written_is_told(project, monkeypatch):
+    view = Gallery(project)
+    view.editor.tag.value = "new"
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "a file")
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("os.replace", full)
+    press(view, view.editor.add)
+    monkeypatch.undo()
+    assert "No space left on device" in view.told.value and on_disk(project) == CAPTIONS
+    press(view, view.editor.add)
+    assert all(text.endswith(", new") for text in on_disk(project).values())
+
+
 def test_several_tags_are_merged_into_one(project):
     view = Gallery(project)
     view.editor.tag.value, view.editor.into.value = "smile, hat", "happy"
@@ -136,8 +160,8 @@ def test_several_tags_are_merged_into_one(project):
 
 def test_a_new_kernel_takes_back_and_repeats_what_another_did(project):
     first = Gallery(project)
-    click(first, "take", "a.png", "smile")
-    click(first, "give", "c.png", "smile")
+    click(first, "take", "smile", "a.png")
+    click(first, "give", "smile", "c.png")
     edited = on_disk(project)
     second = Gallery(project)
     second.undo.click()
@@ -231,11 +255,11 @@ def test_what_a_tagger_doubts_comes_first_with_its_score(project):
     assert view.state.rows()[-1].tag == "mofurin" and "0.20" in view.table.rows.value
     click(view, "look", "c.png")
     assert "+ smile" in view.panels["picture"].tags.value and "+ hat" not in view.panels["picture"].tags.value
-    click(view, "take", "c.png", "hat")
-    click(view, "give", "c.png", "smile")
+    click(view, "take", "hat", "c.png")
+    click(view, "give", "smile", "c.png")
     assert "+ smile" not in view.panels["picture"].tags.value
     assert {hint.kind for hint in view.state.hints} <= {"close", "once"}
-    click(view, "take", "c.png", "smile")
+    click(view, "take", "smile", "c.png")
     assert not any(hint.kind == "missed" for hint in view.state.hints), "a person took it out"
 
 
@@ -296,7 +320,7 @@ def test_a_tag_that_nobody_has_any_more_is_no_longer_chosen(project):
 
 def test_the_difference_is_exported(project):
     view = Gallery(project)
-    click(view, "take", "c.png", "hat")
+    click(view, "take", "hat", "c.png")
     view._turn_to("history")
     view.panels["history"].export()
     text = (project.folder / "tags" / "difference.txt").read_text(encoding="utf-8")
@@ -338,7 +362,7 @@ def test_everything_is_said_in_chinese_too(project):
     i18n.use("zh")
     try:
         view = Gallery(project)
-        click(view, "take", "c.png", "hat")
+        click(view, "take", "hat", "c.png")
         for name in view.panels:
             view._turn_to(name)
         assert "删除了 hat" in view.told.value and "图片" in view.sheet.where.value + view.head.value

@@ -100,23 +100,21 @@ class Gallery:
         self._draw_panel()
 
     def do(self, action: Callable[[], Change | None]) -> None:
-        """Make a change of captions or locks, say what came of it, and draw."""
+        """Make a change of captions or locks, draw, and say what came of it."""
+        said, colour = say("Nothing to change there."), AMBER
         try:
-            change = action()
+            if (change := action()) is not None:
+                what, *more = told(change)
+                said, colour = " · ".join([say("undone: {what}", what=what) if change.undone else what, *more]), GREEN
         except UserError as error:
-            self._say(str(error), RED)
-            return
-        if change is None:
-            self._say(say("Nothing to change there."), AMBER)
-            return
+            said, colour = str(error), RED
         self.state.derive()
         self.draw()
-        what, *more = told(change)
-        self._say(" · ".join([say("undone: {what}", what=what) if change.undone else what, *more]), GREEN)
+        self._say(said, colour)
         mirror.start(self.state.project)
 
     def _clicked(self, message: list[str]) -> None:
-        """A click on HTML: what it is about, then the picture or the tag."""
+        """A click on HTML: what is to be done, then the picture, or the tag and pictures."""
         what, *rest = message
         {
             "tag": self._choose,
@@ -140,13 +138,13 @@ class Gallery:
         self.state.focus, self.panel = name, "picture"
         self.draw()
 
-    def _take(self, name: str, tag: str) -> None:
+    def _take(self, tag: str, *names: str) -> None:
         rule = Remove(tag, self.state.config.trigger)
-        self.do(lambda: self.state.edit(say("removed {tags}", tags=tag), [rule], [name]))
+        self.do(lambda: self.state.edit(say("removed {tags}", tags=tag), [rule], names))
 
-    def _give(self, name: str, tag: str) -> None:
+    def _give(self, tag: str, *names: str) -> None:
         rule = Add(tag, trigger=self.state.config.trigger)
-        self.do(lambda: self.state.edit(say("added {tags}", tags=tag), [rule], [name]))
+        self.do(lambda: self.state.edit(say("added {tags}", tags=tag), [rule], names))
 
     def _absorb(self, tag: str) -> None:
         rule = Remove(tag, self.state.config.trigger)

@@ -15,7 +15,8 @@ from widgets.i18n import say
 from widgets.page import WIDTH, aside
 from widgets.thumbnails import Thumbnails
 
-SHOWN = 30  # doubts at a time
+SHOWN = 30  # rows at a time
+BESIDE = 4  # pictures in a row
 ASK = "tag(project, only_ask=True)"  # of widgets/tagging.py; writes no captions
 SIDE = 44  # px of a thumbnail
 ROW = "display:flex;gap:10px;align-items:center;padding:3px 0"
@@ -35,7 +36,7 @@ def link(message: list[str], words: str) -> str:
 
 
 class Doubts:
-    """Suspicious tags, picture by picture, the gravest first; clicks tell "look", "take" and "give"."""
+    """Suspicious tags with their pictures, the gravest first; clicks tell "tag", "look", "take" and "give"."""
 
     def __init__(self, state: State, clicks: Clicks, thumbnails: Thumbnails):
         self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
@@ -66,30 +67,41 @@ class Doubts:
         self._list()
 
     def _list(self) -> None:
-        found = [hint for hint in self._state.hints if self._kind in ("", hint.kind)]
-        samples = (self._state.book.samples[hint.picture] for hint in found[:SHOWN])
-        rows = "".join(map(self._row, found, self._thumbnails.sources(samples)))
-        if not found:
+        groups: dict[tuple[str, str], list[Hint]] = {}
+        for hint in self._state.hints:
+            if self._kind in ("", hint.kind):
+                groups.setdefault((hint.kind, hint.tag), []).append(hint)
+        rows = "".join(self._row(group) for group in list(groups.values())[:SHOWN])
+        if not groups:
             rows = aside(say("Nothing looks wrong."))
         if self._state.opinion is None:
             rows = aside(say("Ask a tagger, and tags that it does not see are listed, too: {code}", code=ASK)) + rows
-        if len(found) > SHOWN:
-            rows += aside(say("and {n} more", n=len(found) - SHOWN))
+        if len(groups) > SHOWN:
+            rows += aside(say("and {n} more", n=len(groups) - SHOWN))
         style = f"font-size:13px;line-height:1.5;max-width:{WIDTH}px"
         self.list.value = f'<div style="{style}" {self._clicks.attributes()}>{rows}</div>'
 
-    def _row(self, hint: Hint, source: str) -> str:
-        if hint.kind in ABSENT:
-            act = link(["give", hint.picture, hint.tag], say("add"))
+    def _row(self, hints: list[Hint]) -> str:
+        """The pictures in which a tag is doubted for the same reason, that of the first, and what can be done."""
+        first, names = hints[0], [hint.picture for hint in hints]
+        samples = [self._state.book.samples[name] for name in names[:BESIDE]]
+        images = "".join(map(self._image, names, self._thumbnails.sources(samples, SIDE)))
+        more = f" · {html.escape(say('pictures: {n}', n=len(names)))}" if len(names) > 1 else ""
+        if first.kind in ABSENT:
+            act = link(["give", first.tag, *names], say("add"))
         else:
-            act = link(["take", hint.picture, hint.tag], say("remove"))
-        image = f'<img src="{source}" alt="" style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px;margin:0">'
-        number = self._state.numbers[hint.picture]
+            act = link(["take", first.tag, *names], say("remove"))
         return (
-            f'<div style="{ROW}"><span {said(["look", hint.picture])} title="{html.escape(hint.picture)}" '
-            f'style="cursor:pointer;width:{SIDE}px;height:{SIDE}px;display:flex;align-items:center;justify-content:center">'
-            f'{image}</span><b>{number}</b><span style="flex:1;overflow-wrap:anywhere">{html.escape(sentence(hint))}'
-            f"</span>{act}</div>"
+            f'<div style="{ROW}"><div style="display:flex;flex-wrap:wrap;gap:4px">{images}</div>'
+            f'<span {said(["tag", first.tag])} style="flex:1;min-width:120px;cursor:pointer;overflow-wrap:anywhere">'
+            f"{html.escape(sentence(first))}{more}</span>{act}</div>"
+        )
+
+    def _image(self, name: str, source: str) -> str:
+        number = self._state.numbers[name]
+        return (
+            f'<img {said(["look", name])} src="{source}" alt="{number}" title="{number} · {html.escape(name)}" '
+            f'style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px;margin:0;cursor:pointer">'
         )
 
 

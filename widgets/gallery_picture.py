@@ -21,7 +21,7 @@ SEEN = 12  # tags that the tagger sees and the caption has not, at most
 
 
 class Picture:
-    """The widget; clicks tell `["tag", tag]`, `["take", picture, tag]` and `["give", picture, tag]`."""
+    """The widget; clicks tell `["tag", tag]`, `["take", tag, picture]` and `["give", tag, picture]`."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Picture:
         setter = say("person") if by == PERSON else by
         return (
             '<div style="display:flex;gap:8px;align-items:center">'
-            f'<span {said(["take", name, tag])} title="{html.escape(say("remove"))}" style="cursor:pointer;'
+            f'<span {said(["take", tag, name])} title="{html.escape(say("remove"))}" style="cursor:pointer;'
             f'padding:0 5px;opacity:0.7">✕</span><span {said(["tag", tag])} style="flex:1;cursor:pointer;'
             f'overflow-wrap:anywhere">{html.escape(tag)}</span><span style="opacity:0.65;font-size:11px;'
             'white-space:nowrap;overflow:hidden;text-overflow:ellipsis;max-width:12em" '
@@ -115,7 +115,7 @@ class Picture:
 
     def _pill(self, name: str, tag: str, score: float) -> str:
         return (
-            f'<span {said(["give", name, tag])} style="display:inline-block;cursor:pointer;border:1px solid #8886;'
+            f'<span {said(["give", tag, name])} style="display:inline-block;cursor:pointer;border:1px solid #8886;'
             f'border-radius:10px;padding:0 8px;margin:2px">+ {html.escape(tag)} <span style="opacity:0.65">{score:.2f}'
             "</span></span>"
         )
