@@ -219,7 +219,16 @@ def test_pictures_are_chosen_by_number_where_clicks_do_not_arrive(project):
 
 @pytest.mark.parametrize(
     "text, found",
-    [("2", [2]), ("1,3 5-7", [1, 3, 5, 6, 7]), ("9-99", [9]), ("0, 12", []), ("7-5", []), ("x", []), ("1，2", [1, 2])],
+    [
+        ("2", [2]),
+        ("1,3 5-7", [1, 3, 5, 6, 7]),
+        ("9-99", [9]),
+        ("0, 12", []),
+        ("7-5", []),
+        ("x", []),
+        ("9" * 5000, []),
+        ("1，2", [1, 2]),
+    ],
 )
 def test_numbers_are_counted_inside_what_there_is(text, found):
     assert numbers(text, 9) == found
@@ -309,6 +318,10 @@ def test_what_others_write_meanwhile_is_kept_and_seen(project):
     (project.dataset / "d.png").unlink()
     view.again.click()
     assert shown(view) == ["a", "b", "c"]
+    for file in project.dataset.glob("*.png"):
+        file.unlink()
+    view.again.click()
+    assert "No usable picture" in view.told.value
 
 
 def test_a_tag_that_nobody_has_any_more_is_no_longer_chosen(project):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import ipywidgets
 
-from lorakit.data.scan import DataError
 from lorakit.errors import UserError
 from lorakit.home import mirror
 from lorakit.project import Project
@@ -33,13 +32,13 @@ def gallery(project: Project) -> None:
 
     try:
         display(Gallery(project).widget)
-    except DataError as error:
+    except UserError as error:
         display(HTML(box(str(error), AMBER)))
 
 
 class Gallery:
     """The editor: `widget` is to be displayed. It holds nothing but what is looked at: captions, locks and history are
-    the tag book's, on disk. Raises DataError without usable pictures."""
+    the tag book's, on disk. Raises DataError without usable pictures, TagBookError while another holds the book."""
 
     def __init__(self, project: Project):
         self.state = State(project)
@@ -168,7 +167,11 @@ class Gallery:
             self.place.children = (panel.widget,)
 
     def _read(self) -> None:
-        self.state.read()
+        try:
+            self.state.read()
+        except UserError as error:
+            self._say(str(error), RED)
+            return
         self.draw()
         self._say(say("Read again."), GREEN)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import ipywidgets
 
 from lorakit.data.captions import tags_of
+from lorakit.hints import ABSENT
 from lorakit.tagbook import PERSON, Change
 from widgets.clicks import Clicks, said
 from widgets.gallery_hints import sentence
@@ -76,7 +77,7 @@ class Picture:
         others = ((tag, score) for tag, score in self._seen(name) if tag not in own)
         pills = "".join(self._pill(name, tag, score) for tag, score in list(others)[:SEEN])
         seen = f"{aside(say('The tagger sees these, too; a click adds one:'))}<div>{pills}</div>" if pills else ""
-        doubts = [hint for hint in state.doubted.get(name, ()) if hint.kind != "nearly"]
+        doubts = [hint for hint in state.doubted.get(name, ()) if hint.kind not in ABSENT]
         told = "".join(f'<div style="color:{AMBER}">⚠ {html.escape(sentence(hint))}</div>' for hint in doubts)
         lock = aside(say("Locked: taggers leave this caption as it is.")) if state.book.is_locked(name) else ""
         return f'<div style="font-size:13px;line-height:1.6" {self._clicks.attributes()}>{lock}{rows}{told}{seen}</div>'

@@ -20,7 +20,6 @@ SIDE = 104  # px of a thumbnail's place
 BADGE = (
     "position:absolute;font-size:11px;line-height:1.5;border-radius:3px;padding:0 4px;color:#fff;pointer-events:none"
 )
-
 GREY = "background-color:rgba(75,85,99,0.85)"
 
 
@@ -137,7 +136,7 @@ class Sheet:
 def numbers(text: str, last: int) -> list[int]:
     """What "1, 3, 5-8" counts, from 1 to `last`, in the order it is written; anything else in it is passed over."""
     found: dict[int, None] = {}
-    for first, _, end in re.findall(r"(\d+)(\s*[-–]\s*(\d+))?", text):
+    for first, _, end in re.findall(r"(\d{1,9})(\s*[-–]\s*(\d{1,9}))?", text):
         found |= dict.fromkeys(range(max(1, int(first)), min(last, int(end or first)) + 1))
     return list(found)
 

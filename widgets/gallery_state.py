@@ -21,8 +21,6 @@ from widgets.draft import Draft
 
 PAGE = 24  # pictures on a page
 OFFERED = 30  # tags that are offered while one is typed
-SORTS = ("rarest", "frequent", "name", "suspicious")
-SHOWS = ("all", "with", "without", "selected", "suspicious", "locked")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class State:
     """Everything that the parts of the editor draw. Captions change through `book` alone; the rest is what is seen."""
 
     def __init__(self, project: Project):
-        self.project, self.config = project, Draft(project).data
+        self.project = project
         self.tag, self.sort, self.show, self.wanted = "", "rarest", "all", ""
         self.selected: set[str] = set()
         self.focus = ""  # the picture that is looked at
@@ -49,6 +47,7 @@ class State:
 
     def read(self) -> None:
         """Read the data set, and what taggers said of it, as they are now."""
+        self.config = Draft(self.project).data
         self.book = TagBook(self.project, self.config)
         self.tagger, self.opinion = self._opinion()
         looks = Looks.of(self.project.folder)
@@ -126,7 +125,7 @@ class State:
         return {name for tag in self.named(text) for name in self.holders[tag]}
 
     def shown(self, show: str = "") -> list[str]:
-        """The pictures that are to be seen, on all pages; `show` (one of SHOWS) instead of the chosen ones."""
+        """The pictures that are to be seen, on all pages; `show`, such as "locked", instead of the chosen ones."""
         have = self.having(self.tag)
         is_shown = {
             "all": lambda name: True,
