@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from lorakit.data.scan import Note
+from lorakit.data.listing import Note
 from lorakit.home.copying import digest
 from lorakit.project import write_whole
 

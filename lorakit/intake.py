@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from lorakit.data.images import EXTENSIONS
-from lorakit.data.scan import Note
+from lorakit.data.listing import CAPTION_EXTENSIONS, Note
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.home.archive import is_archive, unpacking
 from lorakit.home.copying import aside, is_abandoned
 from lorakit.project import FULL, DiskFull, Project
 
-CAPTIONS, METADATA = (".txt", ".caption"), (".json",)
+METADATA = (".json",)
+USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
 READERS = 8  # files read at once: an online disk takes its time for each, however small
 AHEAD = 32  # pictures, each with its captions, that are read before they are put in their places
 MOST_REPEATS = 10_000
@@ -62,12 +63,10 @@ def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> I
             for files, is_ours in (yield from _opened(project, source, desk, bool(concept))):
                 yield from _adding(project, files, concept, None if is_ours else desk)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise DiskFull(
-            f"The disk that {project.dataset} is on is full. What was added so far is whole; free some space and add "
-            "the same again: it goes on."
-        ) from error
+        told = "What was added so far is whole: add the same again, and it goes on."
+        if error.errno in FULL:
+            raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {told}") from error
+        raise IntakeError(f"Adding pictures stopped: {error}. {told}") from error
     yield from _beside(project.dataset)
 
 
@@ -81,9 +80,7 @@ def concept_folder(project: Project, into: str, repeats: int) -> str:
             raise IntakeError(f"repeats is {repeats}, but no folder is named: say into which, e.g. mofurin.")
         return ""
     if parent not in ("", "reg") or last.startswith(".") or not last.isprintable() or set(last) & set('\\:*?"<>|'):
-        raise IntakeError(
-            f"{into!r} cannot be a concept folder: write a name such as mofurin, 10_mofurin or reg/1_girl."
-        )
+        raise IntakeError(f"{into!r} cannot be a concept folder: name it like mofurin, 10_mofurin or reg/1_girl.")
     own = re.fullmatch(r"(\d+)_(.+)", last)
     times, name = (int(own[1]), own[2]) if own else (0, last)
     there = [p.name for p in (project.dataset / parent).glob("*_*") if re.fullmatch(rf"\d+_{re.escape(name)}", p.name)]
@@ -114,9 +111,9 @@ def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Op
         raise IntakeError(f"{path} does not exist: give a zip or tar, a folder or a picture.")
     if is_archive(path):
         return [((yield from _unpacked(path, desk / "files")), True)]
-    if path.suffix.lower() not in (*EXTENSIONS, *CAPTIONS, *METADATA):
+    if path.suffix.lower() not in USED:
         raise IntakeError(f"{path} is no zip or tar, and no picture that can be used ({', '.join(EXTENSIONS)} are).")
-    along = [path.with_suffix(end) for end in CAPTIONS if path.suffix.lower() in EXTENSIONS]
+    along = [path.with_suffix(end) for end in CAPTION_EXTENSIONS if path.suffix.lower() in EXTENSIONS]
     return [([_File(p, PurePosixPath(p.name)) for p in (path, *along) if p.is_file()], False)]
 
 
@@ -174,14 +171,14 @@ def _useless(path: Path, is_hidden: bool) -> str:
         return "it is hidden, as what systems keep for themselves"
     if is_archive(path):
         return "an archive inside: add it by itself"
-    if path.suffix.lower() not in (*EXTENSIONS, *CAPTIONS, *METADATA):
-        return f"neither a picture ({', '.join(EXTENSIONS)}) nor a caption ({', '.join((*CAPTIONS, *METADATA))})"
+    if path.suffix.lower() not in USED:
+        return f"neither a picture nor a caption ({', '.join(USED)})"
     return ""
 
 
 def _says_repeats(folder: str) -> bool:
     """Whether a folder's name says how its pictures are trained, as kohya's scripts have it."""
-    return folder == "reg" or re.fullmatch(r"\d+_.+", folder) is not None
+    return folder == "reg" or re.fullmatch(r"0*[1-9]\d*_.+", folder) is not None
 
 
 # ---- where it goes ---------------------------------------------------------------------------------------------------
@@ -308,7 +305,7 @@ def _clashes(files: dict[PurePosixPath, Path], folder: Path, stem: str, there: s
         target = folder / f"{stem}{name.suffix}"
         return name.suffix in there and file != target and not filecmp.cmp(file, target, shallow=False)
 
-    pictures = {name: file for name, file in files.items() if name.suffix.lower() not in CAPTIONS}
+    pictures = {name: file for name, file in files.items() if name.suffix.lower() not in CAPTION_EXTENSIONS}
     if any(differs(*item) for item in pictures.items()):
         return True
     own = {name.suffix for name in pictures}

@@ -21,8 +21,9 @@ from lorakit.boxes import Box, BoxError, Boxes
 from lorakit.config import Config, from_dict, read_yaml, setting, to_dict, to_yaml
 from lorakit.data import DataConfig
 from lorakit.data.images import ImageError, alpha_of, open_rgb
-from lorakit.data.looks import Look, Looks
-from lorakit.data.scan import Note, Sample, scan
+from lorakit.data.listing import Note, folder_of
+from lorakit.data.looks import Looks
+from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.project import FULL, DiskFull, Project, write_whole
@@ -43,6 +44,7 @@ SHAPES = (
 )  # width x height; YAML reads 2:3 as 123, and no as false
 AHEAD = 8  # pictures in memory at once
 PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
+RECOLOURED = 0.3  # sum of differences of shares of colours (0 to 2) from which on pictures are not the same
 VERSION = 1  # of how pictures are made; another one makes all of them anew
 
 
@@ -90,7 +92,7 @@ class PrepareConfig(Config):
         when=("resize", ("longest", "shortest", "area")),
     )
     duplicates: str = setting(
-        "near",
+        "exact",
         help="exact: of equal files one stays; near: of pictures that look alike the largest stays; keep: all do",
         choices=("keep", "exact", "near"),
     )
@@ -140,7 +142,7 @@ def write_prepare(project: Project, how: PrepareConfig) -> None:
 
 def originals(project: Project, config: DataConfig) -> DataConfig:
     """The same settings about the originals, when they are about the prepared pictures."""
-    is_prepared = Path(project.folder, config.folder) == project.folder / FOLDER
+    is_prepared = folder_of(config, project.folder) == project.folder / FOLDER
     return replace(config, folder=read_prepare(project).folder) if is_prepared else config
 
 
@@ -157,7 +159,8 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     found = scan(config, project.folder)
     yield from (note for note in found.notes if note.kind in ("unreadable", "caption encoding"))
     samples = {sample.name: sample for sample in found.samples}
-    yield from (Note("box", name, "has a box, but there is no such picture.") for name in {*boxes.names()} - {*samples})
+    for name in sorted({*boxes.names()} - {*samples}):
+        yield Note("box", name, "has a box, but there is no such picture.")
     for name, kept in duplicates(project, found.samples, how, boxes).items():
         yield Note("duplicate", name, f"left out, it is the same picture as {kept}.")
         del samples[name]
@@ -166,12 +169,10 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
         yield from _made(copies, _wanted([*samples.values()], boxes, how), config, how)
         copies.close()
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise DiskFull(
-            f"The disk that {root} is on is full. What was prepared so far is whole, and the originals are untouched; "
-            "free some space and prepare again: it goes on."
-        ) from error
+        told = "What was prepared so far is whole, the originals are untouched: prepare again, and it goes on."
+        if error.errno in FULL:
+            raise DiskFull(f"The disk that {root} is on is full; free some space. {told}") from error
+        raise PrepareError(f"Preparing stopped: {error}. {told}") from error
 
 
 def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
@@ -181,31 +182,38 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
     """
     if how.duplicates == "keep":
         return {}
-    looks: dict[str, Look] = {}
+    looks: dict[str, tuple[int, dict[str, float]]] = {}  # perceptual hash, share of each colour
     if how.duplicates == "near":
         seen = dict(Looks.of(project.folder).look(sample.path for sample in samples))
-        looks = {sample.name: seen[sample.path] for sample in samples}
-        if not all(look.phash for look in looks.values()):
+        if not all(look.phash for look in seen.values()):
             raise PrepareError(
                 "What pictures look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
                 "set duplicates to exact."
             )
-    order = sorted(samples, key=lambda s: (not boxes.of(s.name), -s.width * s.height, not s.is_captioned))
-    kept: list[tuple[bool, str, int, str]] = []  # is regularization, digest, look, name
-    found = {}
-    for sample in order:
-        look = int(looks[sample.name].phash, 16) if looks else 0
-        same = (
-            name
-            for is_reg, content, other, name in kept
-            if is_reg == sample.is_reg
-            and (content == sample.digest or (looks and (look ^ other).bit_count() <= how.difference))
+        looks = {s.name: (int(seen[s.path].phash, 16), seen[s.path].colours) for s in samples}
+
+    def is_same(one: Sample, other: Sample) -> bool:
+        return one.is_reg == other.is_reg and (
+            one.digest == other.digest or (looks and _is_alike(looks[one.name], looks[other.name], how.difference))
         )
-        if (twin := next(same, None)) is None:
-            kept.append((sample.is_reg, sample.digest, look, sample.name))
+
+    kept: list[Sample] = []
+    found = {}
+    for sample in sorted(samples, key=lambda s: (not boxes.of(s.name), -s.width * s.height, not s.is_captioned)):
+        if twin := next((one for one in kept if is_same(one, sample)), None):
+            found[sample.name] = twin.name
         else:
-            found[sample.name] = twin
+            kept.append(sample)
     return dict(sorted(found.items()))
+
+
+def _is_alike(one: tuple[int, dict[str, float]], other: tuple[int, dict[str, float]], bits: int) -> bool:
+    """Whether two pictures look the same: in shape, by hashes that know no colours, and in the shares of colours."""
+    (shape, colours), (shape_2, colours_2) = one, other
+    if (shape ^ shape_2).bit_count() > bits:
+        return False
+    named = {*colours, *colours_2}
+    return sum(abs(colours.get(name, 0) - colours_2.get(name, 0)) for name in named) <= RECOLOURED
 
 
 def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:

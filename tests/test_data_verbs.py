@@ -44,12 +44,12 @@ def test_adding_tells_what_came_and_what_was_left_out(project, capsys):
 
 
 def test_preparing_remembers_its_settings(project, call, capsys):
-    assert call("prepare", project.folder, "--set", "prepare.pad=2x3", "--set", "prepare.duplicates=exact") == 0
+    assert call("prepare", project.folder, "--set", "prepare.pad=2x3", "--set", "prepare.duplicates=keep") == 0
     assert "--set data.folder=prepared" in capsys.readouterr().out
     assert Image.open(project.folder / "prepared/3_mofu/01.png").size == (128, 192)
-    assert read_prepare(project) == PrepareConfig(pad="2x3", duplicates="exact")
+    assert read_prepare(project) == PrepareConfig(pad="2x3", duplicates="keep")
     call("prepare", project.folder, "--set", "prepare.background=black", "--set", "prepare.resize=none")
-    assert read_prepare(project) == PrepareConfig(pad="2x3", duplicates="exact", background="black", resize="none")
+    assert read_prepare(project) == PrepareConfig(pad="2x3", duplicates="keep", background="black", resize="none")
 
 
 def test_buckets_are_told_with_what_is_cut_off_and_enlarged(project, call, capsys):

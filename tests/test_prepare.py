@@ -266,6 +266,13 @@ def test_of_pictures_that_look_alike_the_largest_stays(project):
     assert "3_mofu/large.png" in there(project) and "3_mofu/small.png" not in there(project)
 
 
+def test_the_same_drawing_in_other_colours_is_another_picture(project):
+    pytest.importorskip("imagehash")
+    red, green, blue = Image.open(project.dataset / "3_mofu/a.png").split()
+    Image.merge("RGB", (green, blue, red)).save(project.dataset / "3_mofu/other.png")
+    assert not notes(prepare(project, DATA, replace(PLAIN, duplicates="near")))
+
+
 def test_a_picture_with_a_box_stays_before_a_larger_one_without(project):
     picture(96, 64, 1).save(project.dataset / "3_mofu/again.png")
     Boxes(project).add("3_mofu/again.png", Box(0, 0, 20, 20))

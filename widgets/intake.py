@@ -10,18 +10,17 @@ from typing import Any
 
 import ipywidgets
 
-from lorakit.data.images import EXTENSIONS
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.home import mirror
-from lorakit.intake import CAPTIONS, METADATA, MOST_REPEATS, add
+from lorakit.intake import MOST_REPEATS, USED, add
 from lorakit.project import Project
 from widgets.i18n import say
 from widgets.page import BLUE, GREY, RED, WIDTH, aside, bar, box
 from widgets.prepare import told_notes
 
 REDRAW = 0.5  # s
-ACCEPTED = ",".join((*EXTENSIONS, *CAPTIONS, *METADATA, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
+ACCEPTED = ",".join((*USED, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
 
 
 def add_pictures(project: Project, source: str | Path = "", into: str = "", repeats: int = 0) -> None:

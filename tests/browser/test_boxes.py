@@ -133,7 +133,7 @@ def test_pictures_are_uploaded_prepared_and_their_buckets_looked_at(notebook, pr
     with zipfile.ZipFile(packed, "w") as archive:
         for number, size in enumerate([(300, 100), (60, 90), (100, 240)]):
             file = tmp_path / f"{number}.png"
-            Image.effect_noise(size, 90).save(file)  # which looks like nothing else
+            Image.effect_noise(size, 90).save(file)
             archive.write(file, f"more/{number}.png")
     book.page.get_by_placeholder("a name, or nothing").fill("10_mofurin")
     with book.page.expect_file_chooser() as chooser:
