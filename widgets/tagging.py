@@ -66,6 +66,7 @@ def _run(project: Project, only_ask: bool, show: Callable[[str], None]) -> None:
         show(box(str(error), RED) + kept)
     except KeyboardInterrupt:
         show(aside(say("Stopped after {n} pictures, which are kept; run it again to go on.", n=work.done)))
+    mirror.start(project)
 
 
 class Work:
@@ -100,7 +101,6 @@ def _steps(project: Project, only_ask: bool, work: Work) -> Iterator[str]:
         if time.monotonic() - drawn > REDRAW:
             drawn = time.monotonic()
             yield _line(event, work.seconds)
-    mirror.start(project)
     yield _ending(project, data, tagger, work, written)
 
 

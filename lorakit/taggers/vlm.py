@@ -105,7 +105,8 @@ class Tagger:
                 f"{self.name} cannot answer {self.prompt!r} ({type(error).__name__}: {str(error)[:200]}); take a "
                 "prompt that suits it, or leave that empty."
             ) from error
-        return [in_one_line(text) for text in self._processor.batch_decode(_answers(asked, found), **PLAIN)]
+        texts = self._processor.batch_decode(_answers(asked, found), skip_special_tokens=True)
+        return [in_one_line(text) for text in texts]
 
     def _asked(self, images: list[Image.Image]) -> Any:
         """Pictures and question as the model takes them: a chat if it has a form for one."""
@@ -120,9 +121,6 @@ class Tagger:
             text = self.prompt
         words = {"text": [text] * len(images), "padding": True} if text else {}
         return self._processor(images=images, return_tensors="pt", **words)
-
-
-PLAIN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
 def _answers(asked: Any, found: Any) -> Any:
@@ -151,7 +149,7 @@ def _loaded(folder: Path, dtype: Any) -> tuple[Any, Any]:
             f"{folder}: this model needs {missing}, which is not installed (`pip install torchvision` in the version "
             f"that fits your torch): {in_one_line(str(error))[:200]}"
         ) from error
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise TaggerError(
             f"{folder} is torn or no vision-language model that transformers loads: {in_one_line(str(error))[:300]} "
             "What a model brings as code is not run; take one in the format of transformers."
