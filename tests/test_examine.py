@@ -19,9 +19,10 @@ from PIL import Image, ImageFilter
 from lorakit import _examine_verbs, models
 from lorakit.boxes import Boxes
 from lorakit.data import DataConfig
+from lorakit.data.looks import Looks
 from lorakit.demo import DATASET
 from lorakit.errors import UserError
-from lorakit.examine import Report, aside, examine
+from lorakit.examine import Report, aside, examine, measure
 from lorakit.examine.checks import CHECKS
 from lorakit.examine.finding import SEVERITIES
 from lorakit.examine.fixes import FIXES, mend
@@ -283,6 +284,15 @@ def test_a_healthy_set_has_no_findings_and_its_numbers_are_right(healthy):
     healthy.loop = LoopConfig(batch_size=3, gradient_accumulation_steps=2)
     healthy.data["repeats"] = 2
     assert healthy.examine().numbers == numbers | {"seen": 32, "steps": 6}
+
+
+def test_pictures_that_were_measured_are_not_read_again(healthy, monkeypatch):
+    monkeypatch.setattr("lorakit.data.looks.SETTLED", -1.0)  # these were written just now
+    told = [(progress.done, progress.total) for progress in measure(healthy.project, DataConfig(**healthy.data))]
+    assert told == [(i, COUNT) for i in range(1, COUNT + 1)]
+    assert list(measure(Project(healthy.folder / "nowhere"), DataConfig())) == []
+    monkeypatch.setattr(Looks, "_measured", None)
+    assert not healthy.examine().findings
 
 
 def test_every_check_has_an_example():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from textwrap import shorten
@@ -13,19 +14,21 @@ from lorakit import models
 from lorakit.config import Config
 from lorakit.data import DataConfig
 from lorakit.errors import UserError
-from lorakit.examine import Finding, Report, aside, examine
+from lorakit.examine import Finding, Report, examine, measure
+from lorakit.examine.aside import Batch, batches, restore
 from lorakit.examine.fixes import FIXES, Done, mend
 from lorakit.home import mirror
 from lorakit.project import Project
 from lorakit.run import LoopConfig
 from widgets.draft import Draft
 from widgets.i18n import say
-from widgets.page import AMBER, GREEN, RED, box, facts
+from widgets.page import AMBER, GREEN, RED, aside, bar, box, facts
 from widgets.plot import BLUE, GREY
 from widgets.thumbnails import Thumbnails
 
 SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
 MOST = 160  # characters below a thumbnail
+REDRAW = 1.0  # s
 COLOURS = {"wrong": RED, "look": AMBER, "tip": BLUE}
 
 
@@ -54,14 +57,19 @@ class Examination:
 
     def examine(self) -> None:
         """Look at the data set as it is now, with the settings that are chosen for the next run."""
-        self.head.value = box(say("Looking at every picture; the first time this takes a while…"), GREY)
         self.config, model, loop = _chosen(self.project)
+        drawn = time.monotonic()
+        for progress in measure(self.project, self.config):
+            if time.monotonic() - drawn > REDRAW:
+                told = say("looking at every picture: {done} of {total}", done=progress.done, total=progress.total)
+                self.head.value = aside(told) + bar(progress.done / progress.total)
+                drawn = time.monotonic()
         self._draw(examine(self.project, self.config, model, loop))
 
     def _draw(self, report: Report) -> None:
         self.head.value = _numbers(report) + _verdict(report)
         self.rows.children = [self._row(finding, report) for finding in report.findings]
-        self.held.children = [self._batch(batch) for batch in reversed(aside.batches(self.project))]
+        self.held.children = [self._batch(batch) for batch in reversed(batches(self.project))]
 
     def _row(self, finding: Finding, report: Report) -> ipywidgets.Widget:
         """One finding, folded, with its button beside it."""
@@ -78,7 +86,7 @@ class Examination:
         button.tooltip = say(fix.help)
         return _line([shown, *([asked] if fix.answers else []), button])
 
-    def _batch(self, batch: aside.Batch) -> ipywidgets.Widget:
+    def _batch(self, batch: Batch) -> ipywidgets.Widget:
         """Files that were set aside, with the way back."""
         told = say("Set aside in {folder}: {n} files", folder=f"set-aside/{batch.name}", n=len(batch.files))
         line = ipywidgets.HTML(
@@ -89,8 +97,8 @@ class Examination:
             [line, _button(say("bring back"), "undo", lambda: self._do("bring back", lambda: self._bring_back(batch)))]
         )
 
-    def _bring_back(self, batch: aside.Batch) -> Done:
-        kept = aside.restore(self.project, batch)
+    def _bring_back(self, batch: Batch) -> Done:
+        kept = restore(self.project, batch)
         return Done(len(batch.files) - len(kept), tuple(kept))
 
     def _do(self, label: str, action: Callable[[], Done]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,11 +11,12 @@ from lorakit.boxes import BoxError, Boxes
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
 from lorakit.data.captions import tags_of
-from lorakit.data.listing import Note
+from lorakit.data.listing import Listing, Note, folder_of
 from lorakit.data.looks import Look, Looks
 from lorakit.data.plan import Plan
 from lorakit.data.scan import DataError, Sample, Scan, scan
 from lorakit.errors import UserError
+from lorakit.events import Progress
 from lorakit.project import Project
 from lorakit.run import LoopConfig
 
@@ -83,6 +84,18 @@ class Facts:
             "buckets": len(by_size),
             "tags": len({tag for tags in self.tags.values() for tag in tags}),
         }
+
+
+def measure(project: Project, config: DataConfig) -> Iterator[Progress]:
+    """Look at every picture, so that all of them are remembered when the set is examined; yields how many are done.
+
+    Stopped anywhere, it goes on where it was. A folder that is missing holds none.
+    """
+    root = folder_of(config, project.folder)
+    concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
+    pictures = [path for concept in concepts for path in concept.pictures]
+    for done, _ in enumerate(Looks.of(project.folder).look(pictures), 1):
+        yield Progress(what="pictures", done=done, total=len(pictures))
 
 
 def gather(project: Project, config: DataConfig, model: Config | None, loop: LoopConfig) -> Facts:
