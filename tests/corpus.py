@@ -136,6 +136,7 @@ def wrong(corpus: Corpus) -> None:
         "text": "一只猫".encode(),
         "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
+        "ppm": encoded(NOISE, "PPM"),  # Pillow would read it; it has so little of a mark that text may be taken for it
         "mark": b"\x89PNG\r\n\x1a\n" * 9,
     }
     for name, data in others.items():
@@ -161,13 +162,14 @@ def giant(corpus: Corpus) -> None:
     for width, height in (
         (30_000, 30_000),
         (2**31 - 1, 2**31 - 1),
-        (10_000, 9_000),
         (1, 2**30),
         (0, 0),
         (0, 9),
         (2**32 - 1, 1),
     ):
         corpus.put(f"giant/{width}x{height}.png", png(width, height), UNREADABLE)
+    whole = png(10_000, 9_000, depth=1, colour=0, data=bytes(1251 * 9000))  # which could be decoded
+    corpus.put("giant/whole.png", whole, UNREADABLE)
     for width, height in ((60_000, 60_000), (2**31 - 1, 1), (40_000, -40_000)):
         bmp = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 60, 0, 0, 54, 40, width, height, 1, 24, 0, 6, 0, 0, 0, 0)
         corpus.put(f"giant/{width}x{height}.bmp", bmp + bytes(6), UNREADABLE)

@@ -286,9 +286,10 @@ def test_tags_between_chinese_commas_are_told(tmp_path):
 
 def test_captions_have_the_ending_that_was_asked_for(tmp_path):
     files = {"a.png": PNG, "a.txt": "text", "a.caption": "caption", "b.png": PNG, "b.txt": "only"}
-    found = scanned(tmp_path, files, caption_extension=".caption")
+    found = scanned(tmp_path, {**files, "a.CAPTION": "loud"}, caption_extension=".caption")
     assert [sample.caption for sample in found.samples] == ["caption", "only"]
     assert [(note.kind, str(note)) for note in found.notes] == [
+        ("caption choice", "a.CAPTION: left out, a.caption is read."),
         ("caption choice", "a.txt: left out, a.caption is read."),
         ("caption choice", "b.txt: is read, as there is no .caption file."),
     ]
