@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 from PIL import Image
-from tiny_taggers import chatting, said, save_blip, save_llava, save_qwen
+from tiny_taggers import chatting, said, save_blip, save_florence, save_llava, save_qwen
 
 from lorakit import taggers
 from lorakit.config import ConfigError, from_dict, to_yaml
@@ -24,12 +24,13 @@ KEY = "sk-verysecret123"
 # ---- models of transformers ------------------------------------------------------------------------------------------
 
 
+MODELS = {save_blip: "BLIP", save_florence: "Florence-2", save_llava: "LLaVA", save_qwen: "Qwen2-VL"}
 IMAGE = {"save_llava": "<image>", "save_qwen": "<|image_pad|>"}  # what stands for a picture in a chat
 
 
-@pytest.fixture(scope="module", params=[save_blip, save_llava, save_qwen], ids=["BLIP", "LLaVA", "Qwen2-VL"])
+@pytest.fixture(scope="module", params=MODELS, ids=MODELS.values())
 def model(request, tmp_path_factory):
-    """A tiny model's folder; the first goes on with a beginning, the others answer in a chat."""
+    """A tiny model's folder: one that goes on with a beginning, one with tasks, two that answer in a chat."""
     if request.param is save_qwen:
         pytest.importorskip("torchvision")
     return request.param(tmp_path_factory.mktemp("vlm") / request.param.__name__)
@@ -41,7 +42,7 @@ def asked(folder, **settings):
 
 def test_what_is_asked_is_the_prompt_or_what_suits_the_model(model):
     usual = asked(model)
-    assert usual.prompt == ("" if "blip" in model.name else vlm.PROMPT)
+    assert usual.prompt == {"save_blip": "", "save_florence": "<MORE_DETAILED_CAPTION>"}.get(model.name, vlm.PROMPT)
     mine = asked(model, prompt="a girl with ")
     assert mine.prompt == "a girl with"
     assert mine.read([RED]) != usual.read([RED])

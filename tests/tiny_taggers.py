@@ -89,8 +89,8 @@ def save_blip(folder: Path) -> Path:
 ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
 
-def chat_tokenizer(*signs: str):
-    """A tokenizer of whole words with these signs for pictures, and its vocabulary."""
+def word_tokenizer(*signs: str, **named: str):
+    """A tokenizer of whole words with these signs for pictures, some of them `named`, and its vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,7 +99,7 @@ def chat_tokenizer(*signs: str):
     told.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     told.add_special_tokens([*signs])
     ends = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=told, **ends), words
+    return PreTrainedTokenizerFast(tokenizer_object=told, extra_special_tokens=named, **ends), words
 
 
 def save_llava(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def save_llava(folder: Path) -> Path:
         LlavaProcessor,
     )
 
-    tokenizer, words = chat_tokenizer("<image>")
+    tokenizer, words = word_tokenizer("<image>")
     size = {"height": 32, "width": 32}
     LlavaProcessor(
         CLIPImageProcessor(size=size, crop_size=size),
@@ -134,6 +134,28 @@ def save_llava(folder: Path) -> Path:
     return folder
 
 
+def save_florence(folder: Path) -> Path:
+    """A Florence-2: it has tasks, and an encoder that reads the question."""
+    import torch
+    from transformers import CLIPImageProcessor, Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+
+    tokenizer, words = word_tokenizer("<image>", image_token="<image>")
+    pictures = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    pictures.image_seq_length = 5  # what the tiny eyes make of 64 px
+    Florence2Processor(pictures, tokenizer, num_additional_image_tokens=1).save_pretrained(folder)
+    vision = {"depths": (1,) * 4, "embed_dim": (8, 8, 16, 16), "num_heads": (2,) * 4, "num_groups": (2,) * 4}
+    vision |= {"window_size": 2, "projection_dim": 16, "max_temporal_embeddings": 10, "max_position_embeddings": 10}
+    text = {"model_type": "bart", "vocab_size": len(words), "d_model": 16, "max_position_embeddings": 64, **ENDS}
+    text |= {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 32))}
+    text |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 3, "init_std": 1.0}
+    config = Florence2Config(vision_config=vision, text_config=text, image_token_id=words.index("<image>"))
+    torch.manual_seed(3)  # one that says something
+    model = Florence2ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    model.save_pretrained(folder)
+    return folder
+
+
 def save_qwen(folder: Path) -> Path:
     """A Qwen2-VL: it answers in a chat, and sees pictures at their own sizes. Its processor needs torchvision."""
     import torch
@@ -141,7 +163,7 @@ def save_qwen(folder: Path) -> Path:
 
     ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     signs = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    tokenizer, words = chat_tokenizer(*signs)
+    tokenizer, words = word_tokenizer(*signs)
     tokenizer.chat_template = CHAT.replace("<image>", "<|image_pad|>")
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessor(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=112 * 112).save_pretrained(folder)
