@@ -170,7 +170,7 @@ class History:
         except OSError as error:
             raise TagBookError(f"{self.file} cannot be written ({error.strerror}): free some space there.") from error
         if is_new:
-            fsync_folder(self.file.parent)
+            fsync(self.file.parent)
 
     def _read(self, line: bytes) -> Entry | None:
         """The entry that this line finishes, if it does."""
@@ -268,9 +268,9 @@ def _taken(lock: int) -> bool:
     return True
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Make a file, or the names in a folder, last through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

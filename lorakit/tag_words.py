@@ -16,7 +16,7 @@ KAOMOJI = frozenset(
 )
 
 COLOURS = frozenset(
-    "aqua beige black blonde blue brown dark-blue gold green grey gray lavender maroon orange pink purple red silver "
+    "aqua beige black blonde blue brown gold green grey gray lavender maroon orange pink purple red silver "
     "tan teal white yellow multicolored two-tone colored rainbow".split()
 )
 # What may stand before a thing without making it another thing.
