@@ -185,8 +185,7 @@ def _says_repeats(folder: str) -> bool:
 
 
 def _adding(project: Project, files: list[_File], concept: str, desk: Path | None) -> Iterator[Progress | Note]:
-    """Put files in their places; `desk` is where they are copied to first, None when they may be moved from where they
-    are."""
+    """Put files in their places; `desk` is where they are copied to first, None: they themselves may be moved."""
     groups: dict[PurePosixPath, list[_File]] = {}  # a picture and its captions; a metadata file is alone
     for file in files:
         key = file.name if file.name.suffix.lower() in METADATA else file.name.with_suffix("")
@@ -201,12 +200,11 @@ def _adding(project: Project, files: list[_File], concept: str, desk: Path | Non
             here = readers.map(lambda pair: _brought(*pair, desk), wanted)
             arrived = {file.name: found for (file, _), found in zip(wanted, here, strict=True)}
             for group in batch:
-                folder = shelf.folder(group[0].name, concept)
                 for file in group:
                     if isinstance(why := arrived[file.name], str):
                         yield Note("left out", _told(file.name), f"left out, {why}.")
                 whole = {file.name: arrived[file.name] for file in group if isinstance(arrived[file.name], Path)}
-                yield from shelf.place(whole, folder)
+                yield from shelf.place(whole, shelf.folder(group[0].name, concept))
                 done += len(group)
                 yield Progress(what="files", done=done, total=len(files))
     yield from shelf.told()
@@ -257,7 +255,9 @@ class _Shelf:
         if not files:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        names = self._names.setdefault(folder, _by_stem(folder))
+        if folder not in self._names:
+            self._names[folder] = _by_stem(folder)
+        names = self._names[folder]
         first = next(iter(files)).stem
         spellings = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
         stem = next(stem for stem in spellings if not _clashes(files, folder, stem, names.get(stem, set())))
@@ -331,7 +331,7 @@ def _beside(dataset: Path) -> Iterator[Note]:
 
 
 def _told(name: PurePath) -> str:
-    """A name as valid text: bytes that are not UTF-8 are spelled out."""
+    """A name as valid text; bytes that are not UTF-8 are spelled out."""
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
