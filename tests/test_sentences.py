@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+import threading
 import traceback
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from tiny_taggers import chatting, said, save_blip, save_florence, save_llava, save_qwen
 
 from lorakit import taggers
-from lorakit.config import ConfigError, from_dict, to_yaml
+from lorakit.config import ConfigError, to_yaml
 from lorakit.taggers import TaggerError, server, vlm
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 90), "blue")
@@ -182,12 +183,9 @@ def test_a_server_that_is_not_there_is_told(chat):
 
 
 def test_a_server_that_is_silent_is_not_waited_for_without_end(chat):
-    import threading
-
     go = threading.Event()
     chat.answer = lambda number, body: (go.wait(20), said("late"))[1]
     tagger = remote(chat, timeout=1)
-    tagger.config = from_dict(server.Config, {**vars(tagger.config), "request": {}})
     try:
         server.WAITS = ()
         with pytest.raises(TaggerError, match=r"does not answer \(ReadTimeout\)"):

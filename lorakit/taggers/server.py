@@ -116,6 +116,7 @@ class Tagger:
             except (requests.ConnectionError, requests.Timeout) as error:
                 trouble = f"does not answer ({type(error).__name__}): is it running, and is the address right?"
             except requests.RequestException as error:
+                # `from None`: what lies behind holds the request, and with it the key
                 raise TaggerError(f"{self._url} cannot be asked ({type(error).__name__}).") from None
             else:
                 if reply.status_code not in BUSY:
@@ -124,8 +125,7 @@ class Tagger:
                 wait = wait and max(wait, _asked_wait(reply.headers.get("Retry-After", "")))
             if wait is not None:
                 time.sleep(wait)
-        # `from None`: what lies behind holds the request, and with it the key
-        raise TaggerError(f"{self._url} {trouble} Tried {len(WAITS) + 1} times; run it again later to go on.") from None
+        raise TaggerError(f"{self._url} {trouble} Tried {len(WAITS) + 1} times; run it again later to go on.")
 
     def _request(self, image: Image.Image) -> dict[str, Any]:
         data = io.BytesIO()
