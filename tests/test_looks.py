@@ -196,6 +196,22 @@ def test_trouble_has_a_sentence_and_pipes_folders_and_enormous_files_are_not_ope
     assert {one.width for one in seen.values()} == {0}
 
 
+def test_what_could_not_be_read_is_tried_again(paths, tmp_path, settled, monkeypatch):
+    errors = {"0.png": OSError(5, "Input/output error"), "1.png": MemoryError()}
+    plain = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name in errors:
+            raise errors[path.name]
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    seen = look(tmp_path / ".looks.json", paths[:2])
+    assert "cannot be read (Input/output error)" in seen["0.png"].trouble and "memory" in seen["1.png"].trouble
+    monkeypatch.undo()
+    assert not any(one.trouble for one in look(tmp_path / ".looks.json", paths[:2]).values())
+
+
 def test_large_pictures_are_decoded_one_after_the_other_and_all_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(looks, "LARGE_PIXELS", 100)
     monkeypatch.setattr(looks, "LARGE_BYTES", 100)

@@ -165,30 +165,30 @@ class Book:
     entries: dict[str, str] = field(default_factory=dict)
     trouble: str = ""
 
-    def matches(self, pictures: Iterable[Path]) -> dict[str, list[Path]]:
-        """Key -> the pictures below the file's folder that are meant by it, several of one stem among them.
 
-        A key's end must be the path of a picture from there, with or without its ending; a key that is a bare name may
-        mean a picture deeper down if only one folder has it.
-        """
-        whole: dict[str, list[Path]] = {}
-        bare: dict[str, list[Path]] = {}
+class Names:
+    """What the pictures below one folder may be called in a JSON file there."""
+
+    def __init__(self, folder: Path, pictures: Iterable[Path]):
+        self._whole: dict[str, list[Path]] = {}  # path from the folder, with and without its ending
+        self._bare: dict[str, list[Path]] = {}  # name alone
         for picture in pictures:
-            if self.file.parent in picture.parents:
-                inside = picture.relative_to(self.file.parent)
+            if folder in picture.parents:
+                inside = picture.relative_to(folder)
                 for name in (inside, inside.with_suffix("")):
-                    whole.setdefault(_spelled(name.as_posix()), []).append(picture)
-                    bare.setdefault(_spelled(name.name), []).append(picture)
-        return {key: _meant(key, whole, bare) for key in self.entries}
+                    self._whole.setdefault(_spelled(name.as_posix()), []).append(picture)
+                    self._bare.setdefault(_spelled(name.name), []).append(picture)
 
-
-def _meant(key: str, whole: dict[str, list[Path]], bare: dict[str, list[Path]]) -> list[Path]:
-    parts = [part for part in _spelled(key).split("/") if part]
-    for first in range(len(parts)):
-        if found := whole.get("/".join(parts[first:])):
-            return found
-    found = bare.get(parts[0], []) if len(parts) == 1 else []
-    return found if len({picture.parent for picture in found}) == 1 else []
+    def meant(self, key: str) -> list[Path]:
+        """The pictures that a key means, several of one stem among them: its end is their path from the folder; or it
+        is a bare name that only one folder has.
+        """
+        parts = [part for part in _spelled(key).split("/") if part]
+        for first in range(len(parts)):
+            if found := self._whole.get("/".join(parts[first:])):
+                return found
+        found = self._bare.get(parts[0], []) if len(parts) == 1 else []
+        return found if len({picture.parent for picture in found}) == 1 else []
 
 
 def _spelled(name: str) -> str:

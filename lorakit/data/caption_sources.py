@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit.data.caption_files import METADATA, Book, Caption, read_book, read_captions
+from lorakit.data.caption_files import METADATA, Book, Caption, Names, read_book, read_captions
 from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note
 
 
@@ -23,8 +23,9 @@ class Sources:
         files += [path for path in listing.others if path.parent == listing.root]
         self.books = [read_book(path) for path in sorted(files, key=_order) if path.suffix.lower() == ".json"]
         pictures = [path for concept in listing.concepts for path in concept.pictures]
+        names = {folder: Names(folder, pictures) for folder in {book.file.parent for book in self.books}}
         for book in self.books:
-            self._take(book, book.matches(pictures))
+            self._take(book, {key: names[book.file.parent].meant(key) for key in book.entries})
 
     def _note(self, kind: str, path: Path, text: str) -> None:
         self.notes.append(Note(kind, self.listing.name(path), text))
@@ -59,9 +60,8 @@ class Sources:
             return self._note("foreign", book.file, "left out, no captions of the pictures here are in it.")
         if strangers or not meant:
             such = f", such as {strangers[0][:80]!r}" if strangers else ""
-            self._note(
-                "caption json", book.file, f"{len(strangers)} of its {len(meant)} captions fit no picture{such}."
-            )
+            text = f"{len(strangers)} of its {len(meant)} captions fit no picture{such}."
+            self._note("caption json", book.file, text)
         for key, pictures in meant.items():
             for picture in pictures:
                 told = self.captions.setdefault(picture, Caption(book.entries[key], book.file, "utf-8"))

@@ -36,7 +36,7 @@ DAMAGED = (  # what Pillow's decoders raise for files that are not what they sho
     ArithmeticError,
     struct.error,
 )
-TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 TURNED = {  # by EXIF's orientation: what brings a stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

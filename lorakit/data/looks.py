@@ -41,9 +41,8 @@ class Look:
     sharpness: float = 0.0  # variance of the Laplacian of grey 0..255, see measures.py
     border: tuple[int, int, int, int] = (0, 0, 0, 0)  # of one colour, px: left, top, right, bottom
     border_colour: str = ""  # "#rrggbb"; "" without a border
-    colours: dict[str, float] = field(
-        default_factory=dict
-    )  # share 0..1 of the opaque pixels near each of measures.COLOURS
+    # share 0..1 of the opaque pixels near each of measures.COLOURS
+    colours: dict[str, float] = field(default_factory=dict)
     trouble: str = ""
 
 
@@ -88,7 +87,8 @@ class Looks:
             return Look(**{**known[-1], "border": tuple(known[-1]["border"])})
         now = time.time()
         look = self._measured(path)
-        if stamp and stamp == _stamp(path) and stamp[2] / 1e9 < now - SETTLED:
+        # what could not be read now may be read the next time
+        if look.digest and stamp == _stamp(path) and stamp[2] / 1e9 < now - SETTLED:
             self._known[key] = [*stamp, asdict(look)]
         return look
 
@@ -111,6 +111,8 @@ class Looks:
             return Look(digest, trouble=str(error))
         except OSError as error:
             return Look("", trouble=f"it cannot be read ({error.strerror})")
+        except MemoryError:
+            return Look("", trouble="there is not enough memory to read it now")
 
     def _seen(self, data: bytes, digest: str, alone: ExitStack) -> Look:
         """Decode and measure; many large pictures at once would fill the memory. Raises ImageError."""
