@@ -283,7 +283,7 @@ class _Shelf:
         for folder, counts in sorted(self._added.items()):
             there = counts.pop("there", 0)
             pieces = [f"{count} {kind} added" for kind, count in counts.items()]
-            pieces += [f"{there} files were there already, byte for byte"] if there else []
+            pieces += [f"{there} files were there already"] if there else []
             if pieces:
                 yield Note("added", _told(folder.relative_to(self.root.parent)), f"{', '.join(pieces)}.")
 

@@ -102,7 +102,7 @@ def test_again_changes_nothing_and_says_so(how, project, tmp_path):
     source = given(how, tmp_path, PILE)
     list(add(project, source))
     before = {path: path.stat().st_mtime_ns for path in project.dataset.rglob("*")}
-    assert notes(add(project, source))["added"][0].endswith("5 files were there already, byte for byte.")
+    assert notes(add(project, source))["added"][0].endswith("5 files were there already.")
     assert {path: path.stat().st_mtime_ns for path in project.dataset.rglob("*")} == before
 
 

@@ -141,7 +141,6 @@ def test_pictures_are_uploaded_prepared_and_their_buckets_looked_at(notebook, pr
     chooser.value.set_files(packed)
     book.until(3, "3 pictures added", 20)
     book.picture("upload", first=3)
-    book.picture("upload-narrow", width=390, first=3)
 
     book.run(1)
     book.page.get_by_role("button", name="Prepare the pictures").click()
@@ -156,5 +155,3 @@ def test_pictures_are_uploaded_prepared_and_their_buckets_looked_at(notebook, pr
     book.picture("buckets-narrow", width=390, first=2)
     book.theme("JupyterLab Dark")
     book.picture("buckets-dark", first=2)
-    book.picture("prepare-dark", first=1)
-    book.theme("JupyterLab Light")
