@@ -15,6 +15,7 @@ SMALL = 0.25  # of the training area: a quarter of the pixels is half of each si
 ENLARGED = 1.5  # times a side
 BLURRED, BESIDE = (12.0, 100.0), 0.1  # sharpness; its share of the set's median counts between the two
 ALIKE = 8  # of 64 bits that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6
+RECOLOURED = 0.3  # difference of colours from which on a picture is another one, such as in other clothes
 FRAME = 0.03  # share of a side that a border takes on both ends
 BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the picture's own white ground
 PLAIN = ("simple background", "white background", "transparent background")
@@ -115,18 +116,24 @@ def _pairs(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, look in facts.looks.items():
         same.setdefault(look.digest, []).append(name)
     yield from ((names[0], other) for names in same.values() for other in names[1:])
-    yield from _near({names[0]: facts.looks[names[0]].phash for names in same.values()})
+    yield from _near({names[0]: facts.looks[names[0]] for names in same.values()})
 
 
-def _near(hashes: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Pairs whose perceptual hashes differ in few bits, a row of the triangle at once."""
+def _near(looks: dict[str, Look]) -> Iterator[tuple[str, str]]:
+    """Pairs whose perceptual hashes, which know no colours, and whose colours hardly differ."""
     import numpy as np
 
-    names = [name for name, text in hashes.items() if text]
-    bits = np.array([int(hashes[name], 16) for name in names], np.uint64)
-    for i in range(len(names)):
+    names = [name for name, look in looks.items() if look.phash]
+    bits = np.array([int(looks[name].phash, 16) for name in names], np.uint64)
+    for i, name in enumerate(names):  # a row of the triangle at once
         apart = np.bitwise_count(bits[i + 1 :] ^ bits[i])
-        yield from ((names[i], names[i + 1 + j]) for j in np.flatnonzero(apart <= ALIKE))
+        others = (names[i + 1 + j] for j in np.flatnonzero(apart <= ALIKE))
+        yield from ((name, other) for other in others if _recoloured(looks[name], looks[other]) <= RECOLOURED)
+
+
+def _recoloured(one: Look, other: Look) -> float:
+    """How far the shares of two pictures' colours differ in all, 0 to 2."""
+    return sum(abs(one.colours.get(c, 0.0) - other.colours.get(c, 0.0)) for c in {*one.colours, *other.colours})
 
 
 def _listed(samples: list[Sample]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -1,0 +1,147 @@
+"""The doctor's fixes: each mends what was found, changes no picture and can be taken back, in the terminal too."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from spoiled import COUNT, DATA, EXAMPLES, Healthy, caption_encoding, foreign, picture, unreadable
+
+from lorakit import _examine_verbs
+from lorakit.boxes import Boxes
+from lorakit.data import DataConfig
+from lorakit.errors import UserError
+from lorakit.examine import aside
+from lorakit.examine.checks import CHECKS
+from lorakit.examine.fixes import FIXES, mend
+from lorakit.tagbook import TagBook
+
+
+@pytest.fixture
+def healthy(tmp_path):
+    return Healthy(tmp_path / "project")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Path -> digest of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, check in CHECKS.items() if check.fix])
+def test_a_fix_mends_changes_no_picture_and_can_be_taken_back(kind, healthy, monkeypatch):
+    EXAMPLES[kind](healthy, monkeypatch)
+    before, config = contents(healthy.folder), DataConfig(**healthy.data)
+    finding = healthy.examine().find(kind)
+    answers = FIXES[finding.fix].answers
+    done = mend(healthy.project, config, finding, "cp1252" if answers else "")
+    assert done.changed and not done.kept
+    assert not healthy.examine().find(kind), "what was mended is found no more"
+    held = Counter([*contents(healthy.folder).values(), *contents(healthy.project.folder / "set-aside").values()])
+    pictures = Counter(digest for name, digest in before.items() if not name.endswith(".txt"))
+    assert not pictures - held, "every picture is still there, byte for byte"
+    if aside.batches(healthy.project):
+        assert aside.restore(healthy.project, aside.batches(healthy.project)[-1]) == []
+        assert not aside.batches(healthy.project)
+    elif finding.fix == "crop_borders":
+        assert Boxes(healthy.project).undo()
+    else:
+        assert TagBook(healthy.project, config).undo()
+    after = contents(healthy.folder)
+    if finding.fix != "write_captions":  # which leaves a caption file where none was
+        assert {name: after[name] for name in before if not name.endswith(".txt")} == {
+            name: digest for name, digest in before.items() if not name.endswith(".txt")
+        }
+    assert healthy.examine().find(kind)
+
+
+def test_a_caption_in_another_encoding_is_saved_as_utf8_and_a_wrong_choice_changes_nothing(healthy):
+    caption_encoding(healthy, None)
+    config, finding, file = (
+        DataConfig(**healthy.data),
+        healthy.examine().find("caption-encoding"),
+        healthy.folder / "03.txt",
+    )
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="cp1252"):
+        mend(healthy.project, config, finding)
+    assert mend(healthy.project, config, finding, "cp932").kept and file.read_bytes() == before
+    assert not mend(healthy.project, config, finding, "cp1252").kept
+    assert file.read_text(encoding="utf-8") == "mofu, caf\u00e9"
+
+
+def test_nothing_is_overwritten_when_files_are_brought_back(healthy):
+    unreadable(healthy, None)
+    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
+    (batch,) = aside.batches(healthy.project)
+    assert batch.files == ("03.png", "04.png", "03.txt", "04.txt")
+    healthy.add("03.png", picture(50))
+    now = (healthy.folder / "03.png").read_bytes()
+    assert "03.png" in aside.restore(healthy.project, batch)[0]
+    assert (healthy.folder / "03.png").read_bytes() == now and batch.held("03.png").read_bytes() == b"no picture"
+    assert (healthy.folder / "04.png").read_bytes() == b"" and (healthy.folder / "03.txt").exists()
+
+
+def test_what_else_lies_among_the_files_that_were_set_aside_is_not_lost(healthy):
+    (healthy.folder / "record.json").write_text("[]")
+    foreign(healthy, None)
+    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("foreign"))
+    (batch,) = aside.batches(healthy.project)
+    assert set(batch.files) == {"record.json", "notes.psd"}
+    batch.held("mine.txt").write_text("a person's own")
+    outside = json.loads((batch.folder / "record.json").read_text())
+    outside["files"] += ["../escaped.png", str(healthy.project.folder / "x.png")]
+    (batch.folder / "record.json").write_text(json.dumps(outside))
+    assert aside.batches(healthy.project)[0].files == batch.files
+    assert aside.restore(healthy.project, batch) == [] and not aside.batches(healthy.project)
+    assert batch.held("mine.txt").exists() and (healthy.folder / "record.json").read_text() == "[]"
+
+
+def test_a_caption_stays_with_the_picture_that_shares_it(healthy):
+    (healthy.folder / "03.webp").write_bytes(b"broken")
+    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
+    assert (healthy.folder / "03.txt").exists() and not (healthy.folder / "03.webp").exists()
+
+
+def test_the_last_pictures_and_prepared_copies_are_not_set_aside(healthy):
+    healthy.data["resolution"] = 1024
+    healthy.data["max_bucket_reso"] = 1024
+    finding = healthy.examine().find("small")
+    assert len(finding.pictures) == COUNT
+    with pytest.raises(UserError, match="nothing would be left"):
+        mend(healthy.project, DataConfig(**healthy.data), finding)
+    shutil.copytree(healthy.folder, healthy.project.folder / "prepared")
+    with pytest.raises(UserError, match="copies"):
+        mend(healthy.project, DataConfig(**{**healthy.data, "folder": "prepared"}), finding)
+
+
+# ---- the terminal ----------------------------------------------------------------------------------------------------
+
+
+def terminal(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    _examine_verbs.add(parser.add_subparsers())
+    options = parser.parse_args(arguments)
+    return options.verb(options)
+
+
+def test_the_terminal_checks_mends_and_brings_back(healthy, capsys):
+    unreadable(healthy, None)
+    folder = str(healthy.project.folder)
+    settings = [part for name, value in DATA.items() for part in ("--set", f"data.{name}={value}")]
+    settings += ["--set", "model.source=demo"]
+    assert terminal("check", folder, *settings) == 1
+    assert "03.png" in (told := capsys.readouterr().out) and f"lorakit data fix {folder} --set" in told
+    assert terminal("fix", folder, "unreadable", *settings) == 0
+    assert terminal("check", folder, "--json", *settings) == 0
+    report = json.loads(capsys.readouterr().out.partition("\n")[2])
+    assert [row["kind"] for row in report["findings"]] == ["few"] and report["numbers"]["pictures"] == 14
+    with pytest.raises(UserError, match="no finding 'unreadable'.*none"):
+        terminal("fix", folder, "unreadable", *settings)
+    assert terminal("fix", folder, "restore") == 0 and terminal("fix", folder, "restore") == 0
+    assert "Nothing is set aside" in capsys.readouterr().out and (healthy.folder / "03.png").exists()
