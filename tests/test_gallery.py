@@ -11,6 +11,7 @@ from PIL import Image
 
 from lorakit.data import DataConfig
 from lorakit.hints import KINDS
+from lorakit.home import packs
 from lorakit.project import Project
 from lorakit.scores import Scores
 from lorakit.tagbook import TagBook
@@ -354,6 +355,11 @@ def test_thumbnails_are_made_once_and_anew_for_a_changed_picture(project):
     Image.new("RGB", (64, 64), "red").save(project.dataset / "a.png")
     changed, more = small()
     assert changed[0] != sources[0] and changed[1:] == sources[1:] and len(more) == 5
+
+
+def test_thumbnails_are_not_sent_home(project):
+    Gallery(project)
+    assert any(Thumbnails(project).folder.iterdir()) and not packs.stamps(project.cache)
 
 
 def test_a_picture_that_vanished_leaves_an_empty_place(project):

@@ -19,10 +19,13 @@ THREADS = 4  # Pillow lets others run while it decodes
 
 
 class Thumbnails:
-    """The thumbnails of a project, below `<cache>/thumbnails/`; a picture that changes gets another one."""
+    """The thumbnails of a project, below `<cache>/.thumbnails/`; a picture that changes gets another one.
+
+    Hidden, so that the project's mirror does not send the whole cache again for them.
+    """
 
     def __init__(self, project: Project):
-        self.folder = project.cache / "thumbnails"
+        self.folder = project.cache / ".thumbnails"
         self._ahead = ThreadPoolExecutor(THREADS, thread_name_prefix="thumbnails")
 
     def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
