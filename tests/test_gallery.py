@@ -11,7 +11,6 @@ from PIL import Image
 
 from lorakit.data import DataConfig
 from lorakit.hints import KINDS
-from lorakit.home import packs
 from lorakit.project import Project
 from lorakit.scores import Scores
 from lorakit.tagbook import TagBook
@@ -22,7 +21,6 @@ from widgets.gallery import Gallery
 from widgets.gallery_choice import Choice
 from widgets.gallery_sheet import numbers
 from widgets.gallery_state import OFFERED, PAGE
-from widgets.thumbnails import Thumbnails
 
 CAPTIONS = {
     "a": "mofurin, smile, red boots",
@@ -340,32 +338,6 @@ def test_the_difference_is_exported(project):
     text = (project.folder / "tags" / "difference.txt").read_text(encoding="utf-8")
     assert "-mofurin, hat" in text and "+mofurin\n" in text
     assert "difference.txt" in view.panels["history"].difference.value
-
-
-def test_thumbnails_are_made_once_and_anew_for_a_changed_picture(project):
-    thumbnails = Thumbnails(project)
-
-    def small() -> tuple[list[str], dict[Path, int]]:
-        found = thumbnails.sources(TagBook(project, DataConfig()).samples.values())
-        return found, {file: file.stat().st_mtime_ns for file in thumbnails.folder.iterdir()}
-
-    sources, files = small()
-    assert all(src.startswith("data:image/jpeg") for src in sources) and len(files) == 4
-    assert small() == (sources, files)
-    Image.new("RGB", (64, 64), "red").save(project.dataset / "a.png")
-    changed, more = small()
-    assert changed[0] != sources[0] and changed[1:] == sources[1:] and len(more) == 5
-
-
-def test_thumbnails_are_not_sent_home(project):
-    Gallery(project)
-    assert any(Thumbnails(project).folder.iterdir()) and not packs.stamps(project.cache)
-
-
-def test_a_picture_that_vanished_leaves_an_empty_place(project):
-    samples = list(TagBook(project, DataConfig()).samples.values())
-    (project.dataset / "a.png").unlink()
-    assert [bool(src) for src in Thumbnails(project).sources(samples)] == [False, True, True, True]
 
 
 def test_an_empty_data_set_is_told_not_raised(tmp_path, monkeypatch):
