@@ -16,6 +16,7 @@ from lorakit.config import Config, choices_of, setting, to_dict
 from lorakit.data import buckets
 from lorakit.data.cache import Cache, Tensors
 from lorakit.data.captions import tags_of
+from lorakit.data.images import ImageError, header
 from lorakit.data.listing import Note, folder_of
 from lorakit.data.scan import Sample, scan
 from lorakit.memory import explained
@@ -145,12 +146,10 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
 
 def parameters(file: Path) -> dict[str, Any]:
     """What a picture was made from, as it says itself; {} for one that says nothing, or is not there."""
-    from PIL import Image
-
     try:
-        with Image.open(file) as image:
+        with header(file) as image:
             told = json.loads(image.info["parameters"])
-    except (OSError, ValueError, LookupError, SyntaxError):
+    except (ImageError, ValueError, LookupError, TypeError):
         return {}
     return told if isinstance(told, dict) else {}
 

@@ -126,10 +126,12 @@ def test_what_was_not_made_here_is_never_written_over(project, config):
     folder.mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(folder / "00.png")
     (folder / "01.txt").write_text("mine")
+    (folder / "02.png").write_bytes(b"no picture at all")
     mine = (folder / "00.png").read_bytes()
     found, told = made(project, config)
-    assert len(found) == 2 and (folder / "00.png").read_bytes() == mine and (folder / "01.txt").read_text() == "mine"
-    assert len(told) == 1 and told[0].startswith("reg/3_1girl/00.png: was not made here")
+    assert len(found) == 1 and (folder / "02.png").read_bytes() == b"no picture at all"
+    assert (folder / "00.png").read_bytes() == mine and (folder / "01.txt").read_text() == "mine"
+    assert [text[:37] for text in told] == [f"reg/3_1girl/0{i}.png: was not made here" for i in (0, 2)]
 
 
 @only_sd15
