@@ -70,8 +70,12 @@ def test_all_that_the_data_tools_leave_comes_back_on_a_new_machine(project, tmp_
         (project.folder / name).write_bytes(data)
     (project.dataset / "2_mofu/000.txt").write_bytes(b"mofu, edited")
     set_aside(project, "2_mofu/001.png")
+    lock = project.folder / "tags/book.lock"
+    lock.touch()
     mirrored(project)
     assert not any((project.home / name).exists() for name in ("tags", "prepared", "set-aside")), "packed"
+    assert lock.exists()
+    lock.unlink()
     assert content(elsewhere(project, tmp_path / "new").folder) == content(project.folder)
 
 

@@ -57,12 +57,12 @@ def group(folder: str, name: str) -> str:
 
 
 def stamps(folder: Path) -> Stamps:
-    """Every file below a folder but hidden and unfinished ones."""
+    """Every file below a folder but hidden and unfinished ones, and locks, which hold on this machine alone."""
     found: Stamps = {}
     for parent, inside, files in os.walk(folder):
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and not name.endswith(".part"):
+            if not name.startswith(".") and not name.endswith((".part", ".lock")):
                 with suppress(OSError):  # it goes while others are looked at, or is a link that leads nowhere
                     status = os.stat(os.path.join(parent, name))
                     if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
