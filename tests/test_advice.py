@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorakit import advice, models
+from lorakit import advice, guides, models
 from lorakit.advice import PRESETS, PURPOSES, SIZES
 from lorakit.run import configure
 
@@ -80,11 +80,11 @@ def test_a_family_without_a_guide_has_no_presets():
     assert advice.find("unheard", "style", "small") is None
 
 
-@pytest.mark.parametrize("topic", advice.TOPICS)
+@pytest.mark.parametrize("topic", guides.TOPICS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_of_a_table_has_all_its_columns_and_every_table_its_source(family, topic):
-    assert advice.tables(family, topic)
-    for table in advice.tables(family, topic):
+    assert guides.tables(family, topic)
+    for table in guides.tables(family, topic):
         assert table.source and table.family in ("", family)
         assert {len(row) for row in table.rows} == {len(table.columns)}
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from lorakit import advice, cli, models, taggers
+from lorakit import advice, cli, guides, models, taggers
 from lorakit.config import ConfigError, helps_of, label_of, to_dict, to_yaml
 from lorakit.errors import UserError
 from lorakit.prepare import PrepareConfig
@@ -282,7 +282,7 @@ def test_every_row_of_a_registry_has_its_help_in_chinese():
 
 def test_every_advice_is_in_chinese_and_none_is_left_over():
     texts = {row.why for row in advice.PRESETS}
-    for table in advice.TABLES:
+    for table in guides.TABLES:
         texts |= {table.title, table.note, *table.columns, *(cell for row in table.rows for cell in row)}
     names = {"AdaFactor", "DAdaptAdam", "SDXL", "UNet", "adamw, adamw8bit", "alpha", "constant", "prodigy"}
     names |= {"min_snr_gamma", "noise_offset"} | {text for text in texts if re.match(r"\w+: true,", text)}

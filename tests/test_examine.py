@@ -67,6 +67,13 @@ def test_a_check_sees_what_it_is_for(kind, healthy, monkeypatch):
     assert json.loads(json.dumps(report.as_data()))["findings"]
 
 
+@pytest.mark.parametrize(("family", "least"), [("sd15", ""), ("anima", "16 < 30")])
+def test_how_many_pictures_are_enough_is_what_a_guide_says_of_the_family(healthy, family, least):
+    model = models.config_class(family)(source="somewhere")
+    finding = examine(healthy.project, DataConfig(**healthy.data), model).find("few")
+    assert (finding.details[healthy.data.get("folder", "dataset")] if finding else "") == least
+
+
 def test_the_part_of_a_caption_that_is_cut_is_shown(healthy):
     too_long(healthy, None)
     cut = healthy.examine().find("too-long").details["03.png"].removeprefix("… ").removesuffix(" …")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from lorakit import advice
+from lorakit.guides import tables
 from lorakit.project import Project
 from widgets.draft import Draft
 from widgets.fields import small
@@ -19,9 +19,9 @@ def guides(project: Project, topic: str) -> None:
 
 
 def advice_tables(family: str, topic: str) -> str:
-    """The guides' tables about a topic (of `advice.TOPICS`) that speak of a family, as HTML."""
+    """The guides' tables about a topic (of `lorakit.guides.TOPICS`) that speak of a family, as HTML."""
     found = []
-    for table in advice.tables(family, topic):
+    for table in tables(family, topic):
         head = "".join(f"<th style='text-align:left;padding:2px 8px'>{html.escape(say(c))}</th>" for c in table.columns)
         rows = "".join(
             "<tr>"

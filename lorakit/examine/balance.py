@@ -7,7 +7,7 @@ from collections import Counter
 from math import ceil
 from pathlib import PurePosixPath
 
-from lorakit import advice
+from lorakit import guides
 from lorakit.data.scan import Sample
 from lorakit.examine.captions import people
 from lorakit.examine.facts import Facts
@@ -16,7 +16,7 @@ from lorakit.examine.finding import Found
 UNEQUAL = 2.0  # how many times more often one concept may be seen than another
 TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25  # pictures in a tiny bucket; how many of these, with what share, are many
 PLACE = {"no humans", "scenery", "landscape", "cityscape", "background"}
-FEWEST = 15  # pictures, as the FAQ's table in `advice` has it for families without a table of their own
+FEWEST = 15  # pictures, as the FAQ's table in `guides` has it for families without a table of their own
 
 
 def few(facts: Facts) -> Found | None:
@@ -30,10 +30,10 @@ def few(facts: Facts) -> Found | None:
 
 def _least(facts: Facts) -> tuple[int, str]:
     """The fewest pictures that a guide recommends for the family, and which guide that is."""
-    for table in advice.tables(facts.model.family) if facts.model else ():
+    for table in guides.tables(facts.model.family, "pictures") if facts.model else ():
         if "at least" in table.columns:
             return min(int(row[table.columns.index("at least")]) for row in table.rows), table.source
-    return FEWEST, advice.FAQ
+    return FEWEST, guides.FAQ
 
 
 def concepts(facts: Facts) -> Found | None:
