@@ -120,6 +120,11 @@ def test_utf8_of_every_language_is_read_as_it_always_was():
         assert decode(text.encode()) == (text, "utf-8"), text
 
 
+def test_a_letter_between_other_words_is_a_word_of_its_own():
+    for text in ("una ragazza è seduta", "ela é alta, o vestido é azul", "un gatto e un cane ö un"):
+        assert decode(text.encode()) == (text, "utf-8"), text
+
+
 def test_plain_english_is_never_taken_for_utf16():
     for text in ("hair", "Bush hid the facts", "this app can break", "^_^", "=^P[", "a"):
         assert decode(text.encode()) == (text, "utf-8"), text

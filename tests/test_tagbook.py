@@ -402,6 +402,24 @@ def test_names_of_no_picture_and_texts_of_no_encoding_are_refused(project):
     assert len(TagBook(project, CONFIG).history()) == 1
 
 
+@pytest.mark.parametrize("text", ["una ragazza è seduta", "é", "1girl, α", "да", "猫", "帽子, 微笑", "ó, ñ"])
+def test_what_is_written_is_read_again_in_every_language_also_beside_captions_in_gbk(project, text):
+    (project.dataset / "b.txt").write_bytes("帽子, 红色头发, 蓝色眼睛, 白色背景, 连衣裙, 室外, 天空".encode("gbk"))
+    book = TagBook(project, CONFIG)
+    book.change("written", {"a.png": text})
+    again = TagBook(project, CONFIG)
+    assert again.captions["a.png"] == text and len(again.history()) == 1
+    again.undo()
+    assert files(project)["a.txt"] == FILES["a"]
+
+
+def test_a_caption_that_would_be_too_long_to_be_read_again_is_refused(project):
+    book = TagBook(project, CONFIG)
+    with pytest.raises(TagBookError, match="longer than any that is read again"):
+        book.change("pasted", {"a.png": "x" * 1_000_000})
+    assert book.captions == TagBook(project, CONFIG).captions
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_an_edit_leads_from_any_text_to_any_other_and_back(seed):
     rng = random.Random(seed)

@@ -90,10 +90,12 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
 
 def _is_chance(text: str) -> bool:
     """Whether UTF-8 makes no words of what is not ASCII: mixed scripts, signs that there are not, letters alone.
-    Some short Chinese captions in GBK happen to be such UTF-8 ("微笑" would be an unknown sign and a Cyrillic letter).
+    Some short Chinese captions in GBK happen to be such UTF-8 ("微笑" would be an unknown sign and a Cyrillic letter);
+    a letter between words of ASCII, as in "una ragazza è seduta", is one.
     """
     if text.isascii() or max(text) > "\u07ff":  # more than two bytes: nobody's chance
         return False
+    text = re.sub(r"(?<=[A-Za-z] )[^\W\d_](?= [A-Za-z])", "", text)
     words = [word for word in re.findall(r"[^\W\d_]+", text) if word.isalpha() and not word.isascii()]
     scripts = [{unicodedata.name(char, "").split(" ")[0] for char in word if not char.isascii()} for word in words]
     is_unknown = any(unicodedata.category(char) == "Cn" for char in text)
