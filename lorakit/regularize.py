@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -219,16 +218,22 @@ def _look(config: RunConfig, width: int, height: int, seed: int) -> PaintConfig:
 
 
 def _renamed(all_wanted: list[Wanted]) -> Iterator[Note]:
-    """Folders of other repeats take their new name, when the training pictures' folder has got another one."""
+    """Folders of other repeats take their new name, when the training pictures' folder has got another one; a note on
+    every other folder, as of an earlier class, that is trained on as well.
+    """
     folders = list(dict.fromkeys(one.file.parent for one in all_wanted))
-    for folder in folders:
-        for old in sorted(set(folder.parent.glob(f"*_{glob.escape(folder.name.partition('_')[2])}")) - {*folders}):
-            if not re.fullmatch(r"\d+", old.name.partition("_")[0]):
-                continue
-            if folder.exists() or not all(MARK in parameters(file) for file in old.glob("*.png")):
-                yield Note(KIND, _name(old), "is trained on as well: regularization pictures count more than others.")
-            else:
-                os.replace(old, folder)
+    for old in sorted({*folders[0].parent.glob("*_*")} - {*folders}):
+        if not (re.fullmatch(r"0*[1-9]\d*_.+", old.name) and old.is_dir() and any(old.iterdir())):
+            continue
+        new = next((folder for folder in folders if _class(folder) == _class(old)), None)
+        if new and not new.exists() and all(MARK in parameters(file) for file in old.glob("*.png")):
+            os.replace(old, new)
+        else:
+            yield Note(KIND, _name(old), "is trained on as well: regularization pictures count more than others.")
+
+
+def _class(folder: Path) -> str:
+    return folder.name.partition("_")[2]
 
 
 def _leftover(all_wanted: list[Wanted]) -> Iterator[Note]:

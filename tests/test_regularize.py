@@ -147,6 +147,20 @@ def test_pictures_follow_their_folder_to_other_repeats_and_leftovers_are_named(p
 
 
 @only_sd15
+def test_pictures_of_an_earlier_class_stay_where_they_are_and_are_named(project, config):
+    made(project, config, RegularizeConfig(class_name="small_girl"))
+    found, told = made(project, config, RegularizeConfig(class_name="girl"))
+    more = "is trained on as well: regularization pictures count more than others."
+    assert len(found) == 3 and told == [f"reg/3_small_girl: {more}"]
+    Image.new("RGB", (64, 64)).save(project.dataset / "3_mofu/04.png")
+    (project.dataset / "2_other").mkdir()
+    (project.dataset / "3_mofu/04.png").rename(project.dataset / "2_other/04.png")
+    told = made(project, config, RegularizeConfig(class_name="girl"))[1]
+    assert told == [f"reg/3_girl: {more}", f"reg/3_small_girl: {more}"]
+    assert len(list((project.dataset / "reg/3_small_girl").glob("*.png"))) == 3
+
+
+@only_sd15
 def test_several_concepts_and_equal_names_have_a_picture_each(tmp_path, project, config):
     save_pictures(project.dataset, repeats=2, sizes=SIZES[:1])
     (project.dataset / "2_mofu").rename(project.dataset / "2_other")
