@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 import traceback
 
 import pytest
@@ -194,11 +195,44 @@ def test_a_server_that_is_silent_is_not_waited_for_without_end(chat):
         go.set()
 
 
+def test_an_answer_that_drips_without_end_is_not_waited_for(chat):
+    go = threading.Event()
+    drops = (b" " for _ in range(1000) if not go.wait(0.05))
+    chat.answer = lambda number, body: (200, {"Content-Length": "1000"}, drops)
+    server.WAITS = ()
+    began = time.monotonic()
+    try:
+        assert "does not answer (Timeout)" in refusal(chat, timeout=1)
+        assert time.monotonic() - began < 5
+    finally:
+        go.set()
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(chat, monkeypatch):
+    monkeypatch.setattr(server, "LARGEST", 20_000)
+    megabytes = (b"x" * 1_000_000 for _ in range(2000))
+    chat.answer = lambda number, body: (200, {"Content-Length": str(2_000_000_000)}, megabytes)
+    assert "more than 20 KB" in refusal(chat) and next(megabytes, b"") != b"", "most was never sent"
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(chat):
+    cut = 200, {"Content-Length": "99"}, b'{"choices"'
+    chat.answer = lambda number, body: cut if number == 1 else said("whole")
+    assert remote(chat).read([RED]) == ["whole"] and len(chat.asked) == 2
+
+
+def test_a_sentence_holds_no_thoughts_no_key_and_no_half_characters(chat):
+    chat.answer = lambda number, body: said(f"<think>\nwhat is it?\n</think>\n\nA girl\ud800 with {KEY}.")
+    assert remote(chat, key_variable="MY_KEY").read([RED]) == ["A girl? with …."]
+
+
 ANSWERS = {
     "no access": ((401, {}, f"bad key {KEY}".encode()), "refuses the key in MY_KEY: HTTP 401, bad key …"),
     "nothing there": ((404, {}, b"no such model"), "is not there, or has no model 'org/seer'.*HTTP 404, no such model"),
     "a bad request": ((400, {}, b"max_tokens is unknown"), "refuses the request: HTTP 400, max_tokens is unknown"),
-    "moved": ((301, {"Location": "http://elsewhere.invalid/"}, b""), "HTTP 301"),
+    "moved": ((301, {"Location": f"http://elsewhere.invalid/?{KEY}"}, b""), "HTTP 301.* to http://elsewhere.invalid/$"),
+    "too deep": ((200, {}, b"[" * 100_000), "something else than a chat completion"),
+    "thoughts alone": (said("<think> what is it?"), "empty answer"),
     "a web page": ((200, {}, b"<html>hello</html>"), "something else than a chat completion.*<html>hello"),
     "another form": ((200, {}, b'{"choices": []}'), "something else than a chat completion"),
     "a list": ((200, {}, b"[1]"), "something else than a chat completion"),

@@ -181,7 +181,8 @@ def save_qwen(folder: Path) -> Path:
 
 
 class Chat(ThreadingHTTPServer):
-    """Answers each request with `answer(number, body) -> (status, headers, bytes)`; keeps what it was asked."""
+    """Answers each request with `answer(number, body) -> (status, headers, bytes)`; keeps what it was asked. Instead
+    of the bytes there may be pieces of them, with their Content-Length among the headers."""
 
     daemon_threads = True
 
@@ -209,10 +210,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, dict(self.headers), body))
         status, headers, content = self.server.answer(len(self.server.asked), body)
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        pieces = [content] if isinstance(content, bytes) else content
+        length = {"Content-Length": str(len(content))} if isinstance(content, bytes) else {}
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        for piece in pieces:
+            self.wfile.write(piece)
 
 
 def said(text: str | None) -> tuple[int, dict[str, str], bytes]:

@@ -18,5 +18,5 @@ def reduced(image: Image.Image, longest_side: int) -> Image.Image:
 
 
 def in_one_line(text: str) -> str:
-    """A caption file holds one line."""
-    return " ".join(text.split())
+    """A caption file holds one line, and no half characters as "\\ud800" in JSON makes them."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import socket
@@ -33,6 +34,8 @@ KEYS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # s before each further try
 LONGEST_WAIT = 60.0  # s that a server may ask for
 BUSY = (408, 429, 500, 502, 503, 504)
+LARGEST = 300_000  # bytes of an answer
+THOUGHTS = r"(?s)^\s*<think>.*?(</think>|\Z)"  # of models that think aloud first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +104,50 @@ class Tagger:
 
     def read(self, images: list[Image.Image]) -> list[str]:
         """A sentence for each picture. Raises TaggerError for whatever is not an answer."""
-        return [self._sentence(self._answered(image)) for image in images]
+        return [self._sentence(*self._answered(image)) for image in images]
 
-    def _answered(self, image: Image.Image) -> Any:
-        """The server's reply, asked again while it is busy or out of reach."""
+    def _answered(self, image: Image.Image) -> tuple[int, str]:
+        """Status and text of the server's reply, asked again while it is busy or out of reach."""
         import requests
 
         told = self._request(image)
         for wait in (*WAITS, None):
+            end = time.monotonic() + self.config.timeout
+            more = {"auth": self._signed, "allow_redirects": False, "stream": True}
             try:
-                reply = requests.post(
-                    self._url, json=told, auth=self._signed, timeout=(15, self.config.timeout), allow_redirects=False
-                )
-            except (requests.ConnectionError, requests.Timeout) as error:
+                with requests.post(self._url, json=told, timeout=(15, self.config.timeout), **more) as reply:
+                    text = self._text(reply, end)
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 trouble = f"does not answer ({type(error).__name__}): is it running, and is the address right?"
             except requests.RequestException as error:
                 # `from None`: what lies behind holds the request, and with it the key
                 raise TaggerError(f"{self._url} cannot be asked ({type(error).__name__}).") from None
             else:
                 if reply.status_code not in BUSY:
-                    return reply
-                trouble = f"is busy or in trouble: {self._said(reply)}"
+                    return reply.status_code, text
+                trouble = f"is busy or in trouble: {self._said(reply.status_code, text)}"
                 wait = wait and max(wait, _asked_wait(reply.headers.get("Retry-After", "")))
             if wait is not None:
                 time.sleep(wait)
         raise TaggerError(f"{self._url} {trouble} Tried {len(WAITS) + 1} times; run it again later to go on.")
+
+    def _text(self, reply: Any, end: float) -> str:
+        """All that a reply says, or where it sends one; neither more than LARGEST nor after the time `end`."""
+        import requests
+
+        if reply.is_redirect:
+            return f"it sends on to {reply.headers['Location'].partition('?')[0]}"
+        data = bytearray()
+        for part in reply.iter_content(1):  # more at once would be waited for as long as any comes
+            data += part
+            if len(data) > LARGEST:
+                raise TaggerError(
+                    f"{self._url} answers something else than a chat completion: more than {LARGEST // 1000} KB. "
+                    "Does the address end in /v1?"
+                )
+            if time.monotonic() > end:
+                raise requests.Timeout
+        return self._without_key(data.decode("utf-8", "replace"))
 
     def _request(self, image: Image.Image) -> dict[str, Any]:
         data = io.BytesIO()
@@ -151,39 +173,40 @@ class Tagger:
             )
         return key
 
-    def _sentence(self, reply: Any) -> str:
-        """What the reply says of the picture."""
-        status = reply.status_code
+    def _sentence(self, status: int, said: str) -> str:
+        """What a reply with this status and text says of the picture."""
+        told = self._said(status, said)
         if status in (401, 403):
             asked = f"the key in {self.config.key_variable}" if self.config.key_variable else "requests without a key"
-            raise TaggerError(f"{self._url} refuses {asked}: {self._said(reply)}")
+            raise TaggerError(f"{self._url} refuses {asked}: {told}")
         if status == 404:
             raise TaggerError(
-                f"{self._url} is not there, or has no model {self.config.model!r}: {self._said(reply)} The address "
-                "usually ends in /v1."
+                f"{self._url} is not there, or has no model {self.config.model!r}: {told} The address usually ends in "
+                "/v1."
             )
         if status != 200:
-            raise TaggerError(f"{self._url} refuses the request: {self._said(reply)}")
+            raise TaggerError(f"{self._url} refuses the request: {told}")
         try:
-            text = reply.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+            text = json.loads(said)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise TaggerError(
-                f"{self._url} answers something else than a chat completion: {self._said(reply)} Does the address end "
-                "in /v1?"
+                f"{self._url} answers something else than a chat completion: {told} Does the address end in /v1?"
             ) from None
-        if not isinstance(text, str) or not in_one_line(text):
+        sentence = in_one_line(re.sub(THOUGHTS, "", text)) if isinstance(text, str) else ""
+        if not sentence:
             raise TaggerError(
                 f"{self._url} gave an empty answer: does {self.config.model!r} see pictures? A model that thinks first "
                 "needs a larger max_tokens in request."
             )
-        return in_one_line(text)
+        return self._without_key(sentence)
 
-    def _said(self, reply: Any) -> str:
-        """Status and the beginning of what the server says, without the key, should that repeat it."""
-        text = in_one_line(reply.text)
-        if key := self._key():
-            text = text.replace(key, "…")
-        return f"HTTP {reply.status_code}, {text[:300] or 'nothing more'}"
+    def _said(self, status: int, text: str) -> str:
+        """Status and the beginning of what the server says."""
+        return f"HTTP {status}, {in_one_line(text)[:300] or 'nothing more'}"
+
+    def _without_key(self, text: str) -> str:
+        """What a server says, should it repeat the key."""
+        return text.replace(self._key(), "…") if self._key() else text
 
 
 def _is_address(text: str) -> bool:
