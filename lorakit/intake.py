@@ -172,7 +172,7 @@ def _useless(path: Path, is_hidden: bool) -> str:
     if is_archive(path):
         return "an archive inside: add it by itself"
     if path.suffix.lower() not in USED:
-        return f"neither a picture nor a caption ({', '.join(USED)})"
+        return f"no picture or caption of a kind that is used ({', '.join(USED)})"
     return ""
 
 
@@ -326,7 +326,7 @@ def _beside(dataset: Path) -> Iterator[Note]:
         if not _says_repeats(name) and (is_folder or name.lower().endswith(EXTENSIONS))
     ]
     if loose and any(_says_repeats(name) for name, is_folder in there.items() if is_folder and name != "reg"):
-        told = ", ".join(loose[:5]) + (" …" if len(loose) > 5 else "")
+        told = ", ".join(loose[:5]) + (f" and {len(loose) - 5} more" if len(loose) > 5 else "")
         yield Note("beside", "dataset", f"{told}: not trained beside <repeats>_<name>/ folders; move them into one.")
 
 

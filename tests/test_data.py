@@ -114,6 +114,11 @@ def test_other_files_beside_kohyas_folders_are_counted(tmp_path):
     ]
 
 
+def test_pictures_with_their_captions_beside_kohyas_folders_are_one_note_with_both_counts(tmp_path):
+    (note,) = scanned(tmp_path, {"3_mofu/a.png": PNG, "3_mofu/a.txt": "hat", "b.png": PNG, "b.txt": "x"}).notes
+    assert str(note).startswith("the data folder: 1 pictures and 1 other files left out; ")
+
+
 def test_folders_in_folders_without_end_are_survived(tmp_path):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "a.png").write_bytes(PNG)

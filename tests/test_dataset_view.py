@@ -47,6 +47,15 @@ def test_the_pictures_are_counted_shown_and_those_left_out_are_named(project, sh
     assert "broken.png: left out" in notes
 
 
+def test_what_is_left_out_is_told_before_what_lacks_a_caption_and_nothing_is_kept_back(project, shown):
+    for caption in project.dataset.rglob("*.txt"):
+        caption.unlink()
+    shutil.copy(next(project.dataset.rglob("*.png")), project.dataset)
+    dataset.pictures(project)
+    notes = shown[-1]
+    assert notes.index("1 pictures left out") < notes.index("no .txt file") and notes.count("no .txt file") == 30
+
+
 def test_a_project_without_pictures_is_told_where_they_go(tmp_path, shown):
     project = Project(tmp_path)
     project.dataset.mkdir()

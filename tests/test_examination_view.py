@@ -78,7 +78,7 @@ def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(proj
     view = opened(project)
     press(view, "set aside")
     assert "Done: set aside, 2." in view.told.value and "cannot be read" not in shown(view)
-    assert "set-aside/001-unreadable: 2 files" in shown(view)
+    assert "set-aside/001-unreadable: 2" in shown(view)
     press(opened(project), "bring back")
     assert not aside.batches(project) and "cannot be read" in shown(opened(project))
     press(view, "trigger first")

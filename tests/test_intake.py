@@ -11,7 +11,7 @@ from homes import content
 
 from lorakit.data.scan import Note
 from lorakit.home.archive import ArchiveError
-from lorakit.intake import IntakeError, add
+from lorakit.intake import USED, IntakeError, add
 from lorakit.project import Project
 
 PILE = {
@@ -286,6 +286,13 @@ def test_what_cannot_be_added_is_refused_with_a_sentence(project, tmp_path, what
 def test_pictures_beside_concept_folders_are_told(project, tmp_path):
     fill(project.dataset, {"loose.png": b"x", "more/y.png": b"y"})
     assert "loose.png, more" in notes(add(project, fill(tmp_path / "k", KOHYA)))["beside"][0]
+
+
+def test_a_moving_picture_is_not_said_to_be_none(project, tmp_path):
+    told = notes(add(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.gif": b"x"})))
+    assert told["left out"] == [
+        f"wave.gif: left out, no picture or caption of a kind that is used ({', '.join(USED)})."
+    ]
 
 
 def test_what_a_killed_process_left_is_removed(project, tmp_path):

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
-from lorakit.data.listing import Note
+from lorakit.data.listing import KINDS, Note
 from lorakit.data.scan import Sample, Scan, scan
 from lorakit.project import Project
 from widgets.draft import Draft
 from widgets.i18n import say
 from widgets.page import AMBER, aside, box
+from widgets.prepare import told_notes
 
 SHOWN, COLUMNS, WIDTH = 42, 7, 840  # pictures on the sheet, in a row, px
-NOTES, TAGS, CAPTIONS = 12, 80, 8  # lines of each at most
+TAGS, CAPTIONS = 80, 8  # lines of each at most
 
 
 def pictures(project: Project) -> None:
@@ -92,8 +93,8 @@ def _table(heads: str, rows: str) -> str:
 
 
 def _notes(notes: tuple[Note, ...]) -> str:
-    more = [say("and {n} more", n=len(notes) - NOTES)] if len(notes) > NOTES else []
-    return box("\n".join([*map(str, notes[:NOTES]), *more]), AMBER) if notes else aside(say("Every file is used."))
+    gravest = sorted(notes, key=lambda note: KINDS.index(note.kind))
+    return told_notes([str(note) for note in gravest]) or aside(say("Every file is used."))
 
 
 def _tag_table(found: Scan) -> str:

@@ -88,7 +88,7 @@ class Examination:
 
     def _batch(self, batch: Batch) -> ipywidgets.Widget:
         """Files that were set aside, with the way back."""
-        told = say("Set aside in {folder}: {n} files", folder=f"set-aside/{batch.name}", n=len(batch.files))
+        told = say("Files set aside in {folder}: {n}", folder=f"set-aside/{batch.name}", n=len(batch.files))
         line = ipywidgets.HTML(
             f'<span style="color:{GREY};font-size:13px">{html.escape(told)}</span>',
             layout=ipywidgets.Layout(flex="1 1 180px"),

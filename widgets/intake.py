@@ -101,7 +101,7 @@ class IntakeForm:
         self.told.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(others)
 
     def _clicked(self) -> None:
-        if source := self.source.value.strip():
+        if source := self.source.value.strip().strip("\"'"):  # as a path is copied
             self.add(source, self.into.value, self.repeats.value)
         else:
             self.told.value = box(say("Write where the pictures are, or upload some."), GREY)

@@ -12,13 +12,13 @@ from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
-KINDS = (
+KINDS = (  # the order in which they are told to people: what is left out comes first
+    "overlooked folder",  # files beside kohya's folders, counted
     "unreadable",  # a picture or folder that cannot be read: left out
     "foreign",  # no picture: left out
     "not a file",  # a pipe, a socket, a device: never opened
     "link",  # to nothing, to itself, or to a folder: not followed
     "hidden",  # names that begin with a dot, counted
-    "overlooked folder",  # files beside kohya's folders, counted
     "wrong ending",  # a picture of another format than its name says: used
     "animated",  # its first frame is used
     "shared caption",  # two pictures of one stem

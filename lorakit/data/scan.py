@@ -146,10 +146,11 @@ def _notes_on_caption(sample: Sample, told: Caption) -> Iterator[tuple[str, str]
 
 def _overlooked(listing: Listing, books: set[Path]) -> Iterator[Note]:
     """A note for each folder with files that belong to no concept, e.g. beside kohya's folders."""
-    others = [(path.parent, path.suffix.lower() in EXTENSIONS) for path in listing.others if path not in books]
-    for (folder, is_picture), count in Counter(others).items():
-        text = (
-            f"{count} {'pictures' if is_picture else 'other files'} left out; "
-            "beside <repeats>_<name>/ folders, only pictures directly in these are used."
-        )
+    found: dict[Path, Counter[str]] = {}
+    for path in (path for path in listing.others if path not in books):
+        what = "pictures" if path.suffix.lower() in EXTENSIONS else "other files"
+        found.setdefault(path.parent, Counter())[what] += 1
+    for folder, counts in found.items():
+        told = " and ".join(f"{counts[what]} {what}" for what in ("pictures", "other files") if counts[what])
+        text = f"{told} left out; beside <repeats>_<name>/ folders, only pictures directly in these are used."
         yield Note("overlooked folder", listing.name(folder) + "/" * (folder != listing.root), text)

@@ -90,7 +90,8 @@ FILES = (
         "overlooked",
         "wrong",
         "Folders whose pictures are not used: {n}",
-        "Beside <repeats>_<name>/ folders only pictures directly inside these are trained.",
+        "Beside <repeats>_<name>/ folders only pictures directly inside these are trained. Move the others into such a "
+        "folder, or add them again with the name of a concept folder.",
         "",
         files.noted("overlooked folder", "link"),
     ),
