@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
-from homes import content, opened, save_data, serving
+from homes import QUICK, content, opened, save_data, serving
 
 from lorakit.home import mirror, packs
 from lorakit.home.outbox import Due, Pass, Sent
@@ -125,3 +126,26 @@ def test_a_picture_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_
         list(Pass(project, Sent.of(project), due).lines())
     packs.manifest(project.home, "set-aside").rmdir()
     assert before <= at_home(project)
+
+
+def test_what_comes_picture_by_picture_does_not_send_all_others_again_for_each(project, monkeypatch):
+    monkeypatch.setattr(packs, "LARGE", 1000)  # bytes; the four pictures there have 400 each
+
+    def is_due(quiet: float, folder: str = "dataset", **hurry) -> bool:
+        watching = mirror.Mirror(project, QUICK, 0)
+        watching._look()
+        return watching._is_quiet(folder, hurry.get("hurry", False), time.monotonic() + quiet * QUICK.quiet)
+
+    assert not is_due(100)
+    painted = project.dataset / "reg/2_girl/000.png"
+    painted.parent.mkdir(parents=True)
+    painted.write_bytes(bytes(100))
+    assert not is_due(8) and is_due(10) and is_due(0, hurry=True)
+    set_aside(project, "2_mofu/000.png")
+    assert not is_due(8, "set-aside"), "before it is in no archive at home"
+    shutil.move(project.folder / "set-aside/001-duplicates/2_mofu/000.png", project.dataset / "2_mofu/000.png")
+    painted.write_bytes(bytes(600))
+    assert is_due(1.1), "enough has come together"
+    painted.unlink()
+    (project.dataset / "2_mofu/000.txt").write_text("edited")
+    assert is_due(1.1), "captions are in an archive of their own"

@@ -37,7 +37,7 @@ class Pace:
     look: float = 3.0  # between looks at what is to be copied
     logs: float = 45.0  # between copies of the logs
     stamp: float = 60.0  # between words to other machines
-    quiet: float = 20.0  # nothing changes in a data set before it is packed; three times as long in the cache
+    quiet: float = 20.0  # nothing changes in a data set before it is packed; some for longer, see `packs.patience`
     silence: float = 30.0  # without a sign of life before a disk's silence is told
     patience: float = 120.0  # without a sign of life before a copier is given up
     retry: float = 30.0  # between tries while a disk fails
@@ -205,10 +205,10 @@ class Mirror:
 
     def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
         """Whether a folder differs from its archives, and nobody has written into it for a while."""
-        files, since = self.changed[folder]
-        since = max((then for name, (_, then) in self.changed.items() if packs.exchange(name, folder)), default=since)
-        wait = 0.0 if hurry else self.pace.quiet * (3 if folder == "cache" else 1)
-        return now - since >= wait and packs.unsent(self.project, folder, files)[0] > 0
+        together = {name: found for name, found in self.changed.items() if packs.exchange(name, folder)}
+        quiet = now - max(since for _, since in together.values())
+        wait = self.pace.quiet * max(packs.patience(self.project, name, files) for name, (files, _) in together.items())
+        return (hurry or quiet >= wait) and packs.unsent(self.project, folder, self.changed[folder][0])[0] > 0
 
     def _listen(self) -> None:
         """Take what the copier says until it is time for the next look; give up a silent one."""

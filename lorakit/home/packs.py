@@ -21,6 +21,7 @@ ARCHIVES = "archives"  # folder at home
 MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")  # folders of many, or of often changed, files
 ALONE = ("cache", "tags")  # no file of these is moved to another such folder, or from there
 TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no picture again
+LARGE, TRICKLE = 32_000_000, 0.2  # bytes of archives, and the share of them below which changes may wait for more
 Stamps = dict[str, tuple[int, int]]  # name inside the folder -> (bytes, mtime in ns)
 
 
@@ -41,8 +42,8 @@ def is_packed(name: str) -> bool:
 
 
 def exchange(one: str, other: str) -> bool:
-    """Whether pictures are moved between two folders, as they are set aside and come back."""
-    return one not in ALONE and other not in ALONE
+    """Whether pictures are moved between two folders, as they are set aside and come back, or inside one."""
+    return one == other or (one not in ALONE and other not in ALONE)
 
 
 def loses(project: Project, folder: str) -> bool:
@@ -120,14 +121,34 @@ def ids(project: Project, folder: str, now: Stamps, known: dict[str, Any]) -> di
 
 def unsent(project: Project, folder: str, now: Stamps) -> tuple[int, int]:
     """How many archives of a folder home lacks or has old ones of, and the bytes of the files that differ."""
+    changed = _changed(project, folder, now)
+    return len({group(folder, name) for name in changed}), _bytes(now, changed)
+
+
+def patience(project: Project, folder: str, now: Stamps) -> int:
+    """How many times as long as others a folder is left alone before it is sent: longer the cache, and large archives
+    of which little differs, as while pictures are painted one by one, since all of an archive is sent for each.
+    """
+    changed = _changed(project, folder, now)
+    groups = {group(folder, name) for name in changed}
+    whole = _bytes(now, {name for name in now if group(folder, name) in groups})
+    is_trickle = whole > LARGE and _bytes(now, changed) < TRICKLE * whole
+    return 9 if is_trickle else 3 if folder == "cache" else 1
+
+
+def _changed(project: Project, folder: str, now: Stamps) -> set[str]:
+    """The files of a folder that home lacks, has otherwise, or has too many."""
     known = record(project, folder)
     here = {name: [*stamp] for name, stamp in now.items()}
     there = {name: stamp[:2] for name, stamp in known["stamps"].items()}
     changed = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
     changed |= {name for name in here if group(folder, name) not in known["packs"]}
     changed |= {n for n in here.keys() & known["stamps"].keys() if known["files"].get(n) != known["stamps"][n][2]}
-    changed |= {name for name in known["files"] if name not in here}
-    return len({group(folder, name) for name in changed}), sum(here[n][0] for n in changed if n in here)
+    return changed | (known["files"].keys() - here.keys())
+
+
+def _bytes(now: Stamps, names: set[str]) -> int:
+    return sum(now[name][0] for name in names if name in now)
 
 
 def sending(project: Project, folder: str) -> Iterator[int]:
