@@ -8,9 +8,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorakit.errors import UserError
 from lorakit.project import Project
 
 LEAST = 0.05  # lower scores are not kept
+DIGITS = 6  # that float32 has; fewer would lift a score to a threshold that it does not reach
+
+
+class ScoresError(UserError):
+    """What a tagger said cannot be kept; the message says why."""
 
 
 class Scores:
@@ -33,7 +39,7 @@ class Scores:
     def add(self, scores: dict[str, dict[str, float]], categories: dict[str, str]) -> None:
         """Remember scores by digest, and the categories of all the tagger's tags, on disk before this returns."""
         kept = {
-            digest: {tag: round(score, 4) for tag, score in tags.items() if score >= LEAST}
+            digest: {tag: round(score, DIGITS) for tag, score in tags.items() if score >= LEAST}
             for digest, tags in scores.items()
         }
         fresh = {tag: category for tag, category in categories.items() if tag not in self.categories}
@@ -97,12 +103,21 @@ def _lines(file: Path) -> Iterator[dict]:
 
 
 def _append(file: Path, told: list[dict]) -> None:
-    """Add lines in one piece, so that two processes may do so; a torn line before them is ended first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Add lines in one piece, so that two processes may do so; a torn line before them is ended first.
+
+    Raises ScoresError where they cannot be written.
+    """
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in told).encode("utf-8", "replace")
-    with open(file, "ab+") as lines:
-        if lines.seek(0, os.SEEK_END) and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n":
-            text = b"\n" + text
-        lines.write(text)
-        lines.flush()
-        os.fsync(lines.fileno())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "ab+") as lines:
+            if lines.seek(0, os.SEEK_END) and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n":
+                text = b"\n" + text
+            lines.write(text)
+            lines.flush()
+            os.fsync(lines.fileno())
+    except OSError as error:
+        raise ScoresError(
+            f"{file}, which keeps what taggers say, cannot be written ({error.strerror}): free some space there, or "
+            "allow writing, and run it again; it goes on where it was."
+        ) from error

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -171,12 +171,15 @@ class History:
 
     def _write(self, data: bytes) -> None:
         is_new = not self.file.exists()
+        size = 0 if is_new else self.file.stat().st_size
         try:
             with open(self.file, "ab") as lines:
                 lines.write(data)
                 lines.flush()
                 os.fsync(lines.fileno())
         except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.file, size)  # a torn line would have to be ended before anything can be read
             raise TagBookError(f"{self.file} cannot be written ({error.strerror}): free some space there.") from error
         if is_new:
             fsync(self.file.parent)
@@ -225,7 +228,10 @@ class FirstCaptions:
         told = everything.setdefault(self.of, {"captions": {}, "files": {}})
         told["captions"] |= {name: text for name, (text, _) in captions.items()}
         told["files"] |= {name: content for name, (text, content) in captions.items() if content != plain(text)}
-        write_whole(self.file, _json(everything, indent=1))
+        try:
+            write_whole(self.file, _json(everything, indent=1))
+        except OSError as error:
+            raise TagBookError(f"{self.file} cannot be written ({error.strerror}): free some space there.") from error
         self._seen.update(captions)
         self._look = self._stat()
 

@@ -181,7 +181,7 @@ class TagBook:
         self._show()
         if error is not None:
             raise TagBookError(
-                f"{len(left)} captions could not be written ({error.strerror}: {error.filename}) and are as they were; "
+                f"{len(left)} captions could not be written ({error.strerror}) and are as they were; "
                 f"{len(entry.edits)} are written. Free some space, or allow writing there, and do it again."
             )
         return Change.of(entry, undone=bool(entry.undoes))
@@ -223,8 +223,12 @@ class TagBook:
             file.unlink()
         else:
             part = file.with_name(PART)
-            part.write_bytes(new.encode("utf-8", "surrogateescape"))
-            os.replace(part, file)
+            try:
+                part.write_bytes(new.encode("utf-8", "surrogateescape"))
+                os.replace(part, file)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
         return True
 
     def _file(self, name: str) -> Path:

@@ -96,11 +96,18 @@ def read_tagging(project: Project, tagger: str = "") -> tuple[str, dict[str, Any
 
 
 def write_tagging(project: Project, tagger: str, settings: dict[str, Any], config: TaggingConfig) -> None:
-    """Keep what the user chose in `tagging.yaml`, beside the settings of other taggers."""
+    """Keep what the user chose in `tagging.yaml`, beside the settings of other taggers.
+
+    Raises ConfigError where that is damaged or cannot be written.
+    """
     import yaml
 
     told = {"tagger": tagger, "settings": _kept(project)["settings"] | {tagger: settings}, "captions": to_dict(config)}
-    write_whole(project.folder / "tagging.yaml", yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    file = project.folder / "tagging.yaml"
+    try:
+        write_whole(file, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}): free some space, or allow writing.") from error
 
 
 def _kept(project: Project) -> dict[str, Any]:

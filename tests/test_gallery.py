@@ -340,6 +340,15 @@ def test_the_difference_is_exported(project):
     assert "difference.txt" in view.panels["history"].difference.value
 
 
+def test_a_difference_that_cannot_be_written_is_shown_all_the_same(project):
+    view = Gallery(project)
+    click(view, "take", "hat", "c.png")
+    (project.folder / "tags" / "difference.txt").mkdir()
+    view.panels["history"].export()
+    assert "Is a directory" in view.panels["history"].difference.value
+    assert "-mofurin, hat" in view.panels["history"].difference.value
+
+
 def test_an_empty_data_set_is_told_not_raised(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr("IPython.display.display", lambda thing: told.append(thing.data))

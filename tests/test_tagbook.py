@@ -331,11 +331,29 @@ def test_a_full_disk_is_told_and_what_was_not_written_is_as_it_was(project, monk
     with pytest.raises(TagBookError, match="1 caption.*No space left"):
         book.change("add", everywhere(book, Add("x")))
     monkeypatch.undo()
+    assert not list(project.dataset.glob(".*.part")), "what was begun is gone"
     assert book.captions["b.png"] == "girl, boots, röd" and book.captions["a.png"].endswith(", x")
     other = TagBook(project, CONFIG)
     assert other.captions == book.captions and len(other.history()) == 1
     other.undo()
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
+
+
+def test_a_line_that_a_full_disk_cut_is_not_in_the_way_of_reading(project, monkeypatch):
+    book = TagBook(project, CONFIG)
+    book.change("add", everywhere(book, Add("x")))
+    history = project.folder / "tags" / "history.jsonl"
+    before = history.read_bytes()
+
+    def full(handle):
+        os.ftruncate(handle, len(before) + 5)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TagBookError, match="free some space"):
+        book.change("more", everywhere(book, Add("y")))
+    assert history.read_bytes() == before
+    assert TagBook(project, CONFIG).captions["a.png"] == "girl, boots, smile, x", "with a disk that is full still"
 
 
 def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from lorakit import _tag_verbs, taggers
@@ -195,13 +196,35 @@ def test_scores_survive_a_torn_line_and_sentences_know_their_prompt(tmp_path):
     file.write_bytes(file.read_bytes() + b'{"digest": "d2", "ta')
     Scores(project, "owner/wd").add({"d3": {}}, {"a": "general", "b": "meta"})
     scores = Scores(project, "owner/wd")
-    assert scores.get("d1") == {"a": 0.9877} and scores.get("d2") is None and scores.get("d3") == {}
+    assert scores.get("d1") == {"a": 0.98765} and scores.get("d2") is None and scores.get("d3") == {}
     assert scores.categories == {"a": "general", "b": "meta"} and known(project) == ["owner/wd"]
     Sentences(project, "v", "Describe.").add({"d1": "A girl."})
     assert (
         Sentences(project, "v", "Describe.").get("d1") == "A girl."
         and Sentences(project, "v", "Tell.").get("d1") is None
     )
+
+
+@pytest.mark.parametrize(("score", "is_written"), [(0.349951, False), (0.35, True), (0.5, True), (0.2, False)])
+def test_a_score_that_was_kept_reaches_a_threshold_if_it_did_before(score, is_written, tmp_path):
+    Scores(Project(tmp_path), "wd").add({"d": {"smile": float(np.float32(score))}}, {"smile": "general"})
+    kept = Scores(Project(tmp_path), "wd")
+    found = tags_from(kept.get("d"), kept.categories, TaggingConfig(general_threshold=0.35))
+    assert (found == {"smile": "general"}) == is_written
+
+
+def test_a_disk_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    project.folder.joinpath("tags").write_text("in the way")
+    with pytest.raises(UserError, match="free some space there, or allow writing"):
+        Scores(project, "wd").add({"d": {"smile": 0.5}}, {"smile": "general"})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lorakit.tagging.write_whole", full)
+    with pytest.raises(ConfigError, match=r"tagging\.yaml cannot be written \(No space left"):
+        write_tagging(project, "vlm", {}, TaggingConfig())
 
 
 def test_what_was_chosen_is_kept_and_a_damaged_file_is_told(tmp_path):

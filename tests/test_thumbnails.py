@@ -52,3 +52,16 @@ def test_a_picture_that_vanished_leaves_an_empty_place(project):
     before = samples(project)
     (project.dataset / "a.png").unlink()
     assert [bool(src) for src in Thumbnails(project).sources(before)] == [False, True, True, True]
+
+
+def test_thumbnails_that_cannot_be_kept_are_shown_all_the_same(project):
+    project.cache.mkdir(exist_ok=True)
+    (project.cache / ".thumbnails").write_text("in the way")
+    assert all(src.startswith("data:image/jpeg") for src in Thumbnails(project).sources(samples(project)))
+
+
+def test_a_thumbnail_that_a_power_cut_emptied_is_made_again(project):
+    found = Thumbnails(project).sources(samples(project))
+    for file in Thumbnails(project).folder.iterdir():
+        file.write_bytes(b"")
+    assert Thumbnails(project).sources(samples(project)) == found

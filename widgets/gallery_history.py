@@ -11,7 +11,7 @@ from lorakit.project import write_whole
 from lorakit.tagbook import PERSON, Change
 from widgets.gallery_state import State
 from widgets.i18n import say
-from widgets.page import WIDTH, aside
+from widgets.page import RED, WIDTH, aside, box
 
 CHANGES = 40  # the newest, at most
 LINES = 200  # of the difference that are shown
@@ -44,15 +44,17 @@ class Past:
         """Write what changed since the beginning to the project's tags/difference.txt, and show it."""
         text = self._state.book.difference()
         file = self._state.project.folder / "tags" / FILE
-        file.parent.mkdir(exist_ok=True)
-        write_whole(file, text)
+        told = aside(str(file))
+        try:
+            write_whole(file, text)
+        except OSError as error:  # the difference can be had all the same
+            told = box(f"{file}: {error.strerror}", RED)
         lines = text.splitlines()
         packed = base64.b64encode(text.encode()).decode()
         shown = "\n".join(lines[:LINES])
         more = aside(say("and {n} more", n=len(lines) - LINES)) if len(lines) > LINES else ""
         self.difference.value = (
-            f"{aside(str(file))}"
-            f'<a download="{FILE}" href="data:text/plain;charset=utf-8;base64,{packed}">'
+            f'{told}<a download="{FILE}" href="data:text/plain;charset=utf-8;base64,{packed}">'
             f"{html.escape(say('download'))}</a>"
             f'<pre style="font-size:12px;max-height:320px;overflow:auto;white-space:pre-wrap;background:none">'
             f"{html.escape(shown)}</pre>{more}"

@@ -207,9 +207,13 @@ class TaggingForm:
         self._show()
 
     def _choose(self, name: str) -> None:
-        if name != self.name:
+        if name == self.name:
+            return
+        try:
             write_tagging(self.project, name, read_tagging(self.project, name)[1], self.config)
             self._make()
+        except ConfigError as error:
+            self.told.value, self.tagger.value = box(str(error), RED), self.name
 
     def _make(self) -> None:
         """The rows of the chosen tagger and of what is made of its answers; those for experts are folded."""

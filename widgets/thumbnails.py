@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 from threading import get_ident
 
 from lorakit.data.images import ImageError, open_rgb
@@ -30,25 +30,31 @@ class Thumbnails:
 
     def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
         """`src` of an <img> for each picture, its longer side `side` px; "" for one that cannot be read (any more)."""
-        files = self._ahead.map(lambda sample: self._made(sample, side), samples)
-        return [source(file.read_bytes()) if file else "" for file in files]
+        found = self._ahead.map(lambda sample: self._made(sample, side), samples)
+        return [source(data) if data else "" for data in found]
 
     def prepare(self, samples: Iterable[Sample]) -> None:
         """Make thumbnails that will be wanted soon, without waiting for them."""
         for sample in samples:
             self._ahead.submit(self._made, sample, SIDE)
 
-    def _made(self, sample: Sample, side: int) -> Path | None:
+    def _made(self, sample: Sample, side: int) -> bytes | None:
         file = self.folder / f"{sample.digest}-{side}.jpg"
-        if file.exists():
-            return file
+        with suppress(OSError):
+            if data := file.read_bytes():
+                return data
         try:
             small = open_rgb(sample.path)
         except ImageError:
             return None
         small.thumbnail((side, side))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        data = jpeg(small, QUALITY)
         part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.part")  # another thread may make the same one
-        part.write_bytes(jpeg(small, QUALITY))
-        part.replace(file)
-        return file
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            part.replace(file)
+        except OSError:  # a full disk, or one that is only read: it is made again the next time
+            with suppress(OSError):
+                part.unlink()
+        return data
