@@ -185,6 +185,8 @@ def _snapshot(wanted: Wanted) -> Path:
     names = _choose(wanted, list(siblings))
     for name in names:
         lfs = siblings[name].lfs
+        if lfs and not re.fullmatch("[0-9a-f]{64}", lfs.sha256):  # it becomes a file's name
+            raise SourceError(f"{wanted} tells a SHA-256 of {name} that is none; {MIRROR}.")
         if lfs and not isinstance(try_to_load_from_cache(repo, name, cache_dir=cache, revision=info.sha), str):
             blob = cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / lfs.sha256
             url = hf_hub_url(repo, name, revision=info.sha, endpoint=endpoint())
@@ -234,25 +236,34 @@ def _from_modelscope(wanted: Wanted) -> Path:
 
 
 def _from_url(url: str, folder: Path) -> Path:
-    """A file from any address, kept in `folder` under the name that its server gives it."""
+    """A file from any address, kept in `folder` under the name that its server gives it; with a mark of the address
+    where another file has that name.
+    """
     import requests
 
     # the name is remembered beside the file: an address like /download/123 does not tell it without the network
-    note = folder / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.name"
-    if note.is_file() and (folder / note.read_text("utf-8")).is_file():
-        return folder / note.read_text("utf-8")
+    mark = hashlib.sha256(url.encode()).hexdigest()[:16]
+    note = folder / f".{mark}.name"
+    name = note.read_text("utf-8") if note.is_file() else ""
+    if name and (folder / name).is_file():
+        return folder / name
     may_download(bare(url))
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as reply:
             refuse(reply, url)
             told = re.search(r'filename="?([^";]+)', reply.headers.get("Content-Disposition", ""))
             size = int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
-        name = Path(told[1] if told else unquote(urlsplit(url).path)).name
-        target = download(url, folder / name, headers={}, size=size, sha256=None)
+        if not name:
+            path = Path(told[1] if told else unquote(urlsplit(url).path))
+            is_taken = (folder / path.name).exists() or path.name in {
+                n.read_text("utf-8") for n in folder.glob(".*.name")
+            }
+            name = f"{path.stem}-{mark[:6]}{path.suffix}" if is_taken else path.name
+            folder.mkdir(parents=True, exist_ok=True)
+            note.write_text(name, "utf-8")
+        return download(url, folder / name, headers={}, size=size, sha256=None)
     except (requests.RequestException, OSError) as error:
         raise SourceError(
             f"Could not download {bare(url)} ({type(error).__name__}); what arrived is kept, run it again to "
             "go on, or download it yourself and give its path."
         ) from error
-    note.write_text(name, "utf-8")
-    return target

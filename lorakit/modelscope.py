@@ -78,15 +78,15 @@ def _listed(repo: str, revision: str) -> dict[str, tuple[int | None, str | None]
     try:
         entries = reply.json()["Data"]["Files"]
         return {
-            entry["Path"]: (entry.get("Size"), entry.get("Sha256") or None)
+            entry["Path"]: (int(entry["Size"]) if "Size" in entry else None, entry.get("Sha256") or None)
             for entry in entries
             if entry.get("Type") != "tree" and _stays_inside(entry["Path"])
         }
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise SourceError(f"{endpoint()} does not answer as ModelScope does when it is asked for {repo}.") from error
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a file would be kept below its repository's folder."""
+    """Whether a file can be kept below its repository's folder."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
+    return name.isprintable() and not path.is_absolute() and ".." not in path.parts and "\\" not in name

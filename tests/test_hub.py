@@ -191,6 +191,14 @@ def test_a_file_from_an_address_is_resumed_named_by_its_server_and_kept(hub, mod
     assert fetch(url, tmp_path) == tmp_path / "anime.safetensors" and len(hub.ranges("/7")) == 2
 
 
+def test_files_of_one_name_from_several_addresses_are_not_mixed_up(hub, tmp_path):
+    files = {f"/of/{i}/model.safetensors": save({"x": torch.full((200,), i)}) for i in (1, 2, 3)}
+    hub.plain.update({path: (content, {}) for path, content in files.items()})
+    for path, content in [*files.items()] * 2:
+        assert fetch(hub.address + path, tmp_path).read_bytes() == content
+    assert all(len(hub.ranges(path)) == 2 for path in files), "asked what it is and fetched, once each"
+
+
 @pytest.mark.parametrize(
     ("path", "told"),
     (("/page", "is a web page"), ("/no/such/x.safetensors", "does not exist"), ("/cut.safetensors", "is truncated")),

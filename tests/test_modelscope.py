@@ -16,6 +16,7 @@ from lorakit.download import CHUNK, SourceError, downloading_nothing
 from lorakit.hub import fetch
 
 REPO = "someone/tiny"
+ODD_SIZE = b'{"Path": "a.safetensors", "Size": "much"}'
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +100,14 @@ def test_damage_and_paths_that_lead_out_are_refused(site, tmp_path):
     publish(site, {"a.safetensors": b"abc"}, sha256="0" * 64)
     with pytest.raises(SourceError, match="arrived damaged"):
         fetch(f"modelscope:{REPO}/a.safetensors", tmp_path)
-    for name in ("../a.safetensors", "/a.safetensors", "..\\a.safetensors"):
+    for name in ("../a.safetensors", "/a.safetensors", "..\\a.safetensors", "\ud800.safetensors"):
         publish(site, {name: b"abc"})
         with pytest.raises(SourceError, match="has no file"):
             fetch(f"modelscope:{REPO}/{name}", tmp_path)
-    site.plain[f"/api/v1/models/{REPO}/repo/files"] = b"<html>", {"Content-Type": "text/html"}
-    with pytest.raises(SourceError, match="does not answer as ModelScope does"):
-        fetch(f"modelscope:{REPO}", tmp_path)
+    for odd in (b"<html>", b"5", b'{"Data": null}', *(b'{"Data": {"Files": [%s]}}' % one for one in (b"5", ODD_SIZE))):
+        site.plain[f"/api/v1/models/{REPO}/repo/files"] = odd, {"Content-Type": "application/json"}
+        with pytest.raises(SourceError, match="does not answer as ModelScope does"):
+            fetch(f"modelscope:{REPO}", tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
