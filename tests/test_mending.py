@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from spoiled import COUNT, DATA, EXAMPLES, Healthy, caption_encoding, foreign, picture, unreadable
 
 from lorakit import _examine_verbs
@@ -118,6 +119,40 @@ def test_the_last_pictures_and_prepared_copies_are_not_set_aside(healthy):
     shutil.copytree(healthy.folder, healthy.project.folder / "prepared")
     with pytest.raises(UserError, match="copies"):
         mend(healthy.project, DataConfig(**{**healthy.data, "folder": "prepared"}), finding)
+
+
+@pytest.mark.parametrize("folder", ["prepared/", "./prepared", "absolute"])
+def test_prepared_copies_are_not_mended_however_their_folder_is_spelled(healthy, folder):
+    shutil.copytree(healthy.folder, healthy.project.folder / "prepared")
+    shutil.copy(healthy.folder / "03.png", healthy.project.folder / "prepared" / "copy.png")
+    spelled = str((healthy.project.folder / "prepared").resolve()) if folder == "absolute" else folder
+    healthy.data["folder"] = spelled
+    with pytest.raises(UserError, match="copies"):
+        mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("duplicates"))
+
+
+def test_a_caption_file_named_in_capitals_is_what_is_saved_as_utf8_and_never_its_picture(healthy):
+    small = healthy.folder / "03.png"
+    Image.new("L", (2, 2), 200).save(small)  # its bytes are text in some encodings
+    before = small.read_bytes()
+    before.decode("cp1251")
+    (healthy.folder / "03.txt").unlink()
+    (healthy.folder / "03.TXT").write_bytes("mofu, caf\u00e9".encode("latin-1"))
+    finding = healthy.examine().find("caption-encoding")
+    assert mend(healthy.project, DataConfig(**healthy.data), finding, "cp1251").changed == 1
+    assert small.read_bytes() == before and "mofu" in (healthy.folder / "03.TXT").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["caption-encoding", "unreadable", "duplicates", "borders"])
+def test_what_changed_since_the_report_is_not_mended_by_it(kind, healthy, monkeypatch):
+    EXAMPLES[kind](healthy, monkeypatch)
+    finding = healthy.examine().find(kind)
+    for seed, name in enumerate(finding.pictures):
+        picture(90 + seed).save(healthy.folder / name)
+        (healthy.folder / name).with_suffix(".txt").write_text("mofu, \u732b, caf\u00e9", encoding="utf-8")
+    before = contents(healthy.folder)
+    done = mend(healthy.project, DataConfig(**healthy.data), finding, "cp1251" if kind == "caption-encoding" else "")
+    assert done.changed == 0 and contents(healthy.folder) == before and not Boxes(healthy.project).names()
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

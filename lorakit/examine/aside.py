@@ -106,12 +106,13 @@ def restore(project: Project, batch: Batch) -> list[str]:
 
 def data_folder(project: Project, config: DataConfig) -> Path:
     """Where the pictures are that can be fixed. Raises UserError for prepared copies."""
-    if config.folder == "prepared":
+    folder = folder_of(config, project.folder)
+    if folder.resolve() == (project.folder / "prepared").resolve():
         raise UserError(
             "prepared/ holds copies, which are written anew from the originals: examine and mend these (data.folder: "
             "dataset), then prepare again."
         )
-    return folder_of(config, project.folder)
+    return folder
 
 
 def paths(project: Project, config: DataConfig) -> dict[str, Path]:

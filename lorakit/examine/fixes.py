@@ -8,14 +8,16 @@ from pathlib import Path
 
 from lorakit.boxes import Box, Boxes
 from lorakit.data import DataConfig
+from lorakit.data.caption_sources import Sources
 from lorakit.data.captions import tags_of
-from lorakit.data.listing import CAPTION_EXTENSIONS
+from lorakit.data.listing import Listing
 from lorakit.data.looks import Looks
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
-from lorakit.examine import aside
+from lorakit.examine import aside, examine
 from lorakit.examine.finding import Finding
 from lorakit.project import Project
+from lorakit.tag_ledger import DOCTOR, PERSON
 from lorakit.tag_rules import Remove
 from lorakit.tagbook import TagBook
 
@@ -47,18 +49,25 @@ class Fix:
 
 
 def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    known, names = aside.paths(project, config), finding.targets or finding.pictures
+    """Only what is still found: files may have been mended, or the best of likenesses removed, since the report."""
+    known, again = aside.paths(project, config), examine(project, config).find(finding.kind)
+    still = (again.targets or again.pictures) if again else ()
+    wanted = [name for name in finding.targets or finding.pictures if name in known]
+    names = [name for name in wanted if name in still]
     if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
         raise UserError("This would set all pictures aside, and nothing would be left to train on.")
-    moved = aside.set_aside(project, config, finding.kind, [known[name] for name in names if name in known])
-    return Done(len(moved))
+    moved = aside.set_aside(project, config, finding.kind, [known[name] for name in names])
+    changed = (name for name in wanted if name not in still)
+    return Done(len(moved), tuple(f"{name}: something changed since it was examined; it stays." for name in changed))
 
 
 def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    known, texts, kept = aside.paths(project, config), {}, []
-    for name in known.keys() & set(finding.pictures):
-        endings = (config.caption_extension, *CAPTION_EXTENSIONS)
-        file = next(filter(Path.exists, map(known[name].with_suffix, endings)), known[name])
+    listing = Listing(aside.data_folder(project, config), config.repeats)
+    told = Sources(listing, config.caption_extension).captions
+    files = {listing.name(picture): caption.source for picture, caption in told.items() if caption.trouble}
+    texts: dict[Path, str] = {}
+    kept = [f"{name}: its caption can be read now, and stays." for name in finding.pictures if name not in files]
+    for name, file in ((name, files[name]) for name in finding.pictures if name in files):
         try:
             texts[file] = file.read_bytes().decode(answer)
         except UnicodeDecodeError:
@@ -76,6 +85,8 @@ def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer
     names = {known[name]: name for name in finding.pictures if name in known and not boxes.of(name)}
     for path, look in Looks.of(project.folder).look(names):
         left, top, right, bottom = look.border
+        if not any(look.border):  # another picture is there now
+            continue
         drawn[names[path]] = (Box(left, top, look.width - left - right, look.height - top - bottom),)
     boxes.update(drawn)
     return Done(len(drawn))
@@ -87,7 +98,8 @@ def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer
 def _write_captions(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     book = TagBook(project, config)
     trained = {name: book.samples[name].caption for name in finding.pictures if name in book.samples}
-    return _changed(book, finding, {name: text for name, text in trained.items() if not book.captions[name]})
+    bare = {name: text for name, text in trained.items() if not book.captions[name]}
+    return _changed(book, finding, bare, by=DOCTOR)
 
 
 def _trigger_first(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
@@ -122,9 +134,9 @@ def _each(book: TagBook, finding: Finding, change: Callable[[str], str]) -> Done
     return _changed(book, finding, {name: change(caption) for name, caption in captions.items() if caption})
 
 
-def _changed(book: TagBook, finding: Finding, captions: dict[str, str]) -> Done:
+def _changed(book: TagBook, finding: Finding, captions: dict[str, str], by: str = PERSON) -> Done:
     wanted = {name: text for name, text in captions.items() if text != book.captions[name]}
-    change = book.change(FIXES[finding.fix].label, wanted)
+    change = book.change(FIXES[finding.fix].label, wanted, by)
     done = change.new.keys() | change.old.keys() if change else set()
     return Done(
         len(done), tuple(f"{name}: its caption stays as it is; look at its file." for name in wanted.keys() - done)
