@@ -63,6 +63,7 @@ KINDS_OF = {
     "sword": "katana rapier greatsword",
     "gun": "rifle handgun shotgun submachine_gun",
     "long_hair": "very_long_hair absurdly_long_hair",
+    "very_long_hair": "absurdly_long_hair",
     "short_hair": "very_short_hair",
     "braid": "twin_braids single_braid french_braid side_braid crown_braid",
     "ponytail": "high_ponytail side_ponytail low_ponytail short_ponytail folded_ponytail",
@@ -102,6 +103,8 @@ def kind(tag: str, category: str = "") -> str:
         return "quality"
     if not category and _YEAR.fullmatch(tag):
         return "year"
+    if not category and tag in _SAFETY.values():
+        return "safety"
     if not category:
         return "artist" if tag.startswith("@") and tag not in KAOMOJI else "general"
     return _CATEGORIES.get(category, category)

@@ -16,6 +16,7 @@ from lorakit.project import Project, write_whole
 from lorakit.scores import Scores, Sentences, known_writers
 from lorakit.tag_rules import matcher
 from lorakit.tag_words import ORDER, implied, spelled
+from lorakit.tag_ledger import DOCTOR
 from lorakit.tagbook import PERSON, TagBook
 from lorakit.taggers import Tagger
 
@@ -194,10 +195,10 @@ def compose(
     """A caption from who set which tag of it, which tags a person took out, and what a tagger says now: the tags of
     `tags_from`, or a sentence. `writers` are the taggers whose tags are parts of sentences."""
     person = [tag for tag, by in origin.items() if by == PERSON and tag != trigger]
-    sentence = [tag for tag, by in origin.items() if by in writers]
+    sentence = [tag for tag, by in origin.items() if by in writers and tag != trigger]
     fresh = [tag for tag, by in origin.items() if by != PERSON and by not in writers and tag != trigger]
     if isinstance(answer, str):
-        sentence = [part for part in tags_of(_plain(answer)) if part not in removed and part not in person]
+        sentence = [part for part in tags_of(_plain(answer)) if part not in (trigger, *person, *removed)]
         tags = [tag for tag in origin if tag in person or tag in fresh]
     else:
         fresh = [tag for tag in answer if tag not in (trigger, *person) and tag not in removed]
@@ -213,7 +214,7 @@ def compose(
     if "tags" not in used:
         parts["tags"] = person
     chosen = [tag for part in (used if "tags" in used else ["tags", *used]) for tag in parts[part]]
-    return ", ".join([trigger, *chosen] if trigger else chosen)
+    return ", ".join(dict.fromkeys([trigger, *chosen] if trigger else chosen))
 
 
 def _plain(sentence: str) -> str:
@@ -258,7 +259,8 @@ def wanted(project: Project, book: TagBook, trigger: str, output: str, which: st
         return names
 
     def has(name: str) -> bool:
-        return any((by in writers) == (output == "sentence") for tag, by in book.origin(name).items() if tag != trigger)
+        set_by = [by for tag, by in book.origin(name).items() if tag != trigger and by != DOCTOR]
+        return any((by in writers) == (output == "sentence") for by in set_by)
 
     return [name for name in names if not has(name)]
 

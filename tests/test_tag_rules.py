@@ -76,6 +76,8 @@ def test_what_another_tag_says_already_is_implied():
         ["footwear", "boots"], "black knee boots"
     )
     assert implied(["long hair", "very long hair"]) == {"long hair": "very long hair"}
+    longest = dict.fromkeys(["long hair", "very long hair"], "absurdly long hair")
+    assert implied(["long hair", "very long hair", "absurdly long hair"]) == longest
     assert implied(["headwear", "hat", "witch hat"]) == dict.fromkeys(["headwear", "hat"], "witch hat")
     assert implied(["blue footwear", "red boots"]) == {} == implied(["boots", "red footwear"])
     assert implied(["1girl", "girl", "hair", "hair bow", "looking at viewer", "viewer"]) == {}
@@ -99,7 +101,7 @@ def test_each_tag_has_a_kind_of_the_order():
     wanted = {
         **{"masterpiece": "quality", "score_7": "quality", "newest": "year", "year 2024": "year", "2girls": "count"},
         **{"solo": "count", "6+girls": "count", "no humans": "count", "@someone": "artist", "@_@": "general"},
-        **{"red boots": "general", "old man": "general"},
+        **{"red boots": "general", "old man": "general", "safe": "safety", "nsfw": "safety"},
     }
     assert {tag: kind(tag) for tag in wanted} == wanted
     assert [kind("x", category) for category in ("copyright", "rating", "character", "general", "meta")] == [

@@ -13,6 +13,8 @@ from lorakit.data.captions import tags_of
 from lorakit.data.scan import scan
 from lorakit.demo import DATASET, TRIGGER
 from lorakit.errors import UserError
+from lorakit.examine import examine
+from lorakit.examine.fixes import mend
 from lorakit.project import Project
 from lorakit.scores import Scores, Sentences, known, known_writers
 from lorakit.tagbook import TagBook
@@ -189,6 +191,16 @@ def test_the_trigger_is_never_lost_and_a_persons_tags_neither():
     assert compose(origin, set(), "A girl.", TaggingConfig(mix="sentence"), "Miku") == "Miku, boots, A girl."
 
 
+@pytest.mark.parametrize("profile", ["sd", "anima"])
+def test_the_trigger_stands_once_whoever_came_first(profile):
+    config = TaggingConfig(profile=profile)
+    origin = dict.fromkeys(tags_of("Miku, A girl, smiling."), "writer")
+    caption = compose(origin, set(), {"1girl": "count", "smiling.": "general"}, config, "Miku", ["writer"])
+    assert caption == "Miku, 1girl, smiling., A girl"
+    origin = {tag: "wd" for tag in ("Miku", "1girl", "smile")}
+    assert compose(origin, set(), "Miku, smile", config, "Miku", ["writer"]) == "Miku, 1girl, smile"
+
+
 def test_scores_survive_a_torn_line_and_sentences_know_their_prompt(tmp_path):
     project = Project(tmp_path)
     Scores(project, "owner/wd").add({"d1": {"a": 0.98765, "b": 0.01}}, {"a": "general", "b": "meta"})
@@ -273,3 +285,14 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
     lorakit_tag("show", here, "--who", "--with", "woods")
     assert "[locked]" not in capsys.readouterr().out
     assert json.loads((here / "tags" / "captions.v1.json").read_text())["dataset/*.txt"]["captions"]
+
+
+@pytest.mark.parametrize("config", [CONFIG, DataConfig()], ids=["trigger", "no trigger"])
+def test_what_the_doctor_wrote_for_want_of_a_caption_is_filled_by_a_tagger(project, demo, config):
+    (bare,) = [finding for finding in examine(project, config).findings if finding.kind == "no-caption"]
+    mend(project, config, bare)
+    written = {name: TagBook(project, config).captions[name] for name in bare.pictures}
+    assert all(written.values())
+    list(tag(project, config, demo, TaggingConfig()))
+    book = TagBook(project, config)
+    assert all(len(tags_of(book.captions[name])) > len(tags_of(written[name])) for name in bare.pictures)
