@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from lorakit.data.images import EXTENSIONS
-from lorakit.data.listing import CAPTION_EXTENSIONS, Note
+from lorakit.data.listing import CAPTION_EXTENSIONS, MOST_REPEATS, Note, repeats_of
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.home.archive import is_archive, unpacking
@@ -27,7 +27,6 @@ METADATA = (".json",)
 USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
 READERS = 8  # files read at once: an online disk takes its time for each, however small
 AHEAD = 32  # pictures, each with its captions, that are read before they are put in their places
-MOST_REPEATS = 10_000
 
 
 class IntakeError(UserError):
@@ -81,9 +80,10 @@ def concept_folder(project: Project, into: str, repeats: int) -> str:
         return ""
     if parent not in ("", "reg") or last.startswith(".") or not last.isprintable() or set(last) & set('\\:*?"<>|'):
         raise IntakeError(f"{into!r} cannot be a concept folder: name it like mofurin, 10_mofurin or reg/1_girl.")
-    own = re.fullmatch(r"(\d+)_(.+)", last)
-    times, name = (int(own[1]), own[2]) if own else (0, last)
-    there = [p.name for p in (project.dataset / parent).glob("*_*") if re.fullmatch(rf"\d+_{re.escape(name)}", p.name)]
+    times = repeats_of(last)
+    name = last.partition("_")[2] if times or re.match("0+_.", last) else last
+    folders = (path.name for path in (project.dataset / parent).glob("*_*"))
+    there = [folder for folder in folders if repeats_of(folder) and folder.partition("_")[2] == name]
     if not (repeats or times) and len(there) == 1:
         return f"{parent}/{there[0]}".lstrip("/")
     return f"{parent}/{repeats or times or 1}_{name}".lstrip("/")
@@ -178,7 +178,7 @@ def _useless(path: Path, is_hidden: bool) -> str:
 
 def _says_repeats(folder: str) -> bool:
     """Whether a folder's name says how its pictures are trained, as kohya's scripts have it."""
-    return folder == "reg" or re.fullmatch(r"0*[1-9]\d*_.+", folder) is not None
+    return folder == "reg" or repeats_of(folder) > 0
 
 
 # ---- where it goes ---------------------------------------------------------------------------------------------------

@@ -67,6 +67,20 @@ def test_kohyas_folders_give_repeats_names_and_regularization_pictures(tmp_path)
     assert "'mofu, red scarf'" in found.notes[0].text and "as 'girl'" in found.notes[1].text
 
 
+def test_a_date_before_a_folders_name_is_not_taken_for_repeats(tmp_path):
+    found = scanned(tmp_path, {"20240131_beach/a.png": PNG, "99999999999999_sea/b.png": PNG}, repeats=3)
+    assert {sample.name: sample.repeats for sample in found.samples} == {
+        "20240131_beach/a.png": 3,
+        "99999999999999_sea/b.png": 3,
+    }
+    found = scanned(tmp_path, {"10000_mofu/c.png": PNG}, repeats=3)
+    assert {sample.name: sample.repeats for sample in found.samples} == {"10000_mofu/c.png": 10_000}
+    assert {note.name for note in found.notes if note.kind == "overlooked folder"} == {
+        "20240131_beach/",
+        "99999999999999_sea/",
+    }
+
+
 def test_a_plain_folder_is_searched_in_depth_with_the_repeats_of_the_settings(tmp_path):
     files = {"a.png": PNG, "a.txt": "hat", "day/one/b.png": PNG, "reg/1_girl/r.png": PNG, "reg/1_girl/r.txt": "girl"}
     found = scanned(tmp_path, files, repeats=7)

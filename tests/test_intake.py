@@ -135,6 +135,7 @@ def test_into_a_concept_folder_nothing_lies_deeper_and_same_names_part(project, 
         ("9_mofu", 2, "2_mofu"),
         ("neu", 0, "1_neu"),
         ("reg/girl", 1, "reg/1_girl"),
+        ("20240131_beach", 0, "1_20240131_beach"),  # a date
     ],
 )
 def test_a_concept_folder_is_named_by_its_repeats(project, tmp_path, into, repeats, folder):

@@ -12,6 +12,7 @@ from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
+MOST_REPEATS = 10_000  # of a picture in an epoch; a larger number before a folder's name is a date, not repeats
 KINDS = (  # the order in which they are told to people: what is left out comes first
     "overlooked folder",  # files beside kohya's folders, counted
     "unreadable",  # a picture or folder that cannot be read: left out
@@ -154,6 +155,14 @@ def count(config: DataConfig, project: Path) -> tuple[int, int]:
     return sum(images for _, images in found), sum(repeats * images for repeats, images in found)
 
 
+def repeats_of(folder: str) -> int:
+    """How often the pictures of a folder of that name are seen in an epoch; 0 for one that does not say so, such as
+    "mofu" and "20240131_beach".
+    """
+    match = re.fullmatch(r"(\d+)_.+", folder, re.DOTALL)
+    return int(match[1]) if match and int(match[1]) <= MOST_REPEATS else 0
+
+
 def folder_of(config: DataConfig, project: Path) -> Path:
     """The data folder of a project."""
     return Path(project, Path(config.folder).expanduser())
@@ -164,8 +173,7 @@ def _concepts(root: Path, repeats: int) -> list[Concept]:
     found = []
     for parent, is_reg in ((root, False), (root / "reg", True)):
         for folder in sorted(parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) and parent.is_dir() else []:
-            match = re.fullmatch(r"(\d+)_(.+)", folder.name)
-            if match and folder.is_dir() and int(match[1]) > 0:
-                name = os.fsencode(match[2]).decode("utf-8", "backslashreplace")
-                found.append(Concept(folder, int(match[1]), name, is_reg))
+            if (repeats_here := repeats_of(folder.name)) and folder.is_dir():
+                name = os.fsencode(folder.name.partition("_")[2]).decode("utf-8", "backslashreplace")
+                found.append(Concept(folder, repeats_here, name, is_reg))
     return found if any(not concept.is_reg for concept in found) else [Concept(root, repeats, "", False), *found]

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import PurePosixPath
 
 from lorakit import guides
+from lorakit.data.listing import repeats_of
 from lorakit.data.scan import Sample
 from lorakit.examine.captions import people
 from lorakit.examine.facts import Facts
@@ -41,7 +42,7 @@ def concepts(facts: Facts) -> Found | None:
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
         folder = sample.name.partition("/")[0]
-        if re.match(r"\d+_.+", folder):
+        if repeats_of(folder):
             by_folder.setdefault(folder, []).append(sample)
     seen = {folder: sum(sample.repeats for sample in mine) for folder, mine in by_folder.items()}
     if len(seen) < 2 or max(seen.values()) <= UNEQUAL * min(seen.values()):
