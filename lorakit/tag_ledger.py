@@ -10,6 +10,7 @@ from lorakit.data.captions import tags_of
 from lorakit.tag_history import BETWEEN, Edit, Entry, plain
 
 PERSON = "person"  # who changes captions, unless a tagger does
+DOCTOR = "doctor"  # who writes down what a picture without a caption is trained as; a tagger fills that
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from lorakit.data.images import open_rgb
 from lorakit.events import Progress
 from lorakit.project import Project, write_whole
 from lorakit.scores import Scores, Sentences, known_writers
+from lorakit.tag_ledger import DOCTOR
 from lorakit.tag_rules import matcher
 from lorakit.tag_words import ORDER, implied, spelled
-from lorakit.tag_ledger import DOCTOR
 from lorakit.tagbook import PERSON, TagBook
 from lorakit.taggers import Tagger
 

@@ -204,7 +204,7 @@ def test_the_next_run_trains_on_the_prepared_pictures_and_on_the_originals_again
     form = PrepareForm(project)
     form.button.click()
     form.use.click()
-    assert Draft(project).data.folder == FOLDER
+    assert Draft(project).data.folder == FOLDER and f"trains on {FOLDER}" in form.told.value
     form.button.click()
     assert "4 pictures are in" in form.told.value, "they are made of the originals still"
     PrepareForm(project).use.click()

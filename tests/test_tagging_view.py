@@ -145,7 +145,13 @@ def test_no_tagger_is_fetched_when_no_picture_wants_a_caption(project, shown):
     tag(project)
     write_tagging(project, "wd14", {"source": "nobody/has-this-tagger"}, TaggingConfig())
     tag(project)
-    assert "No picture wants a caption." in shown[-1]
+    assert "No picture wants a caption." in shown[-1] and "the tag editor unlocks it" in shown[-1]
+
+
+def test_the_form_says_which_trigger_is_written(project):
+    assert TRIGGER in TaggingForm(project).trigger.value
+    Draft(project).set("data.trigger", "")
+    assert "No trigger is chosen" in TaggingForm(project).trigger.value
 
 
 def test_only_asking_writes_nothing_and_asks_about_locked_pictures_too(project, shown):

@@ -42,7 +42,7 @@ class Doubts:
         self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
         field = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="auto", max_width="98%", align_self="flex-start"))
         self.kind, self._kind = Choice(self._choose, field), ""
-        self.list = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.list = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([field, self.list], layout=ipywidgets.Layout(width="100%"))
 
     def draw(self) -> None:
@@ -110,7 +110,7 @@ class Suggestions:
 
     def __init__(self, state: State, clicks: Clicks):
         self._state, self._clicks = state, clicks
-        self.widget = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.widget = ipywidgets.HTML()
 
     def draw(self) -> None:
         """Show them as they are now."""

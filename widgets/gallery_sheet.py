@@ -31,7 +31,7 @@ class Sheet:
         self._state, self._clicks, self._thumbnails, self._changed = state, clicks, thumbnails, changed
         self.show = Choice(self._look)
         self.marks = ipywidgets.HTML(layout=ipywidgets.Layout(height="0", margin="0"))
-        self.pictures = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.pictures = ipywidgets.HTML()
         self.back = _button("‹", lambda _: self._turn(-1))
         self.on = _button("›", lambda _: self._turn(1))
         self.where = ipywidgets.HTML()

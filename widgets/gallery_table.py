@@ -30,7 +30,7 @@ class TagTable:
             say("suspicious first"): "suspicious",
         }
         self.sort = ipywidgets.Dropdown(options=list(sorts.items()), value=state.sort, layout=wide)
-        self.rows = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.rows = ipywidgets.HTML()
         scrolled = ipywidgets.Layout(max_height=f"{HEIGHT}px", overflow="auto", width="100%", display="block")
         self.widget = ipywidgets.VBox(
             [self.wanted, self.sort, ipywidgets.Box([self.rows], layout=scrolled)],

@@ -131,6 +131,7 @@ class PrepareForm:
             self.how = replace(self.how, folder=draft.data.folder)
             write_prepare(self.project, self.how)
             draft.set("data.folder", FOLDER)
+        self.told.value = aside(say("The next run trains on {folder}.", folder=Draft(self.project).data.folder))
         self._show()
 
     def _is_used(self) -> bool:

@@ -86,7 +86,8 @@ def _steps(project: Project, only_ask: bool, work: Work) -> Iterator[str]:
     data = Draft(project).data
     book = TagBook(project, data)
     if not only_ask and not captions.wanted(project, book, data.trigger, taggers.output(name), config.which):
-        yield aside(say("No picture wants a caption.")) + facts([say("{n} locked", n=_locked(book))])
+        why = aside(say("What a person wrote is locked; the tag editor unlocks it.")) if _locked(book) else ""
+        yield aside(say("No picture wants a caption.")) + facts([say("{n} locked", n=_locked(book))]) + why
         return
     yield aside(say("reading the tagger…"))
     tagger = taggers.load(name, settings)
@@ -164,7 +165,7 @@ class TaggingForm:
         tooltip = say("asks about all pictures and writes nothing; the tag editor shows what the tagger thinks")
         self.ask = ipywidgets.Button(description=say("Only ask"), tooltip=tooltip, layout=wide)
         self.ask.on_click(lambda _: self.run(only_ask=True))
-        self.told = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.told, self.trigger = ipywidgets.HTML(), ipywidgets.HTML()
         options = [(name, name) for name in taggers.names()]
         self.tagger = ipywidgets.Dropdown(options=options, layout=self._looks.wide)
         self.tagger.observe(lambda change: self._choose(change["new"]), "value")
@@ -234,7 +235,7 @@ class TaggingForm:
         folded = ipywidgets.Accordion(children=[ipywidgets.VBox(more)], selected_index=None)
         folded.set_title(0, say("more settings"))
         buttons = ipywidgets.HBox([self.button, self.ask], layout=ipywidgets.Layout(flex_flow="row wrap"))
-        self.widget.children = [*plain, folded, buttons, self.told]
+        self.widget.children = [*plain, folded, self.trigger, buttons, self.told]
         self._show()
 
     def _changed(self, row: Row) -> None:
@@ -245,6 +246,9 @@ class TaggingForm:
 
     def _show(self) -> None:
         self._about.value = small(html.escape(say(taggers.about(self.name))))
+        none = say("No trigger is chosen, and none is written; the form of notebooks 1 and 4 asks for it.")
+        trigger = Draft(self.project).data.trigger
+        self.trigger.value = aside(say("The trigger comes first: {trigger}", trigger=trigger) if trigger else none)
         config_class = taggers.config_class(self.name)
         missing = _problems(config_class, self.settings)
         held = {self.name: {**usual(config_class), **self.settings}, "tagging": vars(self.config)}
