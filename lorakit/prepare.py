@@ -26,7 +26,7 @@ from lorakit.data.looks import Looks
 from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.project import FULL, DiskFull, Project, write_whole
+from lorakit.project import FULL, DiskFull, Project, holding, write_whole
 
 FOLDER = "prepared"  # inside the project; train on it with data.folder
 SETTINGS, RECORD = "prepare.yaml", "prepared.jsonl"
@@ -165,9 +165,12 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
         yield Note("duplicate", name, f"left out, it is the same picture as {kept}.")
         del samples[name]
     try:
-        copies = Copies(root, project.folder / RECORD)
-        yield from _made(copies, _wanted([*samples.values()], boxes, how), config, how)
-        copies.close()
+        with holding(project.cache / ".prepare.lock") as is_alone:
+            if not is_alone:
+                raise PrepareError("The pictures are being prepared already, by another process or cell: wait for it.")
+            copies = Copies(root, project.folder / RECORD)
+            yield from _made(copies, _wanted([*samples.values()], boxes, how), config, how)
+            copies.close()
     except OSError as error:
         told = "What was prepared so far is whole, the originals are untouched: prepare again, and it goes on."
         if error.errno in FULL:

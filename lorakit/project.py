@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -114,13 +115,34 @@ class Project:
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same file
+    part = path.with_name(f"{short(path.name)}.{os.getpid()}.part")  # two processes may write the same file
     with open(part, "wb") as file:
         # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
         file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def short(name: str) -> str:
+    """A file's name, or a hash of one so long that nothing could be put before or behind it: 255 bytes are the most."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 160 else hashlib.sha256(raw).hexdigest()
+
+
+@contextmanager
+def holding(lock: Path) -> Iterator[bool]:
+    """Hold the flock on a file while this lasts; False when it is held already. Where a file system has no locks, one
+    process at a time has to do.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError as error:
+            is_ours = not isinstance(error, BlockingIOError)
+        yield is_ours
 
 
 @contextmanager

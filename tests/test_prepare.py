@@ -13,7 +13,7 @@ from lorakit.boxes import Box, BoxError, Boxes
 from lorakit.config import ConfigError
 from lorakit.data import DataConfig
 from lorakit.data.scan import DataError, Note, scan
-from lorakit.prepare import FOLDER, PrepareConfig, prepare, prepared, read_prepare, write_prepare
+from lorakit.prepare import FOLDER, PrepareConfig, PrepareError, prepare, prepared, read_prepare, write_prepare
 from lorakit.project import DiskFull, Project
 
 DATA = DataConfig(trigger="mofu")
@@ -325,6 +325,24 @@ def test_closed_between_two_pictures_it_goes_on(project, monkeypatch):
     running.close()
     events = list(prepare(project, DATA, PLAIN))
     assert 1 <= events[0].done < 4 and len(there(project)) == 8
+
+
+def test_two_at_once_do_not_take_each_others_work_for_a_persons(project):
+    first = prepare(project, DATA, PLAIN)
+    next(event for event in first if not isinstance(event, Note))
+    with pytest.raises(PrepareError, match="already"):
+        list(prepare(project, DATA, replace(PLAIN, pad="1x1")))
+    first.close()
+    assert "kept" not in notes(prepare(project, DATA, replace(PLAIN, pad="1x1")))
+    assert opened(project, "3_mofu/a.png").size == (96, 96)
+
+
+def test_a_name_as_long_as_names_can_be_is_prepared_with_its_caption(project):
+    for name in ("x" * 251, "\u732b" * 83):
+        picture(80, 60, len(name)).save(project.dataset / f"3_mofu/{name}.png")
+        (project.dataset / f"3_mofu/{name}.txt").write_text("mofu", encoding="utf-8")
+    assert notes(prepare(project, DATA, PLAIN)) == {}
+    assert {f"3_mofu/{'x' * 251}.png", f"3_mofu/{'x' * 251}.txt", f"3_mofu/{chr(0x732B) * 83}.txt"} <= {*there(project)}
 
 
 def test_a_torn_line_of_the_record_is_passed_over(project):

@@ -121,3 +121,10 @@ def test_a_damaged_note_of_the_home_is_named_never_passed_over(text, tmp_path):
     project.home_file.write_text(text)
     with pytest.raises(ProjectError, match=r"home\.json is damaged: it should say"):
         project.home  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u732b" * 85, "x" * 230])
+def test_a_file_of_the_longest_name_is_written(tmp_path, name):
+    write_whole(tmp_path / name, "a")
+    write_whole(tmp_path / name, "b")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "b")]

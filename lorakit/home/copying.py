@@ -11,6 +11,8 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lorakit.project import short
+
 BLOCK = 1 << 18  # bytes between two signs of life: seconds, even at the 20 kB/s that online disks fall to
 MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
 
@@ -37,7 +39,7 @@ def digest(path: Path) -> str:
 
 def aside(target: Path) -> Path:
     """Where this process writes a file before it gets its name; hidden, and no other process's."""
-    return target.with_name(f".{target.name}.{MACHINE}.{os.getpid()}.part")
+    return target.with_name(f".{short(target.name)}.{MACHINE}.{os.getpid()}.part")
 
 
 def is_abandoned(part: Path) -> bool:
