@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from lorakit.tag_ledger import DOCTOR
 from lorakit.tag_rules import matcher
 from lorakit.tag_words import ORDER, implied, spelled
 from lorakit.tagbook import PERSON, TagBook
-from lorakit.taggers import Tagger
+from lorakit.taggers import Refused, Tagger, TaggerError
 
 PROFILES = ("sd", "anima")
 SURE = {"count": 0, "character": 1}  # what comes first with SD, and is left out last
+MOST_REFUSED = 3  # pictures beyond as many as were answered; then the tagger refuses whatever it is asked
 MIXES = ("tags, sentence", "sentence, tags", "tags", "sentence")
 
 
@@ -127,22 +128,29 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
 
     Yields Progress of "pictures asked" (none when all were asked before), and at last one of "captions": `done` of
     `total` were written, the others are the same already. Cut anywhere, the next call goes on where it was.
-    Raises TaggerError, ImageError for a picture that went bad meanwhile, and what TagBook raises.
+    Raises TaggerError, ImageError for a picture that went bad meanwhile, and what TagBook raises. Where the tagger
+    refused some pictures and not others, TaggerError comes at the end, when the captions of these are written.
     """
     if config.mix in ("tags", "sentence") and config.mix != tagger.output:
         raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
     book = TagBook(project, data_config)
     names = wanted(project, book, data_config.trigger, tagger.output, config.which)
     answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
-    yield from _ask(book, names, tagger, answers)
+    left = yield from _ask(book, names, tagger, answers)
+    names = [name for name in names if answers.get(book.samples[name].digest) is not None]
     yield _write(project, book, names, data_config.trigger, answers, config)
+    if left:
+        raise left
 
 
 def ask(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator[Progress]:
     """Ask a tagger of all pictures that it was never shown, locked ones too, and write no caption: for what the editor
     says of tags. Yields and raises as `tag` does."""
     book = TagBook(project, data_config)
-    yield from _ask(book, list(book.samples), tagger, _answers(project, tagger.name, tagger.output, tagger.prompt))
+    answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
+    left = yield from _ask(book, list(book.samples), tagger, answers)
+    if left:
+        raise left
 
 
 def write_again(project: Project, data_config: DataConfig, tagger: str, config: TaggingConfig, prompt: str = "") -> int:
@@ -239,17 +247,31 @@ def _answers(project: Project, tagger: str, output: str, prompt: str) -> Scores 
     return Scores(project, tagger) if output == "tags" else Sentences(project, tagger, prompt)
 
 
-def _ask(book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sentences) -> Iterator[Progress]:
+def _ask(
+    book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sentences
+) -> Generator[Progress, None, TaggerError | None]:
+    """Ask of the pictures that were never asked of; returns what is to be said of those that were refused."""
     pictures = {book.samples[name].digest: book.samples[name].path for name in names}
     fresh = [digest for digest in pictures if answers.get(digest) is None]
+    refused: list[str] = []
+    told: TaggerError | None = None
     for begin in range(0, len(fresh), tagger.batch):
         batch = fresh[begin : begin + tagger.batch]
-        said = dict(zip(batch, tagger.read([open_rgb(pictures[digest]) for digest in batch]), strict=True))
+        try:
+            said = dict(zip(batch, tagger.read([open_rgb(pictures[digest]) for digest in batch]), strict=True))
+        except Refused as error:
+            refused += [pictures[digest].name for digest in batch]
+            if 2 * len(refused) > begin + len(batch) + MOST_REFUSED:
+                raise
+            few = ", ".join(refused[:5]) + " …" * (len(refused) > 5)
+            told = TaggerError(f"{len(refused)} pictures were refused, all others were answered: {few}. {error}")
+            continue
         if isinstance(answers, Scores):
             answers.add(said, tagger.categories)
         else:
             answers.add(said)
         yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
+    return told
 
 
 def wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:

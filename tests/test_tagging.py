@@ -18,6 +18,7 @@ from lorakit.examine.fixes import mend
 from lorakit.project import Project
 from lorakit.scores import Scores, Sentences, known, known_writers
 from lorakit.tagbook import TagBook
+from lorakit.taggers import Refused
 from lorakit.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_again, write_tagging
 
 CONFIG = DataConfig(trigger=TRIGGER)
@@ -106,6 +107,44 @@ def test_a_cut_tagging_goes_on_where_it_stopped(project, demo):
     rest = Broken(demo, after=99)
     list(tag(project, CONFIG, rest, TaggingConfig()))
     assert (cut.asked, rest.asked) == (3, 2) and all(written(project).values())
+
+
+class Choosy(Writer):
+    """A writer that refuses some pictures."""
+
+    batch = 1
+
+    def __init__(self, refused):
+        super().__init__()
+        self._refused = refused
+
+    def read(self, images):
+        self.asked += 1
+        if self.asked in self._refused:
+            raise Refused("HTTP 400, not that one")
+        return [f"A picture, {self.asked}."]
+
+
+def test_a_refused_picture_keeps_no_other_from_its_caption(project):
+    book = TagBook(project, CONFIG)
+    book.unlock(book.samples)
+    everyone = TaggingConfig(which="unlocked")
+    with pytest.raises(UserError, match=r"^2 pictures were refused, all others were answered: .*HTTP 400"):
+        list(tag(project, CONFIG, Choosy((1, 4)), everyone))
+    captions = TagBook(project, CONFIG).captions.values()
+    assert sum("A picture" in caption for caption in captions) == len(captions) - 2
+    again = Choosy(())
+    list(tag(project, CONFIG, again, everyone))
+    assert again.asked == 2
+
+
+def test_a_tagger_that_refuses_whatever_it_is_asked_is_soon_left_alone(project):
+    book = TagBook(project, CONFIG)
+    book.unlock(book.samples)
+    always = Choosy(range(1000))
+    with pytest.raises(UserError, match="^HTTP 400, not that one$"):
+        list(tag(project, CONFIG, always, TaggingConfig(which="unlocked")))
+    assert always.asked == 4 < len(book.samples)
 
 
 def test_thresholds_change_without_the_tagger_and_what_people_did_stays(project, demo):

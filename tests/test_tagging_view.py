@@ -181,9 +181,9 @@ def test_a_server_that_fails_halfway_is_told_and_its_answers_are_kept(project, s
     monkeypatch.setattr(taggers.server, "WAITS", ())
     with chatting() as chat:
         write_tagging(project, "server", {"address": chat.address, "model": "m"}, TaggingConfig())
-        chat.answer = lambda number, body: said("a girl") if number < 3 else (400, {}, b"<b>no</b>")
+        chat.answer = lambda number, body: said("a girl") if number < 3 else (402, {}, b"<b>no</b>")
         tag(project)
-        assert "HTTP 400, &lt;b&gt;no" in shown[-1] and "What 2 pictures were answered is kept." in shown[-1]
+        assert "HTTP 402, &lt;b&gt;no" in shown[-1] and "What 2 pictures were answered is kept." in shown[-1]
         chat.answer = lambda number, body: said("a girl in a forest")
         tag(project)
         assert len(chat.asked) == 3 + 2 and "captions written: 4" in shown[-1]

@@ -19,6 +19,10 @@ class TaggerError(UserError):
     """A tagger cannot be had or does not answer; the message says what to do."""
 
 
+class Refused(TaggerError):
+    """These pictures get no answer; others may."""
+
+
 class Tagger(Protocol):
     """What `Tagger(config)` of each file answers.
 
@@ -39,7 +43,7 @@ class Tagger(Protocol):
 
     def read(self, images: list[Image.Image]) -> list[dict[str, float]] | list[str]:
         """For each picture (8 bits a channel, any size): tag -> score (0 to 1) of every tag, as the tagger spells it
-        (underscores), or a sentence. Raises TaggerError.
+        (underscores), or a sentence. Raises TaggerError, Refused when others may be answered.
         """
 
 

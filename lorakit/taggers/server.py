@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from lorakit.config import Config, setting
-from lorakit.taggers import TaggerError
+from lorakit.taggers import Refused, TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
 ADDRESSES = (
@@ -33,6 +33,7 @@ MODELS = ("qwen2.5vl:7b", "gemma3:12b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl-
 KEYS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # s before each further try
 LONGEST_WAIT = 60.0  # s that a server may ask for
+REFUSED = (400, 413, 422)  # by some servers for what they see in a picture, or its size
 BUSY = (408, 429, 500, 502, 503, 504)
 LARGEST = 300_000  # bytes of an answer
 THOUGHTS = r"(?s)^\s*<think>.*?(</think>|\Z)"  # of models that think aloud first
@@ -103,7 +104,8 @@ class Tagger:
         _check_way(self._url, has_key=bool(self._key()))
 
     def read(self, images: list[Image.Image]) -> list[str]:
-        """A sentence for each picture. Raises TaggerError for whatever is not an answer."""
+        """A sentence for each picture. Raises TaggerError for whatever is not an answer, Refused where it may be for
+        the picture's sake."""
         return [self._sentence(*self._answered(image)) for image in images]
 
     def _answered(self, image: Image.Image) -> tuple[int, str]:
@@ -185,7 +187,7 @@ class Tagger:
                 "/v1."
             )
         if status != 200:
-            raise TaggerError(f"{self._url} refuses the request: {told}")
+            raise (Refused if status in REFUSED else TaggerError)(f"{self._url} refuses the request: {told}")
         try:
             text = json.loads(said)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -194,7 +196,7 @@ class Tagger:
             ) from None
         sentence = in_one_line(re.sub(THOUGHTS, "", text)) if isinstance(text, str) else ""
         if not sentence:
-            raise TaggerError(
+            raise Refused(
                 f"{self._url} gave an empty answer: does {self.config.model!r} see pictures? A model that thinks first "
                 "needs a larger max_tokens in request."
             )
