@@ -176,6 +176,16 @@ def test_a_new_kernel_takes_back_and_repeats_what_another_did(project):
     assert "left smile to the trigger" in third.panels["history"].list.value
 
 
+def test_what_was_undone_before_another_change_is_not_offered_again(project):
+    view = Gallery(project)
+    assert view.redo.disabled
+    click(view, "take", "smile", "a.png")
+    view.undo.click()
+    assert not view.redo.disabled
+    click(view, "give", "smile", "c.png")
+    assert view.redo.disabled and view.state.book.redo() is None
+
+
 def test_one_caption_is_edited_as_text_and_locked_against_taggers(project):
     view = Gallery(project)
     click(view, "picture", "b.png")

@@ -92,7 +92,7 @@ class Gallery:
         head.append(tagger if asked else say("no tagger was asked yet"))
         self.head.value = facts(head)
         self.undo.disabled = not any(not change.undone for change in changes)
-        self.redo.disabled = not any(change.undone for change in changes)
+        self.redo.disabled = not (changes and changes[-1].undone)  # another change ends what can be made again
         self.table.draw()
         self.sheet.draw()
         self.editor.draw()
