@@ -54,7 +54,8 @@ class Box:
 class Boxes:
     """The boxes of a project; every change is on disk before the method returns. A picture goes by its name.
 
-    Raises BoxError for a list that somebody wrote by hand and that cannot be understood.
+    Raises BoxError for a list that somebody wrote by hand and that cannot be understood, and for a disk that cannot be
+    written.
     """
 
     def __init__(self, project: Project):
@@ -101,9 +102,12 @@ class Boxes:
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
     def _write(self, boxes: dict[str, tuple[Box, ...]]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
-        write_whole(self.file, _text(boxes))
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
+            write_whole(self.file, _text(boxes))
+        except OSError as error:
+            raise BoxError(f"The box is not kept, as {self.file} cannot be written: {error}.") from error
         self._boxes, self._seen = boxes, self._stamp()
 
     def _stamp(self) -> tuple[int, int] | None:

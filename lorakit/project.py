@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,17 @@ class Project:
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
     part = path.with_name(f"{short(path.name)}.{os.getpid()}.part")  # two processes may write the same file
-    with open(part, "wb") as file:
-        # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
-        file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
+            file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:  # on a full disk what was begun would keep its room
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def short(name: str) -> str:

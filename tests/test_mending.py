@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import shutil
@@ -153,6 +154,20 @@ def test_what_changed_since_the_report_is_not_mended_by_it(kind, healthy, monkey
     before = contents(healthy.folder)
     done = mend(healthy.project, DataConfig(**healthy.data), finding, "cp1251" if kind == "caption-encoding" else "")
     assert done.changed == 0 and contents(healthy.folder) == before and not Boxes(healthy.project).names()
+
+
+@pytest.mark.parametrize("kind", ["caption-encoding", "unreadable", "borders"])
+def test_a_full_disk_is_told_and_nothing_is_lost(kind, healthy, monkeypatch):
+    EXAMPLES[kind](healthy, monkeypatch)
+    finding, before = healthy.examine().find(kind), contents(healthy.folder)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(UserError, match="No space left"):
+        mend(healthy.project, DataConfig(**healthy.data), finding, "cp1252" if kind == "caption-encoding" else "")
+    assert contents(healthy.folder) == before
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

@@ -403,6 +403,15 @@ def test_boxes_are_on_disk_at_once_and_the_last_change_can_be_taken_back_and_mad
     assert Boxes(project).names() == ["a.png"]
 
 
+def test_a_box_that_cannot_be_written_is_told(project, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lorakit.boxes.write_whole", full)
+    with pytest.raises(BoxError, match="not kept"):
+        Boxes(project).set("3_mofu/a.png", (Box(1, 2, 30, 40),))
+
+
 def test_a_change_elsewhere_is_kept_by_the_next_one(project):
     one, two = Boxes(project), Boxes(project)
     one.add("a.png", Box(0, 0, 9, 9))

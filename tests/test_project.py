@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -128,3 +129,15 @@ def test_a_file_of_the_longest_name_is_written(tmp_path, name):
     write_whole(tmp_path / name, "a")
     write_whole(tmp_path / name, "b")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "b")]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    write_whole(tmp_path / "a", "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="space"):
+        write_whole(tmp_path / "a", "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]

@@ -184,10 +184,17 @@ FIXES = {fix.name: fix for fix in ROWS}
 
 
 def mend(project: Project, config: DataConfig, finding: Finding, answer: str = "") -> Done:
-    """Do what a finding's fix does. Raises UserError when it has none, or `answer` is none of its `answers`."""
+    """Do what a finding's fix does. Raises UserError when it has none, when `answer` is none of its `answers`, and for
+    a disk that cannot be written.
+    """
     if not finding.fix:
         raise UserError(f"There is no fix for {finding.kind!r} but by hand. {finding.why}")
     fix = FIXES[finding.fix]
     if fix.answers and answer not in fix.answers:
         raise UserError(f"{fix.label!r} must be told one of {', '.join(fix.answers)}; it was told {answer!r}.")
-    return fix.apply(project, config, finding, answer)
+    try:
+        return fix.apply(project, config, finding, answer)
+    except OSError as error:  # a disk that is full or read-only
+        raise UserError(
+            f"{fix.label!r} stopped: {error}. What it did so far can be taken back; free some space, and do it again."
+        ) from error
