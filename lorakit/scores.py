@@ -25,9 +25,9 @@ class Scores:
     def __init__(self, project: Project, tagger: str):
         self.tagger = tagger
         self.categories: dict[str, str] = {}  # tag -> general, character, copyright, artist, rating, meta or quality
-        self._file = _file(project, "scores", tagger)
+        self.file = _file(project, "scores", tagger)
         self._scores: dict[str, dict[str, float]] = {}
-        for told in _lines(self._file):
+        for told in _lines(self.file):
             self.categories |= told.get("categories", {})
             if "digest" in told:
                 self._scores[told["digest"]] = told["tags"]
@@ -44,7 +44,7 @@ class Scores:
         }
         fresh = {tag: category for tag, category in categories.items() if tag not in self.categories}
         lines = [{"tagger": self.tagger, "categories": fresh}] if fresh else []
-        _append(self._file, lines + [{"digest": digest, "tags": tags} for digest, tags in kept.items()])
+        _append(self.file, lines + [{"digest": digest, "tags": tags} for digest, tags in kept.items()])
         self.categories |= fresh
         self._scores |= kept
 
@@ -55,9 +55,9 @@ class Sentences:
     def __init__(self, project: Project, tagger: str, prompt: str):
         self.tagger, self.prompt = tagger, prompt
         self._file = _file(project, "sentences", tagger)
-        self._sentences = {
-            told["digest"]: told["sentence"] for told in _lines(self._file) if told.get("prompt") == prompt
-        }
+        lines = list(_lines(self._file))
+        self._is_named = any("tagger" in told for told in lines)
+        self._sentences = {told["digest"]: told["sentence"] for told in lines if told.get("prompt") == prompt}
 
     def get(self, digest: str) -> str | None:
         """The sentence of the picture with this SHA-256; None: never asked."""
@@ -66,7 +66,8 @@ class Sentences:
     def add(self, sentences: dict[str, str]) -> None:
         """Remember sentences by digest, on disk before this returns."""
         lines = [{"digest": digest, "prompt": self.prompt, "sentence": text} for digest, text in sentences.items()]
-        _append(self._file, ([] if self._file.exists() else [{"tagger": self.tagger}]) + lines)
+        _append(self._file, ([] if self._is_named else [{"tagger": self.tagger}]) + lines)
+        self._is_named = True
         self._sentences |= sentences
 
 

@@ -135,7 +135,7 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
         raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
     book = TagBook(project, data_config)
     names = wanted(project, book, data_config.trigger, tagger.output, config.which)
-    answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
+    answers = _answers_of(project, tagger)
     left = yield from _ask(book, names, tagger, answers)
     names = [name for name in names if answers.get(book.samples[name].digest) is not None]
     yield _write(project, book, names, data_config.trigger, answers, config)
@@ -147,7 +147,7 @@ def ask(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator[P
     """Ask a tagger of all pictures that it was never shown, locked ones too, and write no caption: for what the editor
     says of tags. Yields and raises as `tag` does."""
     book = TagBook(project, data_config)
-    answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
+    answers = _answers_of(project, tagger)
     left = yield from _ask(book, list(book.samples), tagger, answers)
     if left:
         raise left
@@ -238,13 +238,24 @@ def _in_profile(tag: str, category: str, profile: str) -> str:
 
 
 def _replaced(tag: str, config: TaggingConfig) -> list[str]:
-    """What is written for a tag: itself, others, or nothing."""
-    texts = next((tags_of(new) for old, new in config.replacements.items() if matcher(old)(tag)), [tag])
-    return [text for text in texts if not any(matcher(pattern)(text) for pattern in config.blacklist)]
+    """What is written for a tag: itself, others, or nothing. red_boots names it, too."""
+    texts = next((tags_of(new) for old, new in config.replacements.items() if matcher(spelled(old))(tag)), [tag])
+    return [text for text in texts if not any(matcher(spelled(pattern))(text) for pattern in config.blacklist)]
 
 
 def _answers(project: Project, tagger: str, output: str, prompt: str) -> Scores | Sentences:
     return Scores(project, tagger) if output == "tags" else Sentences(project, tagger, prompt)
+
+
+def _answers_of(project: Project, tagger: Tagger) -> Scores | Sentences:
+    """What this very tagger said before. Raises TaggerError where that was another one of the same name."""
+    answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
+    if isinstance(answers, Scores) and (others := answers.categories.keys() - tagger.categories.keys()):
+        raise TaggerError(
+            f"{answers.file} keeps what another tagger named {tagger.name!r} said, with tags that this one does not "
+            f"know ({min(others)}, …): give this one's folder another name, or move that file away."
+        )
+    return answers
 
 
 def _ask(

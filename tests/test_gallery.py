@@ -202,6 +202,20 @@ def test_one_caption_is_edited_as_text_and_locked_against_taggers(project):
     assert panel.text.value == "mofurin, robot" and 'title="robot"' in panel.tags.value, "who set it is told"
 
 
+def test_a_caption_that_is_being_typed_stays_while_other_things_are_done(project):
+    view = Gallery(project)
+    click(view, "picture", "b.png")
+    panel = view.panels["picture"]
+    panel.text.value = "mofurin, half a sent"
+    click(view, "tag", "smile")
+    press(view, panel.switch)
+    assert panel.text.value == "mofurin, half a sent"
+    click(view, "look", "a.png")
+    assert panel.text.value == CAPTIONS["a"]
+    click(view, "take", "smile", "a.png")
+    assert panel.text.value == view.state.book.captions["a.png"]
+
+
 def test_what_is_typed_into_the_hidden_field_by_hand_does_nothing(project):
     view = Gallery(project)
     for text in ("x", "1", "[]", "null", '{"a": 1}'):

@@ -109,6 +109,13 @@ def test_a_cut_tagging_goes_on_where_it_stopped(project, demo):
     assert (cut.asked, rest.asked) == (3, 2) and all(written(project).values())
 
 
+def test_what_another_tagger_of_the_same_name_said_is_not_taken_for_this_ones(project, demo):
+    Scores(project, demo.name).add({"0" * 64: {"fox": 0.9}}, {"fox": "general"})
+    for work in (tag(project, CONFIG, demo, TaggingConfig()), ask(project, CONFIG, demo)):
+        with pytest.raises(UserError, match=r"another tagger named .* does not know \(fox, …\): give this one"):
+            list(work)
+
+
 class Choosy(Writer):
     """A writer that refuses some pictures."""
 
@@ -230,6 +237,11 @@ def test_the_trigger_is_never_lost_and_a_persons_tags_neither():
     assert compose(origin, set(), "A girl.", TaggingConfig(mix="sentence"), "Miku") == "Miku, boots, A girl."
 
 
+def test_tags_may_be_named_as_danbooru_does():
+    config = TaggingConfig(blacklist=("red_boots", "^_^"), replacements={"red_foot*": "shoes"})
+    assert tags_from({"red_boots": 0.9, "red_footwear": 0.8, "^_^": 0.7}, CATEGORIES, config) == {"shoes": "general"}
+
+
 @pytest.mark.parametrize("profile", ["sd", "anima"])
 def test_the_trigger_stands_once_whoever_came_first(profile):
     config = TaggingConfig(profile=profile)
@@ -254,6 +266,18 @@ def test_scores_survive_a_torn_line_and_sentences_know_their_prompt(tmp_path):
         Sentences(project, "v", "Describe.").get("d1") == "A girl."
         and Sentences(project, "v", "Tell.").get("d1") is None
     )
+
+
+def test_a_writer_whose_first_line_was_torn_is_known_all_the_same(tmp_path):
+    project = Project(tmp_path)
+    Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+    (file,) = (tmp_path / "tags" / "sentences").iterdir()
+    for torn in (b"", b'{"tagg'):
+        file.write_bytes(torn)
+        assert known_writers(project) == []
+        Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+        Sentences(project, "v", "Describe.").add({"d2": "A cat."})
+        assert known_writers(project) == ["v"] and file.read_bytes().count(b"tagger") == 1
 
 
 @pytest.mark.parametrize(("score", "is_written"), [(0.349951, False), (0.35, True), (0.5, True), (0.2, False)])

@@ -33,6 +33,7 @@ class Picture:
     ):
         self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
         self.image = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 240px", max_width="400px", min_width="0"))
+        self._drawn: tuple[str, str] | None = None  # picture and caption that the field shows, or was typed over
         self.tags = ipywidgets.HTML()
         self.text = ipywidgets.Textarea(rows=4, layout=ipywidgets.Layout(width="98%"))
         write = ipywidgets.Button(description=say("write this caption"), layout=ipywidgets.Layout(width="auto"))
@@ -56,7 +57,9 @@ class Picture:
         style = "max-width:100%;max-height:420px;border-radius:6px;margin:0"
         self.image.value = f'<img src="{source}" alt="" style="{style}">{aside(told)}'
         self.tags.value = self._tags(name)
-        self.text.value = state.book.captions[name]
+        if self._drawn != (name, state.book.captions[name]):  # else what is typed just now stays
+            self.text.value = state.book.captions[name]
+            self._drawn = name, self.text.value
         self.lock.description = say("unlock") if is_locked else say("lock")
         self.lock.tooltip = say("A locked caption is never written by a tagger.")
 
