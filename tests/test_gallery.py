@@ -216,6 +216,16 @@ def test_a_caption_that_is_being_typed_stays_while_other_things_are_done(project
     assert panel.text.value == view.state.book.captions["a.png"]
 
 
+@pytest.mark.parametrize("message", [("look",), ("picture",), ("take", "smile"), ("give", "hat")])
+def test_a_click_on_a_picture_that_is_gone_does_nothing(project, message):
+    view = Gallery(project)
+    (project.dataset / "a.png").unlink()
+    view.again.click()
+    click(view, *message, "a.png")
+    click(view, "look", "b.png")
+    assert view.state.focus == "b.png" and on_disk(project) == CAPTIONS and "a.png" not in view.state.selected
+
+
 def test_what_is_typed_into_the_hidden_field_by_hand_does_nothing(project):
     view = Gallery(project)
     for text in ("x", "1", "[]", "null", '{"a": 1}'):

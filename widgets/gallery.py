@@ -113,8 +113,11 @@ class Gallery:
         mirror.start(self.state.project)
 
     def _clicked(self, message: list[str]) -> None:
-        """A click on HTML: what is to be done, then the picture, or the tag and pictures."""
+        """A click on HTML: what is to be done, then the picture, or the tag and pictures. A click on a picture that is
+        gone, from a page that was drawn before, does nothing."""
         what, *rest = message
+        if not self.state.numbers.keys() >= set(rest[what in ("tag", "take", "give", "absorb") :]):
+            return
         {
             "tag": self._choose,
             "picture": self._toggle,
