@@ -97,6 +97,16 @@ def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, proje
     assert "8 files were there already" in form.told.value
 
 
+def test_what_is_added_beside_prepared_pictures_is_said_not_to_be_trained_yet(project, tmp_path):
+    form, told = IntakeForm(project), "prepare them again"
+    (tmp_path / "more").mkdir()
+    for name in ("new1.png", "new2.png"):
+        shutil.copy(next(project.dataset.rglob("*.png")), tmp_path / "more" / name)
+        form.add(tmp_path / "more")
+        assert (told in form.told.value) == (name == "new2.png")
+        Draft(project).set("data.folder", FOLDER)
+
+
 def test_a_source_in_code_is_added_at_once(project, tmp_path, displayed):
     add_pictures(Project(tmp_path / "other"), project.dataset / "10_mofurin", "reg/girl")
     assert "4 pictures added" in displayed[0].value

@@ -32,7 +32,7 @@ class Looks:
         self.label = layout(flex="0 0 170px", width="auto", margin="2px 8px 0 0")
         self.middle = layout(flex="0 1 400px", width="auto", min_width="240px", max_width="100%")
         self.note = layout(flex="1 1 300px", width="auto", min_width="240px", margin="2px 0 0 10px")
-        self.line, self.wide = layout(width="100%"), layout(width="auto", flex="1 1 auto")
+        self.line, self.wide = layout(width="100%"), layout(width="auto", flex="1 1 auto", min_width="0")
         self.short = layout(width="150px")
         self.slider = layout(flex="1 1 120px", min_width="80px", width="auto")
         self.number = layout(width="92px", flex="0 0 92px")

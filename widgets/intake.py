@@ -14,7 +14,9 @@ from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.home import mirror
 from lorakit.intake import MOST_REPEATS, USED, add
+from lorakit.prepare import FOLDER
 from lorakit.project import Project
+from widgets.draft import Draft
 from widgets.i18n import say
 from widgets.page import BLUE, GREY, RED, WIDTH, aside, bar, box
 from widgets.prepare import told_notes
@@ -98,6 +100,8 @@ class IntakeForm:
         mirror.start(self.project)
         done = [str(note) for note in notes if note.kind == "added"]
         others = [str(note) for note in notes if note.kind != "added"]
+        if done and Draft(self.project).data.folder == FOLDER:
+            others.append(say("Training uses the prepared pictures: prepare them again, or these are not among them."))
         self.told.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(others)
 
     def _clicked(self) -> None:
