@@ -273,6 +273,12 @@ def test_the_same_drawing_in_other_colours_is_another_picture(project):
     assert not notes(prepare(project, DATA, replace(PLAIN, duplicates="near")))
 
 
+def test_a_regularization_picture_is_no_duplicate_of_a_training_picture(project):
+    (project.dataset / "reg/1_girl/a.png").write_bytes((project.dataset / "3_mofu/a.png").read_bytes())
+    assert not notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))
+    assert {"3_mofu/a.png", "reg/1_girl/a.png"} <= there(project).keys()
+
+
 def test_a_picture_with_a_box_stays_before_a_larger_one_without(project):
     picture(96, 64, 1).save(project.dataset / "3_mofu/again.png")
     Boxes(project).add("3_mofu/again.png", Box(0, 0, 20, 20))

@@ -386,6 +386,17 @@ def test_a_caption_can_be_emptied_and_comes_back(project):
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
+def test_regularization_pictures_are_no_taggers_and_not_edited(project):
+    reg = project.dataset / "reg/1_girl"
+    reg.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(reg / "r.png")
+    (reg / "r.txt").write_bytes(b"girl")
+    book = TagBook(project, CONFIG)
+    assert {Path(name).stem for name in book.captions} == {*FILES}
+    book.change("add x", everywhere(book, Add("x")), "wd")
+    assert (reg / "r.txt").read_bytes() == b"girl"
+
+
 def test_two_data_folders_have_a_history_each(project):
     shutil.copytree(project.dataset, project.folder / "prepared")
     book, other = TagBook(project, CONFIG), TagBook(project, DataConfig(folder="prepared"))
