@@ -36,17 +36,21 @@ class Cell:
     """What a notebook's cell shows: its displays, and each update with its time."""
 
     def __init__(self):
-        self.shown, self.updates = [], []
+        self.shown, self.updates, self.on_display = [], [], lambda: None
 
-    def display(self, html, display_id):
+    def handle(self):
         place = len(self.shown)
-        self.shown.append(html.data)
+        self.shown.append("")
+
+        def display(html):
+            self.shown[place] = html.data
+            self.on_display()
 
         def update(html):
             self.shown[place] = html.data
             self.updates.append((time.monotonic(), html.data))
 
-        return SimpleNamespace(update=update)
+        return SimpleNamespace(display=display, update=update)
 
     @property
     def told(self):
@@ -56,7 +60,7 @@ class Cell:
 @pytest.fixture
 def cell(monkeypatch):
     made = Cell()
-    monkeypatch.setattr(ipython_display, "display", made.display)
+    monkeypatch.setattr(ipython_display, "DisplayHandle", made.handle)
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=SimpleNamespace(_shutdown_message=None)))
     monkeypatch.setattr(progress, "ENDING", 0.05)
     return made
@@ -271,6 +275,15 @@ def test_the_interrupt_button_stops_once_and_watches_until_all_is_saved(run, cel
     assert asked == [run]
     times = [at for at, html in cell.updates if "training" in html and "Finishing" not in html]
     assert times and all(b - a >= 0.9 for a, b in zip(times, times[1:], strict=False)), "one drawing a second"
+
+
+def test_the_interrupt_button_stops_from_the_first_drawing_on(run, cell):
+    run = write(run)
+    with Trainer(run, saving=0) as trainer:
+        cell.on_display = interrupt
+        progress.watch(run)
+        assert trainer.process.wait(10) == 0
+    assert "stopped" in cell.told
 
 
 def test_a_second_interrupt_only_ends_the_watching(run, cell, later):

@@ -67,6 +67,7 @@ def _watch(run: Run, starts: bool) -> None:
     screen, queue = _Screen(run), Queue(kernel)
     try:
         try:
+            screen.open()
             if starts:
                 screen.ask_elsewhere()
                 jobs.start(run)
@@ -108,12 +109,17 @@ class _Screen:
     """The two displays of a cell: figures, drawn once a second, and samples, drawn when there are new ones."""
 
     def __init__(self, run: Run):
-        from IPython.display import HTML, display
+        from IPython.display import HTML, DisplayHandle
 
-        self.run, self.note, self.history = run, "", History(run.log).read_on()
-        self.html, self.painted = HTML, samples(run, self.history)
-        self.top = display(HTML(figures(run, self.history)), display_id=True)
-        self.below = display(HTML(self.painted), display_id=True)
+        self.run, self.note, self.html = run, "", HTML
+        self.history, self.painted, self.drawn = History(run.log), "", 0.0
+        self.top, self.below = DisplayHandle(), DisplayHandle()
+
+    def open(self) -> None:
+        """The first drawing, all of it."""
+        self.painted = samples(self.run, self.history.read_on())
+        self.top.display(self.html(figures(self.run, self.history)))
+        self.below.display(self.html(self.painted))
         self.drawn = time.monotonic()
 
     def ask_elsewhere(self) -> None:
