@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,7 @@ from lorakit.errors import UserError
 from lorakit.project import write_whole
 
 PATIENCE = 60.0  # s for which another process may read or write the book
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of folders, on some network and shared disks
 MARK = "\ufeff"  # that a file is UTF-8
 BETWEEN = ", "  # an edit cuts a caption here, and only here, so that it can be put together again to the letter
 
@@ -284,10 +286,13 @@ def _taken(lock: int) -> bool:
 
 
 def fsync(path: Path) -> None:
-    """Make a file, or the names in a folder, last through a power cut."""
+    """Make a file, or the names in a folder, last through a power cut, where the file system can do that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
     finally:
         os.close(handle)
 

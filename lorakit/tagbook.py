@@ -202,8 +202,11 @@ class TagBook:
                 left.add(name)
                 failed = error
         paths = [file for file in written if file.exists()] + list({file.parent for file in written})
-        with ThreadPoolExecutor(FSYNCS) as threads:
-            list(threads.map(fsync, paths))
+        try:
+            with ThreadPoolExecutor(FSYNCS) as threads:
+                list(threads.map(fsync, paths))
+        except OSError as error:  # the disk is failing, or another program removed one meanwhile
+            failed = error
         return left, failed
 
     def _put(self, name: str, entry: Entry) -> bool:

@@ -356,6 +356,24 @@ def test_a_line_that_a_full_disk_cut_is_not_in_the_way_of_reading(project, monke
     assert TagBook(project, CONFIG).captions["a.png"] == "girl, boots, smile, x", "with a disk that is full still"
 
 
+def test_a_disk_that_cannot_sync_folders_does_and_one_that_fails_is_told(project, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle, error=22):
+        if error == 5 or os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(error, os.strerror(error))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    book = TagBook(project, CONFIG)
+    assert len(book.change("add", everywhere(book, Add("x"))).new) == len(FILES)
+    monkeypatch.setattr("lorakit.tagbook.fsync", lambda path: fsync(None, 5))
+    with pytest.raises(TagBookError, match="Input/output error"):
+        book.change("more", everywhere(book, Add("y")))
+    monkeypatch.undo()
+    assert len(TagBook(project, CONFIG).history()) == 2 and b"y" in files(project)["a.txt"]
+
+
 def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, monkeypatch):
     book, real, left = TagBook(project, CONFIG), os.replace, iter([True, True, False])
 
