@@ -60,6 +60,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from lorakit import taggers
     from lorakit.config import from_dict, to_dict
+    from lorakit.tagbook import TagBook
     from lorakit.tagging import TaggingConfig, read_tagging, tag, write_tagging
 
     project = project_at(options.project)
@@ -73,6 +74,9 @@ def _run(options: argparse.Namespace) -> int:
     for event in tag(project, data, taggers.load(name, settings), config):
         if event.what == "captions" or event.done == event.total or event.done % EVERY == 0:
             print(f"{event.what}: {event.done} of {event.total}", flush=True)
+    book = TagBook(project, data)
+    if locked := sum(map(book.is_locked, book.samples)):
+        print(f"left alone, as a person wrote or locked them: {locked}; `lorakit tag unlock` lets taggers write them")
     return 0
 
 

@@ -326,7 +326,8 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
     here = project.folder
     trigger = ("--set", f"data.trigger={TRIGGER}")
     lorakit_tag("run", here, "--tagger", "wd14", "--set", "tagger.source=demo", *trigger)
-    assert "captions: 5 of 5" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "captions: 5 of 5" in told and "wrote or locked them: 25" in told
     before = written(project)
     lorakit_tag("edit", here, "--with", "forest", "--rename", "forest", "woods")
     lorakit_tag("edit", here, "--pictures", "*1.png", "--add-first", "best", *trigger)
