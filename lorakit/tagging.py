@@ -10,7 +10,8 @@ from lorakit import tag_words
 from lorakit.config import Config, ConfigError, from_dict, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
-from lorakit.data.images import open_rgb
+from lorakit.data.images import ImageError, open_rgb
+from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.project import Project, write_whole
 from lorakit.scores import Scores, Sentences, known_writers
@@ -128,8 +129,8 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
 
     Yields Progress of "pictures asked" (none when all were asked before), and at last one of "captions": `done` of
     `total` were written, the others are the same already. Cut anywhere, the next call goes on where it was.
-    Raises TaggerError, ImageError for a picture that went bad meanwhile, and what TagBook raises. Where the tagger
-    refused some pictures and not others, TaggerError comes at the end, when the captions of these are written.
+    Raises TaggerError and what TagBook raises. Where the tagger refused some pictures and not others, or some went bad
+    meanwhile, TaggerError comes at the end, when the captions of the others are written.
     """
     if config.mix in ("tags", "sentence") and config.mix != tagger.output:
         raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
@@ -249,6 +250,8 @@ def _answers(project: Project, tagger: str, output: str, prompt: str) -> Scores 
 
 def _answers_of(project: Project, tagger: Tagger) -> Scores | Sentences:
     """What this very tagger said before. Raises TaggerError where that was another one of the same name."""
+    if tagger.name in (PERSON, DOCTOR):
+        raise TaggerError(f"A tagger named {tagger.name!r} would be taken for another: give its folder another name.")
     answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
     if isinstance(answers, Scores) and (others := answers.categories.keys() - tagger.categories.keys()):
         raise TaggerError(
@@ -261,28 +264,33 @@ def _answers_of(project: Project, tagger: Tagger) -> Scores | Sentences:
 def _ask(
     book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sentences
 ) -> Generator[Progress, None, TaggerError | None]:
-    """Ask of the pictures that were never asked of; returns what is to be said of those that were refused."""
+    """Ask of the pictures that were never asked of; returns what is to be said of those without an answer."""
     pictures = {book.samples[name].digest: book.samples[name].path for name in names}
     fresh = [digest for digest in pictures if answers.get(digest) is None]
-    refused: list[str] = []
-    told: TaggerError | None = None
+    left: dict[str, UserError] = {}  # digest -> why it has no answer
     for begin in range(0, len(fresh), tagger.batch):
-        batch = fresh[begin : begin + tagger.batch]
+        batch, images = fresh[begin : begin + tagger.batch], {}
+        for digest in batch:
+            try:
+                images[digest] = open_rgb(pictures[digest])
+            except ImageError as error:  # it went bad, or away, meanwhile
+                left[digest] = error
         try:
-            said = dict(zip(batch, tagger.read([open_rgb(pictures[digest]) for digest in batch]), strict=True))
+            said = dict(zip(images, tagger.read([*images.values()]), strict=True)) if images else {}
         except Refused as error:
-            refused += [pictures[digest].name for digest in batch]
-            if 2 * len(refused) > begin + len(batch) + MOST_REFUSED:
+            left |= dict.fromkeys(images, error)
+            if 2 * len(left) > begin + len(batch) + MOST_REFUSED:
                 raise
-            few = ", ".join(refused[:5]) + " …" * (len(refused) > 5)
-            told = TaggerError(f"{len(refused)} pictures were refused, all others were answered: {few}. {error}")
             continue
         if isinstance(answers, Scores):
             answers.add(said, tagger.categories)
         else:
             answers.add(said)
         yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
-    return told
+    if not left:
+        return None
+    few = ", ".join(pictures[digest].name for digest in list(left)[:5]) + " …" * (len(left) > 5)
+    return TaggerError(f"{len(left)} pictures got no answer, all others did: {few}. {next(reversed(left.values()))}")
 
 
 def wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:

@@ -136,13 +136,30 @@ def test_a_refused_picture_keeps_no_other_from_its_caption(project):
     book = TagBook(project, CONFIG)
     book.unlock(book.samples)
     everyone = TaggingConfig(which="unlocked")
-    with pytest.raises(UserError, match=r"^2 pictures were refused, all others were answered: .*HTTP 400"):
+    with pytest.raises(UserError, match=r"^2 pictures got no answer, all others did: .*HTTP 400"):
         list(tag(project, CONFIG, Choosy((1, 4)), everyone))
     captions = TagBook(project, CONFIG).captions.values()
     assert sum("A picture" in caption for caption in captions) == len(captions) - 2
     again = Choosy(())
     list(tag(project, CONFIG, again, everyone))
     assert again.asked == 2
+
+
+def test_a_picture_that_goes_while_others_are_asked_about_keeps_none_from_its_caption(project, demo):
+    work = tag(project, CONFIG, Broken(demo, after=99), TaggingConfig())
+    next(work)
+    *_, last = [sample for sample in scan(CONFIG, project.folder).samples if not sample.written]
+    last.path.unlink()
+    with pytest.raises(UserError, match=f"^1 pictures got no answer, all others did: {last.path.name}"):
+        list(work)
+    assert all(written(project).values())
+
+
+def test_a_tagger_that_would_be_taken_for_a_person_is_refused(project):
+    writer = Writer()
+    writer.name = "person"
+    with pytest.raises(UserError, match="would be taken for another"):
+        list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked")))
 
 
 def test_a_tagger_that_refuses_whatever_it_is_asked_is_soon_left_alone(project):
