@@ -30,6 +30,11 @@ def test_the_trigger_stands_first_where_it_is_missing(caption, trigger, expected
 
 def test_tags_are_stripped_and_empty_ones_left_out():
     assert tags_of(" a,, b c ,\t, d") == ["a", "b c", "d"]
+    assert tags_of("year 2024,1girl,2boys") == ["year 2024", "1girl", "2boys"]
+
+
+def test_the_comma_of_a_thousand_parts_no_tags():
+    assert tags_of("A hall with 1,000,000 books, 1, 000") == ["A hall with 1,000,000 books", "1", "000"]
 
 
 def test_a_caption_stays_as_it_was_written_when_nothing_varies():

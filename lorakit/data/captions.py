@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from lorakit.data import DataConfig
 from lorakit.randomness import rng, seed_of
 
+COMMA = re.compile(r",(?!(?<=\d,)\d{3}(?!\w))")
+
 
 def tags_of(caption: str) -> list[str]:
-    """The comma-separated tags of a caption, stripped, empty ones left out."""
-    return [tag.strip() for tag in caption.split(",") if tag.strip()]
+    """The comma-separated tags of a caption, stripped, empty ones left out; 1,000 in a sentence is one number."""
+    return [tag.strip() for tag in COMMA.split(caption) if tag.strip()]
 
 
 def with_trigger(caption: str, trigger: str) -> str:
