@@ -7,7 +7,7 @@ import shutil
 import time
 
 import pytest
-from homes import QUICK, content, opened, save_data, serving
+from homes import QUICK, content, opened, save_data, serving, until
 
 from lorakit.home import mirror, packs
 from lorakit.home.outbox import Due, Pass, Sent
@@ -99,6 +99,22 @@ def test_a_log_that_grew_on_one_machine_is_whole_on_the_other(project, tmp_path)
         mirrored(project)
         other = elsewhere(project, tmp_path / "other")
         assert (other.folder / "tags/history.jsonl").read_text() == history.read_text()
+
+
+def test_captions_edited_on_two_machines_are_told_and_joined_by_opening_again(project, tmp_path):
+    other = elsewhere(project, tmp_path / "other")
+    (project.dataset / "2_mofu/000.txt").write_text("edited here")
+    mirrored(project)
+    (other.dataset / "2_mofu/001.txt").write_text("edited there")
+    watching = serving(other)
+    told = until(other, lambda standing: standing.trouble).trouble
+    watching.terminate()
+    watching.wait()
+    assert told.startswith("The folder dataset was changed at home by another machine. Training goes on")
+    assert "Open the project again, which joins both" in told
+    mirrored(elsewhere(project, tmp_path / "other"))
+    texts = elsewhere(project, tmp_path / "third").dataset / "2_mofu"
+    assert [(texts / f"00{i}.txt").read_text() for i in range(2)] == ["edited here", "edited there"]
 
 
 @pytest.mark.parametrize("way", ["set aside", "restored"])

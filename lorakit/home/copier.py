@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lorakit.home.outbox import Due, Pass, Sent
+from lorakit.home.packs import DataChanged
 from lorakit.project import Project
 
 WRONG = {  # what an error of the disk means, and what to do
@@ -77,9 +78,12 @@ def _copy(work: Pass, mouth: int) -> None:
         for line in work.lines():
             end["all"] = end["all"] and "also" not in line
             os.write(mouth, json.dumps(line).encode() + b"\n")
+    except DataChanged as error:
+        end = {"end": str(error), "cure": "Open the project again, which joins both", "all": False}
     except OSError as error:
         what, cure = WRONG.get(error.errno, ("fails", "See whether the disk is well"))
-        detail = f" ({error.strerror}: {error.filename})" if error.filename else f" ({error.strerror})"
+        why = error.strerror or error
+        detail = f" ({why}: {error.filename})" if error.filename else f" ({why})"
         end = {"end": f"{work.home} {what}{detail}", "cure": cure, "all": False}
     with suppress(BrokenPipeError):  # nobody listens any more: what broke the pass off, perhaps
         os.write(mouth, json.dumps(end).encode() + b"\n")

@@ -181,7 +181,7 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
     if there is None:
         known["packs"] = {}
     elif there["packs"] != known["seen"]:
-        raise DataChanged(f"{folder} was changed at home by another machine: open the project again to join both")
+        raise DataChanged(f"The folder {folder} was changed at home by another machine")
     yield 0
     content = ids(project, folder, now, known)
     packs, sent = {}, []
