@@ -154,20 +154,6 @@ def ask(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator[P
         raise left
 
 
-def write_again(project: Project, data_config: DataConfig, tagger: str, config: TaggingConfig, prompt: str = "") -> int:
-    """Write captions from what a tagger said before, after thresholds and such were changed, without the tagger.
-
-    `prompt` is what a writer of sentences was asked. Returns how many captions changed; pictures that it was never
-    asked about stay as they are.
-    """
-    output = "sentence" if tagger in known_writers(project) else "tags"
-    book = TagBook(project, data_config)
-    names = wanted(project, book, data_config.trigger, output, config.which)
-    answers = _answers(project, tagger, output, prompt)
-    asked = [name for name in names if answers.get(book.samples[name].digest) is not None]
-    return _write(project, book, asked, data_config.trigger, answers, config).done
-
-
 def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config: TaggingConfig) -> dict[str, str]:
     """Tags as captions spell them, surest first, each with its kind (see tag_words.ORDER), of a tagger's raw scores:
     thresholds, categories, replacements and blacklist are applied; implied tags and `most_tags` need the caption."""

@@ -19,7 +19,7 @@ from lorakit.project import Project
 from lorakit.scores import Scores, Sentences, known, known_writers
 from lorakit.tagbook import TagBook
 from lorakit.taggers import Refused
-from lorakit.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_again, write_tagging
+from lorakit.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_tagging
 
 CONFIG = DataConfig(trigger=TRIGGER)
 CATEGORIES = {
@@ -171,14 +171,15 @@ def test_a_tagger_that_refuses_whatever_it_is_asked_is_soon_left_alone(project):
     assert always.asked == 4 < len(book.samples)
 
 
-def test_thresholds_change_without_the_tagger_and_what_people_did_stays(project, demo):
+def test_thresholds_change_without_asking_the_tagger_again_and_what_people_did_stays(project, demo):
     list(tag(project, CONFIG, demo, TaggingConfig()))
     loose = TagBook(project, CONFIG)
     first, second, *_ = [name for name in loose.samples if not loose.is_locked(name)]
     loose.change("by hand", {first: loose.captions[first].replace(", 1girl", "") + ", mine"})
     loose.unlock([first])
     loose.change("by hand", {second: "only mine"})
-    assert write_again(project, CONFIG, demo.name, TaggingConfig(which="unlocked", general_threshold=0.999)) > 0
+    *asked, done = tag(project, CONFIG, demo, TaggingConfig(which="unlocked", general_threshold=0.999))
+    assert done.done > 0 and not asked
     strict = TagBook(project, CONFIG)
     assert strict.captions[second] == "only mine"
     tags = tags_of(strict.captions[first])
@@ -205,10 +206,10 @@ def test_tags_and_a_sentence_are_mixed_as_wanted(project, demo):
     mixed = TagBook(project, CONFIG)
     assert mixed.captions[names[0]] == f"{book.captions[names[0]]}, {sentence}" and writer.asked == len(names)
     assert known_writers(project) == ["writer"] and mixed.origin(names[0])["A picture"] == "writer"
-    write_again(project, CONFIG, "writer", TaggingConfig(which="unlocked", mix="sentence, tags"), "Describe.")
+    list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked", mix="sentence, tags")))
     begin = TagBook(project, CONFIG).captions[names[0]]
     assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
-    write_again(project, CONFIG, demo.name, TaggingConfig(which="unlocked", mix="tags"))
+    list(tag(project, CONFIG, demo, TaggingConfig(which="unlocked", mix="tags")))
     assert TagBook(project, CONFIG).captions == book.captions
     with pytest.raises(ConfigError, match="mix is 'tags', but writer gives sentence"):
         next(tag(project, CONFIG, writer, TaggingConfig(mix="tags")))
