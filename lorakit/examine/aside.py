@@ -109,8 +109,8 @@ def data_folder(project: Project, config: DataConfig) -> Path:
     folder = folder_of(config, project.folder)
     if folder.resolve() == (project.folder / "prepared").resolve():
         raise UserError(
-            "prepared/ holds copies, which are written anew from the originals: examine and mend these (data.folder: "
-            "dataset), then prepare again."
+            "prepared/ holds copies, which are written anew from the originals: train on the originals again "
+            "(data.folder: dataset), examine and mend these, prepare them, and train on the prepared ones."
         )
     return folder
 
