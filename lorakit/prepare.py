@@ -19,10 +19,10 @@ from PIL import Image, ImageColor
 from lorakit._copies import Copies
 from lorakit.boxes import Box, BoxError, Boxes
 from lorakit.config import Config, from_dict, read_yaml, setting, to_dict, to_yaml
-from lorakit.data import DataConfig
+from lorakit.data import DataConfig, measures
 from lorakit.data.images import ImageError, alpha_of, open_rgb
 from lorakit.data.listing import Note, folder_of
-from lorakit.data.looks import Looks
+from lorakit.data.looks import Look, Looks
 from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
@@ -44,7 +44,6 @@ SHAPES = (
 )  # width x height; YAML reads 2:3 as 123, and no as false
 AHEAD = 8  # pictures in memory at once
 PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
-RECOLOURED = 0.3  # sum of differences of shares of colours (0 to 2) from which on pictures are not the same
 VERSION = 1  # of how pictures are made; another one makes all of them anew
 
 
@@ -185,7 +184,7 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
     """
     if how.duplicates == "keep":
         return {}
-    looks: dict[str, tuple[int, dict[str, float]]] = {}  # perceptual hash, share of each colour
+    looks: dict[str, Look] = {}
     if how.duplicates == "near":
         seen = dict(Looks.of(project.folder).look(sample.path for sample in samples))
         if not all(look.phash for look in seen.values()):
@@ -193,7 +192,7 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
                 "What pictures look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
                 "set duplicates to exact."
             )
-        looks = {s.name: (int(seen[s.path].phash, 16), seen[s.path].colours) for s in samples}
+        looks = {sample.name: seen[sample.path] for sample in samples}
 
     def is_same(one: Sample, other: Sample) -> bool:
         return one.is_reg == other.is_reg and (
@@ -210,13 +209,12 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
     return dict(sorted(found.items()))
 
 
-def _is_alike(one: tuple[int, dict[str, float]], other: tuple[int, dict[str, float]], bits: int) -> bool:
-    """Whether two pictures look the same: in shape, by hashes that know no colours, and in the shares of colours."""
-    (shape, colours), (shape_2, colours_2) = one, other
-    if (shape ^ shape_2).bit_count() > bits:
+def _is_alike(one: Look, other: Look, bits: int) -> bool:
+    """Whether two pictures look the same: in shape, by hashes that know no colours, and in colours place by place."""
+    if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > bits:
         return False
-    named = {*colours, *colours_2}
-    return sum(abs(colours.get(name, 0) - colours_2.get(name, 0)) for name in named) <= RECOLOURED
+    [apart] = measures.apart(measures.around(one.cells), measures.around(other.cells)[None])
+    return bool(apart <= measures.APART)
 
 
 def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:

@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from spoiled import COUNT, EXAMPLES, MODEL, Healthy, duplicates, picture, too_long
 
 from lorakit import models
-from lorakit.data import DataConfig
+from lorakit.data import DataConfig, measures
 from lorakit.data.looks import Looks
 from lorakit.demo import DATASET
 from lorakit.examine import examine, measure
@@ -91,6 +91,37 @@ def test_the_same_drawing_in_other_colours_is_another_picture(healthy):
         healthy.add(f"{name}.png", ImageOps.colorize(image, "black", colour), "mofu, smile")
     report = healthy.examine()
     assert not report.find("duplicates")
+
+
+def on_white(dress: str = "red", hand: int = 0, eyes: int = 9) -> Image.Image:
+    """A figure in the middle of a white ground, where most of every picture is the same."""
+    made = Image.new("RGB", (200, 200), "white")
+    draw = ImageDraw.Draw(made)
+    draw.ellipse((72, 24, 128, 84), fill="#fadcc8", outline="black", width=2)
+    draw.polygon([(82, 84), (118, 84), (140, 170), (60, 170)], fill=dress, outline="black")
+    draw.line((115, 92, 160, 140 - hand), fill="#fadcc8", width=10)
+    for x in (88, 112):
+        draw.ellipse((x - 5, 58 - eyes // 2, x + 5, 58 + eyes // 2), fill="blue", outline="black")
+    return made
+
+
+@pytest.mark.parametrize(
+    "other, is_copy",
+    [
+        (on_white("blue"), False),
+        (on_white(hand=80), False),
+        (on_white(eyes=0), False),
+        (on_white().resize((120, 120), Image.Resampling.LANCZOS), True),
+        (on_white().crop((2, 2, 198, 198)), True),
+        (on_white().point(lambda value: min(255, value * 11 // 10)), True),
+    ],
+    ids=["other dress", "other pose", "eyes closed", "smaller", "cropped", "lightened"],
+)
+@pytest.mark.skipif(not measures.can_hash(), reason="needs the ImageHash package")
+def test_of_a_figure_on_white_ground_copies_are_alike_and_variations_are_not(healthy, other, is_copy):
+    healthy.add("a.png", on_white(), "mofu, smile")
+    healthy.add("b.jpg", other, "mofu, smile", quality=80)
+    assert bool(healthy.examine().find("duplicates")) is is_copy
 
 
 @pytest.mark.parametrize("family", models.names())

@@ -38,6 +38,7 @@ class Look:
     frames: int = 0
     has_alpha: bool = False  # some pixel is transparent
     phash: str = ""  # 64 bit perceptual hash in hexadecimal; "" without the ImageHash package
+    cells: str = ""  # mean colours place by place, see measures.py
     sharpness: float = 0.0  # variance of the Laplacian of grey 0..255, see measures.py
     border: tuple[int, int, int, int] = (0, 0, 0, 0)  # of one colour, px: left, top, right, bottom
     border_colour: str = ""  # "#rrggbb"; "" without a border
@@ -132,6 +133,7 @@ class Looks:
             frames=picture.frames,
             has_alpha=alpha is not None,
             phash=measures.phash(small),
+            cells=measures.cells(small),
             sharpness=measures.sharpness(small),
             border=border,
             border_colour=border_colour,
@@ -150,7 +152,7 @@ class Looks:
 
 def _made_by() -> str:
     """What measured: other numbers come of another version, and of a package that was not there."""
-    return f"1, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
+    return f"2, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
 
 
 def _stamp(path: Path) -> list[int]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NEAR = 24  # of 255: pixels that differ less from a border's colour belong to it, in a JPEG too
 SMALL = 128  # px: the longest side at which colours are counted
 SHARP = 1024  # px: the longest side below which sharpness is measured, so that it means the same at every size
+CELLS = 20  # a side: the mean colours by which pictures of one likeness are compared place by place
+APART = 36  # of 255: a copy that is scaled, recompressed, lightened or cropped by a percent differs less at every place
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 HUES = ((15, 3), (45, 4), (70, 5), (170, 6), (260, 7), (300, 8), (345, 9), (360, 3))  # degrees up to -> COLOURS
 
@@ -33,6 +40,33 @@ def phash(image: Image.Image) -> str:
     import imagehash
 
     return str(imagehash.phash(reduced(image, 256)))
+
+
+def cells(image: Image.Image) -> str:
+    """The mean colours of CELLS x CELLS places, as base64."""
+    return base64.b64encode(image.convert("RGB").resize((CELLS, CELLS), Image.Resampling.BOX).tobytes()).decode()
+
+
+def around(told: str) -> np.ndarray:
+    """What `cells` told, as int16 [3, CELLS, CELLS, 3]: each place's colour, and the least and most of it beside it."""
+    import numpy as np
+
+    own = np.frombuffer(base64.b64decode(told), np.uint8).reshape(CELLS, CELLS, 3).astype(np.int16)
+    wide = np.pad(own, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    beside = [wide[i : i + CELLS, j : j + CELLS] for i in range(3) for j in range(3)]
+    return np.stack([own, np.minimum.reduce(beside), np.maximum.reduce(beside)])
+
+
+def apart(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How far each of `others` [n, ...] is from one picture (both as `around` tells): the colour that differs most, 0
+    to 255, from what the other picture has at or beside that place. Another pose, dress or face on a white ground, to
+    which the hash is blind, is far from it.
+    """
+    import numpy as np
+
+    here = np.maximum(others[:, 1] - one[0], one[0] - others[:, 2])
+    there = np.maximum(one[1] - others[:, 0], others[:, 0] - one[2])
+    return np.maximum(here, there).max(axis=(1, 2, 3))
 
 
 def sharpness(image: Image.Image) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from lorakit.data import measures
 from lorakit.data.captions import tags_of
 from lorakit.data.looks import Look
 from lorakit.data.scan import Sample
@@ -15,7 +16,6 @@ SMALL = 0.25  # of the training area: a quarter of the pixels is half of each si
 ENLARGED = 1.5  # times a side
 BLURRED, BESIDE = (12.0, 100.0), 0.1  # sharpness; its share of the set's median counts between the two
 ALIKE = 8  # of 64 bits that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6
-RECOLOURED = 0.3  # difference of colours from which on a picture is another one, such as in other clothes
 FRAME = 0.03  # share of a side that a border takes on both ends
 BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the picture's own white ground
 PLAIN = ("simple background", "white background", "transparent background")
@@ -120,20 +120,16 @@ def _pairs(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _near(looks: dict[str, Look]) -> Iterator[tuple[str, str]]:
-    """Pairs whose perceptual hashes, which know no colours, and whose colours hardly differ."""
+    """Pairs whose perceptual hashes hardly differ, nor their colours at any place."""
     import numpy as np
 
     names = [name for name, look in looks.items() if look.phash]
     bits = np.array([int(looks[name].phash, 16) for name in names], np.uint64)
+    places = np.stack([measures.around(looks[name].cells) for name in names]) if names else np.empty(0)
     for i, name in enumerate(names):  # a row of the triangle at once
-        apart = np.bitwise_count(bits[i + 1 :] ^ bits[i])
-        others = (names[i + 1 + j] for j in np.flatnonzero(apart <= ALIKE))
-        yield from ((name, other) for other in others if _recoloured(looks[name], looks[other]) <= RECOLOURED)
-
-
-def _recoloured(one: Look, other: Look) -> float:
-    """How far the shares of two pictures' colours differ in all, 0 to 2."""
-    return sum(abs(one.colours.get(c, 0.0) - other.colours.get(c, 0.0)) for c in {*one.colours, *other.colours})
+        near = i + 1 + np.flatnonzero(np.bitwise_count(bits[i + 1 :] ^ bits[i]) <= ALIKE)
+        for j in near[measures.apart(places[i], places[near]) <= measures.APART]:
+            yield name, names[j]
 
 
 def _listed(samples: list[Sample]) -> tuple[tuple[str, ...], dict[str, str]]:
