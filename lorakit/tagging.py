@@ -138,7 +138,9 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
     names = wanted(project, book, data_config.trigger, tagger.output, config.which)
     answers = _answers_of(project, tagger)
     left = yield from _ask(book, names, tagger, answers)
-    names = [name for name in names if answers.get(book.samples[name].digest) is not None]
+    book.refresh()  # that took long: other hands and taggers may have been there, and pictures be gone
+    there = [name for name in names if name in book.samples]
+    names = [name for name in there if answers.get(book.samples[name].digest) is not None]
     yield _write(project, book, names, data_config.trigger, answers, config)
     if left:
         raise left

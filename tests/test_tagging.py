@@ -155,6 +155,17 @@ def test_a_picture_that_goes_while_others_are_asked_about_keeps_none_from_its_ca
     assert all(written(project).values())
 
 
+def test_two_taggings_at_once_leave_one_sentence(project):
+    first, second = Writer(), Choosy(())
+    second.name = first.name
+    work = tag(project, CONFIG, first, TaggingConfig())
+    next(work)
+    list(tag(project, CONFIG, second, TaggingConfig()))
+    list(work)
+    sentences = [tags_of(caption) for caption in written(project).values() if "A picture" in caption]
+    assert [len(parts) for parts in sentences] == 5 * [len([TRIGGER, "A picture", "512 pixels wide."])]
+
+
 def test_a_tagger_that_would_be_taken_for_a_person_is_refused(project):
     writer = Writer()
     writer.name = "person"
