@@ -124,6 +124,15 @@ def test_of_a_figure_on_white_ground_copies_are_alike_and_variations_are_not(hea
     assert bool(healthy.examine().find("duplicates")) is is_copy
 
 
+def test_a_figure_on_white_ground_that_is_cut_off_below_has_no_frame_and_white_bars_are_one(healthy):
+    healthy.add("half.png", on_white().crop((0, 0, 200, 150)), "mofu, smile")
+    assert not healthy.examine().find("borders")
+    bars = Image.new("RGB", (200, 150), "white")
+    bars.paste(picture(70, (140, 150)), (30, 0))
+    healthy.add("bars.png", bars, "mofu, smile")
+    assert healthy.examine().find("borders").pictures == ("bars.png",)
+
+
 @pytest.mark.parametrize("family", models.names())
 def test_what_a_family_cuts_is_the_end_of_a_caption_and_no_more_than_needed(family):
     config = models.config_class(family)(source="", max_token_length=75)

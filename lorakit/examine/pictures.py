@@ -52,7 +52,9 @@ def framed(facts: Facts) -> Found | None:
 
 
 def _is_framed(facts: Facts, sample: Sample) -> bool:
-    """A figure on white ground has a white margin, which is no frame; with a box the border is dealt with."""
+    """A figure on white ground has a white margin, which is no frame, around it or, when it is cut off at one edge, on
+    three sides; with a box the border is dealt with.
+    """
     look = facts.looks[sample.name]
     if not look.border_colour or sample.name in facts.boxed:
         return False
@@ -60,7 +62,7 @@ def _is_framed(facts: Facts, sample: Sample) -> bool:
     across, down = min(left, right) / look.width, min(top, bottom) / look.height
     if min(bytes.fromhex(look.border_colour[1:])) < BRIGHT:
         return max(across, down) >= FRAME
-    is_ground = min(across, down) > 0 or set(PLAIN) & set(tags_of(sample.written))
+    is_ground = sum(px > 0 for px in look.border) > 2 or set(PLAIN) & set(tags_of(sample.written))
     return max(across, down) >= BRIGHT_FRAME and not is_ground
 
 
