@@ -110,6 +110,13 @@ def test_a_short_chinese_caption_is_read_as_the_others_of_its_folder_are(tmp_pat
     assert read_caption(files[1]).trouble and read_caption(files[0]).encoding == "gb18030"
 
 
+def test_a_caption_in_an_unknown_encoding_is_shown_as_it_would_be_read_in_each(tmp_path):
+    (tmp_path / "a.txt").write_bytes("mofurin, smile, a café\n, crème".encode("latin-1"))
+    assert "Latin-1 (cp1252: “e, a café , crème”)" in read_caption(tmp_path / "a.txt").trouble
+    (tmp_path / "b.txt").write_bytes("狐狸".encode("gbk"))
+    assert "GBK (gb18030: “狐狸”) or " in read_caption(tmp_path / "b.txt").trouble
+
+
 def test_utf8_of_every_language_is_read_as_it_always_was():
     random = rng("utf-8")
     words = (

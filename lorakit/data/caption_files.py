@@ -142,16 +142,22 @@ def _is_chinese(data: bytes, among_chinese: bool) -> bool:
 
 
 def _perhaps(data: bytes) -> str:
-    """The encodings, as editors call them, that these bytes are valid in."""
+    """The encodings, as editors call them, that these bytes are valid in, with what they read as in each."""
     known = {"gb18030": "GBK", "big5": "Big5", "cp932": "Shift-JIS", "cp949": "Korean", "cp1252": "Latin-1"}
     found = []
     for encoding, name in known.items():
         try:
-            data.decode(encoding)
-            found.append(name)
+            text = " ".join(data.decode(encoding).split())
+            found.append(f"{name} ({encoding}: “{_around(text)}”)")
         except UnicodeDecodeError:
             continue
     return " or ".join(found) or "no text at all"
+
+
+def _around(text: str) -> str:
+    """Some of a text from before its first letter that is not ASCII, by which people see whether it was read right."""
+    first = next((place for place, char in enumerate(text) if not char.isascii()), 0)
+    return text[max(0, first - 8) : first + 12]
 
 
 # ---- captions of many pictures in one file ---------------------------------------------------------------------------
