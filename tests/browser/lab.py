@@ -169,8 +169,10 @@ class Notebook:
     def until(self, cell: int, text: str, seconds: float, gone: bool = False) -> float:
         """Wait until `text` stands below a cell, or no more; returns the seconds that it took."""
         begun = time.monotonic()
-        what = f"{text!r} {'gone ' * gone}below cell {cell} of {self.stem}"
-        _wait_for(lambda: (text in self.text(cell)) is not gone, seconds, what, every=0.1)
+        while (text in (shown := self.text(cell))) is gone:
+            told = f"{text!r} {'gone ' * gone}below cell {cell} of {self.stem}: not within {seconds:.0f} s"
+            assert time.monotonic() < begun + seconds, f"{told}, but {shown!r}"
+            time.sleep(0.1)
         return time.monotonic() - begun
 
     def output_bytes(self, cell: int) -> int:
