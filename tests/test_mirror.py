@@ -257,6 +257,17 @@ def test_settling_starts_the_mirror_and_ends_when_all_is_safe(plain, monkeypatch
             os.kill(int(process.parent.name), 9)
 
 
+def test_nothing_is_called_safe_that_was_written_after_the_last_look(plain, serve):
+    serve(plain, look=1.0)
+    for number in range(3):
+        until(plain, is_settled)  # it has looked, and sleeps
+        written, note = time.time(), str(number)
+        (plain.folder / "note.txt").write_text(note)
+        while (found := mirror.standing(plain)).seen <= written or not is_settled(found):
+            time.sleep(0.002)
+        assert (plain.home / "note.txt").read_text() == note
+
+
 def test_what_is_left_is_told_without_a_mirror(plain):
     state(plain.run("r"), 1)
     found = mirror.standing(plain)

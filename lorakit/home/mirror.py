@@ -56,7 +56,7 @@ class Standing:
     bytes_left: int
     trouble: str
     since: float  # when the trouble began
-    seen: float  # when the mirror process last wrote this
+    seen: float  # when the mirror process last looked at what is here, before all that the others tell
     is_running: bool
     notes: tuple[str, ...] = ()  # files that were left out, and why
 
@@ -139,7 +139,7 @@ class Mirror:
         self.notes: list[str] = []
         self.busy = time.monotonic()  # when there was last something to do
         self.training: set[str] = set()
-        self.count, self.size = 0, 0  # what is left
+        self.count, self.size, self.looked = 0, 0, 0.0  # what is left, by the last look, and when that began
 
     def run(self) -> None:
         while True:
@@ -162,6 +162,7 @@ class Mirror:
 
     def _look(self) -> None:
         """What the local disk says."""
+        looked = time.time()
         self.training = {run.name for run in self.project.runs() if is_held(run.lock)}
         self.sent.count_brought(self.project)
         self.count, self.size = left(self.project, self.sent)
@@ -169,6 +170,7 @@ class Mirror:
             now = packs.stamps(self.project.folder / folder)
             if self.changed.get(folder, (None,))[0] != now:
                 self.changed[folder] = (now, time.monotonic())
+        self.looked = looked
 
     # ---- copying ----------------------------------------------------------------------------------------------
 
@@ -293,7 +295,7 @@ class Mirror:
     def _write(self) -> None:
         confirmed, trouble = _confirmed(self.project, self.sent), self._sentence()
         found = Standing(
-            confirmed, self.count, self.size, trouble, self.since, time.time(), True, notes=tuple(self.notes)
+            confirmed, self.count, self.size, trouble, self.since, self.looked, True, notes=tuple(self.notes)
         )
         write_json(self.project.sync / "standing.json", dataclasses.asdict(found))
 
