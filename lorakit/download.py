@@ -56,8 +56,8 @@ def download(url: str, target: Path, *, headers: dict[str, str], size: int | Non
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    if size is None:
-        part.unlink(missing_ok=True)  # nothing would tell a whole file from a part of it
+    if size is None or _size(part) > size:
+        part.unlink(missing_ok=True)  # nothing would tell a whole file from a part of it, or it was another file's
     tries = 0
     while (have := _size(part)) != size:
         try:

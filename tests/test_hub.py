@@ -191,6 +191,14 @@ def test_a_file_from_an_address_is_resumed_named_by_its_server_and_kept(hub, mod
     assert fetch(url, tmp_path) == tmp_path / "anime.safetensors" and len(hub.ranges("/7")) == 2
 
 
+def test_what_is_left_of_a_larger_file_is_not_gone_on_with(hub, tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(bytes(9))
+    hub.plain["/x.bin"] = b"small", {}
+    found = download(f"{hub.address}/x.bin", tmp_path / "x.bin", headers={}, size=5, sha256=None)
+    assert found.read_bytes() == b"small"
+    assert hub.ranges("/x.bin") == [None]
+
+
 def test_files_of_one_name_from_several_addresses_are_not_mixed_up(hub, tmp_path):
     files = {f"/of/{i}/model.safetensors": save({"x": torch.full((200,), i)}) for i in (1, 2, 3)}
     hub.plain.update({path: (content, {}) for path, content in files.items()})
