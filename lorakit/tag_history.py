@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit.claim import NO_LOCKS
-from lorakit.data.caption_files import Undecided, decode
+from lorakit.data.caption_files import marked
 from lorakit.errors import UserError
 from lorakit.project import write_whole
 
 PATIENCE = 60.0  # s for which another process may read or write the book
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of folders, on some network and shared disks
-MARK = "\ufeff"  # that a file is UTF-8
 BETWEEN = ", "  # an edit cuts a caption here, and only here, so that it can be put together again to the letter
 
 
@@ -107,15 +106,8 @@ class Entry:
 
 
 def plain(text: str) -> str:
-    """What a caption file holds after the kit has written a caption there; with a mark where a reader would take UTF-8
-    for another encoding, as of the one letter "é"."""
-    text += "\n"
-    if text.isascii():
-        return text
-    try:
-        return text if decode(text.encode("utf-8", "surrogateescape"))[1] == "utf-8" else MARK + text
-    except Undecided:
-        return MARK + text
+    """What a caption file holds after the kit has written a caption there."""
+    return marked(text + "\n")
 
 
 def content_of(file: Path) -> str | None:

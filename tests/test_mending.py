@@ -77,6 +77,23 @@ def test_a_caption_in_another_encoding_is_saved_as_utf8_and_a_wrong_choice_chang
     assert file.read_text(encoding="utf-8") == "mofu, caf\u00e9"
 
 
+@pytest.mark.parametrize(
+    ("data", "meant", "text"),
+    [
+        ("mofu, é".encode(), "utf-8", "mofu, é"),  # "mofu, 茅" in GBK
+        ("mofu, 猫".encode("gbk"), "gb18030", "mofu, 猫"),  # "mofu, è" in UTF-8
+        ("mofu, é".encode("cp1252"), "cp1252", "mofu, é"),
+    ],
+)
+def test_a_caption_that_can_be_read_in_two_ways_is_told_as_that_and_mended_for_good(healthy, data, meant, text):
+    (healthy.folder / "03.txt").write_bytes(data)
+    finding = healthy.examine().find("caption-encoding")
+    assert f"{meant}: “{text}”" in finding.details["03.png"]
+    mend(healthy.project, DataConfig(**healthy.data), finding, meant)
+    report = healthy.examine()
+    assert not report.find("caption-encoding") and report.samples["03.png"].written == text
+
+
 def test_nothing_is_overwritten_when_files_are_brought_back(healthy):
     unreadable(healthy, None)
     mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))

@@ -21,6 +21,7 @@ MARKS = (  # what a file may begin with, and the encoding that it then has
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 ADVICE = "save it as UTF-8"
+MARK = "\ufeff"  # that a file is UTF-8
 METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")  # kohya's, the latest first
 
 
@@ -85,7 +86,19 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
         return text, "utf-8"
     if _is_chinese(data, among_chinese):
         return data.decode("gb18030"), "gb18030"
+    if text:
+        raise Undecided(f"it can be read in more than one way, as {_perhaps(data)}: {ADVICE} with a mark (BOM)")
     raise Undecided(f"it is not UTF-8 text, perhaps {_perhaps(data)}: {ADVICE}")
+
+
+def marked(text: str) -> str:
+    """A text for a file in UTF-8, with a mark where `decode` would take it for another encoding, as of a single "é"."""
+    if text.isascii():
+        return text
+    try:
+        return text if decode(text.encode("utf-8", "surrogateescape"))[1] == "utf-8" else MARK + text
+    except Undecided:
+        return MARK + text
 
 
 def _is_chance(text: str) -> bool:
@@ -143,7 +156,14 @@ def _is_chinese(data: bytes, among_chinese: bool) -> bool:
 
 def _perhaps(data: bytes) -> str:
     """The encodings, as editors call them, that these bytes are valid in, with what they read as in each."""
-    known = {"gb18030": "GBK", "big5": "Big5", "cp932": "Shift-JIS", "cp949": "Korean", "cp1252": "Latin-1"}
+    known = {
+        "utf-8": "UTF-8",
+        "gb18030": "GBK",
+        "big5": "Big5",
+        "cp932": "Shift-JIS",
+        "cp949": "Korean",
+        "cp1252": "Latin-1",
+    }
     found = []
     for encoding, name in known.items():
         try:

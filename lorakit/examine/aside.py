@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lorakit.data import DataConfig
+from lorakit.data.caption_files import marked
 from lorakit.data.images import EXTENSIONS
 from lorakit.data.listing import CAPTION_EXTENSIONS, Listing, folder_of
 from lorakit.errors import UserError
@@ -71,7 +72,7 @@ def set_aside(project: Project, config: DataConfig, kind: str, paths: Iterable[P
 def replace(project: Project, config: DataConfig, kind: str, texts: dict[Path, str]) -> None:
     """Write files anew as UTF-8; as they were, they are kept aside."""
     root = data_folder(project, config)
-    new = {path: text.encode("utf-8") for path, text in texts.items()}
+    new = {path: marked(text).encode("utf-8") for path, text in texts.items()}
     names = {path: path.relative_to(root).as_posix() for path in new}
     digests = {names[path]: hashlib.sha256(data).hexdigest() for path, data in new.items()}
     batch = _begin(project, config, kind, list(names.values()), digests)

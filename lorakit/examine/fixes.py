@@ -143,7 +143,7 @@ def _changed(book: TagBook, finding: Finding, captions: dict[str, str], by: str 
     )
 
 
-ENCODINGS = ("gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "utf-16")
+ENCODINGS = ("utf-8", "gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "utf-16")
 SET_ASIDE = (
     "Moves these files, with their captions, into the project's set-aside/; from there they can be brought back."
 )
