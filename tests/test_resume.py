@@ -147,14 +147,15 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, uncut_of):
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_trainer_killed_50_times_ends_bitwise_where_an_undisturbed_one_does(tmp_path, base):
+@pytest.mark.parametrize("kills", [15, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_trainer_killed_many_times_ends_bitwise_where_an_undisturbed_one_does(tmp_path, base, kills):
     frequent = merged(HARD, TEXT, {"adapter": {"rank": 4}, "loop": {"epochs": 10}, "save": {"every_steps": 1}})
     new_run(tmp_path / "p", base, frequent)
     seed = random.SystemRandom().randrange(2**32)
-    found = killed("often", folder=str(tmp_path / "p"), name="r", kills=50, seed=seed)
+    found = killed("often", folder=str(tmp_path / "p"), name="r", kills=kills, seed=seed)
     print(f"seed {seed}: {found['phases']}, {len(found['runs'])} runs, {found['seconds']:.1f} s")
-    assert sum(found["phases"].values()) == 50
-    assert len(found["phases"]) >= 3  # they came at different moments
+    assert sum(found["phases"].values()) == kills
+    assert len(found["phases"]) >= 2  # they came at different moments
     for folder in found["runs"]:
         assert_same_end(Project(folder).run("r"), Project(tmp_path / "p-uncut").run("r"))
 

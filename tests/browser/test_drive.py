@@ -35,7 +35,7 @@ def disk(tmp_path_factory):
     home = disk.backing / "MyDrive" / "mofurin"
     home.mkdir(parents=True)
     shutil.make_archive(str(home / "dataset"), "zip", DATASET)
-    start(Project(home).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 4, "batch_size": 4}}))
+    start(Project(home).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 2, "batch_size": 4}}))
     disk.set(delay=0.05)
     yield disk
     disk.close()
@@ -79,7 +79,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     book.run(book.cell_with("before(form.value"))
     book.picture("drive-before", first=book.cell_with("before(form.value"))
     book.begin(training)
-    book.until(training, "/ 300", 60)
+    book.until(training, "/ 150", 60)
     run = project_at(home).run("mofurin")
     lab.until_step(run, 5, 120)
     disk.set(error=errno.EIO)
@@ -91,19 +91,19 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     disk.set(delay=0.05)
     book.until(training, "Not safe on", 60, gone=True)
     book.wait(training, 300)
-    assert "finished" in book.text(training) and reached < 300
+    assert "finished" in book.text(training) and reached < 150
     steps = [at for at, event in events.read(run.log) if isinstance(event, events.Stepped) and at > failed]
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 15, "training stood still"
     assert "All is safe" in book.run(book.cell_with("close_project"), 120)
     book.picture("drive-finished")
     marks = sorted((home / "runs" / "mofurin" / "states").glob("*/COMPLETE.json"))
-    assert [json.loads(mark.read_text())["step"] for mark in marks[-2:]] == [225, 300]
-    assert len(list((home / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 4
+    assert [json.loads(mark.read_text())["step"] for mark in marks[-2:]] == [75, 150]
+    assert len(list((home / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 2
 
 
 def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, home):
     project = project_at(home)
-    extend(project.run("mofurin"), 6, "stretch")
+    extend(project.run("mofurin"), 3, "stretch")
     *_, standing = mirror.settle(project, 60)
     assert standing.files_left == 0
     subprocess.run(["pkill", "-KILL", "-f", f"lorakit sync {project.folder}"], check=True)
@@ -114,10 +114,10 @@ def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(note
         book.run(book.cell_with(text))
     training = book.cell_with(CELLS[2])
     book.begin(training)
-    book.until(training, "/ 450", 240)  # minutes, where it has to make sure that nobody else trains
+    book.until(training, "/ 225", 240)  # minutes, where it has to make sure that nobody else trains
     run = project_at(home).run("mofurin")
-    lab.until_step(run, 301, 120)
+    lab.until_step(run, 151, 120)
     print(f"a new machine's first step after {time.monotonic() - begun:.1f} s")
     assert "step 75" in book.text(training), "samples of the other machine are shown"
     book.wait(training, 300)
-    assert "finished" in book.text(training) and len(events.steps(run.log)) == 450 and not jobs.is_alive(run)
+    assert "finished" in book.text(training) and len(events.steps(run.log)) == 225 and not jobs.is_alive(run)
