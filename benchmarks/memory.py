@@ -113,8 +113,8 @@ def run_child(options: argparse.Namespace, **arguments: object) -> dict:
 def descend(options: argparse.Namespace, folder: Path, family: str, px: int, limit: int) -> bool:
     """Every rung of one case, from the top to the foot; True when one fits."""
     from lorakit.config import assign, to_dict
-    from lorakit.memory import next_rung
-    from lorakit.run import configure
+    from lorakit.run.config import configure
+    from lorakit.run.memory import next_rung
 
     config = configure(settings(options, folder, family, px, steps=3, precision="fp32" if options.dry else "auto"))
     print(f"\n{family}, {px} px, rank 16, batch 1, under {limit} GB{' (dry: tiny, no cap)' if options.dry else ''}")
@@ -148,10 +148,11 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
 
     from lorakit.errors import UserError
     from lorakit.events import Started, Stepped
-    from lorakit.precision import peak_memory_gb
+    from lorakit.machine.device import peak_memory_gb
     from lorakit.project import Project
-    from lorakit.run import configure, start
-    from lorakit.train import train
+    from lorakit.run.config import configure
+    from lorakit.run.create import start
+    from lorakit.training.loop import train
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cap:

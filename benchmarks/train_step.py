@@ -155,7 +155,7 @@ def save_random_sd15(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from lorakit.models._sd_files import SD15_CONFIG
+    from lorakit.models.files.sd import SD15_CONFIG
 
     print("Making random weights at true size, once (4.3 GB).", flush=True)
     shutil.copytree(SD15_CONFIG, folder, dirs_exist_ok=True)
@@ -185,8 +185,9 @@ def ours(options: argparse.Namespace) -> dict:
     from lorakit.config import from_dict
     from lorakit.events import Stepped
     from lorakit.project import Project
-    from lorakit.run import RunConfig, start
-    from lorakit.train import train
+    from lorakit.run.config import RunConfig
+    from lorakit.run.create import start
+    from lorakit.training.loop import train
 
     side = options.px
     settings = {

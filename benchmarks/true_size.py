@@ -149,8 +149,8 @@ def sdxl(folder: Path, form: str) -> dict[str, str]:
     """SDXL in float16: a single file in the original layout, or a folder."""
     from original_layout import SDXL_PARTS, for_sdxl, original_part
 
-    from lorakit.models._sd_files import SDXL_CONFIG
-    from lorakit.models._sd_sources import CLIP_VOCABULARY
+    from lorakit.models.files.sd import SDXL_CONFIG
+    from lorakit.models.files.sd_sources import CLIP_VOCABULARY
 
     parts = {part: shapes(part, SDXL_CONFIG / part) for part in SDXL_PARTS}
     if form == "file":
@@ -173,7 +173,7 @@ def anima(folder: Path, form: str) -> dict[str, str]:
     """Anima in bfloat16: the three files of ComfyUI, or a folder."""
     from anima_layout import original_name
 
-    from lorakit.models._anima_files import ANIMA_CONFIG, CLASSES
+    from lorakit.models.files.anima import ANIMA_CONFIG, CLASSES
 
     parts = {part: shapes(part, ANIMA_CONFIG / part) for part in CLASSES}
     if form == "file":
@@ -282,8 +282,9 @@ def train(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
 
     from lorakit.events import Finished, Progress, Started, Stepped
     from lorakit.project import Project
-    from lorakit.run import configure, start
-    from lorakit.train import train
+    from lorakit.run.config import configure
+    from lorakit.run.create import start
+    from lorakit.training.loop import train
 
     watch, project = Watch(), Project(options.cache / f"project-{options.family}-{options.px}")
     shutil.rmtree(project.folder, ignore_errors=True)

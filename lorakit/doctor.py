@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorakit import gpu, hub, machine, places
-from lorakit.project import Project
+from lorakit import hub
+from lorakit.machine import gpu, host
+from lorakit.project import Project, platforms
 
 # Lower bounds as in pyproject.toml, which is not there when the package was installed from a wheel.
 REQUIRED = {
@@ -239,7 +240,7 @@ def _precision(told: dict[str, Any]) -> Finding:
 
 
 def _memory() -> Iterator[Finding]:
-    if (memory := machine.memory()) is None:  # not Linux
+    if (memory := host.memory()) is None:  # not Linux
         return
     numbers = {"free": f"{memory.available / 1e9:.1f}", "total": f"{memory.total / 1e9:.1f}"}
     if min(memory.total / LOW_MEMORY_GB, 2 * memory.available / LOW_MEMORY_GB) >= 1e9:
@@ -255,7 +256,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _disk(name: str, folder: Path, low_gb: float) -> Finding:
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if places.is_there(parent))
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if platforms.is_there(parent))
     try:
         free = shutil.disk_usage(there).free / 1e9
     except OSError as error:
@@ -298,7 +299,7 @@ def _ask_hub() -> Callable[[], Iterator[Finding]]:
                 "work without",
                 error=error,
             )
-        elif places.SWITCH.exists():
+        elif platforms.SWITCH.exists():
             yield trouble(
                 "hub",
                 address,

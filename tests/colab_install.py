@@ -26,8 +26,10 @@ EXTRAS = "data,prodigy,tagger"  # as in the first cell
 HERE = ROOT / "build" / "colab"
 PYTHON = HERE / "bin" / "python"
 CORE = (
-    *("config", "data", "captions", "buckets", "caches", "sd15", "export", "resume", "checkpoint", "events", "hub"),
-    *("doctor", "places", "open_project", "i18n", "project"),
+    *("test_config.py", "test_events.py", "test_doctor.py", "data/test_data.py", "data/test_captions.py"),
+    *("data/test_buckets.py", "training/test_caches.py", "training/test_resume.py", "models/test_sd15.py"),
+    *("lora/test_export.py", "run/test_checkpoint.py", "hub/test_hub.py", "project", "widgets/test_open_project.py"),
+    "widgets/test_i18n.py",
 )
 IMPORT_ALL = """
 import importlib, pkgutil, lorakit, widgets
@@ -70,7 +72,7 @@ def main() -> None:
     python("-c", IMPORT_ALL)
     print("every module was imported")
     print("the first cell, installed:", run_cell(Path(tempfile.mkdtemp()), "nowhere"))
-    tests = [f"tests/test_{name}.py" for name in CORE]
+    tests = [f"tests/{name}" for name in CORE]
     # pytest as a program, not as a module: the checkout is not on its path, so what is tested is what was installed
     subprocess.run([PYTHON.with_name("pytest"), "-q", *tests], cwd=ROOT, env=environment(), check=True)
     print(f"done in {time.monotonic() - begin:.0f} s")

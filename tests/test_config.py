@@ -25,10 +25,10 @@ from lorakit.config import (
     to_yaml,
 )
 from lorakit.data import DataConfig
+from lorakit.diffusion.weightings import LossConfig
 from lorakit.optimizers import OptimizerConfig
-from lorakit.run import RunConfig
+from lorakit.run.config import RunConfig
 from lorakit.schedules import ScheduleConfig
-from lorakit.weightings import LossConfig
 
 
 def every_config() -> list[type[Config]]:

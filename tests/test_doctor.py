@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from lorakit import doctor, gpu, machine, places
+from lorakit import doctor
 from lorakit.doctor import OPTIONAL, REQUIRED, Finding, examine
-from lorakit.precision import choose
+from lorakit.machine import gpu, host
+from lorakit.machine.device import choose
+from lorakit.project import platforms
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -200,7 +202,7 @@ def test_a_gpu_is_told_by_name_capability_and_memory_after_it_has_calculated(tmp
     ("available", "total", "cured"), [(11e9, 13.6e9, False), (5e9, 13.6e9, True), (7e9, 8e9, True)]
 )
 def test_little_memory_is_told_with_what_needs_it(available, total, cured, monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(int(available), int(total)))
+    monkeypatch.setattr(host, "memory", lambda: host.Memory(int(available), int(total)))
     found = findings(tmp_path)["memory"]
     assert found.value == f"{available / 1e9:.1f} of {total / 1e9:.1f} GB free"
     assert ("SDXL and Anima" in found.cure) == cured
@@ -254,7 +256,7 @@ def test_a_blocked_hub_is_told_with_the_mirror_and_autodls_switch(switch, word, 
     monkeypatch.delenv("HF_ENDPOINT")
     monkeypatch.setattr(doctor, "_hub_error", lambda address: "ConnectTimeout")
     (tmp_path / "switch").write_text("")
-    monkeypatch.setattr(places, "SWITCH", tmp_path / ("switch" if switch else "none"))
+    monkeypatch.setattr(platforms, "SWITCH", tmp_path / ("switch" if switch else "none"))
     found = findings(tmp_path)["hub"]
     assert found.value == "https://huggingface.co"
     assert "HF_ENDPOINT=https://hf-mirror.com" in found.cure and word in found.cure and "ConnectTimeout" in found.cure

@@ -25,7 +25,7 @@ from lorakit.events import (
     steps,
 )
 from lorakit.project import Project
-from lorakit.status import project_status, run_status
+from lorakit.training.status import project_status, run_status
 
 SAMPLE = {
     int: 3,

@@ -11,44 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the ground up. What is not named here is a verb. `sample` paints for a run and owns a part of its config.
-LAYERS = {
-    "ground": [
-        "machine",
-        "places",
-        "gpu",
-        "errors",
-        "config",
-        "events",
-        "project",
-        "randomness",
-        "fingerprint",
-        "download",
-        "modelscope",
-        "hub",
-        "model_files",
-        "precision",
-    ],
-    "kernels": ["_frozen", "_lora", "_offload"],
-    "files": ["lora_file", "lora_kinds"],
-    "parts": ["models", "adapters", "taggers", "optimizers", "schedules", "weightings", "timesteps"],
-    "run": ["data", "run", "checkpoint", "claim", "sample", "memory", "stages"],
-    "home": ["home"],
-    "verbs": [],
-    "terminal": [
-        "__main__",
-        "cli",
-        "_terminal",
-        "_data_verbs",
-        "_examine_verbs",
-        "_regularize_verbs",
-        "_tag_verbs",
-        "doctor",
-        "demo",
-    ],
-    "widgets": ["widgets"],
-}
-ORDER = list(LAYERS)
+# From the ground up: a file or a room may import those before it, and what stands in its own room.
+ORDER = """
+    errors config events randomness
+    files machine project hub layers lora diffusion
+    optimizers schedules presets guide_tables
+    models data run sync training prepare generation taggers tags examine
+    demo doctor cli __main__
+""".split()
+WIDGETS = "i18n plot page plain images clicks waiting fields project data tags train evaluate".split()
+MOST_FILES = 15  # in a room
 HEAVY = ["torch", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "ipywidgets", "IPython"]
 
 
@@ -81,10 +53,11 @@ def graph() -> dict[str, set[str]]:
     return arrows
 
 
-def layer(module: str) -> str:
+def place(module: str) -> int:
+    """How far from the ground a module's room is; every room of widgets lies above every one of lorakit."""
     package, _, rest = module.partition(".")
-    part = rest.partition(".")[0] if package == "lorakit" else package
-    return next((name for name, parts in LAYERS.items() if part in parts), "verbs")
+    room = rest.partition(".")[0]
+    return ORDER.index(room) if package == "lorakit" else len(ORDER) + WIDGETS.index(room)
 
 
 def notebooks(kind: str = "code") -> list[tuple[str, dict]]:
@@ -98,12 +71,17 @@ def notebooks(kind: str = "code") -> list[tuple[str, dict]]:
 
 def test_imports_point_down_only():
     upward = [
-        f"{name} ({layer(name)}) imports {target} ({layer(target)})"
+        f"{name} imports {target}"
         for name, targets in graph().items()
         for target in sorted(targets)
-        if name != "lorakit" and ORDER.index(layer(target)) > ORDER.index(layer(name))
+        if name not in ("lorakit", "widgets") and place(target) > place(name)
     ]
     assert not upward, "\n".join(upward)
+
+
+def test_no_room_is_overfull():
+    rooms = Counter(path.parent.relative_to(ROOT) for path in modules().values() if path.stem != "__init__")
+    assert not {str(room): files for room, files in rooms.items() if files > MOST_FILES}
 
 
 def test_no_two_modules_import_each_other_even_by_a_detour():
@@ -170,15 +148,3 @@ def test_notebook_cells_are_short_define_nothing_and_have_no_loops():
         found = [type(node).__name__ for node in ast.walk(ast.parse(plain)) if isinstance(node, kinds)]
         wrong += [f"{where}: {', '.join(found)}"] if found else []
     assert not wrong, "\n".join(wrong)
-
-
-def test_the_readme_map_names_every_module():
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("there is no README.md yet")
-    parts = re.split(r"(?im)^#+ .*map of the code.*$", readme.read_text(encoding="utf-8"))
-    assert len(parts) == 2, "README.md needs one heading with the words 'map of the code'"
-    the_map = re.split(r"(?m)^#+ ", parts[1])[0]
-    named = Counter(Path(word).name for word in re.findall(r"[\w/]+\.py\b", the_map))
-    there = Counter(path.name for path in modules().values() if path.name != "__init__.py")
-    assert not there - named, f"the map of the code lacks {sorted((there - named).elements())}"

@@ -26,10 +26,10 @@ import sys
 
 sys.path.append("..")  # a checkout's own code, where it is not installed
 try:
-    from widgets.project import open_project
+    from widgets.project.opening import open_project
 except ModuleNotFoundError:
     %pip install -q "lorakit[data,prodigy,tagger] @ git+{repository}"
-    from widgets.project import open_project
+    from widgets.project.opening import open_project
 project = open_project()"""
 COLAB_ALONE = {"google"}  # imported where Colab is known to be
 PREINSTALLED = [line for line in (ROOT / "tests/colab-2026-08-19.txt").read_text().splitlines() if line[0] != "#"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorakit.models import _ddpm
+from lorakit.diffusion import ddpm
+from lorakit.diffusion.weightings import WEIGHTINGS
 from lorakit.schedules import SCHEDULES, ScheduleConfig, factor
-from lorakit.weightings import WEIGHTINGS
 
 
 def curve(steps: int, **settings) -> list[float]:
@@ -71,7 +71,7 @@ def test_restarts_are_that_many_cosines_one_after_another(cycles):
 
 
 def noised() -> tuple[torch.Tensor, ...]:
-    abar = _ddpm.alphas_cumprod({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+    abar = ddpm.alphas_cumprod({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
     abar = abar.double().reshape(-1, 1)
     draws = torch.Generator().manual_seed(0)
     x0, eps, wrong = (torch.randn(1000, 8, generator=draws, dtype=torch.float64) for _ in range(3))
@@ -84,7 +84,7 @@ def test_min_snr_weighs_the_error_of_the_clean_picture_with_min_snr_gamma(predic
     """Hang et al. 2023, arXiv:2303.09556, eq. 8: the loss is min(SNR, gamma) |x0 - x0_predicted|^2 in any terms."""
     abar, x0, eps, wrong = noised()
     x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
-    target = _ddpm.target(x0, eps, abar, prediction_type)
+    target = ddpm.target(x0, eps, abar, prediction_type)
     said = target + 0.1 * wrong
     if prediction_type == "epsilon":
         x0_said = (x_t - (1 - abar).sqrt() * said) / abar.sqrt()

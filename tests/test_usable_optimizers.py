@@ -69,7 +69,10 @@ def test_a_step_that_fails_or_does_nothing_is_the_reason(kind, reason, monkeypat
 
 def test_the_kit_is_imported_with_a_broken_bitsandbytes(tmp_path):
     (tmp_path / "bitsandbytes.py").write_text("raise OSError('libbitsandbytes_cuda125.so: not found')")
-    code = "import lorakit.train, widgets.project; from lorakit.optimizers import usable; print(usable('adamw8bit'))"
+    code = (
+        "import lorakit.training.loop, widgets.project.opening; "
+        "from lorakit.optimizers import usable; print(usable('adamw8bit'))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -359,3 +359,9 @@ def sentence(text: str, colour: str = RED) -> str:
     """What is wrong, as HTML; "" for nothing."""
     lines = "<br>".join(html.escape(line) for line in text.splitlines())
     return f"<div style='color:{colour};font-size:12px;line-height:1.35'>{lines}</div>" if text else ""
+
+
+def is_basic(config_class: type[Config], name: str) -> bool:
+    """Whether beginners see a setting: when its Config says so, and when it has no default."""
+    f = config_class.__dataclass_fields__[name]
+    return f.metadata["basic"] or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)

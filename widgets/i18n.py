@@ -1,4 +1,4 @@
-"""What widgets say, in the reader's language: the English sentence is the key, zh.yaml holds the Chinese one."""
+"""What widgets say, in the reader's language: the English sentence is the key, zh/ holds the Chinese ones."""
 
 from __future__ import annotations
 
@@ -47,8 +47,13 @@ def words(section: str, path: str, label: str, help: str) -> tuple[str, str]:
 
 @cache
 def translations() -> dict[str, dict[str, Any]]:
-    """All of zh.yaml: section -> key -> translation."""
-    return yaml.safe_load((Path(__file__).parent / "zh.yaml").read_text(encoding="utf-8"))
+    """All of zh/*.yaml: section (a module below widgets, such as `train.form`, or a table) -> key -> translation."""
+    files = sorted((Path(__file__).parent / "zh").glob("*.yaml"))
+    return {
+        section: entries
+        for file in files
+        for section, entries in yaml.safe_load(file.read_text(encoding="utf-8")).items()
+    }
 
 
 @cache

@@ -18,7 +18,7 @@ import PIL
 
 from lorakit.data import measures
 from lorakit.data.images import ImageError, decoded, flattened, header, transparency
-from lorakit.project import write_whole
+from lorakit.files import write_whole
 
 MAX_BYTES = 512_000_000  # of a file: more than any picture within MAX_PIXELS has
 LARGE_BYTES, LARGE_PIXELS = 32_000_000, 16_000_000  # files of which only one is in memory at a time

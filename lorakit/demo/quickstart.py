@@ -8,7 +8,8 @@ from pathlib import Path
 from lorakit.demo import DATASET, PROMPTS, TRIGGER
 from lorakit.errors import UserError
 from lorakit.project import Project
-from lorakit.run import configure, start
+from lorakit.run.config import configure
+from lorakit.run.create import start
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "0_quickstart.ipynb"
 

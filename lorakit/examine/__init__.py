@@ -8,7 +8,7 @@ from lorakit.examine.checks import CHECKS
 from lorakit.examine.facts import gather, measure
 from lorakit.examine.finding import SEVERITIES, Finding, Report
 from lorakit.project import Project
-from lorakit.run import LoopConfig
+from lorakit.run.config import LoopConfig
 
 __all__ = ["Finding", "Report", "examine", "measure"]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from math import ceil
 from pathlib import PurePosixPath
 
-from lorakit import guides
+from lorakit import guide_tables
 from lorakit.data.listing import repeats_of
 from lorakit.data.scan import Sample
 from lorakit.examine.captions import people
@@ -31,10 +31,10 @@ def few(facts: Facts) -> Found | None:
 
 def _least(facts: Facts) -> tuple[int, str]:
     """The fewest pictures that a guide recommends for the family, and which guide that is."""
-    for table in guides.tables(facts.model.family, "pictures") if facts.model else ():
+    for table in guide_tables.tables(facts.model.family, "pictures") if facts.model else ():
         if "at least" in table.columns:
             return min(int(row[table.columns.index("at least")]) for row in table.rows), table.source
-    return FEWEST, guides.FAQ
+    return FEWEST, guide_tables.FAQ
 
 
 def concepts(facts: Facts) -> Found | None:

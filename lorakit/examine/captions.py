@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from lorakit import hints
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import Found
+from lorakit.tags import suspects
 
 FEW = 10  # below so many captions, what is in one, or in nearly all of them, says nothing
 SHOWN_CUT = 160  # characters of what is cut that are shown
@@ -89,7 +89,7 @@ def always(facts: Facts) -> Found | None:
     """Tags of nearly all pictures that the trigger could stand for."""
     if len(facts.tags) < FEW or not facts.config.trigger:
         return None
-    found = hints.absorb(facts.captions, facts.config.trigger)
+    found = suspects.absorb(facts.captions, facts.config.trigger)
     details = {hint.tag: f"{hint.facts['n']} / {hint.facts['all']}" for hint in found}
     return Found(details=details, fields={"tags": len(found)})
 
@@ -105,7 +105,7 @@ def other_colour(facts: Facts) -> Found | None:
     """Captions with a colour that hardly a pixel has."""
     colours = {name: look.colours for name, look in facts.looks.items() if look.colours}
     found: dict[str, list[str]] = {}
-    for hint in hints.suspicious(facts.captions, None, colours, facts.config.trigger):
+    for hint in suspects.suspicious(facts.captions, None, colours, facts.config.trigger):
         if hint.kind == "colour":
             found.setdefault(hint.picture, []).append(hint.tag)
     return Found(tuple(found), {name: ", ".join(tags) for name, tags in found.items()})
@@ -135,6 +135,6 @@ def _contradiction(tags: list[str]) -> str:
     said: dict[str, dict[str, str]] = {}  # thing -> colour -> tag
     for tag in tags:
         *_, colour, thing = ["", "", *tag.lower().split()]
-        if thing in SINGLE and colour in hints.SHADES:
+        if thing in SINGLE and colour in suspects.SHADES:
             said.setdefault(thing, {})[colour] = tag
     return "; ".join(", ".join(colours.values()) for colours in said.values() if len(colours) > 1)

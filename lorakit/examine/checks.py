@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorakit.data.listing import KINDS
-from lorakit.examine import balance, captions, files, pictures
+from lorakit.examine import balance, captions, files, images
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import Finding, Found
 
@@ -212,7 +212,7 @@ PICTURES = (
         "Copies count as many times as they are there and are soon learned by heart. The best of each group stays: one "
         "with a caption, the largest, the sharpest.",
         "set_aside",
-        pictures.duplicates,
+        images.duplicates,
     ),
     Check(
         "small",
@@ -221,7 +221,7 @@ PICTURES = (
         "They have less than a quarter of the pixels of {side} × {side}, and teach how coarse pictures look. Use "
         "larger versions, leave them out, or lower data.resolution where most are as small.",
         "set_aside",
-        pictures.small,
+        images.small,
     ),
     Check(
         "enlarged",
@@ -230,7 +230,7 @@ PICTURES = (
         "They are blown up more than {factor} times, and the blur of that is learned. Set data.bucket_no_upscale, or "
         "use larger versions.",
         "",
-        pictures.enlarged,
+        images.enlarged,
     ),
     Check(
         "blurred",
@@ -239,7 +239,7 @@ PICTURES = (
         "Blur is learned as if it were the style. Drawings with few lines look blurred to a measurement too: judge "
         "them by eye.",
         "set_aside",
-        pictures.blurred,
+        images.blurred,
     ),
     Check(
         "borders",
@@ -248,7 +248,7 @@ PICTURES = (
         "Frames and black bars are learned and painted again, and take room from the subject. Boxes leave them out "
         "when the pictures are prepared; the files stay as they are.",
         "crop_borders",
-        pictures.framed,
+        images.framed,
     ),
     Check(
         "alpha",
@@ -273,7 +273,7 @@ PICTURES = (
         "Likeness was not looked for",
         "Exact copies are found without it; copies of another size or format need the package ImageHash.",
         "",
-        pictures.unhashed,
+        images.unhashed,
     ),
 )
 WHOLE = (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lorakit import models
-from lorakit.boxes import BoxError, Boxes
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
 from lorakit.data.captions import tags_of
@@ -17,8 +16,9 @@ from lorakit.data.plan import Plan
 from lorakit.data.scan import DataError, Sample, Scan, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
+from lorakit.prepare.boxes import BoxError, Boxes
 from lorakit.project import Project
-from lorakit.run import LoopConfig
+from lorakit.run.config import LoopConfig
 
 
 @dataclass(frozen=True)

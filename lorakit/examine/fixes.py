@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.boxes import Box, Boxes
 from lorakit.data import DataConfig
 from lorakit.data.caption_sources import Sources
 from lorakit.data.captions import tags_of
@@ -14,12 +13,13 @@ from lorakit.data.listing import Listing
 from lorakit.data.looks import Looks
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
-from lorakit.examine import aside, examine
+from lorakit.examine import examine, excluded
 from lorakit.examine.finding import Finding
+from lorakit.prepare.boxes import Box, Boxes
 from lorakit.project import Project
-from lorakit.tag_ledger import DOCTOR, PERSON
-from lorakit.tag_rules import Remove
-from lorakit.tagbook import TagBook
+from lorakit.tags.authors import DOCTOR, PERSON
+from lorakit.tags.editor import TagBook
+from lorakit.tags.rules import Remove
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Fix:
 
 def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     """Only what is still found: files may have been mended, or the best of likenesses removed, since the report."""
-    known, again = aside.paths(project, config), examine(project, config).find(finding.kind)
+    known, again = excluded.paths(project, config), examine(project, config).find(finding.kind)
     still = (again.targets or again.pictures) if again else ()
     wanted = [name for name in finding.targets or finding.pictures if name in known]
     names = [name for name in wanted if name in still]
     if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
         raise UserError("This would set all pictures aside, and nothing would be left to train on.")
-    moved = aside.set_aside(project, config, finding.kind, [known[name] for name in names])
+    moved = excluded.set_aside(project, config, finding.kind, [known[name] for name in names])
     changed = (name for name in wanted if name not in still)
     return Done(len(moved), tuple(f"{name}: something changed since it was examined; it stays." for name in changed))
 
 
 def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    listing = Listing(aside.data_folder(project, config), config.repeats)
+    listing = Listing(excluded.data_folder(project, config), config.repeats)
     told = Sources(listing, config.caption_extension).captions
     files = {listing.name(picture): caption.source for picture, caption in told.items() if caption.trouble}
     texts: dict[Path, str] = {}
@@ -75,13 +75,13 @@ def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str
         except OSError as error:
             kept.append(f"{name}: its caption cannot be read ({error.strerror}).")
     if texts:
-        aside.replace(project, config, finding.kind, texts)
+        excluded.replace(project, config, finding.kind, texts)
     return Done(len(texts), tuple(kept))
 
 
 def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     """A box inside the border of each picture that has no box yet."""
-    known, boxes, drawn = aside.paths(project, config), Boxes(project), {}
+    known, boxes, drawn = excluded.paths(project, config), Boxes(project), {}
     names = {known[name]: name for name in finding.pictures if name in known and not boxes.of(name)}
     for path, look in Looks.of(project.folder).look(names):
         left, top, right, bottom = look.border

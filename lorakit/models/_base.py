@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorakit._frozen import slim
-from lorakit._offload import place
-from lorakit.fingerprint import file_digest
-from lorakit.precision import return_freed_memory
+from lorakit.hub.fingerprint import file_digest
+from lorakit.layers.frozen import slim
+from lorakit.layers.offload import place
+from lorakit.machine.device import return_freed_memory
 
 # what diffusers, newer and older transformers call it
 CHECKPOINTING = (
@@ -110,10 +110,3 @@ class Parts:
                 module.training = True
 
 
-def masked(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The errors [B, C, h, w], each times how much its place counts: `mask` [B, 1, h, w] in 0..1, None for all alike.
-
-    Their mean is taken over all places, as kohya's scripts do for alpha_mask and masked_loss: a sample counts the less
-    the more of it is masked out.
-    """
-    return error if mask is None else error * mask.to(error.device)

@@ -8,7 +8,7 @@ import torch
 
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
-from lorakit.models._sd_sources import CLIP_VOCABULARY
+from lorakit.models.files.sd_sources import CLIP_VOCABULARY
 
 CHUNK = 75  # caption tokens in each of CLIP's windows of 77, beside its begin and end marks
 

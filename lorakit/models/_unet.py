@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lorakit.models import _ddpm
-from lorakit.models._base import Parts, masked
-from lorakit.weightings import WEIGHTINGS, LossConfig
+from lorakit.diffusion import ddpm
+from lorakit.diffusion.weightings import WEIGHTINGS, LossConfig, masked
+from lorakit.models._base import Parts
 
 # kohya's module set for LoRA-LierLa
 UNET_TARGETS = (
@@ -85,11 +85,11 @@ class UNetModel(Parts):
     @cached_property
     def alphas_cumprod(self) -> torch.Tensor:
         """abar_t, float32 [1000], on the device."""
-        return _ddpm.alphas_cumprod(self.scheduler_config).to(self.device)
+        return ddpm.alphas_cumprod(self.scheduler_config).to(self.device)
 
     def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise and timesteps for a batch, see `_ddpm.draw`."""
-        return _ddpm.draw(x0, generator, loss.noise_offset)
+        return ddpm.draw(x0, generator, loss.noise_offset)
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
@@ -108,8 +108,8 @@ class UNetModel(Parts):
         [B, 1, h, w], see `_base.masked`.
         """
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        predicted = self.predict(_ddpm.mix(x0, eps, abar).to(self.dtype), t, text).float()
-        error = (predicted - _ddpm.target(x0, eps, abar, self.prediction_type)).square()
+        predicted = self.predict(ddpm.mix(x0, eps, abar).to(self.dtype), t, text).float()
+        error = (predicted - ddpm.target(x0, eps, abar, self.prediction_type)).square()
         error = masked(error, mask).mean(dim=(1, 2, 3))
         snr = (abar / (1 - abar)).flatten()
         return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lorakit._frozen import slim
 from lorakit.config import Config, setting
+from lorakit.diffusion import flow
+from lorakit.diffusion.weightings import LossConfig
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
-from lorakit.models import Size, _cosmos, _flow, _qwen_vae
-from lorakit.models._anima_files import ANIMA_CONFIG, open_anima, tokenizers_at
+from lorakit.layers.frozen import slim
+from lorakit.models import Size, _cosmos, _qwen_vae
 from lorakit.models._base import Parts
-from lorakit.weightings import LossConfig
+from lorakit.models.files.anima import ANIMA_CONFIG, open_anima, tokenizers_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +292,7 @@ class Model(Parts):
 
     def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise and times for a batch, see `_flow.draw`."""
-        return _flow.draw(x0, generator, loss)
+        return flow.draw(x0, generator, loss)
 
     def loss(
         self,
@@ -305,7 +306,7 @@ class Model(Parts):
         """Mean squared error of each sample's velocity, float32 [B]; x0 and eps [B, 16, h, w], t float32 [B], mask
         [B, 1, h, w], see `_base.masked`.
         """
-        return _flow.loss(self._velocity(_flow.mix(x0, eps, t), t, text), x0, eps, mask)
+        return flow.loss(self._velocity(flow.mix(x0, eps, t), t, text), x0, eps, mask)
 
     def _velocity(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the transformer says, float32 like xt."""
@@ -324,7 +325,7 @@ class Model(Parts):
         """
         from diffusers.utils.torch_utils import randn_tensor
 
-        scheduler = _flow.scheduler(look.sampler, self.files.scheduler_config(), look.shift, look.steps)
+        scheduler = flow.scheduler(look.sampler, self.files.scheduler_config(), look.shift, look.steps)
         shape = (1, self.files.transformer_config()["in_channels"], look.height // 8, look.width // 8)
         latents = randn_tensor(shape, torch.Generator("cpu").manual_seed(seed), self.device, torch.float32)
         for step, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):

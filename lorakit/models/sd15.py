@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from lorakit.config import Config, ConfigError, setting
+from lorakit.diffusion import ddpm
 from lorakit.hub import fetch
-from lorakit.models import Size, _clip, _ddpm, _unet
-from lorakit.models._sd_files import open_sd
+from lorakit.models import Size, _clip, _unet
+from lorakit.models.files.sd import open_sd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ class Model(_unet.UNetModel):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            scheduler=_ddpm.scheduler(look.sampler, self.scheduler_config),
+            scheduler=ddpm.scheduler(look.sampler, self.scheduler_config),
         )
         embeddings = {"prompt_embeds": text["hidden"], "negative_prompt_embeds": negative["hidden"]}
         return self.painted(pipeline, embeddings, look, seed)

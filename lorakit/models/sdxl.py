@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from lorakit.config import Config, ConfigError, setting
+from lorakit.diffusion import ddpm
 from lorakit.hub import SourceError, fetch
-from lorakit.models import Size, _clip, _ddpm, _unet
-from lorakit.models._ldm_names import original_name
-from lorakit.models._sd_files import SDXL, open_sd
+from lorakit.models import Size, _clip, _unet
+from lorakit.models.files.ldm_names import original_name
+from lorakit.models.files.sd import SDXL, open_sd
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 # The second tokenizer is the first but for this. diffusers reads "!", which is a tag, as padding there; A1111 and
@@ -253,7 +254,7 @@ class Model(_unet.UNetModel):
             text_encoder_2=None,
             tokenizer=None,
             tokenizer_2=None,
-            scheduler=_ddpm.scheduler(look.sampler, self.scheduler_config),
+            scheduler=ddpm.scheduler(look.sampler, self.scheduler_config),
             add_watermarker=False,
         )
         embeddings = {

@@ -12,7 +12,7 @@ from PIL import Image
 from lorakit.config import Config, setting
 from lorakit.errors import UserError
 from lorakit.hub import fetch
-from lorakit.precision import PRECISIONS, choose
+from lorakit.machine.device import PRECISIONS, choose
 from lorakit.taggers import TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 

@@ -10,10 +10,10 @@ import lab
 import pytest
 from PIL import Image
 
-from lorakit.boxes import Boxes
 from lorakit.demo import DATASET
+from lorakit.prepare.boxes import Boxes
 from lorakit.project import Project
-from widgets.draft import Draft
+from widgets.project.draft import Draft
 
 pytestmark = pytest.mark.browser
 FIRST, SECOND = "10_mofurin/01.png", "10_mofurin/02.png"
@@ -33,10 +33,10 @@ def site(project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     open_it = f"from lorakit.project import Project\nproject = Project({str(project.folder)!r})\n"
     sources = [
-        open_it + "from widgets.boxes import boxes\nboxes(project)",
-        open_it + "from widgets.prepare import buckets_preview, prepare\nprepare(project)",
+        open_it + "from widgets.data.boxes import boxes\nboxes(project)",
+        open_it + "from widgets.data.prepare import buckets_preview, prepare\nprepare(project)",
         "buckets_preview(project)",
-        open_it + "from widgets.intake import add_pictures\nadd_pictures(project)",
+        open_it + "from widgets.data.intake import add_pictures\nadd_pictures(project)",
     ]
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [{**cell, "id": f"c{i}", "source": source} for i, source in enumerate(sources)]

@@ -14,13 +14,15 @@ import lab
 import pytest
 import slow_disk
 
-from lorakit import events, jobs
+from lorakit import events
 from lorakit.demo import DATASET, quickstart
-from lorakit.extend import extend
-from lorakit.home import mirror
-from lorakit.home.workspace import local_folder
 from lorakit.project import Project
-from lorakit.run import configure, start
+from lorakit.run.config import configure
+from lorakit.run.create import start
+from lorakit.run.extend import extend
+from lorakit.sync import service
+from lorakit.sync.workspace import local_folder
+from lorakit.training import jobs
 
 pytestmark = pytest.mark.browser
 CELLS = ("open_project", "Form(project)", "train(run)")  # the three that go on with a run
@@ -104,7 +106,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
 def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, home):
     project = project_at(home)
     extend(project.run("mofurin"), 3, "stretch")
-    *_, standing = mirror.settle(project, 60)
+    *_, standing = service.settle(project, 60)
     assert standing.files_left == 0
     subprocess.run(["pkill", "-KILL", "-f", f"lorakit sync {project.folder}"], check=True)
     shutil.rmtree(project.folder)  # the machine is gone

@@ -12,11 +12,13 @@ import lab
 import pytest
 import yaml
 
-from lorakit import events, jobs
+from lorakit import events
 from lorakit.demo import quickstart
 from lorakit.events import Stopped
 from lorakit.project import Project, Run
-from lorakit.run import configure, start
+from lorakit.run.config import configure
+from lorakit.run.create import start
+from lorakit.training import jobs
 
 pytestmark = pytest.mark.browser
 LIGHT, DARK, PHONE = "JupyterLab Light", "JupyterLab Dark", 390

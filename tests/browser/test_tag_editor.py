@@ -11,16 +11,16 @@ import pytest
 
 from lorakit.demo import quickstart
 from lorakit.project import Project
-from widgets.draft import Draft
+from widgets.project.draft import Draft
 
 pytestmark = pytest.mark.browser
 CELLS = (
     "from lorakit.project import Project\n\nproject = Project('project')",
-    "from lorakit.taggers import load\nfrom lorakit.tagging import TaggingConfig, ask, tag\n"
-    "from widgets.draft import Draft\n\n"
+    "from lorakit.taggers import load\nfrom lorakit.tags.tagging import TaggingConfig, ask, tag\n"
+    "from widgets.project.draft import Draft\n\n"
     "data, tagger = Draft(project).data, load('wd14', {'source': 'demo'})\n"
     "*_, progress = tag(project, data, tagger, TaggingConfig())\nprint(progress)\nprint(*ask(project, data, tagger))",
-    "from widgets.gallery import gallery\n\ngallery(project)",
+    "from widgets.tags.editor import gallery\n\ngallery(project)",
 )
 FIRST, TAG, GALLERY = range(3)
 MANY = 500  # pictures

@@ -1,0 +1,109 @@
+"""`lorakit data add`, `data prepare` and `data buckets`: pictures brought in and made ready, in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.cli.train import project_at, with_changes
+
+if TYPE_CHECKING:
+    from lorakit.data import DataConfig
+    from lorakit.data.scan import Note
+    from lorakit.events import Progress
+
+CUT = 0.1  # share of a picture that is cut off from which on it is named
+SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    """Add these verbs to those of `lorakit data`."""
+    what = "bring pictures with their captions into a project; nothing that is there is overwritten"
+    adding = verbs.add_parser("add", help=what, description=what)
+    adding.set_defaults(verb=_add)
+    adding.add_argument("project", type=Path, help="project folder; it need not exist yet")
+    adding.add_argument("source", nargs="+", help="zip or tar archives, folders, pictures")
+    adding.add_argument("--into", default="", metavar="NAME", help="concept folder, e.g. mofurin or reg/girl")
+    adding.add_argument("--repeats", type=int, default=0, help="of that folder")
+    what = "write copies as they are to be trained into prepared/: cropped by boxes, padded, resized; originals stay"
+    preparing = verbs.add_parser("prepare", help=what, description=what)
+    preparing.set_defaults(verb=_prepare)
+    preparing.add_argument("project", type=Path)
+    preparing.add_argument("--set", **SET, help="e.g. prepare.pad=1x1, prepare.size=768; remembered for the next time")
+    what = "which sizes the pictures are trained at, how many at each, what is cut off and what is enlarged"
+    buckets = verbs.add_parser("buckets", help=what, description=what)
+    buckets.set_defaults(verb=_buckets)
+    buckets.add_argument("project", type=Path)
+    buckets.add_argument("--set", **SET, help="e.g. data.folder=prepared, data.resolution=768, model.family=sdxl")
+
+
+def _add(options: argparse.Namespace) -> int:
+    from lorakit.prepare.intake import add
+    from lorakit.project import Project
+
+    for source in options.source:
+        _follow(add(Project(options.project), source, options.into, options.repeats))
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from lorakit.config import from_dict, to_dict
+    from lorakit.prepare.crop import FOLDER, PrepareConfig, prepare, read_prepare, write_prepare
+
+    project = project_at(options.project)
+    settings = with_changes({"prepare": to_dict(read_prepare(project))}, options.set)
+    how = from_dict(PrepareConfig, settings.pop("prepare"), "prepare.")
+    data = _data(settings)
+    write_prepare(project, how)
+    _follow(prepare(project, data, how))
+    print(f"{project.folder / FOLDER}\ntrain on it: --set data.folder={FOLDER}")
+    return 0
+
+
+def _buckets(options: argparse.Namespace) -> int:
+    from lorakit.data.buckets import overview
+    from lorakit.data.scan import scan
+
+    data = _data(with_changes({}, options.set))
+    buckets = overview(scan(data, project_at(options.project).folder).samples, data)
+    for bucket in buckets:
+        width, height = bucket.size
+        print(f"{width:5} x {height:<5} {len(bucket.pictures):5} pictures {bucket.seen:6} seen an epoch")
+    for fitted in (fitted for bucket in buckets for fitted in bucket.pictures):
+        told = [f"{fitted.lost:.0%} cut off"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
+            fitted.scale > 1
+        )
+        if told:
+            print(f"! {fitted.sample.name}: {', '.join(told)}")
+    return 0
+
+
+def _data(settings: dict[str, Any]) -> DataConfig:
+    """The data settings that a run of the family would have, with those that were given."""
+    from lorakit import models
+    from lorakit.config import ConfigError, from_dict
+    from lorakit.data import DataConfig
+
+    family = models.config_class(settings.pop("model", {}).get("family", "sd15"))
+    data = {**family.defaults.get("data", {}), **settings.pop("data", {})}
+    if settings:
+        raise ConfigError(
+            f"{', '.join(settings)} is no setting here; there are data and model.family, e.g. data.folder=x."
+        )
+    return from_dict(DataConfig, data, "data.")
+
+
+def _follow(events: Iterator[Progress | Note]) -> None:
+    """Print notes as they come, and the progress when it ends."""
+    from lorakit.events import Progress
+
+    last = None
+    for event in events:
+        if isinstance(event, Progress):
+            last = event
+        else:
+            print(event, flush=True)
+    if last:
+        print(f"{last.what}: {last.done} of {last.total}")

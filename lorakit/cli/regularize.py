@@ -1,0 +1,46 @@
+"""`lorakit data regularize`: regularization pictures by the base model, in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lorakit.cli.train import project_at, with_changes
+
+SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb to those of `lorakit data`."""
+    what = "paint a regularization picture for each training picture with the base model; run it again to go on"
+    made = verbs.add_parser("regularize", help=what, description=what)
+    made.set_defaults(verb=_regularize)
+    made.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    made.add_argument("--run", default="", metavar="NAME", help="take the settings of this run")
+    made.add_argument(
+        "--set",
+        **SET,
+        help="e.g. model.source=owner/name, data.resolution=512, regularize.class_name=1girl, "
+        "regularize.use_captions=false",
+    )
+
+
+def _regularize(options: argparse.Namespace) -> int:
+    from lorakit.config import from_dict, to_dict
+    from lorakit.generation.regularize import Made, RegularizeConfig, regularize
+    from lorakit.run.config import configure, read_config
+
+    project = project_at(options.project)
+    plain = to_dict(read_config(project.run(options.run))) if options.run else {"model": {"family": "sd15"}}
+    settings = with_changes(plain, options.set)
+    how = from_dict(RegularizeConfig, settings.pop("regularize", {}), "regularize.")
+    done = new = 0
+    for event in regularize(project, configure(settings), how):
+        if not isinstance(event, Made):
+            print(f"! {event}")
+            continue
+        done, new = event.done, new + event.is_new
+        if event.is_new:
+            print(f"picture {event.done} of {event.total}: {event.wanted.file}", flush=True)
+    print(f"{done} regularization pictures, {new} of them new; the next run trains on them as well.")
+    return 0

@@ -1,0 +1,72 @@
+"""Small files written whole or not at all, and locks that the kernel releases when a process dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says when a disk is full
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
+    part = path.with_name(f"{short(path.name)}.{os.getpid()}.part")  # two processes may write the same file
+    try:
+        with open(part, "wb") as file:
+            # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
+            file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:  # on a full disk what was begun would keep its room
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def short(name: str) -> str:
+    """A file's name, or a hash of one so long that nothing could be put before or behind it: 255 bytes are the most."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 160 else hashlib.sha256(raw).hexdigest()
+
+
+@contextmanager
+def holding(lock: Path) -> Iterator[bool]:
+    """Hold the flock on a file while this lasts; False when it is held already. Where a file system has no locks, one
+    process at a time has to do.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError as error:
+            is_ours = not isinstance(error, BlockingIOError)
+        yield is_ours
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds the flock on this file; it is gone when its holder dies, however it dies."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole."""
+    write_whole(path, json.dumps(data, indent=1, ensure_ascii=False))
+
+
+NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}

@@ -1,0 +1,135 @@
+"""Bytes from one disk to another: whole or not there, read back, with a sign of life for every block."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lorakit.files import short
+
+BLOCK = 1 << 18  # bytes between two signs of life: seconds, even at the 20 kB/s that online disks fall to
+MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
+
+
+class Unfaithful(OSError):
+    """A disk gave back other bytes than were written to it."""
+
+
+def blocks(file: BinaryIO, size: int = -1) -> Iterator[bytes]:
+    """What is left of an open file, or its next `size` bytes, a block at a time."""
+    while size and (block := file.read(BLOCK if size < 0 else min(BLOCK, size))):
+        yield block
+        size -= len(block) if size > 0 else 0
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in blocks(file):
+            found.update(block)
+    return found.hexdigest()
+
+
+def aside(target: Path) -> Path:
+    """Where this process writes a file before it gets its name; hidden, and no other process's."""
+    return target.with_name(f".{short(target.name)}.{MACHINE}.{os.getpid()}.part")
+
+
+def is_abandoned(part: Path) -> bool:
+    """Whether a `.part` file is of a process of this machine that is gone, or of nobody known for a day."""
+    *_, machine, pid, _ = part.name.rsplit(".", 3) if part.name.count(".") > 3 else ("", "", "", "")
+    if machine == MACHINE and pid.isdigit():
+        return not Path("/proc", pid).exists()
+    return machine != MACHINE
+
+
+def wipe(path: Path) -> None:
+    """Remove a file and free its space at once: online disks keep deleted files in their trash for weeks, whole."""
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, 0)
+        os.unlink(path)
+
+
+def writing(content: Iterable[bytes], target: Path, wanted: str = "") -> Generator[int, None, str]:
+    """Write `content` to a file: aside, flushed, read back, renamed. Returns its SHA-256.
+
+    Yields the bytes written since the last yield, 0 while reading back. `wanted` is the SHA-256 that the content must
+    have. Raises OSError; Unfaithful when what is read back differs: then `target` is what it was.
+    """
+    part, sent = aside(target), hashlib.sha256()
+    size = 0
+    try:
+        with open(part, "wb") as file:
+            for block in content:
+                file.write(block)
+                sent.update(block)
+                size += len(block)
+                yield len(block)
+            file.flush()
+            os.fsync(file.fileno())
+        if wanted and sent.hexdigest() != wanted:
+            raise Unfaithful(errno.EIO, "the file to be copied is damaged", str(target))
+        yield 0
+        yield from _reading_back(part, 0, size, sent.hexdigest())
+        if target.exists() and target.stat().st_size > BLOCK:
+            os.truncate(target, 0)  # what a rename replaces may go into the trash, too
+        os.replace(part, target)
+        yield 0
+        if (there := target.stat().st_size) != size:
+            raise Unfaithful(errno.EIO, f"{there} of {size} bytes are there after renaming", str(target))
+    finally:
+        with contextlib.suppress(OSError):  # of a disk that fails; the .part is removed when it is back
+            wipe(part)
+    return sent.hexdigest()
+
+
+def copying(source: Path, target: Path, wanted: str = "") -> Generator[int, None, str]:
+    """`writing` from a file, as it is when this begins; later growth is left for the next time."""
+    with open(source, "rb") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return (yield from writing(blocks(file, os.fstat(file.fileno()).st_size), target, wanted))
+
+
+def growing(source: Path, size: int, target: Path, known: int) -> Iterator[int]:
+    """Append to a copy what the first `size` bytes of its source have beyond `known`, and read it back.
+
+    A copy that has not exactly `known` bytes is written anew. For logs: a torn end is one torn line.
+    """
+    with open(source, "rb") as file:
+        if not known or known > size or not target.exists() or target.stat().st_size != known:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield from writing(blocks(file, size), target)
+            return
+        file.seek(known)
+        added = hashlib.sha256()
+        with open(target, "ab") as copy:
+            for block in blocks(file, size - known):
+                copy.write(block)
+                added.update(block)
+                yield len(block)
+            copy.flush()
+            os.fsync(copy.fileno())
+    yield from _reading_back(target, known, size, added.hexdigest())
+
+
+def _reading_back(path: Path, start: int, end: int, wanted: str) -> Iterator[int]:
+    """Check that the bytes from `start` to `end`, where the file must end, are those that were written."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from this machine's memory
+        there = os.fstat(file.fileno()).st_size
+        if there != end:
+            raise Unfaithful(errno.EIO, f"{there} of {end} bytes are there when read back", str(path))
+        file.seek(start)
+        for block in blocks(file):
+            found.update(block)
+            yield 0
+    if found.hexdigest() != wanted:
+        raise Unfaithful(errno.EIO, "other bytes are there when read back", str(path))

@@ -1,0 +1,1 @@
+"""Images made by a base model and its LoRA: grids, samples, regularization. Imports prepare and below."""

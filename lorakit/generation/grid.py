@@ -1,0 +1,178 @@
+"""XY grids: one picture for each pair of checkpoint, strength, prompt or seed, painted with the base loaded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.config import ConfigError, to_dict
+from lorakit.files import write_json
+from lorakit.generation.contact_sheet import labelled
+from lorakit.generation.generator import OFF, Painter, lora_file
+from lorakit.hub.fingerprint import file_digest
+from lorakit.project import NAME, ProjectError, Run
+from lorakit.run.config import read_config
+from lorakit.run.sampling import PaintConfig, store, unfit
+
+AXES = {  # name -> what its values are, and a check of one
+    "checkpoint": (f"steps or {OFF!r}", lambda value: value == OFF or isinstance(value, int)),
+    "strength": ("numbers", lambda value: isinstance(value, (int, float)) and math.isfinite(value)),
+    "prompt": ("texts", lambda value: isinstance(value, str)),
+    "seed": ("whole numbers from 0 to 4294967295", lambda value: isinstance(value, int) and 0 <= value < 2**32),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What changes along one side of a grid, and its values."""
+
+    name: str
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.name not in AXES:
+            raise ConfigError(f"{self.name!r} cannot be an axis; allowed are {', '.join(AXES)}.")
+        if not self.values:
+            raise ConfigError(f"The axis {self.name} has no values.")
+        kind, check = AXES[self.name]
+        for value in self.values:
+            if not check(value):
+                raise ConfigError(f"{value!r} cannot be a value of the axis {self.name}, which wants {kind}.")
+
+    def label(self, value: Any) -> str:
+        """What stands beside the row or above the column."""
+        if self.name == "prompt":
+            return value
+        if self.name == "checkpoint":
+            return "LoRA off" if value == OFF else f"step {value}"
+        return f"strength {value:g}" if self.name == "strength" else f"seed {value}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a grid and everything it depends on."""
+
+    column: int
+    row: int
+    checkpoint: int | str  # step, or OFF
+    strength: float
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A cell is on disk; `done` of `total` are."""
+
+    cell: Cell
+    file: Path
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The grid is complete: the labelled picture and the record of every cell."""
+
+    picture: Path
+    record: Path
+
+
+def grid(
+    run: Run,
+    x: Axis,
+    y: Axis,
+    *,
+    prompt: str,
+    look: PaintConfig,
+    checkpoint: int | str | None = None,
+    strength: float = 1.0,
+    name: str = "grid",
+) -> Iterator[Painted | Done]:
+    """Paint a grid of a run's exported LoRA files; yields each cell as it is stored, `Done` at the end.
+
+    `prompt`, `look.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise. Cells
+    with equal seeds start from equal noise. Cells that are on disk are not painted again, so an interrupted grid goes
+    on. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
+    """
+    if x.name == y.name:
+        raise ConfigError(f"Both axes are {x.name}; choose two of {', '.join(AXES)}.")
+    if not re.fullmatch(NAME, name):
+        raise ProjectError(f"{name!r} cannot be a grid's name: use up to 64 letters, digits, '-', '_' and '.'.")
+    look = PaintConfig(**{f.name: getattr(look, f.name) for f in fields(PaintConfig)})  # nothing else decides a picture
+    if problems := unfit(look, read_config(run).model):
+        raise ConfigError("\n".join(problems))
+    steps = run.lora_steps()
+    if checkpoint is None:
+        checkpoint = steps[-1] if steps else OFF
+    cells = _cells(x, y, Cell(0, 0, checkpoint, strength, prompt, look.seed))
+    for cell in cells:
+        if cell.checkpoint != OFF:
+            lora_file(run, cell.checkpoint)
+    painter = Painter(run)
+    folder = run.grids / name
+    if not all(_file(painter, cell, look, folder / "cells").exists() for cell in cells):
+        painter.read(list(dict.fromkeys([*(cell.prompt for cell in cells), look.negative_prompt])))
+    files = []
+    # painted checkpoint by checkpoint, so that each file is read once; stored by place
+    for done, cell in enumerate(sorted(cells, key=_order), 1):
+        file = _stored(painter, cell, look, folder / "cells")
+        files.append((cell, file))
+        yield Painted(cell, file, done, len(cells))
+    files.sort(key=lambda item: (item[0].row, item[0].column))
+    yield _finish(folder, x, y, look, files, painter.base)
+
+
+def _order(cell: Cell) -> tuple[int, float]:
+    return -1 if cell.checkpoint == OFF else cell.checkpoint, cell.strength
+
+
+def _cells(x: Axis, y: Axis, plain: Cell) -> list[Cell]:
+    return [
+        replace(plain, column=column, row=row, **{x.name: x_value, y.name: y_value})
+        for row, y_value in enumerate(y.values)
+        for column, x_value in enumerate(x.values)
+    ]
+
+
+def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple[Cell, Path]], base: str) -> Done:
+    picture, record = folder / "grid.png", folder / "grid.json"
+    sheet = labelled(
+        [file for _, file in files], [x.label(value) for value in x.values], [y.label(value) for value in y.values]
+    )
+    store(sheet, picture, {"x": x.name, "y": y.name, **to_dict(look)})
+    write_json(
+        record,
+        {
+            "x": {"name": x.name, "values": x.values},
+            "y": {"name": y.name, "values": y.values},
+            "look": to_dict(look),
+            "base": base,
+            "cells": [{**vars(cell), "file": file.relative_to(folder).as_posix()} for cell, file in files],
+        },
+    )
+    return Done(picture, record)
+
+
+def _file(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+    """Where a cell's picture is kept: its name is the hash of all that decides it."""
+    lora = OFF if cell.checkpoint == OFF else file_digest([painter.run.lora_file(cell.checkpoint)])
+    strength = 0.0 if cell.checkpoint == OFF else cell.strength
+    decides = [painter.fingerprint(), lora, strength, cell.prompt, {**to_dict(look), "seed": cell.seed}]
+    return folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
+
+
+def _stored(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+    """The cell's file, painted unless it is there."""
+    file = _file(painter, cell, look, folder)
+    if not file.exists():
+        painter.use(cell.checkpoint, cell.strength)
+        image = painter.paint(cell.prompt, replace(look, seed=cell.seed))
+        store(image, file, {**vars(cell), **to_dict(look), "seed": cell.seed, "base": painter.base})
+    return file

@@ -1,0 +1,44 @@
+"""SHA-256 of model files, remembered by (path, size, time of change) so that gigabytes are read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from lorakit.files import write_json
+
+BLOCK = 1 << 22
+
+
+def memo_file() -> Path:
+    """Where digests are remembered: below XDG_CACHE_HOME, as other caches of the user."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorakit" / "digests.json"
+
+
+def file_digest(files: list[Path]) -> str:
+    """One SHA-256 over the contents of files in their order, as hexadecimal text."""
+    memo = memo_file()
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
+    digests = []
+    for file in files:
+        stat = file.stat()
+        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = _sha256(file)
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memo, known)
+        digests.append(known[key])
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Layers of a frozen model and the LoRA passes on them. Imports machine and below."""

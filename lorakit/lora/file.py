@@ -1,0 +1,303 @@
+"""LoRA files as such: their forms and kinds, which modules their names mean, and the change of each weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import UserError
+from lorakit.lora.kinds import Change, kind_of, rank_of
+
+if TYPE_CHECKING:
+    import torch
+
+# what a module's name begins with, outermost first -> who writes such names
+FORMS = {
+    "kohya": r"lora_(unet|te\d?)_",  # sd-scripts, LyCORIS' trainers, OneTrainer: flat names, down, up and alpha
+    "comfy": r"(model\.)?diffusion_model\.|text_encoders\.",  # dotted names of the model's original layout, A and B
+    "peft": r"base_model\.model\.",
+    "diffusers": r"(unet|transformer|text_encoder(_2)?|text_conditioner)\.",
+    "lycoris": r"lycoris_",
+    "onetrainer": r"lora_transformer_",
+}
+# family -> how names look (see `_key`), the surest first; a guess for people, nothing is decided by it
+LOOKS = {
+    "anima": r"llm_adapter_|text_conditioner_|blocks_\d+_(self|cross)_attn_\w+_proj|blocks_\d+_mlp_layer\d"
+    r"|transformer_blocks_\d+_attn\d_|lora_te1_layers_",
+    "sdxl": r"lora_te2_|text_encoder_2_|(in|out)put_blocks_|middle_block_|\w+_attentions_\d+_transformer_blocks_[1-9]",
+    "sd15": r"(down|up)_blocks_|mid_block_|(lora_te1|text_encoder)_encoder_layers_",
+}
+# width of a UNet's text -> family
+WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
+# role of a tensor -> how it is spelled behind its module's name; LoHa's and LoKr's roles are spelled as they are called
+ROLES = {
+    "down": r"lora_down|lora_A|lora\.down|lora_linear_layer\.down",
+    "up": r"lora_up|lora_B|lora\.up|lora_linear_layer\.up",
+    "mid": "lora_mid",
+    "alpha": "alpha",
+    "dora": "dora_scale|lora_magnitude_vector",
+}
+_SPELLINGS = "|".join(f"(?P<{role}>{spelling})" for role, spelling in ROLES.items())
+PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")  # of alpha_pattern, as peft and diffusers write them: a module's name
+TENSOR = re.compile(rf"(.+?)\.(?:{_SPELLINGS}|((?:hada|lokr)_\w+))(?:\.\w+)?(?:\.weight)?")
+
+
+class LoraFileError(UserError):
+    """A LoRA file does not hold what was meant, or does not fit the model."""
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def pack(
+    form: str, name: str, down: torch.Tensor, up: torch.Tensor, scale: float, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """A module's tensors [rank, in, ...] and [out, rank, ...] as a form writes them.
+
+    kohya: `lora_down.weight`, `lora_up.weight` and `alpha`. comfy: `lora_A.weight` and `lora_B.weight` with the scale
+    in it and no alpha, which diffusers refuses there.
+    """
+    import torch
+
+    if form == "comfy":
+        return {f"{name}.lora_A.weight": down.to(dtype), f"{name}.lora_B.weight": (scale * up).to(dtype)}
+    return {
+        f"{name}.lora_down.weight": down.to(dtype),
+        f"{name}.lora_up.weight": up.to(dtype),
+        f"{name}.alpha": torch.tensor(scale * down.shape[0]),
+    }
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    """(module's name, role) of a tensor's name; None when it belongs to no adapter."""
+    match = TENSOR.fullmatch(key)
+    return match and (match[1], match.lastgroup or match[match.lastindex])
+
+
+def form_of(name: str) -> str:
+    """The form that a module's name is written in; "unknown" for names without a prefix that is known."""
+    return next((form for form, start in FORMS.items() if re.match(start, name)), "unknown")
+
+
+def _key(name: str) -> str:
+    """A module's name with what the forms do differently taken off, so that flat and dotted names of all meet.
+
+    That is: dots, the denoiser's prefix, `text_model.` (which newer transformers lack), and te for te1.
+    """
+    name = re.sub(r"^(base_model\.model\.)?((model\.)?diffusion_model\.|unet\.|transformer\.)?", "", name)
+    name = re.sub(r"^(lora_unet_|lora_transformer_|lycoris_)", "", name.replace(".", "_"))
+    return re.sub(r"^lora_te_", "lora_te1_", name).replace("text_model_", "")
+
+
+def modules(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Module's name -> role -> tensor's name, of all tensors that belong to an adapter."""
+    found: dict[str, dict[str, str]] = {}
+    for tensor in tensors:
+        if split := _split(tensor):
+            found.setdefault(split[0], {})[split[1]] = tensor
+    return found
+
+
+@dataclass(frozen=True)
+class LoraSummary:
+    """What the names and shapes in a LoRA file tell."""
+
+    form: str  # a key of FORMS, or "unknown"
+    kinds: tuple[str, ...]  # keys of KINDS; "unknown" where a module is no whole one
+    modules: int
+    ranks: tuple[int, ...]  # all that occur, ascending
+    family: str  # guessed; "unknown" when nothing is like it
+
+
+def describe(header: Mapping[str, Any]) -> LoraSummary:
+    """Sum up the header of a .safetensors file: tensor's name -> {"shape": [...], ...}, beside `__metadata__`.
+
+    Raises LoraFileError when no tensor belongs to an adapter.
+    """
+    found = {
+        name: {role: header[tensor]["shape"] for role, tensor in roles.items()}
+        for name, roles in modules(header).items()
+    }
+    for name, shapes in found.items():
+        if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
+            raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")
+    if not found:
+        raise LoraFileError("This is no LoRA file: it has no lora_down and lora_up, lora_A and lora_B, hada or lokr.")
+    kinds = {name: kind_of(set(shapes)) for name, shapes in found.items()}
+    ranks = {rank_of(kinds[name], shapes) for name, shapes in found.items() if kinds[name]}
+    return LoraSummary(
+        form=form_of(next(iter(found))),
+        kinds=tuple(sorted({kind or "unknown" for kind in kinds.values()})),
+        modules=len(found),
+        ranks=tuple(sorted(ranks - {None})),
+        family=guess({_key(name): shapes for name, shapes in found.items()}),
+    )
+
+
+def guess(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The family that modules (see `_key`) with tensors of these shapes are likely of."""
+    for name, shapes in found.items():
+        if re.search(r"(down|up|input|output)_blocks_.*attn2_to_[kv]$", name) and len(shapes.get("down", ())) > 1:
+            if shapes["down"][1] in WIDTHS:
+                return WIDTHS[shapes["down"][1]]
+    return next((family for family, look in LOOKS.items() if any(re.match(look, name) for name in found)), "unknown")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(
+    file: Path, model: Any, layers: Mapping[tuple[str, str], torch.nn.Module] | None = None
+) -> dict[tuple[str, str], Change]:
+    """(part, module) -> what a file does to the module's weight, for files of every form and kind.
+
+    With `layers` only these modules are looked at; else all of the parts that adapters may go on, of which those that
+    the file does not name are not loaded. Raises LoraFileError for a damaged file, a module that is incomplete, not
+    finite or of another shape, and when anything in the file has no module here: applied in part it would be silently
+    wrong.
+    """
+    found, settings = _open(file)
+    left = {_key(name): name for name in found}
+    if len(left) < len(found):
+        twice = sorted(found.keys() - set(left.values()))
+        raise LoraFileError(f"{file.name} holds {len(twice)} modules twice, in two forms; the first is {twice[0]}.")
+    matched: dict[tuple[str, str], tuple[str, torch.nn.Module]] = {}
+    batches = [layers] if layers is not None else (_weighted(model, part) for part in model.config.rates)
+    for batch in batches:
+        for key, layer in batch.items():
+            for spelling in {_key(name) for name in model.names(*key).values()} & left.keys():
+                name = left.pop(spelling)
+                if key in matched:
+                    raise LoraFileError(f"{file.name} holds {key[1]} twice, as {matched[key][0]} and as {name}.")
+                matched[key] = name, layer
+        if not left:
+            break
+    if left:
+        raise LoraFileError(_unfit(file, model, found, sorted(left.values())))
+    return {
+        key: _change(file, name, found[name], settings, tuple(layer.weight.shape))
+        for key, (name, layer) in matched.items()
+    }
+
+
+def _weighted(model: Any, part: str) -> dict[tuple[str, str], torch.nn.Module]:
+    """The modules of a part that have a weight matrix or kernel."""
+    modules = model.load(part).named_modules()
+    weights = ((name, module, getattr(module, "weight", None)) for name, module in modules)
+    return {(part, name): module for name, module, weight in weights if weight is not None and weight.ndim > 1}
+
+
+def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Module's name -> role -> tensor, and peft's settings where the file or one beside it has them."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise LoraFileError(f"{file} is damaged or no .safetensors file ({error}).") from None
+    except OSError as error:
+        raise LoraFileError(f"{file} cannot be read ({error}); give a LoRA file in .safetensors.") from error
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    foreign = []
+    for key, tensor in tensors.items():
+        name, role = _split(key) or (None, None)
+        if name is None:
+            foreign.append(key)
+        elif role in found.setdefault(name, {}):
+            raise LoraFileError(f"{file.name}: {name} has {role} twice; a file with two adapters cannot be read.")
+        else:
+            found[name][role] = tensor
+    if foreign or not found:
+        example = f", such as {foreign[0]}" if foreign else ""
+        raise LoraFileError(
+            f"{file.name}: {len(foreign)} of {len(tensors)} tensors are of no LoRA, LoHa or LoKr{example}."
+        )
+    return found, _settings(file, metadata)
+
+
+def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """peft's settings in the file or beside it. Raises LoraFileError when they make no sense."""
+    beside = file.with_name("adapter_config.json")
+    where, text = f"lora_adapter_metadata in {file}", metadata.get("lora_adapter_metadata")  # diffusers' own files
+    try:
+        if text is None and file.stem == "adapter_model" and beside.is_file():
+            where, text = f"{beside}", beside.read_text("utf-8")
+        settings = json.loads(text) if text is not None else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoraFileError(f"{where} cannot be read as JSON ({error}), so the strength is not known.") from error
+    if not isinstance(settings, dict):
+        raise LoraFileError(f"{where} is no object with settings, so the strength is not known.")
+    for name, value in settings.items():
+        kind = name.rpartition(".")[2]
+        patterns = value or {} if kind == "alpha_pattern" else {}
+        numbers = [*patterns.values()] if isinstance(patterns, dict) else [patterns]
+        numbers += [value] if kind in ("r", "alpha", "lora_alpha") else []
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise LoraFileError(f"{where} has {value!r} as {name}, so the strength is not known.")
+        if strange := next((pattern for pattern in patterns if not PATTERN.fullmatch(pattern)), None):
+            # a regular expression from a stranger may take for ever
+            raise LoraFileError(f"{where} has the pattern {strange!r} as {name}; names of modules alone are read here.")
+    return settings
+
+
+def _change(
+    file: Path, name: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any], shape: tuple[int, ...]
+) -> Change:
+    """One module's change. Raises LoraFileError when it is incomplete, not finite or does not fit the weight."""
+    kind = kind_of(set(tensors))
+    if kind is None:
+        dora = " DoRA cannot be read: what it does is no change that is added to a weight." if "dora" in tensors else ""
+        raise LoraFileError(f"{file.name}: {name} has {', '.join(sorted(tensors))}: no whole LoRA, LoHa or LoKr.{dora}")
+    if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
+        raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is of no use.")
+    factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}
+    if not all(tensor.ndim for tensor in factors.values()):
+        raise LoraFileError(f"{file.name}: {name} has a single number where a matrix should be; the file is damaged.")
+    rank = rank_of(kind, {role: tensor.shape for role, tensor in factors.items()})
+    if "alpha" in tensors:
+        alpha = tensors["alpha"].float().mean().item()  # a single number, whatever its shape
+    else:
+        alpha, rank = _peft_alpha(settings, name, rank)
+    change = Change(kind, factors, alpha, shape, rank)
+    if not change.fits():
+        sizes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in factors.items())
+        raise LoraFileError(f"{file.name}: {name} has {sizes}, which do not go together to the weight's {shape}.")
+    return change
+
+
+def _peft_alpha(settings: dict[str, Any], name: str, rank: int | None) -> tuple[float | None, int | None]:
+    """A module's alpha by peft's settings, if there are any, and its rank, which peft has for full matrices too."""
+    part, _, module = name.partition(".")
+    # for LoHa and LoKr peft calls it alpha; diffusers puts the part's name before all
+    names = ((start, f"{start}{end}") for start in ("", f"{part}.") for end in ("lora_alpha", "alpha"))
+    if (found := next((pair for pair in names if pair[1] in settings), None)) is None:
+        return None, rank
+    prefix, usual = found
+    rank = rank or settings.get(f"{prefix}r")
+    patterns = settings.get(f"{prefix}alpha_pattern") or {}
+    own = (alpha for pattern, alpha in patterns.items() if _ends(module, pattern))
+    alpha = next(own, settings[usual])
+    return alpha * math.sqrt(rank) if rank and settings.get(f"{prefix}use_rslora") else alpha, rank
+
+
+def _ends(module: str, pattern: str) -> bool:
+    """Whether peft takes a pattern for the module: it is the name, or with no ^ its end from a dot on."""
+    name = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
+    return module == name or (not pattern.startswith("^") and module.endswith(f".{name}"))
+
+
+def _unfit(file: Path, model: Any, found: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:
+    """Why a file with names that are left over is refused."""
+    shapes = {_key(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in found.items()}
+    told = f"{len(left)} of {len(found)} modules are not in it, the first is {left[0]}."
+    if (family := guess(shapes)) != model.config.family:
+        told += f" The base is {model.config.family}, the file's names are like those of {family}"
+        told += f" in the form {form_of(left[0])}."
+    return f"{file.name} does not fit this base: {told}"

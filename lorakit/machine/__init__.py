@@ -1,0 +1,1 @@
+"""What this machine is: its memory, its GPU, the device and floating point type that train. Imports files and below."""

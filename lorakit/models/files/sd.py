@@ -1,0 +1,168 @@
+"""The parts of a Stable Diffusion model as frozen modules, and its layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lorakit.hub.files import ModelFileError
+from lorakit.models.files.sd_sources import Folder, Layout, SingleFile, Source, VaeFolder
+from lorakit.models.files.weights import frozen
+
+SD15_CONFIG = Path(__file__).parents[1] / "sd15_config"
+SDXL_CONFIG = Path(__file__).parents[1] / "sdxl_config"
+
+SD15 = Layout(
+    kind="a Stable Diffusion 1.x checkpoint",
+    prefixes={
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": "cond_stage_model.transformer.",
+    },
+    settings=SD15_CONFIG,
+)
+SDXL = Layout(
+    kind="a Stable Diffusion XL checkpoint",
+    prefixes={
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+    settings=SDXL_CONFIG,
+)
+
+
+def open_sd(path: Path, layout: Layout = SD15, vae: Path | None = None) -> SDFiles:
+    """The parts of the model at `path`, each read when it is asked for.
+
+    path      a diffusers folder, or a single .safetensors or .ckpt in the original layout
+    layout    the family's parts
+    vae       another VAE in place of the model's: a folder with one (itself, or in `vae`), a file of diffusers' or of
+              the original layout, or a whole checkpoint
+
+    Raises ModelFileError for a damaged file, another kind of file, or a model of another family.
+    """
+    path = Path(path)
+    if path.is_dir():
+        base = Folder(path).check(layout)
+    elif path.is_file():
+        base = SingleFile(path, layout).check(layout.kind)
+    else:
+        raise ModelFileError(f"There is no {path}; give a diffusers folder, a .safetensors or a .ckpt file.")
+    return SDFiles(base, open_vae(Path(vae), layout) if vae else base)
+
+
+def open_vae(path: Path, layout: Layout) -> Source:
+    """A VAE in place of a model's own. Raises ModelFileError when it is no VAE, or one of another family."""
+    if path.is_dir():
+        source = Folder(path) if (path / "vae").is_dir() else VaeFolder(path)
+    else:
+        source = SingleFile(path, layout).check("a VAE alone", layout.kind)
+    if (name := source.config("vae").get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        told = " (of Anima)" if name == "AutoencoderKLQwenImage" else ""
+        raise ModelFileError(f"{path} holds {name}{told}; as the VAE of {layout.model} expected was AutoencoderKL.")
+    usual, found = read_vae_config(SingleFile(path, layout)), read_vae_config(source)
+    for name in ("latent_channels", "scaling_factor"):
+        if found[name] != usual[name]:
+            raise ModelFileError(
+                f"{path} is a VAE of another family: its {name} is {found[name]}, that of "
+                f"{layout.model} is {usual[name]}."
+            )
+    return source
+
+
+def read_vae_config(source: Source) -> dict:
+    """A VAE's configuration, with diffusers' defaults for what decides the meaning of its latents."""
+    return {"scaling_factor": 0.18215, "latent_channels": 4, **source.config("vae")}
+
+
+class SDFiles:
+    """The parts of a model, each read when it is asked for; `vae` may lie elsewhere than the others."""
+
+    def __init__(self, base: Source, vae: Source):
+        self._base, self._vae = base, vae
+        self.settings = base.settings  # a folder of configurations in the layout of diffusers
+
+    def _source(self, part: str) -> Source:
+        return self._vae if part == "vae" else self._base
+
+    def files(self, part: str) -> list[Path]:
+        """The files that the weights of a part are read from."""
+        return self._source(part).files(part)
+
+    def config_file(self, part: str) -> Path:
+        """The file with the configuration of a part."""
+        return self._source(part).folder(part) / "config.json"
+
+    def unet(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """UNet2DConditionModel in `dtype` on `device`."""
+        from diffusers import UNet2DConditionModel
+
+        return self._module("unet", UNet2DConditionModel.from_config, dtype, device)
+
+    def vae(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """AutoencoderKL in `dtype` on `device`."""
+        from diffusers import AutoencoderKL
+
+        return self._module("vae", AutoencoderKL.from_config, dtype, device)
+
+    def text_encoder(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """CLIPTextModel in `dtype` on `device`."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        return self._module(
+            "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)), dtype, device
+        )
+
+    def text_encoder_2(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """SDXL's CLIPTextModelWithProjection in `dtype` on `device`."""
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        return self._module(
+            "text_encoder_2",
+            lambda config: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config)),
+            dtype,
+            device,
+        )
+
+    def tokenizer(self):
+        """The CLIPTokenizer, from local files alone."""
+        return self._base.tokenizer()
+
+    def unet_config(self) -> dict:
+        """The UNet's configuration."""
+        return self._base.config("unet")
+
+    def vae_config(self) -> dict:
+        """The VAE's configuration; `scaling_factor` is always in it."""
+        return read_vae_config(self._vae)
+
+    def text_config(self) -> dict:
+        """The text encoder's configuration; `num_hidden_layers` is always in it."""
+        return {"num_hidden_layers": 12, **self._base.config("text_encoder")}
+
+    def scheduler_config(self) -> dict:
+        """The noise schedule the model was trained with; `prediction_type` is always in it."""
+        told = {"prediction_type": "epsilon", **self._base.scheduler_config()}
+        kind, prediction = told.get("_class_name", ""), told["prediction_type"]
+        if kind.startswith(("EDM", "FlowMatch")) or prediction not in ("epsilon", "v_prediction"):
+            raise ModelFileError(
+                f"{self.settings} has the noise schedule of {kind} with prediction type {prediction}; epsilon and "
+                "v_prediction on a DDPM schedule can be trained here."
+            )
+        return told
+
+    def _module(
+        self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device
+    ) -> torch.nn.Module:
+        source = self._source(part)
+        where = f"The {part} in {', '.join(map(str, source.files(part)))}"
+        config = source.config(part)
+        if part == "unet" and (channels := config.get("in_channels", 4)) != 4:
+            raise ModelFileError(
+                f"{where} has {channels} input channels: it is for inpainting or editing; use the plain base model."
+            )
+        return frozen(build, config, lambda model: source.tensors(part, model), where, dtype, device)

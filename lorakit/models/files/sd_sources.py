@@ -1,0 +1,278 @@
+"""Where the tensors of a Stable Diffusion model lie: a diffusers folder, or a single file in the original layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from lorakit.hub.files import ModelFileError, part_weights, read_index, verify_safetensors
+from lorakit.models.files.weights import SPARE, Tensors, read_json, read_pickle, read_tensors
+
+CLIP_VOCABULARY = Path(__file__).parents[1] / "sd15_config" / "tokenizer"
+VAE_NAMES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+# How the VAE's attention was called in diffusers before 0.18; SD 1.5's own folder on the hub still has these names.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+DENOISERS = ("unet", "transformer", "prior")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a family's models consist of.
+
+    kind        what `kind_of` calls its single files
+    prefixes    part -> how the names of its tensors begin in single files
+    settings    folder with the configuration that single files lack, in the layout of diffusers
+    """
+
+    kind: str
+    prefixes: Mapping[str, str]
+    settings: Path
+
+    @property
+    def model(self) -> str:
+        """The family's models in words, whatever they lie in."""
+        return self.kind.replace(" checkpoint", " model")
+
+
+# First match decides: (what a file is, what some of its tensors are named like)
+KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    (
+        "a LoRA (an adapter, not a base model)",
+        lambda name: any(
+            mark in name
+            for mark in (
+                "lora_down",
+                "lora_up",
+                "lora_A.",
+                "lora_B.",
+                "lora.down",
+                "lora.up",
+                "hada_w1",
+                "lokr_w",
+                "oft_",
+            )
+        ),
+    ),
+    ("a ControlNet", lambda name: name.startswith(("control_model.", "controlnet_", "input_hint_block."))),
+    ("a textual inversion embedding", lambda name: name in ("emb_params", "string_to_param", "clip_l", "clip_g")),
+    ("an SDXL derivative with EDM's noise (Playground 2.5, CosXL)", lambda name: name.startswith("edm_")),
+    ("a Stable Diffusion XL refiner", lambda name: name.startswith("conditioner.embedders.0.model.")),
+    ("an Anima DiT", lambda name: name.endswith("blocks.0.adaln_modulation_self_attn.1.weight")),
+    (
+        "a Qwen-Image VAE (of Anima)",
+        lambda name: name in ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"),
+    ),
+    ("a Stable Diffusion XL checkpoint", lambda name: name.startswith("conditioner.embedders.")),
+    ("a Stable Diffusion 2 checkpoint", lambda name: name.startswith("cond_stage_model.model.")),
+    ("a Stable Diffusion 3 checkpoint", lambda name: "joint_blocks." in name),
+    ("a Flux checkpoint", lambda name: "double_blocks." in name),
+    ("an SDXL diffusion model without text encoders", lambda name: name.startswith("model.diffusion_model.label_emb.")),
+    (
+        "a Stable Diffusion 1.x checkpoint",
+        lambda name: name.startswith(("cond_stage_model.transformer.", "model.diffusion_model.input_blocks.")),
+    ),
+    ("a diffusion model without text encoder", lambda name: name.startswith("model.diffusion_model.")),
+    ("a VAE alone", lambda name: name.startswith(("first_stage_model.", "encoder.", "decoder."))),
+    ("one part of a diffusers folder", lambda name: name.startswith(("down_blocks.", "up_blocks.", "text_model."))),
+)
+
+
+TRAINED = {  # kind of a single file, and class of a diffusers folder -> the family that trains on it
+    "a Stable Diffusion 1.x checkpoint": "sd15",
+    "StableDiffusionPipeline": "sd15",
+    "a Stable Diffusion XL checkpoint": "sdxl",
+    "StableDiffusionXLPipeline": "sdxl",
+    "an Anima DiT": "anima",
+    "AnimaModularPipeline": "anima",
+}
+
+
+def hint(kind: str) -> str:
+    """Which family to set for a model of this kind, if one trains on it."""
+    return f" To train on it set model.family={TRAINED[kind]}." if kind in TRAINED else ""
+
+
+def kind_of(names: tuple[str, ...]) -> str:
+    """What a file is, in words, judged by the names of its tensors."""
+    for kind, matches in KINDS:
+        if any(map(matches, names)):
+            return kind
+    return f"no model known here (its tensors are {', '.join(names[:3]) or 'none'} ...)"
+
+
+class Source:
+    """A place that the parts of a model are read from; `settings` is a folder in the layout of diffusers."""
+
+    settings: Path
+
+    def folder(self, part: str) -> Path:
+        """The folder with a part's configuration."""
+        return self.settings / part
+
+    def files(self, part: str) -> list[Path]:
+        """The files that the weights of a part are read from."""
+        raise NotImplementedError
+
+    def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
+        """The weights of a part under diffusers' names, as views of their files wherever that is possible."""
+        raise NotImplementedError
+
+    def config(self, part: str) -> dict:
+        """The configuration of a part."""
+        return read_json(self.folder(part) / "config.json")
+
+    def scheduler_config(self) -> dict:
+        """The noise schedule the model was trained with."""
+        return read_json(self.folder("scheduler") / "scheduler_config.json")
+
+    def tokenizer(self):
+        """The CLIPTokenizer, from local files alone."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.vocabulary, local_files_only=True)
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.folder("tokenizer")
+
+
+class Folder(Source):
+    """A model in a diffusers folder: <part>/config.json beside <part>/*.safetensors, any variant, maybe in shards."""
+
+    def __init__(self, path: Path):
+        self.settings = path
+
+    def check(self, layout: Layout) -> Folder:
+        """Raises ModelFileError when the folder has other parts than the family's models."""
+        index = read_index(self.settings)
+        name = index.get("_class_name", "model without a class")
+        parts = {part for part, value in index.items() if isinstance(value, list) and value[0] is not None}
+        if name.startswith("Anima") or "text_conditioner" in parts:
+            raise ModelFileError(
+                f"{self.settings} is a diffusers folder of Anima; expected was {layout.model}."
+                + hint("AnimaModularPipeline")
+            )
+        found = {part for part in parts if part in DENOISERS or part.startswith("text_encoder")}
+        wanted = set(layout.prefixes) - {"vae"}
+        if found != wanted:
+            raise ModelFileError(
+                f"{self.settings} holds a {name} with {', '.join(sorted(found)) or 'no parts'}; expected was "
+                f"{layout.model} with {', '.join(sorted(wanted))}.{hint(name)}"
+            )
+        return self
+
+    def files(self, part: str) -> list[Path]:
+        """The weight files of a part: its shards, or the one file."""
+        return part_weights(self.folder(part))
+
+    def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
+        found = {name: tensor for file in self.files(part) for name, tensor in read_tensors(file, "").items()}
+        return {today(name): tensor for name, tensor in found.items()}
+
+
+class VaeFolder(Folder):
+    """A folder that is a VAE itself."""
+
+    def folder(self, part: str) -> Path:
+        return self.settings
+
+
+class SingleFile(Source):
+    """A model in a single file of the original layout; configuration and vocabulary come from elsewhere."""
+
+    def __init__(self, path: Path, layout: Layout):
+        self.path, self.layout, self.settings = path, layout, layout.settings
+
+    @cached_property
+    def _header(self) -> dict:
+        return verify_safetensors(self.path) if self.path.suffix == ".safetensors" else {}
+
+    @cached_property
+    def _pickle(self) -> Tensors:
+        return read_pickle(self.path)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors in the file."""
+        return tuple(name for name in self._header or self._pickle if name != "__metadata__")
+
+    def check(self, *kinds: str) -> SingleFile:
+        """Raises ModelFileError when the file is of none of these kinds."""
+        kind = kind_of(self.names)
+        if kind not in kinds:
+            own = hint(kind) if kinds == (self.layout.kind,) else ""  # not for a VAE, of which no family is told
+            raise ModelFileError(
+                f"{self.path} is {kind}; expected was {' or '.join(kinds)} or a diffusers folder.{own}"
+            )
+        return self
+
+    def files(self, part: str) -> list[Path]:
+        """The file itself, whatever the part."""
+        return [self.path]
+
+    def scheduler_config(self) -> dict:
+        """As of the settings, with what the file tells about v prediction and zero terminal SNR."""
+        told = {}
+        if "v_pred" in self.names or self._header.get("__metadata__", {}).get("modelspec.prediction_type") == "v":
+            told["prediction_type"] = "v_prediction"
+        if "ztsnr" in self.names:
+            told["rescale_betas_zero_snr"] = True
+        return {**super().scheduler_config(), **told}
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder with the tokenizer's files; that of CLIP is all Stable Diffusion models'."""
+        own = super().vocabulary
+        return own if own.is_dir() else CLIP_VOCABULARY
+
+    def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
+        from diffusers.loaders import single_file_utils as ldm
+
+        found, prefix = self._named(part), self.layout.prefixes[part]
+        if part.startswith("text_encoder"):
+            is_open_clip = any(name.startswith(f"{prefix}transformer.resblocks.") for name in found)
+            if is_open_clip:  # its fused q, k and v are copied apart: 0.3 GB in float16 for SDXL
+                return ldm.convert_open_clip_checkpoint(model, found, prefix)
+            return ldm.convert_ldm_clip_checkpoint(found)
+        if any(name.startswith("encoder.down_blocks.") for name in found):  # a VAE in diffusers' own layout
+            return {today(name): tensor for name, tensor in found.items()}
+        convert = ldm.convert_ldm_unet_checkpoint if part == "unet" else ldm.convert_ldm_vae_checkpoint
+        converted = convert(found, model.config)
+        used = {tensor.data_ptr() for tensor in converted.values()}
+        left = [name for name, tensor in found.items() if tensor.data_ptr() not in used and not name.endswith(SPARE)]
+        if left:
+            raise ModelFileError(
+                f"{self.path} has {len(left)} tensors that {part} does not, such as {left[0]}: it is not "
+                f"{self.layout.kind} of the usual shape."
+            )
+        return converted
+
+    def _named(self, part: str) -> Tensors:
+        """The tensors of a part, under the file's names."""
+        prefix = self.layout.prefixes[part]
+        if part == "vae" and not any(name.startswith(prefix) for name in self.names):
+            prefix = VAE_NAMES  # of a file that is a VAE alone
+        if self._header:
+            found = read_tensors(self.path, prefix)
+        else:
+            found = {name: tensor for name, tensor in self._pickle.items() if name.startswith(prefix)}
+        if not found:
+            raise ModelFileError(
+                f"{self.path} holds no {part} (no {self.layout.prefixes[part]}*): use a file that has one, or a "
+                "diffusers folder."
+            )
+        return found
+
+
+def today(name: str) -> str:
+    """The name that diffusers now has for a tensor of a folder that an older one wrote."""
+    head, _, tail = name.rpartition(".")
+    layer = head.rpartition(".")[2]
+    if ".attentions." in name and layer in OLD_ATTENTION:
+        return f"{head.removesuffix(layer)}{OLD_ATTENTION[layer]}.{tail}"
+    return name

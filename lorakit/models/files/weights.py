@@ -1,0 +1,111 @@
+"""Weights from files into modules: views of mapped files, checked name by name, moved to the device one by one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lorakit.hub.files import ModelFileError, verify_safetensors
+
+# In some files beside the weights: computed buffers, and parts of CLIP that text conditioning does not use.
+SPARE = ("position_ids", "text_projection.weight", "logit_scale")
+Tensors = dict[str, torch.Tensor]
+
+
+def frozen(
+    build: Callable[[dict], torch.nn.Module],
+    config: dict,
+    read: Callable[[torch.nn.Module], Tensors],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.nn.Module:
+    """The module that `build` makes of `config`, with the weights that `read` gives for it, in `dtype` on `device`.
+
+    The host holds no more than one converted weight at a time beside the mapped file. Raises ModelFileError, which
+    says `where`, when the weights do not fit.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):  # no memory and no random numbers for weights; buffers are real
+        model = build(config)
+    weights = fitting(model, read(model), where)
+    for name, tensor in weights.items():
+        weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.requires_grad_(False).eval().to(device)  # buffers
+
+
+def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
+    """`tensors` under the model's own names, after checking that all of its weights are there, in shape, and no others.
+
+    transformers 5.6 took `text_model.` out of the names in CLIPTextModel; files have it, except those of NAI's time.
+    """
+    expected = model.state_dict()
+    own = {name.removeprefix("text_model."): name for name in expected}
+    renamed = {own.get(name.removeprefix("text_model."), name): tensor for name, tensor in tensors.items()}
+    weights = {name: tensor for name, tensor in renamed.items() if name in expected or not name.endswith(SPARE)}
+    missing = [name for name in expected if name not in weights]
+    foreign = [name for name in weights if name not in expected]
+    if missing or foreign:
+        found = (("missing", missing), ("unknown", foreign))
+        told = [f"{len(names)} are {state}, such as {names[0]}" for state, names in found if names]
+        raise ModelFileError(
+            f"{where} does not fit its configuration: of {len(expected)} tensors {'; '.join(told)}; "
+            "it is incomplete or of another kind."
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise ModelFileError(
+                f"{where} does not fit its configuration: {name} is {tuple(tensor.shape)}, expected "
+                f"{tuple(expected[name].shape)}; it is a model of another size or kind."
+            )
+    return weights
+
+
+def read_json(path: Path) -> dict:
+    """A configuration file of a model. Raises ModelFileError when it is not there or not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ModelFileError(f"There is no {path}: the folder is not whole; download it again.") from error
+    except ValueError as error:
+        raise ModelFileError(f"{path} is not readable JSON ({error}): download it again.") from error
+
+
+def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> Tensors:
+    """The tensors of a file whose names begin with `prefix`; of .safetensors, views of the file, not copies."""
+    if path.suffix != ".safetensors":
+        return {name: tensor for name, tensor in read_pickle(path).items() if name.startswith(prefix)}
+    from safetensors import safe_open
+
+    verify_safetensors(path)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+
+
+def read_pickle(path: Path) -> Tensors:
+    """The tensors of a .ckpt or .bin, by torch's weights-only reading, which runs no code from the file."""
+    if path.stat().st_size == 0:
+        raise ModelFileError(f"{path} is empty (0 bytes); a PyTorch checkpoint was expected: download it again.")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(b"<"):
+        raise ModelFileError(f"{path} is a web page, not a PyTorch checkpoint: download the file itself.")
+    try:  # checkpoints of before PyTorch 1.6 are no zip archives and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK\x03\x04")
+    except pickle.UnpicklingError as error:
+        raise ModelFileError(
+            f"{path} is no PyTorch checkpoint, or holds Python objects beside weights, which are not loaded "
+            "for safety: use the .safetensors of that model."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ModelFileError(
+            f"{path} is damaged, truncated or no PyTorch checkpoint: download it again, better as .safetensors."
+        ) from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

@@ -1,0 +1,150 @@
+"""Boxes drawn on pictures, several a picture if wanted, as a list on disk: what preparation crops by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from lorakit.config import load_yaml
+from lorakit.errors import UserError
+from lorakit.files import write_whole
+from lorakit.project import Project
+
+LEAST = 8  # px of a box's side; a smaller one is a slip of the hand
+FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"  # as it is; as it was before the last change
+HEAD = (
+    "# Boxes by which pictures are cropped when they are prepared. Picture -> boxes in px of the upright picture:\n"
+    "# - {left: 10, top: 20, width: 300, height: 400, name: face}    (name may be missing)\n"
+)
+
+
+class BoxError(UserError):
+    """A box cannot be used, or the list of boxes is damaged."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of an upright picture, in px; `name` tells several boxes of one picture apart."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    name: str = ""
+
+    def within(self, width: int, height: int) -> Box:
+        """What of it lies inside a picture of that size. Raises BoxError when that is less than LEAST px a side."""
+        left, top = max(0, self.left), max(0, self.top)
+        right, bottom = min(width, self.left + self.width), min(height, self.top + self.height)
+        if right - left < LEAST or bottom - top < LEAST:
+            raise BoxError(
+                f"the box of {self.width} x {self.height} px at {self.left}, {self.top} has less than {LEAST} px a "
+                f"side inside the picture, which is {width} x {height} px: draw it again"
+            )
+        return Box(left, top, right - left, bottom - top, self.name)
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom), as Pillow crops."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+class Boxes:
+    """The boxes of a project; every change is on disk before the method returns. A picture goes by its name.
+
+    Raises BoxError for a list that somebody wrote by hand and that cannot be understood, and for a disk that cannot be
+    written.
+    """
+
+    def __init__(self, project: Project):
+        self.file, self._before = project.folder / FILE, project.folder / BEFORE
+        self._boxes: dict[str, tuple[Box, ...]] = {}
+        self._seen: tuple[int, int] | None = None  # stamp of the file when it was read or written
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the list again if it was changed elsewhere since."""
+        if (stamp := self._stamp()) != self._seen:
+            self._boxes, self._seen = _read(self.file), stamp
+
+    def of(self, name: str) -> tuple[Box, ...]:
+        """The boxes of a picture, in the order in which they were drawn; () for a picture that is used as a whole."""
+        return self._boxes.get(name, ())
+
+    def names(self) -> list[str]:
+        """The pictures that have boxes."""
+        return sorted(self._boxes)
+
+    def update(self, changes: Mapping[str, tuple[Box, ...]]) -> None:
+        """Give each of some pictures these boxes and no others, in one change."""
+        self.refresh()
+        self._write({name: tuple(own) for name, own in {**self._boxes, **changes}.items() if own})
+
+    def set(self, name: str, boxes: tuple[Box, ...]) -> None:
+        """Give a picture these boxes and no others."""
+        self.update({name: boxes})
+
+    def add(self, name: str, box: Box) -> None:
+        """Give a picture one box more."""
+        self.set(name, (*self.of(name), box))
+
+    def remove(self, name: str, index: int) -> None:
+        """Take one box from a picture, counted from 0."""
+        self.set(name, self.of(name)[:index] + self.of(name)[index + 1 :])
+
+    def undo(self) -> list[str]:
+        """Take the last change back (again: make it again); returns the pictures whose boxes changed."""
+        self.refresh()
+        before, now = _read(self._before), self._boxes
+        self._write(before)
+        return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+    def _write(self, boxes: dict[str, tuple[Box, ...]]) -> None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
+            write_whole(self.file, _text(boxes))
+        except OSError as error:
+            raise BoxError(f"The box is not kept, as {self.file} cannot be written: {error}.") from error
+        self._boxes, self._seen = boxes, self._stamp()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        if not self.file.exists():
+            return None
+        status = self.file.stat()
+        return status.st_size, status.st_mtime_ns
+
+
+def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
+    told = {
+        name: [{key: value for key, value in asdict(box).items() if value != ""} for box in own]
+        for name, own in sorted(boxes.items())
+    }
+    quick = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # where PyYAML was built with it
+    return HEAD + yaml.dump(told, Dumper=quick, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
+
+
+def _read(file: Path) -> dict[str, tuple[Box, ...]]:
+    try:
+        told = load_yaml(file.read_text(encoding="utf-8"), str(file))
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError as error:
+        raise BoxError(f"{file} is not a YAML file: {error}; save it as UTF-8.") from None
+    told = {} if told is None else told
+    if not isinstance(told, dict) or not all(isinstance(own, list) for own in told.values()):
+        raise BoxError(f"{file} is not a list of boxes: write `a.png: [{{left: 0, top: 0, width: 9, height: 9}}]`.")
+    return {str(name): tuple(_box(row, f"{file}, {name}") for row in own) for name, own in told.items()}
+
+
+def _box(row: object, where: str) -> Box:
+    numbers = ("left", "top", "width", "height")
+    if isinstance(row, dict) and {*row} - {"name"} == {*numbers} and all(type(row[key]) is int for key in numbers):
+        return Box(*(row[key] for key in numbers), str(row.get("name", "")))
+    raise BoxError(
+        f"{where}: {row!r} is no box; write {{left: 10, top: 20, width: 300, height: 400}}, whole px of the upright "
+        "picture, with a name if you like."
+    )

@@ -1,0 +1,81 @@
+"""Copies in a folder where people change things, too: only what is as it was written is ever replaced or removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from lorakit.data.listing import Note
+from lorakit.files import write_whole
+from lorakit.files.copying import digest
+
+
+class Copies:
+    """The files that were written into `root`. `record` has a line for each, added before the file is written, so that
+    what was cut in the middle is not taken for a person's work.
+    """
+
+    def __init__(self, root: Path, record: Path):
+        self.root, self.record = root, record
+        self.keys: dict[str, str] = {}  # file -> what decided its content
+        self._written: dict[str, list[str]] = {}  # file -> digests that it may have, the newest last
+        text = record.read_text(encoding="utf-8") if record.exists() else ""
+        for line in text.splitlines():
+            try:
+                name, key, content = json.loads(line)
+            except ValueError:
+                continue  # torn, and so the file was not begun
+            self.keys[name] = key
+            self._written.setdefault(name, []).append(content)
+        self._begins_anew = bool(text) and not text.endswith("\n")
+
+    def state(self, name: str) -> str:
+        """Of a file: "missing", "made" (as it was last written), "older", or "changed" by somebody else."""
+        file, known = self.root / name, self._written.get(name, [""])
+        if not file.exists():
+            return "missing"
+        content = digest(file)
+        return "made" if content == known[-1] else "older" if content in known else "changed"
+
+    def write(self, name: str, data: bytes, key: str) -> None:
+        content = hashlib.sha256(data).hexdigest()
+        with open(self.record, "a", encoding="utf-8") as file:
+            file.write("\n" * self._begins_anew + json.dumps([name, key, content], ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._begins_anew = False
+        self.keys[name] = key
+        self._written.setdefault(name, []).append(content)
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / name, data)
+
+    def remove_all_but(self, wanted: set[str]) -> Iterator[Note]:
+        """Remove what is no longer wanted: a picture and its caption together, unless one of them was changed."""
+        groups: dict[str, list[str]] = {}
+        for name in sorted(self.keys.keys() - wanted):
+            groups.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
+        for names in groups.values():
+            yield from self.remove(tuple(names))
+
+    def remove(self, names: tuple[str, ...]) -> Iterator[Note]:
+        if any(self.state(name) == "changed" for name in names):
+            yield Note(
+                "kept", f"{self.root.name}/{names[0]}", "is no longer wanted, but was changed there and is kept."
+            )
+            return
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+            self.keys.pop(name, None)
+        folder = (self.root / names[0]).parent
+        if folder != self.root and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def close(self) -> None:
+        """Write the record anew without what is no longer needed."""
+        lines = [
+            json.dumps([name, key, self._written[name][-1]], ensure_ascii=False) for name, key in self.keys.items()
+        ]
+        write_whole(self.record, "".join(f"{line}\n" for line in lines))

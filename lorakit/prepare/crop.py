@@ -1,0 +1,327 @@
+"""Preparing: copies of the pictures as they are to be trained, cropped, padded and resized, made anew when need be."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageColor
+
+from lorakit.config import Config, from_dict, read_yaml, setting, to_dict, to_yaml
+from lorakit.data import DataConfig, measures
+from lorakit.data.images import ImageError, alpha_of, open_rgb
+from lorakit.data.listing import Note, folder_of
+from lorakit.data.looks import Look, Looks
+from lorakit.data.scan import Sample, scan
+from lorakit.errors import UserError
+from lorakit.events import Progress
+from lorakit.files import FULL, holding, write_whole
+from lorakit.prepare.boxes import Box, BoxError, Boxes
+from lorakit.prepare.copies import Copies
+from lorakit.project import DiskFull, Project
+
+FOLDER = "prepared"  # inside the project; train on it with data.folder
+SETTINGS, RECORD = "prepare.yaml", "prepared.jsonl"
+SHAPES = (
+    "none",
+    "1x1",
+    "4x5",
+    "3x4",
+    "2x3",
+    "9x16",
+    "5x4",
+    "4x3",
+    "3x2",
+    "16x9",
+)  # width x height; YAML reads 2:3 as 123, and no as false
+AHEAD = 8  # pictures in memory at once
+PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
+VERSION = 1  # of how pictures are made; another one makes all of them anew
+
+
+class PrepareError(UserError):
+    """Pictures cannot be prepared as it was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Config):
+    """What becomes of each picture, in this order: left out as a duplicate, cropped, padded, resized."""
+
+    folder: str = setting("dataset", help="folder with the originals, while the prepared ones are used", hidden=True)
+    crop: bool = setting(True, help="cut out what is in the boxes that were drawn, a picture for each", label="crop")
+    pad: str = setting(
+        "none",
+        help="fill up to this shape (width x height), so that nothing is cut off",
+        choices=SHAPES,
+        label="pad to",
+    )
+    background: str = setting(
+        "white", help="colour of padding and behind transparent pixels, by name or as #rrggbb", label="background"
+    )
+    transparency: str = setting(
+        "background",
+        help="background: put on that colour; keep: stays, for use as a loss mask",
+        choices=("background", "keep"),
+    )
+    resize: str = setting(
+        "area",
+        help="what is brought to the size: the longest side, the shortest side, or the area (that of a square)",
+        choices=("none", "longest", "shortest", "area"),
+    )
+    size: int = setting(
+        1024,
+        help="of that side, or of a side of that square; smaller pictures stay as they are",
+        unit="px",
+        minimum=64,
+        maximum=8192,
+        slider=(512, 2048, 64),
+        when=("resize", ("longest", "shortest", "area")),
+    )
+    enlarge: bool = setting(
+        False,
+        help="enlarge smaller pictures, too; that adds no detail",
+        when=("resize", ("longest", "shortest", "area")),
+    )
+    duplicates: str = setting(
+        "exact",
+        help="exact: of equal files one stays; near: of pictures that look alike the largest stays; keep: all do",
+        choices=("keep", "exact", "near"),
+    )
+    difference: int = setting(
+        4,
+        help="how many of the 64 bits of what they look like (perceptual hash) may differ",
+        minimum=0,
+        maximum=16,
+        slider=(0, 16, 1),
+        when=("duplicates", ("near",)),
+    )
+
+    def conflicts(self) -> list[str]:
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            return [f"background is {self.background!r}, which is no colour: write white, black or #rrggbb."]
+        return []
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A picture that is to be there: `name` is its path inside the folder."""
+
+    name: str
+    sample: Sample
+    box: Box | None
+
+    def key(self, how: PrepareConfig) -> str:
+        """What decides its pixels, as a digest."""
+        made = {name: value for name, value in to_dict(how).items() if name in PIXELS}
+        told = [VERSION, self.sample.digest, self.box and self.box.edges, made]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def read_prepare(project: Project) -> PrepareConfig:
+    """How the project's pictures are prepared. Raises ConfigError for a file that cannot be understood."""
+    file = project.folder / SETTINGS
+    return from_dict(PrepareConfig, read_yaml(file) if file.exists() else {})
+
+
+def write_prepare(project: Project, how: PrepareConfig) -> None:
+    """Remember how the project's pictures are prepared."""
+    project.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(project.folder / SETTINGS, to_yaml(how))
+
+
+def originals(project: Project, config: DataConfig) -> DataConfig:
+    """The same settings about the originals, when they are about the prepared pictures."""
+    is_prepared = folder_of(config, project.folder) == project.folder / FOLDER
+    return replace(config, folder=read_prepare(project).folder) if is_prepared else config
+
+
+def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
+    """Write a copy of every usable picture as PNG into `<project>/prepared/`, with its caption, in the same folders.
+
+    Run again, or cut and run again, it makes anew only what changed, and removes what is no longer wanted. Captions and
+    pictures that were changed there are kept, and the originals are only read. A picture that fails is left out. Yields
+    progress, and a note for everything that is left out or kept. When `config` is about the prepared pictures, their
+    `originals` are meant. Raises DataError without pictures, BoxError, PrepareError, DiskFull.
+    """
+    root, boxes = project.folder / FOLDER, Boxes(project)
+    config = originals(project, config)
+    found = scan(config, project.folder)
+    yield from (note for note in found.notes if note.kind in ("unreadable", "caption encoding"))
+    samples = {sample.name: sample for sample in found.samples}
+    for name in sorted({*boxes.names()} - {*samples}):
+        yield Note("box", name, "has a box, but there is no such picture.")
+    for name, kept in duplicates(project, found.samples, how, boxes).items():
+        yield Note("duplicate", name, f"left out, it is the same picture as {kept}.")
+        del samples[name]
+    try:
+        with holding(project.cache / ".prepare.lock") as is_alone:
+            if not is_alone:
+                raise PrepareError("The pictures are being prepared already, by another process or cell: wait for it.")
+            copies = Copies(root, project.folder / RECORD)
+            yield from _made(copies, _wanted([*samples.values()], boxes, how), config, how)
+            copies.close()
+    except OSError as error:
+        told = "What was prepared so far is whole, the originals are untouched: prepare again, and it goes on."
+        if error.errno in FULL:
+            raise DiskFull(f"The disk that {root} is on is full; free some space. {told}") from error
+        raise PrepareError(f"Preparing stopped: {error}. {told}") from error
+
+
+def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
+    """Picture that is left out -> the one that stays in its place: one with a box, else the larger, else the first.
+
+    Raises PrepareError when likeness is asked for and cannot be measured.
+    """
+    if how.duplicates == "keep":
+        return {}
+    looks: dict[str, Look] = {}
+    if how.duplicates == "near":
+        seen = dict(Looks.of(project.folder).look(sample.path for sample in samples))
+        if not all(look.phash for look in seen.values()):
+            raise PrepareError(
+                "What pictures look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
+                "set duplicates to exact."
+            )
+        looks = {sample.name: seen[sample.path] for sample in samples}
+
+    def is_same(one: Sample, other: Sample) -> bool:
+        return one.is_reg == other.is_reg and (
+            one.digest == other.digest or (looks and _is_alike(looks[one.name], looks[other.name], how.difference))
+        )
+
+    kept: list[Sample] = []
+    found = {}
+    for sample in sorted(samples, key=lambda s: (not boxes.of(s.name), -s.width * s.height, not s.is_captioned)):
+        if twin := next((one for one in kept if is_same(one, sample)), None):
+            found[sample.name] = twin.name
+        else:
+            kept.append(sample)
+    return dict(sorted(found.items()))
+
+
+def _is_alike(one: Look, other: Look, bits: int) -> bool:
+    """Whether two pictures look the same: in shape, by hashes that know no colours, and in colours place by place."""
+    if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > bits:
+        return False
+    [apart] = measures.apart(measures.around(one.cells), measures.around(other.cells)[None])
+    return bool(apart <= measures.APART)
+
+
+def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:
+    """The pictures that are to be there; no two have names that differ in their endings only, as they had a caption."""
+    found: dict[str, _Wanted] = {}
+    for sample in sorted(samples, key=lambda sample: sample.name):  # a-2.png, which keeps its name, is before a.png
+        plain = str(PurePosixPath(sample.name).with_suffix(""))
+        own = boxes.of(sample.name) if how.crop else ()
+        for number, box in enumerate(own or (None,), start=1):
+            called = re.sub(r"[^\w.-]+", "-", box.name).strip("-.") if box else ""
+            stem = f"{plain}-{called}" if called else plain if number == 1 else f"{plain}-{number}"
+            spellings = itertools.chain([stem], (f"{stem}-{again}" for again in itertools.count(2)))
+            spelled = next(one for one in spellings if one not in found)
+            found[spelled] = _Wanted(f"{spelled}.png", sample, box)
+    return list(found.values())
+
+
+# ---- one picture -----------------------------------------------------------------------------------------------------
+
+
+def prepared(path: Path, box: Box | None, how: PrepareConfig) -> Image.Image:
+    """A picture file as it is to be trained: RGB, or RGBA where transparency is kept. Raises ImageError, BoxError."""
+    image = open_rgb(path, how.background)
+    mask = alpha_of(path) if how.transparency == "keep" else None
+    if mask is not None:
+        image.putalpha(mask)
+    if box is not None:
+        image = image.crop(box.within(*image.size).edges)
+    return _resized(_padded(image, how), how)
+
+
+def _padded(image: Image.Image, how: PrepareConfig) -> Image.Image:
+    """Filled up on both sides; where transparency is kept, what is added is transparent."""
+    if how.pad == "none":
+        return image
+    (width, height), (across, down) = image.size, map(int, how.pad.split("x"))
+    size = max(width, -(-height * across // down)), max(height, -(-width * down // across))
+    colour = ImageColor.getrgb(how.background)[:3]
+    made = Image.new(image.mode, size, colour if image.mode == "RGB" else (*colour, 0))
+    made.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return made
+
+
+def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
+    if how.resize == "none":
+        return image
+    width, height = image.size
+    side = {"longest": max(width, height), "shortest": min(width, height), "area": math.sqrt(width * height)}
+    scale = how.size / side[how.resize]
+    if scale == 1 or (scale > 1 and not how.enlarge):
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
+    """The bytes of a picture that is to be there; a text: why it cannot be made."""
+    packed = io.BytesIO()
+    try:
+        prepared(wanted.sample.path, wanted.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
+    except (ImageError, BoxError) as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    return packed.getvalue()
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+def _made(copies: Copies, wanted: list[_Wanted], config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
+    """Bring the folder to what is wanted."""
+    captions = {one.name: str(PurePosixPath(one.name).with_suffix(config.caption_extension)) for one in wanted}
+    yield from copies.remove_all_but({*captions, *captions.values()})
+    missing = []
+    for one in wanted:
+        state = copies.state(one.name)
+        if state == "changed":
+            yield Note("kept", f"{FOLDER}/{one.name}", "was changed there and is kept; delete it to have it made anew.")
+        elif state != "made" or copies.keys[one.name] != one.key(how):
+            missing.append(one)
+        yield from _captioned(copies, captions[one.name], one.sample.written)
+    done = len(wanted) - len(missing)
+    yield Progress(what="pictures prepared", done=done, total=len(wanted))
+    with ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1)) as makers:
+        for begin in range(0, len(missing), AHEAD):
+            batch = missing[begin : begin + AHEAD]
+            for one, data in zip(batch, makers.map(lambda one: _png(one, how), batch), strict=True):
+                done += 1
+                if isinstance(data, str):
+                    yield Note("failed", one.sample.name, f"left out, {data}.")
+                    yield from copies.remove((one.name, captions[one.name]))
+                else:
+                    copies.write(one.name, data, one.key(how))
+                yield Progress(what="pictures prepared", done=done, total=len(wanted))
+
+
+def _captioned(copies: Copies, name: str, text: str) -> Iterator[Note]:
+    """Copy a caption, unless it was changed there."""
+    data = f"{text}\n".encode() if text else b""
+    key, state = hashlib.sha256(data).hexdigest(), copies.state(name)
+    if state == "changed":
+        if copies.keys.get(name, key) != key:
+            yield Note("kept", f"{FOLDER}/{name}", "was changed there, and the original's was, too; this one is kept.")
+            copies.keys[name] = key  # told once
+    elif not text:
+        yield from copies.remove((name,))
+    elif state != "made" or copies.keys[name] != key:
+        copies.write(name, data, key)

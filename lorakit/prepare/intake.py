@@ -1,0 +1,351 @@
+"""Getting pictures in: archives, folders, files and uploads into a project's data set, where nothing is overwritten."""
+
+from __future__ import annotations
+
+import filecmp
+import itertools
+import os
+import re
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
+
+from lorakit.data.images import EXTENSIONS
+from lorakit.data.listing import CAPTION_EXTENSIONS, MOST_REPEATS, Note, repeats_of
+from lorakit.errors import UserError
+from lorakit.events import Progress
+from lorakit.files import FULL
+from lorakit.files.archive import is_archive, unpacking
+from lorakit.files.copying import aside, is_abandoned
+from lorakit.project import DiskFull, Project
+
+METADATA = (".json",)
+USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
+READERS = 8  # files read at once: an online disk takes its time for each, however small
+AHEAD = 32  # pictures, each with its captions, that are read before they are put in their places
+
+
+class IntakeError(UserError):
+    """Nothing could be added; the message says what was given and what to do."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file on its way: `name` is its path inside the source."""
+
+    path: Path
+    name: PurePosixPath
+
+
+Source = str | Path | Mapping[str, bytes]
+Opened = Generator[Progress | Note, None, list[tuple[list[_File], bool]]]
+
+
+def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> Iterator[Progress | Note]:
+    """Copy pictures, captions and metadata into `<project>/dataset/`. Yields progress, a note for everything that is
+    left out, kept or renamed, and at the end one for each folder with how much was added.
+
+    source      a zip or tar, a folder, one file (its caption comes along), or what was uploaded (name -> bytes)
+    into        concept folder, e.g. "mofurin", "10_mofurin" or "reg/1_girl"; "": where the source's own folders say
+    repeats     of that folder; 0: as `into` says, as the folder that is there has it, or 1
+    Same bytes under the same name are left as they are; another file of that name gets a new name together with its
+    caption. Stopped anywhere and run again, it goes on. The source is only read.
+    Raises IntakeError, DiskFull, and ArchiveError for an archive that cannot or must not be unpacked.
+    """
+    concept = concept_folder(project, into, repeats)
+    try:
+        with _desk(project) as desk:
+            for files, is_ours in (yield from _opened(project, source, desk, bool(concept))):
+                yield from _adding(project, files, concept, None if is_ours else desk)
+    except OSError as error:
+        told = "What was added so far is whole: add the same again, and it goes on."
+        if error.errno in FULL:
+            raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {told}") from error
+        raise IntakeError(f"Adding pictures stopped: {error}. {told}") from error
+    yield from _beside(project.dataset)
+
+
+def concept_folder(project: Project, into: str, repeats: int) -> str:
+    """The folder inside the data set that `into` and `repeats` mean: "10_mofurin". Raises IntakeError."""
+    parent, _, last = into.strip().strip("/").rpartition("/")
+    if not 0 <= repeats <= MOST_REPEATS:
+        raise IntakeError(f"repeats is {repeats}; allowed is 1 to {MOST_REPEATS}, or 0 for what the folder says.")
+    if not last:
+        if repeats:
+            raise IntakeError(f"repeats is {repeats}, but no folder is named: say into which, e.g. mofurin.")
+        return ""
+    if parent not in ("", "reg") or last.startswith(".") or not last.isprintable() or set(last) & set('\\:*?"<>|'):
+        raise IntakeError(f"{into!r} cannot be a concept folder: name it like mofurin, 10_mofurin or reg/1_girl.")
+    times = repeats_of(last)
+    name = last.partition("_")[2] if times or re.match("0+_.", last) else last
+    folders = (path.name for path in (project.dataset / parent).glob("*_*"))
+    there = [folder for folder in folders if repeats_of(folder) and folder.partition("_")[2] == name]
+    if not (repeats or times) and len(there) == 1:
+        return f"{parent}/{there[0]}".lstrip("/")
+    return f"{parent}/{repeats or times or 1}_{name}".lstrip("/")
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Opened:
+    """The files of a source, and whether they lie on the desk already; a list, since several archives may be uploaded.
+
+    is_placed   whether the user says where they go, so that the name of a folder says nothing
+    """
+    if isinstance(source, Mapping):
+        return (yield from _uploaded(source, desk))
+    path = Path(source).expanduser().absolute()
+    if path.is_dir():
+        mine, given = project.dataset.resolve(), path.resolve()
+        if mine in (given, *given.parents) or given in mine.parents:
+            raise IntakeError(f"{path} and the data set {project.dataset} lie in each other; what is there is in use.")
+        files = yield from _walked(path)
+        own = path.name if _says_repeats(path.name) and not is_placed else ""
+        return [([replace(file, name=PurePosixPath(own, file.name)) for file in files], False)]
+    if not path.is_file():
+        raise IntakeError(f"{path} does not exist: give a zip or tar, a folder or a picture.")
+    if is_archive(path):
+        return [((yield from _unpacked(path, desk / "files")), True)]
+    if path.suffix.lower() not in USED:
+        raise IntakeError(f"{path} is no zip or tar, and no picture that can be used ({', '.join(EXTENSIONS)} are).")
+    along = [path.with_suffix(end) for end in CAPTION_EXTENSIONS if path.suffix.lower() in EXTENSIONS]
+    return [([_File(p, PurePosixPath(p.name)) for p in (path, *along) if p.is_file()], False)]
+
+
+def _uploaded(source: Mapping[str, bytes], desk: Path) -> Opened:
+    found = []
+    (desk / "upload").mkdir()
+    for number, (name, content) in enumerate(source.items()):
+        file = desk / "upload" / (PurePosixPath(name.replace("\\", "/")).name.strip(".") or "unnamed")
+        file.write_bytes(content)
+        if is_archive(file):
+            found.append(((yield from _unpacked(file, desk / f"files-{number}")), True))
+            file.unlink()
+    return [*found, ((yield from _walked(desk / "upload")), True)]
+
+
+def _unpacked(file: Path, folder: Path) -> Generator[Progress | Note, None, list[_File]]:
+    done, total = 0, file.stat().st_size
+    for count in unpacking(file, folder):
+        done += count
+        yield Progress(what="bytes of the archive", done=min(done, total), total=total)  # pictures pack to their size
+    return (yield from _walked(folder))
+
+
+def _walked(root: Path) -> Generator[Note, None, list[_File]]:
+    """The files below a folder that can be used, and a note for each of the others.
+
+    A folder that holds everything, such as pictures/, is left away from their names, unless it means something.
+    """
+    files: list[_File] = []
+    unreadable: list[OSError] = []
+    for parent, inside, names in os.walk(root, onerror=unreadable.append):
+        links = [name for name in inside if os.path.islink(os.path.join(parent, name))]
+        hidden = [name for name in (*inside, *names) if name.startswith((".", "__MACOSX"))]
+        inside[:] = sorted({*inside} - {*links, *hidden})
+        for name in sorted({*links, *hidden, *names}):
+            path = Path(parent, name)
+            file = _File(path, PurePosixPath(path.relative_to(root).as_posix()))
+            why = "a link to a folder: add that folder" if name in links else _useless(path, name in hidden)
+            if why:
+                yield Note("left out", _told(file.name), f"left out, {why}.")
+            else:
+                files.append(file)
+    for error in unreadable:
+        yield Note("left out", str(error.filename), f"left out, this folder cannot be read ({error.strerror}).")
+    while files and len(tops := {file.name.parts[0] if len(file.name.parts) > 1 else "" for file in files}) == 1:
+        if (top := tops.pop()) == "" or _says_repeats(top):
+            break
+        files = [replace(file, name=file.name.relative_to(top)) for file in files]
+    return files
+
+
+def _useless(path: Path, is_hidden: bool) -> str:
+    """Why a file is of no use for training, by its name and kind; "" when it is."""
+    if is_hidden:
+        return "it is hidden, as what systems keep for themselves"
+    if is_archive(path):
+        return "an archive inside: add it by itself"
+    if path.suffix.lower() not in USED:
+        return f"no picture or caption of a kind that is used ({', '.join(USED)})"
+    return ""
+
+
+def _says_repeats(folder: str) -> bool:
+    """Whether a folder's name says how its pictures are trained, as kohya's scripts have it."""
+    return folder == "reg" or repeats_of(folder) > 0
+
+
+# ---- where it goes ---------------------------------------------------------------------------------------------------
+
+
+def _adding(project: Project, files: list[_File], concept: str, desk: Path | None) -> Iterator[Progress | Note]:
+    """Put files in their places; `desk` is where they are copied to first, None: they themselves may be moved."""
+    groups: dict[PurePosixPath, list[_File]] = {}  # a picture and its captions; a metadata file is alone
+    for file in files:
+        key = file.name if file.name.suffix.lower() in METADATA else file.name.with_suffix("")
+        groups.setdefault(key, []).append(file)
+    if concept and any(_says_repeats(file.name.parts[0]) for file in files if len(file.name.parts) > 1):
+        yield Note("own folders", concept, "what lies in <repeats>_<name>/ or reg/ folders of its own goes into these.")
+    shelf, done = _Shelf(project.dataset), 0
+    with ThreadPoolExecutor(READERS) as readers:
+        waiting = iter(groups.values())
+        while batch := list(itertools.islice(waiting, AHEAD)):
+            wanted = [(file, shelf.folder(file.name, concept)) for group in batch for file in group]
+            here = readers.map(lambda pair: _brought(*pair, desk), wanted)
+            arrived = {file.name: found for (file, _), found in zip(wanted, here, strict=True)}
+            for group in batch:
+                for file in group:
+                    if isinstance(why := arrived[file.name], str):
+                        yield Note("left out", _told(file.name), f"left out, {why}.")
+                whole = {file.name: arrived[file.name] for file in group if isinstance(arrived[file.name], Path)}
+                yield from shelf.place(whole, shelf.folder(group[0].name, concept))
+                done += len(group)
+                yield Progress(what="files", done=done, total=len(files))
+    yield from shelf.told()
+
+
+def _brought(file: _File, folder: Path, desk: Path | None) -> Path | str:
+    """A copy on the desk, or the file that is there when it has the same size and time; a text: why it cannot be read.
+
+    Raises OSError for a full disk.
+    """
+    try:
+        status = os.stat(file.path)
+        if not stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+            return "it is no plain file"
+        if desk is None:
+            return file.path
+        there = folder / file.name.name
+        if there.is_file() and (there.stat().st_size, there.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return there
+        copy = desk / "copies" / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.path, copy)
+        os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return f"it cannot be read ({error.strerror})"
+    if (size := copy.stat().st_size) != status.st_size:
+        return f"only {size} of its {status.st_size} bytes could be read: add it again"
+    return copy
+
+
+class _Shelf:
+    """The data set's folders, and what became of what was put there."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._names: dict[Path, dict[str, set[str]]] = {}  # folder -> stem -> endings of the files that are there
+        self._added: dict[Path, Counter[str]] = {}
+
+    def folder(self, name: PurePosixPath, concept: str) -> Path:
+        """Where a file of that name goes; below a concept folder there are no others, since these are not trained."""
+        is_own = not concept or (len(name.parts) > 1 and _says_repeats(name.parts[0]))
+        return self.root / (name.parent if is_own else concept)
+
+    def place(self, files: dict[PurePosixPath, Path], folder: Path) -> Iterator[Note]:
+        """Move a picture and its captions (name in the source -> file) to their places, under a new name if need be."""
+        if not files:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder not in self._names:
+            self._names[folder] = _by_stem(folder)
+        names = self._names[folder]
+        first = next(iter(files)).stem
+        spellings = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+        stem = next(stem for stem in spellings if not _clashes(files, folder, stem, names.get(stem, set())))
+        added = self._added.setdefault(folder, Counter())
+        for name, file in files.items():
+            target = folder / f"{stem}{name.suffix}"
+            if target.exists():
+                is_same = file == target or filecmp.cmp(file, target, shallow=False)
+                added["there"] += is_same
+                if not is_same:
+                    yield Note("caption kept", _told(name), "left out, the caption that is there is another and stays.")
+                continue
+            if file.parent == folder:  # it is there under its own name, and stays
+                file = Path(shutil.copy2(file, aside(target)))
+            os.replace(file, target)
+            names.setdefault(stem, set()).add(name.suffix)
+            added["pictures" if name.suffix.lower() in EXTENSIONS else "captions and metadata"] += 1
+            if stem != first:
+                yield Note("renamed", _told(name), f"added as {target.name}, since another {name.name} is there.")
+
+    def told(self) -> Iterator[Note]:
+        """A note for each folder with how many files were added, and how many were there."""
+        for folder, counts in sorted(self._added.items()):
+            there = counts.pop("there", 0)
+            pieces = [f"{count} {kind} added" for kind, count in counts.items()]
+            pieces += [f"{there} files were there already"] if there else []
+            if pieces:
+                yield Note("added", _told(folder.relative_to(self.root.parent)), f"{', '.join(pieces)}.")
+
+
+def _by_stem(folder: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name in os.listdir(folder):
+        found.setdefault(PurePosixPath(name).stem, set()).add(PurePosixPath(name).suffix)
+    return found
+
+
+def _clashes(files: dict[PurePosixPath, Path], folder: Path, stem: str, there: set[str]) -> bool:
+    """Whether a picture with its captions cannot lie under this stem, as files that are there are of another picture.
+
+    A caption of the very same picture is no clash: the one that is there was perhaps corrected since.
+    """
+
+    def differs(name: PurePosixPath, file: Path) -> bool:
+        target = folder / f"{stem}{name.suffix}"
+        return name.suffix in there and file != target and not filecmp.cmp(file, target, shallow=False)
+
+    pictures = {name: file for name, file in files.items() if name.suffix.lower() not in CAPTION_EXTENSIONS}
+    if any(differs(*item) for item in pictures.items()):
+        return True
+    own = {name.suffix for name in pictures}
+    if any(end.lower() in EXTENSIONS for end in own):
+        if any(end.lower() in EXTENSIONS for end in there - own):
+            return True  # which would share its caption
+        if not own & there:
+            return any(differs(*item) for item in files.items())
+    return False
+
+
+def _beside(dataset: Path) -> Iterator[Note]:
+    """A note when there are both <repeats>_<name>/ folders and pictures outside of these, which are not trained."""
+    there = {path.name: path.is_dir() for path in dataset.glob("[!.]*")}
+    loose = [
+        name
+        for name, is_folder in sorted(there.items())
+        if not _says_repeats(name) and (is_folder or name.lower().endswith(EXTENSIONS))
+    ]
+    if loose and any(_says_repeats(name) for name, is_folder in there.items() if is_folder and name != "reg"):
+        told = ", ".join(loose[:5]) + (f" and {len(loose) - 5} more" if len(loose) > 5 else "")
+        yield Note("beside", "dataset", f"{told}: not trained beside <repeats>_<name>/ folders; move them into one.")
+
+
+def _told(name: PurePath) -> str:
+    """A name as valid text; bytes that are not UTF-8 are spelled out."""
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def _desk(project: Project) -> Iterator[Path]:
+    """A place on the data set's disk for what is under way; what a process that was killed left there is removed."""
+    for left in project.dataset.glob(".intake.*.part"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    desk = aside(project.dataset / "intake")
+    shutil.rmtree(desk, ignore_errors=True)
+    desk.mkdir(parents=True)
+    try:
+        yield desk
+    finally:
+        shutil.rmtree(desk, ignore_errors=True)

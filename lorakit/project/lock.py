@@ -1,0 +1,209 @@
+"""One trainer per run: a lock that the kernel lets go when its process dies, and a heartbeat while it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from lorakit.errors import UserError
+from lorakit.files import NO_LOCKS, is_held, write_json
+from lorakit.machine import host
+from lorakit.project import ProjectError, Run
+
+HEARTBEAT = "heartbeat.json"  # in the run's folder
+BEAT = 5.0  # s
+TRIES = 40  # of a lock that others only look at, about a second in all
+
+
+class RunBusy(UserError):
+    """Another process, or another cell of this one, is training the run."""
+
+
+class NoLocks(UserError):
+    """The file system cannot lock files, so two trainers of one run could not be kept apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Who trains a run, or did so last."""
+
+    pid: int
+    process: str  # when the process began (`machine.begun`): process numbers are used again
+    host: str
+    boot: str
+    begun: float  # time.time()
+    memory_kills: int  # `machine.memory_kills` when it began
+    log: int  # byte of trainer.log at which its output begins; -1: it has a terminal or a notebook
+
+    @classmethod
+    def of(cls, pid: int, log: int = -1) -> Trainer:
+        """A process of this machine that begins to train now."""
+        return cls(
+            pid=pid,
+            process=host.begun(pid),
+            **host.identity(),
+            begun=round(time.time(), 3),  # as in the log
+            memory_kills=host.memory_kills(),
+            log=log,
+        )
+
+    @property
+    def is_near(self) -> bool:
+        """True when it is (or was) a process of this machine since it, or this container, was started."""
+        return host.identity() == {"host": self.host, "boot": self.boot}
+
+
+@contextlib.contextmanager
+def claim(run: Run) -> Iterator[None]:
+    """Be the run's only trainer within this context; its heartbeat is written meanwhile.
+
+    Raises RunBusy while another is, NoLocks on a file system without flock, ProjectError for a run without a config.
+    """
+    handed = _handed_over(run)
+    with handed or locked(run) as lock:
+        if handed is None or last_trainer(run) is None:
+            sign(lock, Trainer.of(os.getpid()))
+        ended = threading.Event()
+        heart = threading.Thread(target=_beat, args=(run, ended), daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            heart.join()
+
+
+def locked(run: Run) -> BinaryIO:
+    """The run's lock, taken but not signed, held until all who have the file close it. Raises as `claim` does."""
+    if not run.exists():
+        raise ProjectError(f"There is no run {run.name!r} in {run.project.folder}: it has no config yet.")
+    with contextlib.ExitStack() as unless_taken:
+        lock = open(run.lock, "ab+", buffering=0)  # never removed: another process may just be waiting for it
+        unless_taken.enter_context(lock)
+        _take(run, lock)
+        lock.truncate(0)
+        unless_taken.pop_all()
+    return lock
+
+
+def sign(lock: BinaryIO, trainer: Trainer) -> None:
+    """Write into a taken lock who trains."""
+    lock.truncate(0)
+    lock.write(json.dumps(dataclasses.asdict(trainer)).encode())
+
+
+def last_trainer(run: Run) -> Trainer | None:
+    """Who signed the run's lock last; None when nobody did, or is about to."""
+    try:
+        return Trainer(**json.loads((run.lock).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):  # TypeError: of another version
+        return None
+
+
+def is_alive(run: Run) -> bool:
+    """True while some process trains the run."""
+    try:
+        return is_held(run.lock)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False  # where nothing can be locked no trainer has begun
+
+
+def _handed_over(run: Run) -> BinaryIO | None:
+    """The lock that `jobs.start` took for this process: its standard input, which no child of it is to inherit."""
+    try:
+        if not os.path.samestat(os.fstat(0), os.stat(run.lock)):
+            return None
+    except OSError:  # no standard input, or no lock yet
+        return None
+    # never closed: a trainer lets go by ending, when its GPU memory is free as well
+    lock = open(os.dup(0), "ab+", buffering=0, closefd=False)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return lock
+
+
+def _take(run: Run, lock: BinaryIO) -> None:
+    for _ in range(TRIES):
+        if _flock(lock, fcntl.LOCK_EX):
+            return
+        if not _flock(lock, fcntl.LOCK_SH):
+            break
+        fcntl.flock(lock, fcntl.LOCK_UN)  # somebody only looked whether the run is trained
+        time.sleep(random.uniform(0.01, 0.04))
+    raise busy(run)
+
+
+def _flock(lock: BinaryIO, kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise NoLocks(
+            f"The file system of {lock.name} cannot lock files ({error.strerror}), so two trainers of one run could "
+            "not be kept apart. Put the project on the machine's own disk."
+        ) from error
+    return True
+
+
+def busy(run: Run) -> RunBusy:
+    """The error for a run that somebody trains: who, since when, what to do."""
+    trainer = last_trainer(run)
+    who = "another process"
+    if trainer is not None:
+        who = "this very process (another cell, perhaps)" if _is_me(trainer) else f"process {trainer.pid}"
+        who += f" on {trainer.host} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(trainer.begun))}"
+    where = f"{run.project.folder} --run {run.name}"
+    return RunBusy(
+        f"Run {run.name!r} is being trained already, by {who}. Watch it (lorakit watch {where}), stop it (lorakit stop "
+        f"{where}), or train another run."
+    )
+
+
+def _is_me(trainer: Trainer) -> bool:
+    return trainer.is_near and (trainer.pid, trainer.process) == (os.getpid(), host.begun(os.getpid()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """The last sign of life of a trainer."""
+
+    time: float  # time.time()
+    pid: int
+    memory: host.Memory | None  # of the host
+    memory_kills: int
+
+
+def last_heartbeat(run: Run, trainer: Trainer) -> Heartbeat | None:
+    """The last one of this trainer; None when it died before its first."""
+    try:
+        told = json.loads((run.folder / HEARTBEAT).read_bytes())
+        beat = Heartbeat(**{**told, "memory": told["memory"] and host.Memory(**told["memory"])})
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+    return beat if beat.pid == trainer.pid and beat.time >= trainer.begun else None
+
+
+def _beat(run: Run, ended: threading.Event) -> None:
+    """Tell every few seconds that the trainer lives, and how much memory it has left to die of."""
+    while True:
+        beat = Heartbeat(
+            time=time.time(), pid=os.getpid(), memory=host.memory(), memory_kills=host.memory_kills()
+        )
+        with contextlib.suppress(OSError):  # a full disk is no reason to stop training
+            write_json(run.folder / HEARTBEAT, dataclasses.asdict(beat))
+        if ended.wait(BEAT):
+            return

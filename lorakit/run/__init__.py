@@ -1,0 +1,1 @@
+"""What a run is: its config, stages, recorded inputs, training states. Imports data and below."""

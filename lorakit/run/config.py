@@ -1,0 +1,217 @@
+"""One run: everything that decides its result, frozen before the first step and compared before every later one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from lorakit import models
+from lorakit.config import Config, ConfigError, from_dict, part, read_yaml, setting, to_dict
+from lorakit.data import DataConfig
+from lorakit.diffusion.weightings import LossConfig
+from lorakit.lora.adapter import AdapterConfig
+from lorakit.machine.device import PRECISIONS
+from lorakit.optimizers import RATES, OptimizerConfig
+from lorakit.project import ProjectError, Run
+from lorakit.run.checkpoint import SaveConfig
+from lorakit.run.memory import MemoryConfig
+from lorakit.run.sampling import SampleConfig, unfit
+from lorakit.run.stages import STAGE_PARTS, stage_config
+from lorakit.schedules import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Config):
+    """How long and how large the steps are."""
+
+    epochs: int = setting(
+        10,
+        help="rounds through all pictures; in each a picture is seen as often as its repeats say",
+        minimum=1,
+        maximum=10_000,
+        slider=(1, 100, 1),
+        basic=True,
+    )
+    steps: int = setting(
+        0, help="stop after this many steps instead of after the epochs; 0: by epochs", minimum=0, maximum=1_000_000
+    )
+    batch_size: int = setting(
+        1, help="pictures at once; more need more memory", minimum=1, maximum=256, slider=(1, 16, 1)
+    )
+    gradient_accumulation_steps: int = setting(
+        1,
+        help="batches summed up for one step: a larger batch without more memory",
+        minimum=1,
+        maximum=256,
+        slider=(1, 16, 1),
+        label="batches a step",
+    )
+    precision: str = setting(
+        "auto", help="auto: bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU", choices=PRECISIONS
+    )
+    seed: int = setting(42, help="another seed is another run of the same settings", minimum=0, maximum=2**32 - 1)
+
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """Everything that decides a run, by part; `memory`, `save` and `sample` may change between sittings."""
+
+    model: Config = part(tag="family", variants=models.config_class, help="the base model")
+    data: DataConfig = part(DataConfig, help="the pictures and captions")
+    adapter: AdapterConfig = part(AdapterConfig, help="what is trained")
+    loss: LossConfig = part(LossConfig, help="what is minimised")
+    optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
+    schedule: ScheduleConfig = part(ScheduleConfig, help="how the learning rate moves")
+    loop: LoopConfig = part(LoopConfig, help="how long")
+    memory: MemoryConfig = part(MemoryConfig, help="what is given for memory", free=True)
+    save: SaveConfig = part(SaveConfig, help="when to save", free=True)
+    sample: SampleConfig = part(SampleConfig, help="when to paint samples", free=True)
+    stages: tuple[dict, ...] = setting(
+        (),
+        help="further stages after the main settings, which are the first: of each what is other there in "
+        f"{', '.join(STAGE_PARTS)}, and how long it is, e.g. {{loop: {{epochs: 2}}, schedule: {{name: cosine}}}}",
+    )
+
+    def conflicts(self) -> list[str]:
+        family = self.model
+        found = [
+            f"{name} cannot be used with {family.family}: {reason}"
+            for name, reason in family.refused.items()
+            if "." in name and not name.startswith("sample.") and _is_changed(self, *name.split("."))
+        ]
+        for rate in set(RATES) - set(family.rates.values()):
+            if getattr(self.optimizer, rate) and f"optimizer.{rate}" not in family.refused:
+                found.append(f"optimizer.{rate} cannot be used with {family.family}: it has no such part.")
+        sides = {"data.bucket_reso_steps": self.data.bucket_reso_steps} if self.data.enable_bucket else {}
+        sides |= {"data.resolution": self.data.resolution}
+        found += [
+            f"{name} is {side}; with {family.family} it must be a multiple of {family.resolution_multiple} px."
+            for name, side in sides.items()
+            if side % family.resolution_multiple
+        ]
+        if self.save.form not in ("auto", *family.forms):
+            found.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
+        found += [f"sample.{problem}" for problem in unfit(self.sample, family)]
+        return found or list(self._stage_problems())
+
+    def _stage_problems(self) -> Iterator[str]:
+        for number, overrides in enumerate(self.stages, 2):
+            try:
+                stage_config(replace(self, stages=()), overrides, f"stages.{number}.")
+            except ConfigError as error:
+                yield from str(error).splitlines()
+
+    @cached_property
+    def stage_configs(self) -> tuple[RunConfig, ...]:
+        """Each stage as a whole config without further stages; the first has the main settings."""
+        first = replace(self, stages=()) if self.stages else self
+        return first, *(stage_config(first, overrides, f"stages.{i}.") for i, overrides in enumerate(self.stages, 2))
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The parts of the model that any stage trains; the adapter is on these from the first step on."""
+        return tuple(part for part in self.model.rates if any(part in stage.rates for stage in self.stage_configs))
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Part of the model -> its learning rate, of all that are trained in the first stage."""
+        found = {part: getattr(self.optimizer, name) for part, name in self.model.rates.items()}
+        return {part: rate for part, rate in found.items() if rate}
+
+    @property
+    def form(self) -> str:
+        """The form of exported files."""
+        return self.model.forms[0] if self.save.form == "auto" else self.save.form
+
+
+def _is_changed(config: Config, part: str, name: str) -> bool:
+    settings = getattr(config, part)
+    return getattr(settings, name) != settings.__dataclass_fields__[name].default
+
+
+def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
+    """The config that settings describe, over what suits a GPU (a name of the family's `cards`, "" for none), over what
+    the family starts from, over every setting's own default.
+
+    Raises ConfigError with a sentence for every setting that is wrong or does not go with the family.
+    """
+    model = settings.get("model", {})
+    if not isinstance(model, dict):
+        raise ConfigError(f"model is {model!r}, but a table is wanted: model.family and model.source.")
+    if "family" not in model:
+        raise ConfigError(f"model.family is missing; known families are {', '.join(models.names())}.")
+    family = models.config_class(model["family"])
+    if card and card not in family.cards:
+        raise ConfigError(f"There is no card {card!r} for {family.family}; its cards are {', '.join(family.cards)}.")
+    merged = dict(settings)
+    for under in (family.cards[card] if card else {}, family.defaults):
+        for name, values in under.items():
+            given = merged.get(name, {})
+            merged[name] = {**values, **given} if isinstance(given, dict) else given
+    return from_dict(RunConfig, merged)
+
+
+
+
+def read_config(run: Run) -> RunConfig:
+    """The config that a run was started with. Raises ProjectError when there is no such run."""
+    if not run.exists():
+        known = ", ".join(r.name for r in run.project.runs())
+        raise ProjectError(
+            f"There is no run {run.name!r} in {run.project.folder}"
+            + (f"; its runs are {known}." if known else ", which has no runs yet.")
+        )
+    return configure(read_yaml(run.config_file))
+
+
+def settings_of(run: Run, card: str = "") -> dict[str, Any]:
+    """The settings that the next sitting of a run starts from, to be changed and given to `configure` with `card`.
+
+    All of them for a run that has begun. While it has not, those that were chosen: another family or card may bring
+    others of its own.
+    """
+    config = read_config(run)
+    family, cards = config.model, config.model.cards
+    settings = to_dict(config)
+    stages = settings.pop("stages")
+    if not run.fingerprint_file.exists():
+        plain = to_dict(configure({"model": {"family": family.family, "source": family.source}}))
+        settings = {
+            owner: {name: value for name, value in values.items() if value != plain[owner][name]}
+            for owner, values in settings.items()
+        }
+        settings["model"] |= {"family": family.family, "source": family.source}
+        named = [values for known in cards.values() for values in known.items()] if card else []
+    else:
+        named = list(cards.get(card, {}).items())
+    for owner, values in named:
+        settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
+    return settings | ({"stages": stages} if stages else {})
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

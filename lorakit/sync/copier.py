@@ -1,0 +1,100 @@
+"""A process that copies to a disk that may hang, watched through a pipe: what it says, and giving it up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from lorakit.project import Project
+from lorakit.sync.packs import DataChanged
+from lorakit.sync.pending import Due, Pass, Sent
+
+WRONG = {  # what an error of the disk means, and what to do
+    errno.ENOSPC: ("is full", "Free some space there (an online disk's trash counts, too)"),
+    errno.EDQUOT: ("is full (your share of it)", "Free some space there (an online disk's trash counts, too)"),
+    errno.EIO: ("does not read or write properly", "If this stays, mount the disk again"),
+    errno.ENOTCONN: ("is disconnected", "Mount the disk again (in Colab: run the cell that mounts Drive)"),
+    errno.ENOENT: ("is not there: the disk is not mounted", "Mount the disk again"),
+    errno.ENODEV: ("is not there: the disk is gone", "Mount the disk again"),
+    errno.ESTALE: ("is another one than before", "Mount the disk again"),
+    errno.EROFS: ("cannot be written to (read-only)", "Mount the disk again so that it can be written to"),
+    errno.EACCES: ("refuses to be written to (permission denied)", "Give yourself the right to write there"),
+    errno.EPERM: ("refuses to be written to (not permitted)", "Give yourself the right to write there"),
+}
+
+
+class Copier:
+    """A process that does one pass; what it says comes through a pipe, and it ends when nobody listens any more."""
+
+    def __init__(self, project: Project, sent: Sent, due: Due, lock: int):
+        self.mount, self.heard, self.rest = mount_of(project.home), time.monotonic(), b""
+        self.ear, mouth = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(lock)  # or a hanging copier would keep the next mirror out
+            os.close(self.ear)
+            try:
+                _copy(Pass(project, sent, due), mouth)
+            finally:  # nothing may get back into the watching process's code
+                if sys.exc_info()[0]:
+                    traceback.print_exc()
+                os._exit(0)
+        os.close(mouth)
+
+    def next_line(self, end: float) -> dict | None:
+        """What it says next, None when it says nothing until `end`."""
+        while b"\n" not in self.rest:
+            if not select.select([self.ear], [], [], max(0.0, end - time.monotonic()))[0]:
+                return None
+            if not (said := os.read(self.ear, 1 << 16)):
+                return {"end": "The copier died without a word", "cure": "See .sync/mirror.log", "all": False}
+            self.rest, self.heard = self.rest + said, time.monotonic()
+        line, self.rest = self.rest.split(b"\n", 1)
+        return json.loads(line)
+
+    def reap(self) -> None:
+        os.close(self.ear)
+        os.waitpid(self.pid, 0)
+
+    def give_up(self) -> int:
+        """Kill it; a process that hangs in a disk dies when the disk answers, so nobody waits for it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.close(self.ear)
+        return self.pid
+
+
+def _copy(work: Pass, mouth: int) -> None:
+    """What a copier does with its life."""
+    end = {"end": "", "cure": "", "all": True}
+    try:
+        for line in work.lines():
+            end["all"] = end["all"] and "also" not in line
+            os.write(mouth, json.dumps(line).encode() + b"\n")
+    except DataChanged as error:
+        end = {"end": str(error), "cure": "Open the project again, which joins both", "all": False}
+    except OSError as error:
+        what, cure = WRONG.get(error.errno, ("fails", "See whether the disk is well"))
+        why = error.strerror or error
+        detail = f" ({why}: {error.filename})" if error.filename else f" ({why})"
+        end = {"end": f"{work.home} {what}{detail}", "cure": cure, "all": False}
+    with suppress(BrokenPipeError):  # nobody listens any more: what broke the pass off, perhaps
+        os.write(mouth, json.dumps(end).encode() + b"\n")
+
+
+def mount_of(path: Path) -> str:
+    """The mounted disk that a path is on, as the kernel numbers it; another one after the disk was mounted again."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except FileNotFoundError:
+        return ""
+    points = [(fields[4].replace("\\040", " "), fields[0]) for fields in map(str.split, lines)]
+    above = [(point, number) for point, number in points if f"{path}/".startswith(point.rstrip("/") + "/")]
+    return max(reversed(above), key=lambda found: len(found[0]))[1] if above else ""  # of two at one place the later

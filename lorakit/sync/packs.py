@@ -1,0 +1,224 @@
+"""Folders of many small files (data sets, caches) as a few archives at home, and what is in these."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lorakit.files import write_whole
+from lorakit.files.archive import packed
+from lorakit.files.copying import digest, wipe, writing
+from lorakit.project import Project
+
+ARCHIVES = "archives"  # folder at home
+MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")  # folders of many, or of often changed, files
+ALONE = ("cache", "tags")  # no file of these is moved to another such folder, or from there
+TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no picture again
+LARGE, TRICKLE = 32_000_000, 0.2  # bytes of archives, and the share of them below which changes may wait for more
+Stamps = dict[str, tuple[int, int]]  # name inside the folder -> (bytes, mtime in ns)
+
+
+class DataChanged(OSError):
+    """Another machine has changed a data set at home since it was brought here."""
+
+
+def folders(project: Project) -> list[str]:
+    """The folders of a project that live at home as archives: `dataset`, others whose names begin so, what is made of
+    them (prepared pictures, pictures set aside, the history and scores of tags), and `cache`.
+    """
+    return sorted(p.name for p in project.folder.glob("*") if is_packed(p.name) and p.is_dir())
+
+
+def is_packed(name: str) -> bool:
+    """Whether a folder of this name lives at home as archives."""
+    return MANY.fullmatch(name) is not None
+
+
+def exchange(one: str, other: str) -> bool:
+    """Whether pictures are moved between two folders, as they are set aside and come back, or inside one."""
+    return one == other or (one not in ALONE and other not in ALONE)
+
+
+def loses(project: Project, folder: str) -> bool:
+    """Whether home has files of a folder that are not here any more: they may be in another folder that must be at home
+    before."""
+    return bool(record(project, folder)["files"].keys() - stamps(project.folder / folder).keys())
+
+
+def group(folder: str, name: str) -> str:
+    """Which of its folder's archives a file is in."""
+    return "all" if folder == "cache" else "texts" if name.lower().endswith(TEXTS) else "pictures"
+
+
+def stamps(folder: Path) -> Stamps:
+    """Every file below a folder but hidden and unfinished ones, and locks, which hold on this machine alone."""
+    found: Stamps = {}
+    for parent, inside, files in os.walk(folder):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and not name.endswith((".part", ".lock")):
+                with suppress(OSError):  # it goes while others are looked at, or is a link that leads nowhere
+                    status = os.stat(os.path.join(parent, name))
+                    if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+                        path = os.path.relpath(os.path.join(parent, name), folder)
+                        found[path] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def new_record() -> dict[str, Any]:
+    """What is known of a folder that was never at home.
+
+    files: name -> id of the content that home and this machine agreed on; packs: group -> archive at home; seen: the
+    packs that home's list named when last looked at, also damaged ones; home: name -> [bytes, mtime in ns, id] of the
+    user's own files at home when they were read; archives: name of the user's own archive -> its stamp and files;
+    stamps: name -> [bytes, mtime in ns, id] of files here, so that only changed ones are read again.
+    """
+    return {"files": {}, "packs": {}, "seen": {}, "home": {}, "archives": {}, "stamps": {}}
+
+
+def record(project: Project, folder: str) -> dict[str, Any]:
+    """What this machine knows of a folder's archives at home."""
+    try:
+        return json.loads((project.sync / f"{folder}.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return new_record()
+
+
+def remember(project: Project, folder: str, known: dict[str, Any]) -> None:
+    """Write the record of a folder."""
+    project.sync.mkdir(exist_ok=True)
+    write_whole(project.sync / f"{folder}.json", json.dumps(known))
+
+
+def forget(project: Project) -> None:
+    """Know nothing any more of archives at home."""
+    for folder in folders(project):
+        (project.sync / f"{folder}.json").unlink(missing_ok=True)
+
+
+def manifest(home: Path, folder: str) -> Path:
+    """The list of what a folder's archives at home hold; they count from the moment it names them."""
+    return home / ARCHIVES / f"{folder}.json"
+
+
+def ids(project: Project, folder: str, now: Stamps, known: dict[str, Any]) -> dict[str, str]:
+    """The content of each file here by its SHA-256; by its size in the cache, where names are hashes already."""
+    if folder == "cache":
+        return {name: str(size) for name, (size, _) in now.items()}
+    before = known["stamps"]
+    return {
+        name: before[name][2] if before.get(name, [])[:2] == [*stamp] else digest(project.folder / folder / name)
+        for name, stamp in now.items()
+    }
+
+
+def unsent(project: Project, folder: str, now: Stamps) -> tuple[int, int]:
+    """How many archives of a folder home lacks or has old ones of, and the bytes of the files that differ."""
+    changed = _changed(project, folder, now)
+    return len({group(folder, name) for name in changed}), _bytes(now, changed)
+
+
+def patience(project: Project, folder: str, now: Stamps) -> int:
+    """How many times as long as others a folder is left alone before it is sent: longer the cache, and large archives
+    of which little differs, as while pictures are painted one by one, since all of an archive is sent for each.
+    """
+    changed = _changed(project, folder, now)
+    groups = {group(folder, name) for name in changed}
+    whole = _bytes(now, {name for name in now if group(folder, name) in groups})
+    is_trickle = whole > LARGE and _bytes(now, changed) < TRICKLE * whole
+    return 9 if is_trickle else 3 if folder == "cache" else 1
+
+
+def _changed(project: Project, folder: str, now: Stamps) -> set[str]:
+    """The files of a folder that home lacks, has otherwise, or has too many."""
+    known = record(project, folder)
+    here = {name: [*stamp] for name, stamp in now.items()}
+    there = {name: stamp[:2] for name, stamp in known["stamps"].items()}
+    changed = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
+    changed |= {name for name in here if group(folder, name) not in known["packs"]}
+    changed |= {n for n in here.keys() & known["stamps"].keys() if known["files"].get(n) != known["stamps"][n][2]}
+    return changed | (known["files"].keys() - here.keys())
+
+
+def _bytes(now: Stamps, names: set[str]) -> int:
+    return sum(now[name][0] for name in names if name in now)
+
+
+def sending(project: Project, folder: str) -> Iterator[int]:
+    """Bring a folder's archives at home up to date: new ones first, then the list that names them, then the old go.
+
+    Yields bytes as they are written. Does nothing while the folder is brought here, or when files change meanwhile:
+    they are sent the next time. Raises OSError, DataChanged and ArchiveError.
+    """
+    with alone(project) as is_alone:
+        if is_alone:
+            yield from _updated(project, folder)
+
+
+@contextmanager
+def alone(project: Project) -> Iterator[bool]:
+    """Whether no other process brings or sends the project's archives, nor will while this context lasts."""
+    project.sync.mkdir(parents=True, exist_ok=True)
+    with open(project.sync / "packs.lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _updated(project: Project, folder: str) -> Iterator[int]:
+    home, known, now = project.home, record(project, folder), stamps(project.folder / folder)
+    there = listed(home, folder)
+    if there is None:
+        known["packs"] = {}
+    elif there["packs"] != known["seen"]:
+        raise DataChanged(f"The folder {folder} was changed at home by another machine")
+    yield 0
+    content = ids(project, folder, now, known)
+    packs, sent = {}, []
+    for name in sorted({group(folder, inside) for inside in content}):
+        inside = {file: found for file, found in sorted(content.items()) if group(folder, file) == name}
+        title = hashlib.sha256(json.dumps(inside).encode()).hexdigest()[:12]
+        target = home / ARCHIVES / f"{folder}-{name}-{title}.tar"
+        packs[name] = known["packs"].get(name)
+        if packs[name] is None or packs[name]["file"] != target.name:
+            packs[name] = yield from _sending(project, folder, inside, target)
+            sent.append(target)
+    if stamps(project.folder / folder) != now:
+        for target in sent:
+            wipe(target)
+        return
+    kept = {"files": content, "packs": packs, "home": known["home"], "archives": known["archives"]}
+    if kept != there:
+        manifest(home, folder).parent.mkdir(exist_ok=True)
+        yield from writing([json.dumps(kept).encode()], manifest(home, folder))
+    for old in {pack["file"] for pack in known["seen"].values()} - {pack["file"] for pack in packs.values()}:
+        wipe(home / ARCHIVES / old)
+    stamped = {name: [*now[name], content[name]] for name in content}
+    remember(project, folder, {**known, **kept, "seen": packs, "stamps": stamped})
+
+
+def _sending(project: Project, folder: str, inside: dict[str, str], target: Path):
+    target.parent.mkdir(exist_ok=True)
+    pairs = [(name, project.folder / folder / name) for name in inside]
+    found = yield from writing(packed(pairs), target)
+    return {"file": target.name, "bytes": target.stat().st_size, "sha256": found}
+
+
+def listed(home: Path, folder: str) -> dict[str, Any] | None:
+    """What home's list says of a folder's archives; None when there is none, or it is damaged."""
+    try:
+        found = json.loads(manifest(home, folder).read_bytes())
+        return found if found.keys() == {"files", "packs", "home", "archives"} else None
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,333 @@
+"""What of a project home does not have yet, and the pass that brings it there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorakit.files import write_json
+from lorakit.files.archive import ArchiveError
+from lorakit.files.copying import blocks, copying, growing, is_abandoned, wipe, writing
+from lorakit.project import Project, Run
+from lorakit.run.checkpoint import COMPLETE, STATE
+from lorakit.sync import packs
+from lorakit.sync.fetch import MARK, bringing, brought, forget
+from lorakit.sync.remote_lock import STAMP, machine, read_stamp
+
+KEEP = 2  # confirmed states at home before an older one goes
+LOGS = (".jsonl", ".log")
+ENOUGH = 3  # files in a row that fail before others of their kind wait for the next pass
+UNSENT = re.compile(r"\..*|.*\.(part|lock|pid|tmp)|home\.json|heartbeat.*|" + re.escape(STAMP))
+
+
+@dataclass
+class Sent:
+    """What is confirmed at home: stamps of files, and the states of each run by step, with their SHA-256."""
+
+    files: dict[str, list[int]] = field(default_factory=dict)
+    states: dict[str, dict[str, str]] = field(default_factory=dict)
+    home: str = ""  # what the home's mark said: another one is another home, or the same made anew
+
+    @classmethod
+    def of(cls, project: Project) -> Sent:
+        """As it was when last written; nothing when that is damaged: then all is sent, or found there, again."""
+        try:
+            found = cls(**json.loads((project.sync / "sent.json").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            found = cls()
+        found.count_brought(project)
+        return found
+
+    def count_brought(self, project: Project) -> None:
+        """Home has what was brought from there, unless it was written anew here, as by a trainer that went on."""
+        for name, stamp in brought(project).items():
+            if stamp and self.files.get(name) != stamp:
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(project.folder / name)
+                    if [status.st_size, status.st_mtime_ns] == stamp:
+                        self.files[name] = stamp
+
+    def remember(self, project: Project) -> None:
+        project.sync.mkdir(exist_ok=True)
+        write_json(project.sync / "sent.json", vars(self))
+
+    def meet(self, project: Project, home: str) -> None:
+        """Home's mark was read: forget all that an earlier home had, which was deleted, as it must be sent again."""
+        if self.home not in ("", home):
+            self.files, self.states = {}, {}
+            packs.forget(project)
+            forget(project)
+        self.home = home
+
+    def lose(self, run: str) -> None:
+        """Forget what home had of a run."""
+        self.states.pop(run, None)
+        for name in [name for name in self.files if name.startswith(f"runs/{run}/")]:
+            del self.files[name]
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a pass may do now."""
+
+    logs: bool  # they grow at every step, so not always
+    packs: tuple[str, ...]  # folders that nobody has written into for a while
+    training: dict[str, int]  # run -> its step; -1: its trainer is gone. What other machines are told
+    told: frozenset[str]  # runs whose training was told before
+
+
+def files(project: Project) -> dict[str, list[int]]:
+    """[bytes, mtime in ns] of every plain file of the project, in the order in which they should be safe."""
+    found = []
+    for parent, inside, names in os.walk(project.folder):
+        top = Path(parent).relative_to(project.folder)
+        inside[:] = [n for n in inside if not n.startswith(".") and not (top == Path() and packs.is_packed(n))]
+        if len(top.parts) == 2 and top.parts[0] == "runs" and "states" in inside:
+            inside.remove("states")
+        for name in names:
+            if not UNSENT.fullmatch(name):
+                with contextlib.suppress(OSError):  # a file that was just replaced, a link that leads nowhere
+                    status = os.stat(os.path.join(parent, name))
+                    if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+                        found.append((str(top / name), [status.st_size, status.st_mtime_ns]))
+    return dict(sorted(found, key=lambda item: (_rank(item[0]), item[0])))
+
+
+def _rank(name: str) -> int:
+    parts = Path(name).parts
+    if parts[0] != "runs":
+        return 0 if len(parts) == 1 else 5
+    if len(parts) == 3:
+        return 2 if name.endswith(LOGS) else 1
+    return 3 if parts[2] == "lora" else 4
+
+
+def states(run: Run) -> dict[str, tuple[str, int]]:
+    """step -> (SHA-256, bytes) of every state here that is marked complete, newest first."""
+    found = {}
+    for folder in sorted(run.states.glob("[0-9]*"), reverse=True):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # just rotated away, or damaged
+            mark = json.loads((folder / COMPLETE).read_bytes())
+            found[folder.name] = (mark["sha256"], mark["bytes"])
+    return found
+
+
+def unsent_states(run: Run, sent: Sent) -> dict[str, tuple[str, int]]:
+    """Those of a run's states that should go home: the newest, and the one before while home has fewer than KEEP."""
+    here, there = states(run), sent.states.get(run.name, {})
+    wanted = list(here.items())[: 1 if len(there) >= KEEP else KEEP]
+    return {step: found for step, found in wanted if there.get(step) != found[0]}
+
+
+def left(project: Project, sent: Sent) -> tuple[int, int]:
+    """How many files (archives, states) home does not have, and their bytes."""
+    count, size = 0, 0
+    for name, stamp in files(project).items():
+        known = sent.files.get(name)
+        if known != stamp:
+            count += 1
+            size += stamp[0] - known[0] if known and name.endswith(LOGS) and known[0] <= stamp[0] else stamp[0]
+    for run in project.runs():
+        pending = unsent_states(run, sent)
+        count, size = count + len(pending), size + sum(found[1] for found in pending.values())
+    for folder in packs.folders(project):
+        more, larger = packs.unsent(project, folder, packs.stamps(project.folder / folder))
+        count, size = count + more, size + larger
+    return count, size
+
+
+class Pass:
+    """One way through everything that is due; `lines` are told to the process that watches."""
+
+    def __init__(self, project: Project, sent: Sent, due: Due):
+        self.project, self.home, self.sent, self.due = project, project.home, sent, due
+        self.failed: list[OSError] = []
+        self.in_a_row = 0  # of them; a disk that takes other files is no disk that fails
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """A sign of life, or what is confirmed, as JSON. Raises the first OSError when all else is done."""
+        try:
+            mark = (self.home / MARK).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            raise FileNotFoundError(2, "the project's folder is not there", str(self.home)) from None
+        self.sent.meet(self.project, mark)
+        yield {"home": mark}
+        elsewhere = yield from self._stamps()
+        yield from self._lost(elsewhere)
+        here = files(self.project)
+        for rank in (0, 1):
+            yield from self._files(here, rank, elsewhere)
+        yield from self._packs("texts")
+        for run in self.project.runs():
+            if run.name not in elsewhere:
+                yield from self._tried(self._run(run, here))
+        for rank in (3, 4, 5):
+            yield from self._files(here, rank, elsewhere)
+        yield from self._packs("all")
+        yield from self._tried({"note": text} if text else {"bytes": count} for count, text in bringing(self.project))
+        if self.failed:
+            raise self.failed[0]
+
+    def _tried(self, work: Iterator[dict]) -> Iterator[dict]:
+        """A part of the work; the rest goes on when it fails, since a name or a size may be all that is wrong."""
+        try:
+            yield from work
+            self.in_a_row = 0
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._is_here(error.filename):
+                return  # it was removed here meanwhile
+            self.failed.append(error)
+            self.in_a_row += 1
+            if not (self.home / MARK).exists():
+                raise self.failed[0] from None
+        except ArchiveError as error:
+            yield {"note": str(error)}
+
+    def _is_here(self, name: Any) -> bool:
+        return name is not None and self.project.folder in Path(os.fsdecode(name)).parents
+
+    def _stamps(self) -> Iterator[dict]:
+        """Say who trains here; returns the runs that another machine trains as well."""
+        other = set()
+        mine = machine(self.project)
+        for name, step in self.due.training.items():
+            file = self.home / "runs" / name / STAMP
+            there = read_stamp(file.read_bytes() if file.exists() else b"")
+            if name in self.due.told and there["time"] and there["machine"] != mine:
+                other.add(name)
+                yield {"also": name, "machine": there["machine"]}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stamp = {"machine": mine, "time": time.time() if step >= 0 else 0, "step": step}
+            file.write_text(json.dumps(stamp))  # not aside: a file replaced every minute fills an online disk's trash
+            yield {"told": name, "ends": step < 0}
+        return other
+
+    def _lost(self, elsewhere: set[str]) -> Iterator[dict]:
+        """Runs that go on here, while their folder was deleted or renamed at home: all of them is to go there again."""
+        for run in self.project.runs():
+            name = str(run.config_file.relative_to(self.project.folder))
+            if run.name not in elsewhere and name in self.sent.files and unsent_states(run, self.sent):
+                if not (self.home / name).exists():
+                    self.sent.lose(run.name)
+                    yield {"lost": run.name}
+
+    def _files(self, here: dict[str, list[int]], rank: int, elsewhere: set[str]) -> Iterator[dict]:
+        """Those of a rank that home lacks. What fails here, such as names that a disk cannot have, stops no others."""
+        self.in_a_row = 0
+        for name, stamp in here.items():
+            parts = Path(name).parts
+            if _rank(name) == rank and (parts[0] != "runs" or parts[1] not in elsewhere):
+                if self.sent.files.get(name) != stamp and self.in_a_row < ENOUGH:
+                    yield from self._tried(self._file(name, stamp))
+
+    def _file(self, name: str, stamp: list[int]) -> Iterator[dict]:
+        for count in copying(self.project.folder / name, self.home / name):
+            yield {"bytes": count}
+        self.sent.files[name] = stamp
+        yield {"sent": name, "stamp": stamp}
+
+    def _packs(self, which: str) -> Iterator[dict]:
+        failed = len(self.failed)
+        for folder in sorted(self.due.packs, key=lambda folder: packs.loses(self.project, folder)):
+            if (which == "all") or folder != "cache":
+                if len(self.failed) > failed and packs.loses(self.project, folder):
+                    continue  # what it lost may be in a folder that did not get home
+                yield from self._tried({"bytes": count} for count in packs.sending(self.project, folder))
+
+    # ---- a run -----------------------------------------------------------------------------------------------
+
+    def _run(self, run: Run, here: dict[str, list[int]]) -> Iterator[dict]:
+        """Its LoRA files, its log, then its states: nothing at home is behind home's newest state, from which another
+        machine would go on."""
+        if unsent_states(run, self.sent):
+            yield from self._loras(run)
+        if pending := unsent_states(run, self.sent):  # anew: a trainer saves, and removes, while many files are sent
+            yield from self._loras(run)
+        if pending or self.due.logs:
+            for name in here:
+                if _rank(name) == 2 and Path(name).parts[1] == run.name:
+                    yield from self._log(name)
+        if pending:
+            there = yield from self._at_home(run)
+            for step, (wanted, _) in pending.items():
+                if there.get(step) != wanted:
+                    yield from self._state(run, step, wanted)
+                    there[step] = wanted
+                yield {"states": run.name, "steps": there}
+            yield from self._rotated(run, there)
+
+    def _loras(self, run: Run) -> Iterator[dict]:
+        here = {name: stamp for name, stamp in files(self.project).items() if name.startswith(f"runs/{run.name}/")}
+        yield from self._files(here, 3, set())
+
+    def _log(self, name: str) -> Iterator[dict]:
+        source = self.project.folder / name
+        mtime = source.stat().st_mtime_ns
+        size = source.stat().st_size
+        for count in growing(source, size, self.home / name, self.sent.files.get(name, [0])[0]):
+            yield {"bytes": count}
+        yield {"sent": name, "stamp": [size, mtime]}
+
+    def _at_home(self, run: Run) -> Iterator[dict]:
+        """The states at home that were confirmed and still have their mark and size: step -> SHA-256."""
+        found, confirmed = {}, self.sent.states.get(run.name, {})
+        folder = self.home / "runs" / run.name / "states"
+        for state in sorted(folder.glob("[0-9]*")):
+            yield {"bytes": 0}
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                mark = json.loads((state / COMPLETE).read_bytes())
+                if (state / STATE).stat().st_size == mark["bytes"] and confirmed.get(state.name) == mark["sha256"]:
+                    found[state.name] = mark["sha256"]
+        return found
+
+    def _is_whole(self, state: Path) -> Generator[dict, None, bool]:
+        """Whether a state at home is what its mark says, read to its end."""
+        found = hashlib.sha256()
+        try:
+            wanted = json.loads((state / COMPLETE).read_bytes())["sha256"]
+            with open(state / STATE, "rb") as file:
+                for block in blocks(file):
+                    found.update(block)
+                    yield {"bytes": 0}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+        return found.hexdigest() == wanted
+
+    def _state(self, run: Run, step: str, wanted: str) -> Iterator[dict]:
+        """One state, its mark last. The trainer may remove its own meanwhile: what is open is still read to its end."""
+        source, target = run.states / step, self.home / "runs" / run.name / "states" / step
+        mark = (source / COMPLETE).read_bytes()
+        wipe(target / COMPLETE)
+        yield {"bytes": 0}
+        for count in copying(source / STATE, target / STATE, wanted):
+            yield {"bytes": count}
+        for count in writing([mark], target / COMPLETE):
+            yield {"bytes": count}
+
+    def _rotated(self, run: Run, there: dict[str, str]) -> Iterator[dict]:
+        """Remove states at home that are not here any more, beyond the newest KEEP, and what unfinished ones left."""
+        here, newest = states(run), sorted(there)[-KEEP:]
+        folder = self.home / "runs" / run.name / "states"
+        for state in sorted(folder.glob("[0-9]*")):
+            for part in state.glob(".*.part"):
+                if is_abandoned(part):
+                    wipe(part)
+            yield {"bytes": 0}
+            if len(newest) < KEEP or state.name in newest or state.name in here:
+                continue
+            # a newer one that is whole is another machine's work
+            if state.name < newest[-1] or not (yield from self._is_whole(state)):
+                wipe(state / COMPLETE)
+                wipe(state / STATE)
+                state.rmdir()
+                there.pop(state.name, None)
+        yield {"states": run.name, "steps": there}

@@ -1,0 +1,171 @@
+"""One run from home to this machine: its settings, its newest whole state, its log; large files are left for later."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lorakit.files import write_json
+from lorakit.files.copying import Unfaithful, copying
+from lorakit.project import Run
+from lorakit.run.checkpoint import COMPLETE, STATE
+from lorakit.sync import fetch, pending
+from lorakit.sync.pending import LOGS, Sent
+from lorakit.sync.staging import READERS, Copied
+
+PICTURES = 12  # the newest samples of a run are here before it goes on, older ones come later
+TWIN = ".home"  # behind a run's name: what home has of a run that went on differently here
+
+
+def stamp(path: Path) -> list[int]:
+    """[bytes, mtime in ns] of a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def copied_file(source: Path, target: Path, sent: Sent, name: str) -> Iterator[Copied]:
+    """Bring one file, and know that home has it. Raises OSError."""
+    done, total = 0, source.stat().st_size
+    for count in copying(source, target):
+        done += count
+        yield Copied(name, done, total)
+    sent.files[name] = stamp(target)
+
+
+class Homecoming:
+    """One run on its way here; `home` is its folder there, `sent` what this machine knows that home has."""
+
+    def __init__(self, run: Run, sent: Sent, home: Path):
+        self.run, self.sent, self.home = run, sent, home
+
+    def copied(self) -> Iterator[Copied]:
+        """Bring the run when it is not here or home is ahead; nothing when this machine is. Raises OSError."""
+        is_ahead = self._is_ahead()
+        if is_ahead is None:
+            run, twin = self.run, self.run.project.run(f"{self.run.name[:58]}{TWIN}")
+            text = f"Run {run.name!r} went on differently here and at home; what home has is run {twin.name!r} here."
+            if not twin.exists():
+                yield Copied(run.name, 0, 0, text)
+            self.run, is_ahead = twin, not twin.exists()
+        if is_ahead:
+            settings = [path for path in self._direct() if not path.name.endswith(LOGS)]
+            logs = [path for path in self._direct() if path.name.endswith(LOGS)]
+            yield from self._files(settings)
+            yield from self._state()
+            if self._began_only():
+                logs.remove(self.home / self.run.log.name)
+                text = f"No state of run {self.run.name!r} was home when its machine was lost: it begins again."
+                yield Copied(self.run.name, 0, 0, text)
+            yield from self._rest()
+            yield from self._files(logs)  # last: a log that is here says that all the rest is, too
+
+    def _is_ahead(self) -> bool | None:
+        """Whether home has more of the run than this machine; None when each has what the other has not."""
+        here, home = self.run.log, self.home / self.run.log.name
+        size = home.stat().st_size if home.exists() else 0
+        if not self.run.exists():
+            return True
+        if size and self.sent.files.get(self._name(here), [None])[0] == size:
+            return False
+        mine = here.read_bytes() if here.exists() else b""
+        theirs = home.read_bytes() if size else b""
+        if theirs.startswith(mine):
+            return theirs != mine
+        return False if mine.startswith(theirs) else None
+
+    def _began_only(self) -> bool:
+        """Whether the log at home tells of states of which none ever came there whole: nothing is to be put back."""
+        log = self.home / self.run.log.name
+        if pending.states(self.run) or any((self.home / "states").glob(f"*/{COMPLETE}")) or not log.exists():
+            return False
+        return b'"kind": "saved"' in log.read_bytes()
+
+    def _name(self, here: Path) -> str:
+        return str(here.relative_to(self.run.project.folder))
+
+    def _direct(self) -> list[Path]:
+        """The files directly in the run's folder at home."""
+        return sorted(p for p in self.home.iterdir() if p.is_file() and not pending.UNSENT.fullmatch(p.name))
+
+    def _files(self, paths: list[Path]) -> Iterator[Copied]:
+        for path in paths:
+            target = self.run.folder / path.relative_to(self.home)
+            yield from copied_file(path, target, self.sent, self._name(target))
+
+    # ---- states ----------------------------------------------------------------------------------------------
+
+    def _state(self) -> Iterator[Copied]:
+        """The newest state that is whole; a note for every newer one that is not. Older ones are trusted by size."""
+        here = pending.states(self.run)
+        confirmed: dict[str, str] = {}
+        for folder in sorted((self.home / "states").glob("[0-9]*"), reverse=True):
+            mark, problem = _mark(folder)
+            if not problem and not confirmed and folder.name not in here:
+                problem = yield from self._copied_state(folder, mark)
+            if problem:
+                text = (
+                    f"The state of step {int(folder.name)} of run {self.run.name!r} is passed over: at home {problem}."
+                )
+                yield Copied(folder.name, 0, 0, text)
+            else:
+                confirmed[folder.name] = mark["sha256"]
+        self.sent.states[self.run.name] = confirmed
+
+    def _copied_state(self, folder: Path, mark: dict[str, Any]) -> Generator[Copied, None, str]:
+        """Bring a state, its mark last; returns why it cannot be used, or ""."""
+        target, done = self.run.states / folder.name, 0
+        try:
+            for count in copying(folder / STATE, target / STATE, mark["sha256"]):
+                done += count
+                yield Copied(f"{self.run.name}: state of step {int(folder.name)}", done, mark["bytes"])
+        except Unfaithful:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+            return f"its {STATE} is damaged (its SHA-256 differs)"
+        write_json(target / COMPLETE, mark)
+        return ""
+
+    # ---- what can wait ---------------------------------------------------------------------------------------
+
+    def _rest(self) -> Iterator[Copied]:
+        """The newest samples now; LoRA files, the newest first, grids and older samples when there is time."""
+        paths = []
+        for parent, inside, names in os.walk(self.home):
+            top = Path(parent)
+            inside[:] = [name for name in inside if not name.startswith(".") and (top, name) != (self.home, "states")]
+            if top != self.home:
+                paths += [top / name for name in names if not pending.UNSENT.fullmatch(name)]
+        paths.sort(key=lambda path: path.name, reverse=True)
+        samples = [path for path in paths if path.parent == self.home / "samples"]
+        loras = [path for path in paths if path.parent == self.home / "lora"]
+        later = [path for path in paths if path not in {*samples, *loras}]
+        yield from self._files([path for path in samples[:PICTURES] if not self._is_here(path)])
+        waiting = [path for path in [*loras, *later, *samples[PICTURES:]] if not self._is_here(path)]
+        with ThreadPoolExecutor(READERS) as readers:
+            sizes = list(readers.map(lambda path: path.stat().st_size, waiting))
+        names = [self._name(self.run.folder / path.relative_to(self.home)) for path in waiting]
+        if self.run.name == self.home.name:  # a twin's files would have to be named anew
+            fetch.want(self.run.project, dict(zip(names, sizes, strict=True)))
+
+    def _is_here(self, path: Path) -> bool:
+        return (self.run.folder / path.relative_to(self.home)).exists()
+
+
+def _mark(folder: Path) -> tuple[dict[str, Any], str]:
+    """What a state at home says of itself, and why it cannot be used, or ""."""
+    try:
+        mark = json.loads((folder / COMPLETE).read_bytes())
+        size, _ = mark["bytes"], mark["sha256"]
+    except FileNotFoundError:
+        return {}, f"{COMPLETE} is missing, so it was not written to the end"
+    except (ValueError, LookupError, TypeError):
+        return {}, f"{COMPLETE} is damaged"
+    if not (folder / STATE).exists():
+        return {}, f"{STATE} is missing"
+    there = (folder / STATE).stat().st_size
+    return (mark, "") if there == size else ({}, f"{STATE} has {there} bytes instead of {size}")

@@ -1,0 +1,352 @@
+"""Copies of a project go home in a process of its own: confirmed, retried, never in the way of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.errors import UserError
+from lorakit.files import is_held, write_json
+from lorakit.machine.host import environment
+from lorakit.project import Project, Run
+from lorakit.sync import packs
+from lorakit.sync.copier import Copier, mount_of
+from lorakit.sync.fetch import wanted
+from lorakit.sync.pending import Due, Sent, left
+from lorakit.sync.remote_lock import elsewhere
+
+__all__ = ["Pace", "Standing", "elsewhere", "serve", "settle", "standing", "start"]
+LEAVING = 15.0  # seconds in which a mirror that is to leave has left, unless it hangs
+HURRY = 0.3  # seconds between looks while somebody waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds between the things that a mirror does."""
+
+    look: float = 3.0  # between looks at what is to be copied
+    logs: float = 45.0  # between copies of the logs
+    stamp: float = 60.0  # between words to other machines
+    quiet: float = 20.0  # nothing changes in a data set before it is packed; some for longer, see `packs.patience`
+    silence: float = 30.0  # without a sign of life before a disk's silence is told
+    patience: float = 120.0  # without a sign of life before a copier is given up
+    retry: float = 30.0  # between tries while a disk fails
+    linger: float = 900.0  # before a mirror with nothing to do ends
+
+
+PACE = Pace()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What of a project is safe at home. `trouble` is "" when well; times are seconds since 1970, 0.0 for never."""
+
+    confirmed: dict[str, int]  # run -> step of its newest state that is confirmed at home, 0: none
+    files_left: int
+    bytes_left: int
+    trouble: str
+    since: float  # when the trouble began
+    seen: float  # when the mirror process last looked at what is here, before all that the others tell
+    is_running: bool
+    notes: tuple[str, ...] = ()  # files that were left out, and why
+
+
+def start(project: Project) -> bool:
+    """Start the project's mirror, detached from this process; False without a home or when it runs already."""
+    if project.home is None or is_held(_lock(project)):
+        return False
+    project.sync.mkdir(parents=True, exist_ok=True)
+    with open(project.sync / "mirror.log", "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "lorakit", "sync", str(project.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
+        )
+    return True
+
+
+def standing(project: Project) -> Standing | None:
+    """What is safe at home, as the mirror last wrote it; None for a project without a home. Reads the local disk."""
+    if project.home is None:
+        return None
+    try:
+        told = json.loads((project.sync / "standing.json").read_bytes())
+        found = Standing(**{**told, "notes": tuple(told["notes"])})
+    except (FileNotFoundError, ValueError, TypeError, LookupError):
+        found = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
+    if is_held(_lock(project)):
+        return found
+    count, size = left(project, Sent.of(project))  # what was written may be older than the newest files
+    return dataclasses.replace(found, files_left=count, bytes_left=size, is_running=False)
+
+
+def settle(project: Project, timeout: float) -> Iterator[Standing]:
+    """Copy what is left without the usual waiting; yields the standing twice a second until nothing is left.
+
+    Ends after `timeout` seconds at the latest: the last standing tells whether all is safe (files_left == 0).
+    """
+    begun = time.time()
+    while (found := standing(project)) is not None:
+        start(project)
+        project.sync.mkdir(parents=True, exist_ok=True)
+        (project.sync / "hurry").touch()
+        yield found
+        if time.time() - begun >= timeout or (found.files_left == 0 and found.seen > begun and not found.trouble):
+            return
+        time.sleep(0.5)
+
+
+def serve(project: Project, pace: Pace = PACE) -> None:
+    """Copy until nothing is left and nobody trains: what `lorakit sync` runs. Returns at once when another one does.
+
+    Raises UserError for a project without a home.
+    """
+    if project.home is None:
+        raise UserError(f"{project.folder} has no home to be copied to: open it with open_home(home, local_root).")
+    with only_one(project) as lock:
+        if lock is not None:
+            Mirror(project, pace, lock).run()
+
+
+class Mirror:
+    """The process that watches: it reads the local disk alone, and leaves home to copiers that may hang."""
+
+    def __init__(self, project: Project, pace: Pace, lock: int):
+        self.project, self.pace, self.lock = project, pace, lock
+        self.sent = Sent.of(project)
+        self.copier: Copier | None = None
+        self.stuck: list[tuple[int, str, float]] = []  # copiers that were killed and hang: pid, mount, when
+        self.trouble = ("", "")  # what is wrong, and what helps
+        self.since, self.is_silent = 0.0, False  # since when; whether the copier's silence is what is wrong
+        self.next_try, self.wait = 0.0, 1.0  # by the clock that never jumps, as all that follow but `since`
+        self.given_up = 0  # copiers, since one came to its end: what takes long is given more and more time
+        self.told: dict[str, float] = {}  # run -> when others were last told that it is trained here
+        self.logged = -math.inf
+        self.changed: dict[str, tuple[packs.Stamps, float]] = {}  # folder -> its files, since when
+        self.notes: list[str] = []
+        self.busy = time.monotonic()  # when there was last something to do
+        self.training: set[str] = set()
+        self.count, self.size, self.looked = 0, 0, 0.0  # what is left, by the last look, and when that began
+
+    def run(self) -> None:
+        while True:
+            # of the local disk: full, or a file that goes while it is looked at; the next look is seconds away
+            with suppress(OSError):
+                self._look()
+            now = time.monotonic()
+            if self.copier is None and now >= self.next_try and not self._hangs(now):
+                self._begin(now)
+            self._listen()
+            with suppress(OSError):
+                self._write()
+            if self.copier is None and not self.training and (self.project.sync / "leave").exists():
+                return
+            if self.copier is None and not self.count and not self.training and not self.told:
+                if time.monotonic() - self.busy >= self.pace.linger:
+                    return
+            else:
+                self.busy = time.monotonic()
+
+    def _look(self) -> None:
+        """What the local disk says."""
+        looked = time.time()
+        self.training = {run.name for run in self.project.runs() if is_held(run.lock)}
+        self.sent.count_brought(self.project)
+        self.count, self.size = left(self.project, self.sent)
+        for folder in packs.folders(self.project):
+            now = packs.stamps(self.project.folder / folder)
+            if self.changed.get(folder, (None,))[0] != now:
+                self.changed[folder] = (now, time.monotonic())
+        self.looked = looked
+
+    # ---- copying ----------------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> None:
+        """Let a copier go when something is due."""
+        hurry = self._is_hurried()
+        due = Due(
+            logs=hurry or not self.training or now - self.logged >= self.pace.logs,
+            packs=tuple(folder for folder in self.changed if self._is_quiet(folder, hurry, now)),
+            training={
+                **{name: _step(self.project.run(name)) for name in self.training if self._is_silent_on(name, now)},
+                **{name: -1 for name in self.told.keys() - self.training},
+            },
+            told=frozenset(self.told),
+        )
+        if self._has_work(due):
+            self.logged = now if due.logs else self.logged
+            self.copier = Copier(self.project, self.sent, due, self.lock)
+
+    def _has_work(self, due: Due) -> bool:
+        """Whether a pass would do anything; logs and folders that must wait are no work."""
+        if due.training or due.packs or wanted(self.project) or self.trouble[0]:
+            return True
+        waiting = sum(packs.unsent(self.project, folder, now)[0] for folder, (now, _) in self.changed.items())
+        logs = 0 if due.logs else 2 * len(self.training)
+        return self.count > waiting + logs
+
+    def _is_hurried(self) -> bool:
+        hurry = self.project.sync / "hurry"
+        return hurry.exists() and time.time() - hurry.stat().st_mtime < 30
+
+    def _is_silent_on(self, name: str, now: float) -> bool:
+        return now - self.told.get(name, -math.inf) >= self.pace.stamp
+
+    def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
+        """Whether a folder differs from its archives, and nobody has written into it for a while."""
+        together = {name: found for name, found in self.changed.items() if packs.exchange(name, folder)}
+        quiet = now - max(since for _, since in together.values())
+        wait = self.pace.quiet * max(packs.patience(self.project, name, files) for name, (files, _) in together.items())
+        return (hurry or quiet >= wait) and packs.unsent(self.project, folder, self.changed[folder][0])[0] > 0
+
+    def _listen(self) -> None:
+        """Take what the copier says until it is time for the next look; give up a silent one."""
+        end = time.monotonic() + (min(HURRY, self.pace.look) if self._is_hurried() else self.pace.look)
+        while self.copier and (line := self.copier.next_line(end)) is not None:
+            if self.is_silent:
+                self._well()
+            self._take(line)
+        if self.copier is None:
+            time.sleep(max(0.0, end - time.monotonic()))
+            return
+        silent = time.monotonic() - self.copier.heard
+        if silent >= self.pace.silence:
+            self._tell(f"{self.project.home} has not answered for {silent:.0f} s", "If this stays, mount it again")
+            self.is_silent = True
+            if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
+                self.project.home
+            ):
+                self.stuck.append((self.copier.give_up(), self.copier.mount, time.monotonic()))
+                self.copier, self.given_up = None, self.given_up + 1
+
+    def _take(self, line: dict) -> None:
+        """One thing that a copier says."""
+        if "home" in line:
+            self.sent.meet(self.project, line["home"])
+        elif "lost" in line:
+            self.sent.lose(line["lost"])
+        elif "sent" in line:
+            self.sent.files[line["sent"]] = line["stamp"]
+        elif "states" in line:
+            self.sent.states[line["states"]] = line["steps"]
+            with suppress(OSError):
+                self.sent.remember(self.project)
+        elif "told" in line:
+            self.told[line["told"]] = time.monotonic()
+            if line["ends"]:
+                del self.told[line["told"]]
+        elif "note" in line:
+            self.notes = [*dict.fromkeys([*self.notes, line["note"]])][-20:]
+        elif "also" in line:
+            other = line["machine"].partition(" ")[0]
+            what = f"Run {line['also']!r} is trained on another machine, too ({other}), and not copied home from here"
+            self._tell(what, "Stop one of the two")
+        elif "end" in line:
+            self._ended(line)
+
+    def _ended(self, line: dict) -> None:
+        with suppress(OSError):
+            self.sent.remember(self.project)
+        self.copier.reap()
+        self.copier = None
+        if line["all"]:
+            self._well()
+            self.wait, self.given_up = 1.0, 0
+            return
+        if line["end"]:
+            self._tell(line["end"], line["cure"])
+        self.next_try, self.wait = time.monotonic() + self.wait, min(2 * self.wait, self.pace.retry)
+
+    def _tell(self, what: str, cure: str) -> None:
+        self.trouble, self.since = (what, cure), self.since or time.time()
+
+    def _well(self) -> None:
+        self.trouble, self.since, self.is_silent = ("", ""), 0.0, False
+
+    def _sentence(self) -> str:
+        """What is wrong, how much is unsaved, and what happens; "" when all is well."""
+        what, cure = self.trouble
+        files = f"{self.count} file{'s' if self.count != 1 else ''} ({self.size / 1e6:.1f} MB)"
+        return what and (
+            f"{what}. Training goes on and everything is saved on this machine, but {files} are not safe at home yet. "
+            f"{cure}; copying is tried again by itself, at least every {self.pace.retry:.0f} s."
+        )
+
+    def _hangs(self, now: float) -> bool:
+        """Whether a copier that was given up still hangs in the disk as it is mounted now; one more would hang, too."""
+        self.stuck = [(pid, mount, at) for pid, mount, at in self.stuck if os.waitpid(pid, os.WNOHANG)[0] == 0]
+        return any(
+            mount == mount_of(self.project.home) and now - at < 10 * self.pace.retry for _, mount, at in self.stuck
+        )
+
+    def _write(self) -> None:
+        confirmed, trouble = _confirmed(self.project, self.sent), self._sentence()
+        found = Standing(
+            confirmed, self.count, self.size, trouble, self.since, self.looked, True, notes=tuple(self.notes)
+        )
+        write_json(self.project.sync / "standing.json", dataclasses.asdict(found))
+
+
+@contextmanager
+def away(project: Project) -> Iterator[int | None]:
+    """`only_one`, for which a mirror that has no trainer to copy for leaves, within a few seconds."""
+    leave, end = project.sync / "leave", time.monotonic() + LEAVING
+    leave.touch()
+    try:
+        while is_held(_lock(project)) and time.monotonic() < end:
+            time.sleep(0.1)
+        with only_one(project) as lock:
+            yield lock
+    finally:
+        leave.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(project: Project) -> Iterator[int | None]:
+    """The lock of the project's mirror while it is held here; None when another process has it."""
+    project.sync.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(_lock(project), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        for _ in range(20):  # who only looks whether it is held holds it for a moment
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+                continue
+            yield descriptor
+            return
+        yield None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(project: Project) -> Path:
+    return project.sync / "mirror.lock"
+
+
+def _confirmed(project: Project, sent: Sent) -> dict[str, int]:
+    return {run.name: max(map(int, sent.states.get(run.name, {})), default=0) for run in project.runs()}
+
+
+def _step(run: Run) -> int:
+    """The step that the end of a run's log tells of."""
+    if not run.log.exists():
+        return 0
+    with open(run.log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        steps = re.findall(rb'"step": (\d+)', file.read())
+    return int(steps[-1]) if steps else 0

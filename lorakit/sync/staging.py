@@ -1,0 +1,332 @@
+"""Data sets and caches from home to the machine's own disk: read as one archive, changes on both sides joined."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.files.archive import SUFFIXES, ArchiveError, is_archive, unpacking
+from lorakit.files.copying import Unfaithful, copying, digest
+from lorakit.project import Project
+from lorakit.sync import packs
+
+READERS = 8  # files read at once: an online disk takes its time for each, however small
+SLOW, SWEEP = 3.0, 600.0  # s; see Staging._changed
+OTHER = ".from-home"  # behind the name of what was at home when a file was changed on both sides
+
+
+@dataclass(frozen=True)
+class Copied:
+    """Bytes that were brought of one thing, of all its bytes; or a `note`, such as what is left out and why."""
+
+    what: str
+    done: int
+    total: int
+    note: str = ""
+
+
+def folders(home: Path) -> list[str]:
+    """The data sets that home has, as folders, archives of the user's or archives of ours."""
+    own = [p.name if p.is_dir() else _stem(p) for p in home.iterdir() if p.is_dir() or is_archive(p)]
+    listed = [p.stem for p in (home / packs.ARCHIVES).glob("*.json")]
+    return sorted({name for name in [*own, *listed] if packs.is_packed(name)} - {"cache"})
+
+
+def staging(project: Project, folder: str) -> Iterator[Copied]:
+    """Bring a data set here, or what changed of it at home: also what the user added, changed or deleted there by hand.
+
+    What was changed here wins over what is older at home; what was changed on both sides is kept twice. Raises OSError.
+    """
+    with packs.alone(project) as is_alone:
+        if is_alone:
+            with _desk(project, folder) as desk:
+                yield from Staging(project, folder, desk).copied()
+        else:
+            yield Copied(folder, 0, 0, f"{folder} is being copied home; what changed there is taken the next time.")
+
+
+class Staging:
+    """One data set on its way here."""
+
+    def __init__(self, project: Project, folder: str, desk: Path):
+        self.project, self.folder, self.home, self.desk = project, folder, project.home, desk
+        self.here = project.folder / folder
+        self.known = packs.record(project, folder)
+        self.listed = packs.listed(self.home, folder) or self.known  # not sent yet, or damaged there
+        self.sources: dict[str, Path] = {}  # content -> a file on this machine that has it
+        self.good = dict(self.listed["packs"])
+        self.now: dict[str, list[int]] = {}  # the user's own files at home: name -> [bytes, mtime in ns]
+        self.swept = (0.0, 0.0)  # when their stamps were read, and how long that took
+
+    def copied(self) -> Iterator[Copied]:
+        stamps = packs.stamps(self.here)
+        ours = packs.ids(self.project, self.folder, stamps, self.known)
+        self.sources |= {found: self.here / name for name, found in ours.items()}
+        before = {name: found for name, (*_, found) in self.listed["home"].items()}
+        now = yield from self._own_files(before)
+        archives = yield from self._own_archives()
+        for recorded, into in ((self.listed["archives"], before), (archives, now)):
+            into |= {n: i for one in recorded.values() for n, i in one["files"].items() if n not in into}
+        home, at_home = merge(before, self.listed["files"], now)
+        wanted, on_both = merge(self.known["files"], ours, home)
+        yield from self._packs(set(wanted.values()) | set(home.values()))
+        yield from self._again({name: found for name, found in wanted.items() if found not in self.sources})
+        lost = [name for name, found in wanted.items() if found not in self.sources]
+        for name in lost:
+            yield self._note(f"{self.folder}/{name} is lost: neither an archive nor the folder at home has it whole")
+            del wanted[name]
+        for name in {*at_home, *on_both}:
+            yield self._note(
+                f"{self.folder}/{name} was changed here and at home: yours is kept, home's is beside it as "
+                f"{name}{OTHER}; delete the one that you do not want"
+            )
+        self._place(wanted, ours)
+        taken = {name: [*stamp, now[name]] for name, stamp in self.now.items() if name in now}
+        self._remember(home, taken, archives)
+
+    def _note(self, text: str) -> Copied:
+        return Copied(self.folder, 0, 0, f"{text}.")
+
+    # ---- what the user put there -----------------------------------------------------------------------------
+
+    def _own_files(self, before: dict[str, str]) -> Iterator[Copied]:
+        """Read the new and changed files of the user's folder at home; returns all of its files by content."""
+        folder = self.home / self.folder
+        names = [str(path.relative_to(folder)) for path in _walk(folder)]
+        if before and not names:
+            yield self._note(f"The folder {folder} is empty or gone; what its archive holds is kept")
+            return dict(before)
+        with ThreadPoolExecutor(READERS) as readers:
+            changed = yield from self._changed(folder, names, readers)
+            found = {name: before[name] for name in names if name not in changed}
+            jobs = readers.map(lambda name: self._fetched(folder / name, self.desk / "own" / name), changed)
+            done, total = 0, sum(self.now[name][0] for name in changed)
+            for name, problem in zip(changed, jobs, strict=True):
+                done += self.now[name][0]
+                yield Copied(self.folder, done, total)
+                if problem:
+                    yield self._note(f"{self.folder}/{name} is left out for now: {problem}")
+                    del self.now[name]  # tried again the next time
+                    found |= {name: before[name]} if name in before else {}
+                else:
+                    found[name] = self._source(self.desk / "own" / name)
+        return found
+
+    def _changed(
+        self, folder: Path, names: list[str], readers: ThreadPoolExecutor
+    ) -> Generator[Copied, None, dict[str, None]]:
+        """The new and changed ones of the user's files, told by their stamps.
+
+        Where these take long to read, as on an online disk, they are not read again within SWEEP seconds.
+        """
+        recorded = {name: stamp for name, (*stamp, _) in self.listed["home"].items()}
+        when, took = self.known.get("swept", (0.0, 0.0))
+        if took > SLOW and time.time() - when < SWEEP and names == list(self.known["home"]):
+            self.now, self.swept = recorded, (when, took)
+            return {}
+        begun = time.time()
+        for name, stamp in zip(names, readers.map(lambda name: _stamp(folder / name), names), strict=True):
+            self.now[name] = stamp
+            if len(self.now) % 100 == 0:
+                yield Copied(self.folder, 0, 0)
+        self.swept = (begun, time.time() - begun)
+        return {name: None for name in names if self.now[name] != recorded.get(name)}
+
+    def _source(self, path: Path) -> str:
+        found = digest(path)
+        self.sources.setdefault(found, path)
+        return found
+
+    def _fetched(self, source: Path, target: Path) -> str:
+        """Copy a small file from home; returns why it could not be read, or ""."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        size = self.now[str(target.relative_to(self.desk / "own"))][0]
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            if self.home.exists():
+                return f"it cannot be read ({error.strerror})"
+            raise
+        there = target.stat().st_size
+        return "" if there == size else f"{there} of its {size} bytes could be read"
+
+    def _own_archives(self) -> Iterator[Copied]:
+        """Unpack the user's new and changed archives; returns for each its stamp and its files by content."""
+        found = {}
+        for file in sorted(path for path in self.home.iterdir() if is_archive(path) and _stem(path) == self.folder):
+            stamp, recorded = _stamp(file), self.listed["archives"].get(file.name)
+            if recorded and recorded["stamp"] == stamp:
+                found[file.name] = recorded
+                continue
+            try:
+                folder = _without_lone_folder((yield from _unpacked(file, self.desk / file.name)))
+            except ArchiveError as error:
+                yield self._note(str(error).replace(str(self.desk / file.name), str(file)).rstrip("."))
+                continue
+            files = {name: self._source(folder / name) for name in packs.stamps(folder)}
+            found[file.name] = {"stamp": stamp, "files": files}
+        return found
+
+    # ---- our own archives ------------------------------------------------------------------------------------
+
+    def _packs(self, contents: set[str]) -> Iterator[Copied]:
+        """Bring those archives of ours that hold contents which are not on this machine."""
+        for name, pack in self.listed["packs"].items():
+            files = {n: i for n, i in self.listed["files"].items() if packs.group(self.folder, n) == name}
+            if not (contents & set(files.values())) - set(self.sources):
+                continue
+            file = self.home / packs.ARCHIVES / pack["file"]
+            try:
+                folder = yield from _unpacked(file, self.desk / pack["file"], pack["sha256"])
+            except (Unfaithful, FileNotFoundError, ArchiveError) as error:
+                del self.good[name]
+                yield self._note(f"The archive {file} is damaged or gone ({error}); it is made again")
+                continue
+            for inside, content in files.items():
+                if (folder / inside).is_file():
+                    self.sources.setdefault(content, folder / inside)
+
+    def _again(self, missing: dict[str, str]) -> Iterator[Copied]:
+        """Read from the user's folder at home what should have been in an archive."""
+        for name, content in missing.items():
+            path = self.desk / "own" / name
+            if name in self.now and not self._fetched(self.home / self.folder / name, path):
+                if self._source(path) != content:
+                    self.sources[content] = path
+                    yield self._note(f"{self.folder}/{name} is taken from home's folder, in an older version perhaps")
+
+    # ---- here ------------------------------------------------------------------------------------------------
+
+    def _place(self, wanted: dict[str, str], ours: dict[str, str]) -> None:
+        """Make the folder here what it should be; files that are right stay untouched."""
+        self.here.mkdir(parents=True, exist_ok=True)
+        new = [(name, content) for name, content in wanted.items() if ours.get(name) != content]
+        for number, (_, content) in enumerate(new):  # a source may be a file here that is about to be replaced
+            copy = self.desk / f"{number}.new"
+            shutil.copyfile(self.sources[content], copy)
+        for number, (name, _) in enumerate(new):
+            (self.here / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.desk / f"{number}.new", self.here / name)
+        for name in ours.keys() - wanted.keys():
+            (self.here / name).unlink()
+
+    def _remember(self, home: dict[str, str], taken: dict, archives: dict) -> None:
+        def inside(files: dict[str, str], name: str) -> dict[str, str]:
+            return {n: i for n, i in files.items() if packs.group(self.folder, n) == name}
+
+        exact = {n: pack for n, pack in self.good.items() if inside(home, n) == inside(self.listed["files"], n)}
+        record = {"files": home, "packs": exact, "seen": self.listed["packs"], "home": taken, "archives": archives}
+        record["swept"] = self.swept
+        now = packs.stamps(self.here)
+        content = packs.ids(self.project, self.folder, now, self.known)
+        packs.remember(self.project, self.folder, {**record, "stamps": {n: [*now[n], content[n]] for n in now}})
+
+
+def merge(base: dict[str, str], ours: dict[str, str], theirs: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Join two folders (name -> content) that were once `base`; returns the result and what was changed in both.
+
+    The latter are kept twice: ours under its name, theirs with OTHER behind it. A change wins over a deletion.
+    """
+    result: dict[str, str] = {}
+    both = []
+    for name in {**base, **ours, **theirs}:
+        before, our, their = base.get(name), ours.get(name), theirs.get(name)
+        if our == their or their == before:
+            chosen = our
+        elif our == before:
+            chosen = their
+        else:
+            chosen = our or their
+            if our and their:
+                both.append(name)
+                result[name + OTHER] = their
+        if chosen is not None:
+            result[name] = chosen
+    return result, both
+
+
+def restoring_cache(project: Project) -> Iterator[Copied]:
+    """Bring the cache's archive, unless all that it holds is here. Raises OSError."""
+    with packs.alone(project) as is_alone:
+        listed = packs.listed(project.home, "cache") if is_alone else None
+        if listed is None or not listed["packs"]:
+            return
+        known, here = {**listed, "seen": listed["packs"], "stamps": {}}, packs.stamps(project.cache)
+        if listed["files"].keys() - here.keys():
+            problem = yield from _cache_files(project, listed["packs"]["all"], here)
+            if problem:
+                known["packs"] = {}
+                project.cache.mkdir(exist_ok=True)  # so that the mirror takes the damaged archive back
+                yield Copied("cache", 0, 0, problem)
+        now = packs.stamps(project.cache)
+        content = packs.ids(project, "cache", now, known)
+        packs.remember(project, "cache", {**known, "stamps": {n: [*now[n], content[n]] for n in now}})
+
+
+def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[Copied, None, str]:
+    """Unpack what the cache lacks; returns why that cannot be done, or ""."""
+    file = project.home / packs.ARCHIVES / pack["file"]
+    with _desk(project, "cache") as desk:
+        try:
+            folder = yield from _unpacked(file, desk / file.name, pack["sha256"])
+        except (Unfaithful, FileNotFoundError, ArchiveError) as error:
+            return f"The archive {file} is damaged or gone ({error}); it is made again."
+        for name in packs.stamps(folder).keys() - here.keys():
+            (project.cache / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / name, project.cache / name)
+    return ""
+
+
+def _unpacked(file: Path, desk: Path, wanted: str = "") -> Generator[Copied, None, Path]:
+    """Bring an archive as a whole to `desk`, check its SHA-256 and unpack it beside; returns the folder."""
+    total, done = file.stat().st_size, 0
+    for count in copying(file, desk, wanted):
+        done += count
+        yield Copied(file.name, done, total)
+    folder = desk.with_name(f"{desk.name}.files")
+    for _ in unpacking(desk, folder):
+        pass
+    desk.unlink()
+    return folder
+
+
+def _without_lone_folder(folder: Path) -> Path:
+    """The inside of "pictures/" when an archive holds nothing else; `10_mofu/` has a meaning and stays."""
+    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    is_lone = len(inside) == 1 and inside[0].is_dir() and not inside[0].name[0].isdigit()
+    return inside[0] if is_lone else folder
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder but hidden ones, with one listing for each folder."""
+    for parent, inside, files in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _stem(path: Path) -> str:
+    """The name of an archive without `.tar.gz` and the like."""
+    return next(path.name[: -len(end)] for end in SUFFIXES if path.name.lower().endswith(end))
+
+
+@contextmanager
+def _desk(project: Project, folder: str) -> Iterator[Path]:
+    """A place on this machine's disk for what is under way, empty before and gone afterwards."""
+    desk = project.sync / "incoming" / folder
+    shutil.rmtree(desk, ignore_errors=True)
+    desk.mkdir(parents=True)
+    try:
+        yield desk
+    finally:
+        shutil.rmtree(desk, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Captions that remember who wrote which tag. Imports taggers and below."""

@@ -1,0 +1,1 @@
+"""What trains a run, and what says how it goes. Imports sync and below."""

@@ -1,0 +1,282 @@
+"""What a run will be, told before it starts and without a GPU: its data, its steps, what it will write and where."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.data import buckets
+from lorakit.data.scan import Sample
+from lorakit.errors import UserError
+from lorakit.machine.device import choose
+from lorakit.project import Project, Run
+from lorakit.run.checkpoint import STATE, saved_step
+from lorakit.run.config import RunConfig
+from lorakit.run.stages import Stage, lr_curve, stages
+from lorakit.training.sizes import Cached, Sized
+
+if TYPE_CHECKING:
+    from lorakit.data.plan import Plan
+
+CROPPED = 0.05  # share of a picture's area that is worth a word when it is cut off
+TIGHT = 0.9  # share of a disk's free space that may be filled without a warning
+PNG = 1.6  # bytes a pixel, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """The pictures of one folder: `repeats` is how often each is seen in an epoch."""
+
+    name: str  # "" for pictures that lie in no folder of their own
+    pictures: int
+    repeats: int
+    is_reg: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """The pictures trained at one size (width, height in px)."""
+
+    size: tuple[int, int]
+    pictures: int
+    samples: int  # in an epoch, with repeats
+    enlarged: int  # pictures that are smaller than the size
+    cropped: int  # pictures that lose more than CROPPED of their area
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageForecast:
+    """One stage of the run, or all of it; steps and epochs count from the beginning of the run."""
+
+    steps: int
+    last: int  # its last step
+    steps_per_epoch: int
+    epochs: int  # that it takes; the last may be cut short
+    epochs_before: int
+    batch: int  # most pictures in a step
+    images: int  # seen in all its steps
+    concepts: tuple[Concept, ...]
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def pixels(self) -> float:
+        """Mean size of a picture as it is trained."""
+        seen = sum(bucket.samples for bucket in self.buckets)
+        return sum(bucket.samples * bucket.size[0] * bucket.size[1] for bucket in self.buckets) / seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Files of one kind that a run writes: `count` of `each` bytes, of which `there` are there already."""
+
+    what: str  # states, loras, samples, pictures, captions
+    each: int
+    count: int
+    there: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Bytes that are still to be written."""
+        return self.each * max(0, self.count - self.there)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A place that a run writes to; `free` is None when the disk does not tell."""
+
+    folder: Path
+    is_home: bool
+    needed: int
+    free: int | None
+
+    @property
+    def is_tight(self) -> bool:
+        """True when more than 0.9 of what is free would be filled."""
+        return self.free is not None and self.needed > TIGHT * self.free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Everything about a run that is known before its first step."""
+
+    done: int  # steps that a state of the run is safe for
+    stages: tuple[StageForecast, ...]
+    lr: tuple[float, ...]  # of the denoiser at every step
+    precision: str
+    asked_precision: str
+    device: str  # the GPU's name, or "cpu"
+    capability: tuple[int, int] | None  # of the GPU
+    notes: tuple[str, ...]  # on the data set: what is left out or cut
+    unknown: str  # why sizes and caches are not known: the base cannot be read; "" when they are
+    weights: int | None  # numbers that are trained
+    pictures: Cached | None
+    texts: Cached | None
+    written: tuple[Written, ...]
+    disks: tuple[Disk, ...]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.stages[-1].last
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.stages[-1].epochs_before + self.stages[-1].epochs
+
+    def whole_epochs(self, step: int) -> int:
+        """How many epochs are complete after `step` steps."""
+        stage = next(stage for stage in self.stages if step <= stage.last)
+        if step == stage.last:
+            return stage.epochs_before + stage.epochs
+        return stage.epochs_before + (step - stage.last + stage.steps) // stage.steps_per_epoch
+
+    def count(self, what: str) -> int:
+        """How many files of a kind are written (see Written.what)."""
+        return sum(row.count for row in self.written if row.what == what)
+
+
+def forecast(config: RunConfig, project: Project, run: Run | None = None) -> Forecast:
+    """Read the data set and the headers of the base, and tell what a run of these settings will be.
+
+    With `run`, what it has reached and written already is counted in. Nothing is downloaded and no weight is read.
+    Raises DataError when there is nothing to train on, ConfigError when the precision is not to be had.
+    """
+    found = stages(config, project.folder)
+    told = tuple(map(_stage, found))
+    precision = choose(config.loop.precision)
+    is_cuda = precision.device.type == "cuda"
+    sized, unknown = None, ""
+    try:
+        sized = Sized(config, project, found, precision.dtype, run.name if run else "run")
+    except UserError as error:
+        unknown = str(error)
+    written = tuple(_written(config, found, run, sized))
+    needed = sum(row.needed for row in written)
+    places = [(project.folder, False), *([(project.home, True)] if project.home else [])]
+    return Forecast(
+        done=saved_step(run) if run else 0,
+        stages=told,
+        lr=tuple(lr_curve(config, [stage.plan.steps_per_epoch for stage in found])),
+        precision=precision.name,
+        asked_precision=config.loop.precision,
+        device=_gpu_name() if is_cuda else "cpu",
+        capability=_capability() if is_cuda else None,
+        notes=tuple(
+            dict.fromkeys([str(note) for stage in found for note in stage.scan.notes] + (sized.cut if sized else []))
+        ),
+        unknown=unknown,
+        weights=sized.weights if sized else None,
+        pictures=sized.pictures if sized else None,
+        texts=sized.texts if sized else None,
+        written=written,
+        disks=tuple(
+            Disk(folder=folder, is_home=is_home, needed=needed, free=_free(folder)) for folder, is_home in places
+        ),
+    )
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _capability() -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability()
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes free on the disk of a folder, which need not be there yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # a disk that has gone away
+        return None
+
+
+# ---- steps and data --------------------------------------------------------------------------------------------------
+
+
+def _stage(stage: Stage) -> StageForecast:
+    plan, samples = stage.plan, stage.scan.samples
+    first = plan.last - plan.steps + 1
+    return StageForecast(
+        steps=plan.steps,
+        last=plan.last,
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=plan.epoch_of(plan.last) - plan.epoch_of(first) + 1,
+        epochs_before=plan.epoch_of(first) - 1,
+        batch=plan.batch_size * plan.accumulation,
+        images=_images(plan),
+        concepts=tuple(_concepts(samples)),
+        buckets=tuple(_buckets(samples, stage.config.data)),
+    )
+
+
+def _images(plan: Plan) -> int:
+    """Samples in all steps of a stage."""
+    whole, rest = divmod(plan.steps, plan.steps_per_epoch)
+    begun = (plan.micro_batches(plan.last - i) for i in range(rest))
+    return whole * sum(map(len, plan.buckets)) + sum(len(batch) for step in begun for batch in step)
+
+
+def _concepts(samples: Iterable[Sample]) -> Iterator[Concept]:
+    found: dict[tuple[str, int, bool], int] = {}
+    for sample in samples:
+        folder = Path(sample.name).parent.as_posix()
+        key = ("" if folder == "." else folder, sample.repeats, sample.is_reg)
+        found[key] = found.get(key, 0) + 1
+    for (name, repeats, is_reg), pictures in found.items():
+        yield Concept(name=name, pictures=pictures, repeats=repeats, is_reg=is_reg)
+
+
+def _buckets(samples: Iterable[Sample], config: Any) -> Iterator[Bucket]:
+    found: dict[tuple[int, int], list[tuple[Sample, buckets.Fit]]] = {}
+    for sample in samples:
+        fit = buckets.fit(sample.width, sample.height, config)
+        found.setdefault(fit.size, []).append((sample, fit))
+    for size, inside in sorted(found.items()):
+        yield Bucket(
+            size=size,
+            pictures=len(inside),
+            samples=sum(sample.repeats for sample, _ in inside),
+            enlarged=sum(fit.resized[0] > sample.width for sample, fit in inside),
+            cropped=sum(size[0] * size[1] < (1 - CROPPED) * fit.resized[0] * fit.resized[1] for _, fit in inside),
+        )
+
+
+def due(found: Sequence[Stage], when: Any) -> int:
+    """After how many steps of a run something is done that falls on `when` (see `Stage.due`)."""
+    steps = ((stage, range(stage.plan.steps_before + 1, stage.plan.last + 1)) for stage in found)
+    return sum(stage.due(step, when) for stage, its in steps for step in its)
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+def _written(config: RunConfig, found: Sequence[Stage], run: Run | None, sized: Sized | None) -> Iterator[Written]:
+    prompts = len(config.sample.prompts)
+    picture = round(PNG * config.sample.width * config.sample.height)
+    if sized:
+        # one more than are kept: a new one is whole before an old one goes
+        kept = config.save.keep_states + 1
+        yield Written(what="states", each=sized.state, count=kept, there=_there(run, f"states/*/{STATE}"))
+        exports = due(found, config.save)
+        yield Written(what="loras", each=sized.lora, count=exports, there=_there(run, "lora/*.safetensors"))
+    if prompts:
+        samples = prompts * due(found, config.sample)
+        yield Written(what="samples", each=picture, count=samples, there=_there(run, "samples/*.png"))
+    if sized:
+        yield Written(what="pictures", each=sized.pictures.each, count=sized.pictures.total - sized.pictures.there)
+        yield Written(what="captions", each=sized.texts.each, count=sized.texts.total - sized.texts.there)
+
+
+def _there(run: Run | None, pattern: str) -> int:
+    return len(list(run.folder.glob(pattern))) if run else 0

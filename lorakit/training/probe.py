@@ -1,0 +1,307 @@
+"""A few real steps of a run, in a process of their own: how long a step takes and how much memory it wants."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lorakit import __version__
+from lorakit.errors import UserError
+from lorakit.events import Event, Finished, Progress, Sampled, Saved, Started, Stepped
+from lorakit.files import write_json
+from lorakit.machine import host
+from lorakit.machine.host import environment
+from lorakit.project import Project, Run
+from lorakit.project.lock import is_alive
+from lorakit.run.config import RunConfig
+from lorakit.run.create import start
+from lorakit.run.memory import next_rung
+from lorakit.run.resume import decisive
+
+if TYPE_CHECKING:
+    from lorakit.training.forecast import Forecast
+
+WARM_UP, TIMED = 2, 3  # steps; the first ones load kernels and fill caches
+LIMIT = 120.0  # s after which no further step is begun, once one was timed
+KEPT = 50  # results in probes.json
+TAIL = 8  # lines of what a failed probe said
+PACKAGES = ("torch", "diffusers", "peft")
+# settings that change nothing in how long a step takes
+IDLE = {
+    "data": ("trigger", "repeats"),
+    "loop": ("epochs", "steps", "seed"),
+    "optimizer": ("learning_rate", "text_encoder_lr", "text_encoder_2_lr", "text_conditioner_lr"),
+    "schedule": None,  # all of it
+    "loss": None,
+    "stages": None,
+}
+
+
+class ProbeFailed(UserError):
+    """The steps could not be tried; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What a few real steps told. Times in s, memory in 1e9 bytes of the GPU (on a CPU: of the computer)."""
+
+    device: str
+    seconds_per_step: float
+    images_per_second: float
+    seconds_to_first_step: float  # when all pictures and captions are encoded, as they are now
+    seconds_per_save: float | None  # a state and a LoRA file; None: there was no time to try it
+    seconds_per_sample: float | None
+    peak_memory_gb: float
+    total_memory_gb: float
+    phases: dict[str, float]  # before the second step: start, encode, load, first step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """The rest of a run in time: in sessions of so many hours, each of which has to load everything first."""
+
+    seconds: float  # of all steps that are left, with samples and saves
+    sessions: int
+    step: int  # that is reached when the next session ends
+    epochs: int  # that are whole by then
+
+
+def outlook(told: Forecast, probed: Probed, hours: float) -> Outlook:
+    """Where a run of this forecast will be after a session of `hours` (above 0), from what its probe measured."""
+    saves, samples = told.count("loras"), told.count("samples")
+    beside = saves * (probed.seconds_per_save or 0) + samples * (probed.seconds_per_sample or 0)
+    usable = max(1.0, 3600 * hours - probed.seconds_to_first_step)
+    left, step, room = 0.0, told.done, usable
+    for stage in told.stages:
+        each = stage.images / stage.steps / probed.images_per_second * stage.pixels / told.stages[0].pixels
+        each += beside / told.steps
+        steps = max(0, min(stage.steps, stage.last - told.done))
+        left += steps * each
+        fit = min(steps, int(room / each))
+        step, room = step + fit, room - fit * each if fit == steps else 0.0
+    sessions = max(1, math.ceil(left / usable - 1e-9))
+    return Outlook(seconds=left, sessions=sessions, step=step, epochs=told.whole_epochs(step))
+
+
+# ---- what is remembered ----------------------------------------------------------------------------------------------
+
+
+def remembered(config: RunConfig, project: Project) -> Probed | None:
+    """What an earlier probe of such a run told on a device like this one, with these versions."""
+    found = _results(project).get(_key(config))
+    return Probed(**found) if found else None
+
+
+def _results(project: Project) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads((project.folder / "probes.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # nothing is lost with it but a minute
+        return {}
+
+
+def _key(config: RunConfig) -> str:
+    """Names everything that a step's time and memory depend on."""
+    settings = {**decisive(config), "memory": dataclasses.asdict(config.memory)}
+    for owner, names in IDLE.items():
+        if owner in settings:
+            settings[owner] = {k: v for k, v in settings[owner].items() if names is not None and k not in names}
+    look = config.sample
+    painted = [look.width, look.height, look.steps, look.sampler, bool(look.prompts)]
+    versions = [__version__, *map(version, PACKAGES)]
+    told = json.dumps([settings, sorted(config.rates), painted, _device_name(), versions], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} threads"
+
+
+# ---- the notebook's side ---------------------------------------------------------------------------------------------
+
+
+def probe(config: RunConfig, project: Project) -> Iterator[Progress | Probed]:
+    """Try a few steps of a run of these settings and remember the result, the last thing yielded.
+
+    The steps are real ones on the real data, in a process that is gone afterwards, its memory with it. Pictures and
+    captions that it encodes stay in the project's cache; nothing else stays. Closing the iterator ends the process.
+    Raises ProbeFailed, also for what training would refuse, out of memory included.
+    """
+    if busy := [run.name for run in project.runs() if is_alive(run)]:
+        raise ProbeFailed(
+            f"Run {busy[0]!r} is training on this machine, which would falsify the times and might cost both their "
+            "memory: stop it first, or probe when it has finished."
+        )
+    with tempfile.TemporaryDirectory(prefix="lorakit-probe-") as folder, tempfile.TemporaryFile() as words:
+        start(Run(project, "probe", Path(folder)), _trial(config))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lorakit.training.probe", str(project.folder), folder, str(time.time())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            start_new_session=True,  # the interrupt button is for us; we end it
+            env=environment(),
+        )
+        try:
+            yield Progress(what="start", done=0, total=1)
+            for line in process.stdout:
+                told = json.loads(line)
+                if "refused" in told:
+                    raise ProbeFailed(told["refused"])
+                if "what" in told:
+                    yield Progress(**told)
+                else:
+                    write_json(project.folder / "probes.json", _with(_results(project), _key(config), told))
+                    yield Probed(**told)
+                    return
+            raise ProbeFailed(_why(process.wait(), words, config))
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def _with(results: dict[str, dict], key: str, told: dict[str, Any]) -> dict[str, dict]:
+    others = [(name, value) for name, value in results.items() if name != key]
+    return dict([*others[1 - KEPT :], (key, told)])
+
+
+def _trial(config: RunConfig) -> RunConfig:
+    """The run's settings, but one save and one sample after the timed steps."""
+    last = WARM_UP + TIMED
+    save = replace(config.save, every_epochs=0, every_steps=last, every_minutes=0.0)
+    sample = replace(config.sample, prompts=config.sample.prompts[:1], every_epochs=0, every_steps=last)
+    return replace(config, save=save, sample=sample)
+
+
+def _why(code: int, words: IO[bytes], config: RunConfig) -> str:
+    """Why the process ended without a word."""
+    if code == -9:
+        rung, memory = next_rung(config), host.memory()
+        size = f" ({memory.total / 1e9:.1f} GB)" if memory else ""
+        told = f"The steps that were tried were killed, most likely because the computer's memory{size} ran out."
+        if rung is None:
+            return told + " Close other programs, or use a machine with more."
+        settings = " ".join(f"{name}={str(value).lower()}" for name, value in rung.change(config).items())
+        return f"{told} Try {settings}: {rung.name}. Price: {rung.price}."
+    words.seek(0)
+    lines = words.read().decode(errors="replace").strip().splitlines()[-TAIL:]
+    return "\n".join([f"The steps could not be tried (exit status {code}). The last words were:", *lines])
+
+
+# ---- the other process -----------------------------------------------------------------------------------------------
+
+
+def main(project: str, folder: str, begun: str) -> None:
+    """Train the trial in `folder` and write a JSON line for each thing to tell; `begun` is when it was started."""
+    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print
+    from lorakit.machine.device import peak_memory_gb
+    from lorakit.training.loop import Session
+
+    seen: list[tuple[float, Event | None]] = []
+    try:
+        session = Session(Run(Project(project), "probe", Path(folder)))
+        seen.append((time.time() - float(begun), None))
+        for event in (happenings := session.events(threading.Event())):
+            seen.append((time.time() - float(begun), event))
+            for progress in _told(event):
+                told.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+            if _is_enough(seen, session.config):
+                happenings.close()
+                break
+        device = session.precision.device
+        probed = measured(seen, _device_name(), peak_memory_gb(device), _total_memory_gb(device))
+        told.write(json.dumps(dataclasses.asdict(probed)) + "\n")
+    except UserError as error:
+        told.write(json.dumps({"refused": str(error)}) + "\n")
+
+
+def _told(event: Event) -> Iterator[Progress]:
+    if isinstance(event, Progress):
+        yield event
+        if event.what == "captions" and event.done == event.total:
+            yield Progress(what="load", done=0, total=1)
+    if isinstance(event, (Started, Stepped)) and event.step <= WARM_UP + TIMED:
+        yield Progress(what="steps", done=event.step, total=WARM_UP + TIMED)
+
+
+def _is_enough(seen: list[tuple[float, Event | None]], config: RunConfig) -> bool:
+    """True when everything was timed, or the time is over."""
+    now, event = seen[-1]
+    begun = next((at for at, earlier in seen if isinstance(earlier, Started)), now)
+    if isinstance(event, Stepped):
+        return event.step > WARM_UP + TIMED or (event.step > WARM_UP and now - begun > LIMIT)
+    if isinstance(event, Saved):
+        return not config.sample.prompts or now - begun > LIMIT
+    return isinstance(event, (Sampled, Finished))
+
+
+def measured(
+    seen: Iterable[tuple[float, Event | None]], device: str, peak_memory_gb: float, total_memory_gb: float
+) -> Probed:
+    """What (seconds since the process was started, event) tell; None stands for the moment when all was imported."""
+    at: dict[str, float] = {}
+    steps: list[tuple[float, int]] = []  # s, pictures
+    before, is_encoding = 0.0, False
+    for now, event in seen:
+        if event is None:
+            at["start"] = at["encode"] = now
+        elif isinstance(event, Progress):
+            if not is_encoding:  # libraries and an encoder were loaded first
+                at["start"], is_encoding = now, True
+            at["encode"] = now
+        elif isinstance(event, Started):
+            at["load"] = now
+        elif isinstance(event, Stepped):
+            steps.append((now - before, round(event.images_per_second * (now - before))))
+        elif isinstance(event, (Saved, Sampled)):
+            at[type(event).__name__] = now - before
+        before = now
+    timed = steps[WARM_UP:] or steps[-1:]
+    seconds = sum(second for second, _ in timed)
+    phases = {
+        "start": at["start"],
+        "encode": at["encode"] - at["start"],
+        "load": at["load"] - at["encode"],
+        "first step": steps[0][0],
+    }
+    return Probed(
+        device=device,
+        seconds_per_step=seconds / len(timed),
+        images_per_second=sum(pictures for _, pictures in timed) / seconds,
+        seconds_to_first_step=sum(phases.values()) - phases["encode"],
+        seconds_per_save=at.get("Saved"),
+        seconds_per_sample=at.get("Sampled"),
+        peak_memory_gb=peak_memory_gb,
+        total_memory_gb=total_memory_gb,
+        phases=phases,
+    )
+
+
+def _total_memory_gb(device: Any) -> float:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    memory = host.memory()
+    return (memory.total if memory else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 1e9
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

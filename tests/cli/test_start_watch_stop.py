@@ -1,0 +1,157 @@
+"""The terminal starts runs in the background, watches them, stops them, and tells what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from lorakit.cli import main
+from lorakit.events import Failed, Stopped, append, read
+from lorakit.project import Project, platforms
+from lorakit.run.config import configure, read_config
+from lorakit.run.create import start
+from lorakit.training import jobs
+from lorakit.training.loop import train
+from lorakit.training.status import run_status
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny.save_sd15(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A project with pictures and no run."""
+    tiny.save_pictures(tmp_path / "project" / "dataset")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def run(project, base):
+    """A run that has a config and was never trained."""
+    made = Project(project).run("run1")
+    start(made, configure(tiny.settings(base)))
+    return made
+
+
+def said(capsys, *arguments: object, status: int = 0) -> str:
+    """What a command prints; its exit status is as expected."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == status
+    out, err = capsys.readouterr()
+    return err if status else out
+
+
+def test_a_run_is_configured_and_started_in_the_background_watched_and_stopped(project, base, tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tiny.settings(base)))
+    settings = ("--config", tmp_path / "settings.yaml", "--set", "loop.epochs=5000", "--set", "sample.prompts=[]")
+    told = said(capsys, "start", project, *settings)
+    assert "trained now" in told and f"lorakit watch {project} --run run1" in told and "lorakit stop" in told
+    run = Project(project).run("run1")
+    assert jobs.is_alive(run) and read_config(run).loop.epochs == 5000
+    assert "being trained already" in said(capsys, "start", project)
+    for verb in ("start", "train"):  # its config stays as it is
+        assert "is being trained already, by process" in said(capsys, verb, project, "--set", "loop.epochs=1", status=2)
+    assert "is being trained already" in said(capsys, "train", project, status=2)
+    assert "running" in said(capsys, "status", project)
+    assert "is told to finish its step" in said(capsys, "stop", project)
+    told = said(capsys, "watch", project)
+    assert "encoding pictures: 7 of 7" not in told and "stopped after step" in told
+    assert isinstance(list(read(run.log))[-1][1], Stopped) and read_config(run).loop.epochs == 5000
+    assert "stopped" in said(capsys, "status", project)
+    assert "is not being trained" in said(capsys, "stop", project)
+
+
+def test_ctrl_c_ends_the_watching_and_says_that_the_training_goes_on(run, monkeypatch, capsys):
+    def interrupted(run):
+        yield None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "follow", interrupted)
+    monkeypatch.setattr(jobs, "stop", lambda run: pytest.fail("it was stopped"))
+    told = said(capsys, "watch", run.project.folder)
+    assert "the training goes on" in told and "lorakit stop" in told
+
+
+def test_what_became_of_a_trainer_is_told_by_watch_and_in_one_line_by_status(run, capsys):
+    append(run.log, Failed(reason="The picture 00.png is broken.\nRemove it."), time=time.time())
+    told = said(capsys, "watch", run.project.folder, status=1)
+    assert "00.png is broken" in told and "No step was saved yet" in told
+    told = said(capsys, "status", run.project.folder)
+    assert "failed" in told and "! The picture 00.png is broken." in told and "Remove it" not in told
+    (status,) = json.loads(said(capsys, "status", run.project.folder, "--json"))
+    assert status["state"] == "failed"
+
+
+def test_a_run_that_nobody_trains_can_be_watched_and_needs_no_stop(run, capsys):
+    assert said(capsys, "watch", run.project.folder) == ""
+    assert "is not being trained" in said(capsys, "stop", run.project.folder)
+
+
+@pytest.mark.parametrize("verb", ["watch", "stop"])
+def test_unknown_projects_and_runs_are_refused(run, verb, capsys):
+    folder = run.project.folder
+    assert "nowhere does not exist" in said(capsys, verb, folder / "nowhere", status=2)
+    assert "no run 'other'" in said(capsys, verb, folder, "--run", "other", status=2)
+
+
+# ---- a project with a home -------------------------------------------------------------------------------------------
+
+
+def test_open_and_sync_are_told_where_the_project_is(run, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("lorakit.sync.workspace.open_home", lambda *where: seen.append(where) or run.project)
+    monkeypatch.setattr("lorakit.sync.service.serve", seen.append)
+    home, here = tmp_path / "drive" / "mine", run.project.folder
+    assert said(capsys, "open", home, "--local", tmp_path) == f"{here}\n"
+    said(capsys, "open", home)
+    assert seen == [(home, tmp_path), (home, platforms.find(os.environ).fast)]
+    said(capsys, "sync", here)
+    assert seen[2].folder == here
+
+
+# ---- more of a run, and a new run from its weights -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> Path:
+    """A project whose run `run1` is complete; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    tiny.save_pictures(folder / "dataset")
+    run = Project(folder).run("run1")
+    start(run, configure(tiny.settings(base, loop={"epochs": 1, "batch_size": 4})))
+    list(train(run))
+    return folder
+
+
+def test_a_finished_run_gets_more_epochs_and_another_stage(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "p")
+    steps = run_status(Project(folder).run("run1")).steps
+    assert "Go on: lorakit start" in said(capsys, "extend", folder, "--epochs", 2, "--way", "hold")
+    assert f"finished after step {2 * steps}" in said(capsys, "train", folder)
+    said(capsys, "extend", folder, "--stage", "loop.epochs=1", "--stage", "schedule.name=cosine")
+    assert f"finished after step {3 * steps}" in said(capsys, "train", folder)
+
+
+def test_more_epochs_are_refused_without_a_way_or_when_they_are_trained(trained, capsys):
+    assert "allowed are stretch, hold" in said(capsys, "extend", trained, "--epochs", 2, status=2)
+    assert "Ask for more" in said(capsys, "extend", trained, "--epochs", 0, "--way", "hold", status=2)
+    assert "no run 'other'" in said(capsys, "extend", trained, "--run", "other", "--epochs", 2, status=2)
+
+
+def test_a_new_run_from_the_weights_of_another_takes_its_settings_and_changes(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "p")
+    (lora,) = (folder / "runs" / "run1" / "lora").iterdir()
+    told = said(capsys, "train", folder, "--run", "two", "--from-weights", lora, "--set", "loop.steps=1")
+    assert "step 0 of 1" in told and "finished after step 1" in told
+    config = read_config(Project(folder).run("two"))
+    assert config.adapter.rank == 2 and config.adapter.network_weights == str(lora)
+    assert "has begun" in said(capsys, "train", folder, "--run", "two", "--from-weights", lora, status=2)

@@ -1,0 +1,185 @@
+"""Saving memory changes no gradient, and what is let go is gone."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from sittings import assert_same_end, at, family_settings, merged, new_run, until
+
+from lorakit import models
+from lorakit.diffusion.weightings import LossConfig
+from lorakit.events import Finished, Saved
+from lorakit.layers.frozen import FrozenConv2d, FrozenLinear
+from lorakit.layers.offload import Courier
+from lorakit.lora.adapter import Adapter, AdapterConfig
+from lorakit.models import Size
+from lorakit.training.loop import train
+
+CPU = torch.device("cpu")
+RECOMPUTED = pytest.mark.parametrize("recomputed", (False, True), ids=("kept", "recomputed"))
+
+
+def opened(family: str, base, *, offload: float = 0.0, recomputed: bool = False, device=CPU, dtype=torch.float32):
+    """A model with trained text parts, as a run of this family would open it, before its adapter is attached."""
+    module = models.family(family)
+    model = module.Model(module.Config(source=str(base)), device, dtype, list(module.Config.rates))
+    model.offload = offload
+    for part in module.Config.rates:
+        model.load(part)
+    if recomputed:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def attached(model, *, dropout: float = 0.0) -> Adapter:
+    """An adapter on every part that can learn, with weights that are not zero."""
+    adapter = Adapter(AdapterConfig(rank=2, dropout=dropout), model, list(model.config.rates), 1)
+    draws = torch.Generator().manual_seed(2)
+    adapter.load({name: 0.3 * torch.randn(w.shape, generator=draws) for name, w in adapter.weights().items()})
+    return adapter
+
+
+def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]:
+    """The losses and the gradients of one step over two pictures."""
+    draws, config = torch.Generator().manual_seed(3), LossConfig()
+    encoded = [model.encode_image(2 * torch.rand(3, side, side, generator=draws) - 1) for _ in range(2)]
+    torch.manual_seed(4)  # dropout
+    x0 = model.latents(encoded, draws)
+    eps, t = model.draw(x0, draws, config)
+    texts = [model.encode_text(caption) for caption in ("mofu, girl", "a boy with a red hat, smile")]
+    text = model.condition(texts, [Size.whole(side, side)] * 2)
+    losses = model.loss(x0, eps, t, text, config)
+    losses.mean().backward()
+    return {"losses": losses.detach(), **{name: weight.grad for name, weight in adapter.named()}}
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+        assert tensor.abs().sum() > 0, name
+
+
+def couriered(model) -> list:
+    """The layers whose weights stay on the host."""
+    return [layer for layer in model.load(model.denoiser).modules() if getattr(layer, "courier", None)]
+
+
+# ---- equal gradients -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=(0.0, 0.3), ids=("plain", "dropout"))
+def dropout(request) -> float:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def wanted(family, base, dropout) -> dict[str, torch.Tensor]:
+    """Losses and gradients of the model that saves no memory."""
+    model = opened(family, base)
+    return learn(model, attached(model, dropout=dropout))
+
+
+def test_recomputing_activations_changes_no_gradient(family, base, dropout, wanted):
+    model = opened(family, base, recomputed=True)
+    assert_equal(learn(model, attached(model, dropout=dropout)), wanted)
+
+
+@pytest.mark.parametrize("share, recomputed", ((0.5, False), (1.0, True)), ids=("half", "all, recomputed"))
+def test_offloaded_weights_are_fetched_wherever_they_are_used(
+    family, base, dropout, wanted, monkeypatch, share, recomputed
+):
+    """Host weights are kept negated here, as if on a device that cannot compute; fetching alone makes them right."""
+    model = opened(family, base, offload=share, recomputed=recomputed)
+    adapter = attached(model, dropout=dropout)
+    layers = couriered(model)
+    for layer in layers:
+        layer.weight.data = -layer.weight.data
+    fetched = []
+    monkeypatch.setattr(Courier, "fetch", lambda courier, weight: fetched.append(weight) or -weight)
+    assert_equal(learn(model, adapter), wanted)
+    assert {id(weight) for weight in fetched} == {id(layer.weight) for layer in layers}
+    assert len(fetched) > (2 if recomputed else 1) * len(layers)  # not all inputs want a gradient
+
+
+@pytest.mark.parametrize("share", (0.25, 1.0))
+def test_the_share_that_stays_is_what_was_asked_for(family, base, share):
+    model = opened(family, base, offload=share)
+    blocks = [
+        layer.weight.nbytes
+        for name, layer in model.load(model.denoiser).named_modules()
+        if "block" in name and isinstance(layer, (FrozenLinear, FrozenConv2d))
+    ]
+    staying = sum(layer.weight.nbytes for layer in couriered(model))
+    assert abs(staying - share * sum(blocks)) <= max(blocks) / 2
+    assert sum(blocks) > 0.6 * sum(weight.nbytes for weight in model.load(model.denoiser).parameters())
+
+
+def test_a_run_may_change_what_it_gives_for_memory_between_sittings(tmp_path, family, base):
+    short = merged(family_settings(family, base)[0], {"loop": {"steps": 3}, "save": {"every_steps": 1}})
+    uncut = new_run(tmp_path / "uncut", base, short)
+    list(train(uncut))
+    for last, given in ((1, {"offload": 1.0, "gradient_checkpointing": True}), (2, {"offload": 0.5}), (3, {})):
+        run = new_run(tmp_path / "cut", base, short, {"memory": given})
+        until(run, at(Finished if last == 3 else Saved, last))
+    assert_same_end(run, uncut)
+
+
+def test_a_part_that_is_let_go_is_gone_at_once(family, base):
+    model = opened(family, base)
+    gone = [(part, weakref.ref(module)) for part in model.parts for module in model.load(part).modules()]
+    model.release(*model.parts)
+    assert not [part for part, module in gone if module()]
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@RECOMPUTED
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_offloading_on_cuda_changes_no_gradient_and_takes_less_memory(family, base, recomputed, dtype):
+    cuda, found, held = torch.device("cuda"), [], []
+    for share in (0.0, 0.5, 1.0):
+        before = torch.cuda.memory_allocated()
+        model = opened(family, base, offload=share, recomputed=recomputed, device=cuda, dtype=dtype)
+        adapter = attached(model)
+        assert {weight.device.type for _, weight in adapter.named()} == {"cuda"}
+        assert all(layer.weight.is_pinned() for layer in couriered(model))
+        held.append(torch.cuda.memory_allocated() - before)
+        learn(model, adapter)  # the order is learned
+        for _, weight in adapter.named():
+            weight.grad = None
+        found.append(learn(model, adapter))
+        del adapter
+        model.release(*model.parts)
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
+    assert held[2] < held[0]
+
+
+@pytest.mark.gpu
+def test_weights_on_the_host_take_no_room_on_cuda():
+    """Twenty products of 64 MB of weights each: two slots of one weight instead of all."""
+    from lorakit.layers.frozen import slim
+    from lorakit.layers.offload import place
+
+    def peak(share: float) -> tuple[int, torch.Tensor]:
+        torch.manual_seed(0)
+        block = torch.nn.Sequential(*(torch.nn.Linear(4096, 4096, bias=False) for _ in range(20)))
+        module = torch.nn.ModuleDict({"block": block}).requires_grad_(False)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        module = place(slim(module), torch.device("cuda"), share)
+        x = torch.randn(8, 4096, generator=torch.Generator().manual_seed(1)).cuda().requires_grad_()
+        for _ in range(3):  # the host runs ahead of the device, and must not pile copies up
+            x.grad = None
+            module["block"](x).square().sum().backward()
+        return torch.cuda.max_memory_allocated() - before, x.grad
+
+    (all_there, wanted), (half, same), (none, alike) = peak(0.0), peak(0.5), peak(1.0)
+    assert torch.equal(same, wanted) and torch.equal(alike, wanted)
+    weight = 4 * 4096**2
+    assert all_there > 20 * weight and half < 13 * weight and none < 3 * weight

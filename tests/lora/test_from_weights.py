@@ -1,0 +1,207 @@
+"""A new run from a LoRA file begins with exactly the file's changes, and needs the file until its first state."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sittings import HARD, assert_same_end, at, family_settings, merged, new_run, until, warnings
+from tiny import save_pictures, save_sd15, settings
+
+from lorakit import models
+from lorakit.events import Saved, Started
+from lorakit.hub import SourceError
+from lorakit.lora import export
+from lorakit.lora import file as lora_file
+from lorakit.lora.adapter import Adapter, AdapterConfig
+from lorakit.lora.file import LoraFileError
+from lorakit.lora.warm_start import rank_and_alpha
+from lorakit.project import Project, ProjectError
+from lorakit.run.config import configure, read_config
+from lorakit.run.create import from_weights, start
+from lorakit.run.resume import RunChanged
+from lorakit.training.loop import Session, train
+
+CPU = torch.device("cpu")
+SHORT = merged(HARD, {"loop": {"epochs": 2}, "adapter": {"dropout": 0.0}})
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory):
+    return save_sd15(tmp_path_factory.mktemp("sd15"))
+
+
+def lora(file, base, *changes, rank=4, alpha=3.0, form="kohya", parts=None):
+    """A LoRA file with random weights, made for the base, and the change of each module in it."""
+    config = configure(settings(base, **merged(*changes)))
+    model = models.family(config.model.family).Model(config.model, CPU, torch.float32, config.rates)
+    adapter = Adapter(AdapterConfig(rank=rank, alpha=alpha), model, parts or list(config.rates), 1)
+    for _, weight in adapter.named():
+        weight.data.normal_(0, 0.1)
+    export.write(file, adapter, model, {}, "fp32", form)
+    return {key: adapter.delta(*key) for key in adapter.layers}
+
+
+def begun(folder, file, base, *changes, **own) -> Session:
+    """A session of a new run from the file, right before its first step."""
+    save_pictures(folder / "dataset")
+    run = Project(folder).run("r")
+    from_weights(run, str(file), settings(base, **merged(*changes, own)))
+    session = Session(run)
+    session._attach()
+    return session
+
+
+def assert_starts_from(session, changes) -> None:
+    for key in session.adapter.layers:
+        assert torch.allclose(session.adapter.delta(*key), changes[key], rtol=1e-5, atol=1e-8), key
+
+
+# ---- what it begins with ---------------------------------------------------------------------------------------------
+
+
+def test_every_module_begins_with_the_files_change_in_every_form_of_every_family(tmp_path, family, base):
+    hard, text = family_settings(family, base)
+    for form in models.config_class(family).forms:
+        file = tmp_path / f"{form}.safetensors"
+        changes = lora(file, base, hard, text, form=form)
+        session = begun(tmp_path / form, file, base, hard, text)
+        assert session.config.adapter.rank == 4 and session.config.adapter.alpha == (3 if form == "kohya" else 4)
+        assert len(session.adapter.layers) == len(changes) and session.notes == []
+        assert_starts_from(session, changes)
+        trained = {id(weight) for group in session.optimizer.param_groups for weight in group["params"]}
+        assert trained == {id(weight) for _, weight in session.adapter.named()}  # no second adapter, no orphans
+
+
+@pytest.mark.parametrize("names", ["diffusers", "peft"])
+def test_files_of_other_tools_do_as_well(tmp_path, sd15, names):
+    changes = lora(tmp_path / "kohya.safetensors", sd15)
+    model = models.family("sd15").Model(configure(settings(sd15)).model, CPU, torch.float32)
+    tensors = {}
+    for (part, module), change in lora_file.read(tmp_path / "kohya.safetensors", model).items():
+        name = f"{part}.{module}" if names == "diffusers" else f"base_model.model.{module}"
+        tensors[f"{name}.lora_A.weight"] = change.tensors["down"]
+        tensors[f"{name}.lora_B.weight"] = change.scale * change.tensors["up"]
+    save_file(tensors, tmp_path / "other.safetensors")
+    assert_starts_from(begun(tmp_path / "p", tmp_path / "other.safetensors", sd15), changes)
+
+
+def test_modules_of_several_ranks_and_alphas_begin_exactly_too(tmp_path, sd15):
+    file = tmp_path / "a.safetensors"
+    changes = lora(file, sd15)
+    tensors = load_file(file)
+    first, second = sorted({name.partition(".")[0] for name in tensors})[:2]
+    tensors[f"{first}.alpha"] *= 2
+    for side in ("down", "up"):  # the first half of the rank alone
+        whole = tensors[f"{second}.lora_{side}.weight"]
+        tensors[f"{second}.lora_{side}.weight"] = (whole[:2] if side == "down" else whole[:, :2]).contiguous()
+    save_file(tensors, file)
+    assert rank_and_alpha(file) == (4, 3.0)
+    session = begun(tmp_path / "p", file, sd15)
+    names = {key: session.model.names(*key)["kohya"] for key in changes}
+    for key, name in names.items():
+        if name == first:
+            changes[key] = 2 * changes[key]
+        if name == second:
+            down, up = (tensors[f"{name}.lora_{side}.weight"].flatten(1) for side in ("down", "up"))
+            changes[key] = (3 / 2 * up @ down).reshape(changes[key].shape)
+    assert_starts_from(session, changes)
+
+
+def test_the_rank_and_alpha_are_the_files_whatever_was_set(tmp_path, sd15):
+    file = tmp_path / "a.safetensors"
+    changes = lora(file, sd15, rank=3, alpha=5.0)
+    config = read_config(begun(tmp_path / "p", file, sd15, adapter={"rank": 7, "alpha": 1.0, "dropout": 0.1}).run)
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (3, 5.0, 0.1)
+    run = Project(tmp_path / "p").run("other")  # set by hand, a larger rank holds it as well, at any alpha
+    by_hand = {"rank": 6, "alpha": 1.0, "network_weights": str(file)}
+    start(run, configure(settings(sd15, adapter=by_hand)))
+    session = Session(run)
+    session._attach()
+    assert_starts_from(session, changes)
+    start(run, configure(settings(sd15, adapter={**by_hand, "rank": 2})))
+    with pytest.raises(LoraFileError, match="rank is 3, the run's is 2; set adapter.rank=3"):
+        Session(run)._attach()
+
+
+# ---- what does not go together ---------------------------------------------------------------------------------------
+
+
+def test_parts_that_are_not_trained_are_told_and_those_the_file_lacks_begin_at_nothing(tmp_path, sd15):
+    file, text = tmp_path / "a.safetensors", {"optimizer": {"text_encoder_lr": 1e-2}}
+    changes = lora(file, sd15, text)
+    session = begun(tmp_path / "p", file, sd15)
+    assert_starts_from(session, changes)
+    (note,) = session.notes
+    assert "does not train are left out" in note and "of text_encoder" in note
+    assert "text_encoder" not in session.model.loaded()
+    lora(file, sd15)
+    session = begun(tmp_path / "q", file, sd15, text)
+    assert "begin at nothing" in session.notes[0] and warnings(list(session._resume())) == session.notes
+    assert not any(session.adapter.delta(*key).any() for key in session.adapter.layers if key[0] == "text_encoder")
+
+
+def test_a_file_of_which_nothing_is_trained_is_refused(tmp_path, sd15):
+    file = tmp_path / "a.safetensors"
+    lora(file, sd15, {"optimizer": {"text_encoder_lr": 1e-2}}, parts=["text_encoder"])
+    with pytest.raises(LoraFileError, match="adapter on unet: no module of it is trained"):
+        begun(tmp_path / "p", file, sd15)
+
+
+OTHERS = {
+    "LoHa": {f"hada_w{i}_{side}": (4, 8) for i in (1, 2) for side in "ab"},
+    "LoKr": {"lokr_w1": (2, 2), "lokr_w2": (4, 4)},
+    "a convolution": {"lora_down.weight": (4, 8, 3, 3), "lora_up.weight": (8, 4, 1, 1)},
+    "DoRA": {"lora_down.weight": (4, 8), "lora_up.weight": (8, 4), "dora_scale": (8, 1)},
+}
+
+
+@pytest.mark.parametrize("shapes", OTHERS.values(), ids=OTHERS)
+def test_a_file_that_a_plain_lora_cannot_hold_is_refused_before_anything_is_written(tmp_path, sd15, shapes):
+    file, module = tmp_path / "a.safetensors", "lora_unet_down_blocks_0_attentions_0_proj_in"
+    save_file({f"{module}.{role}": torch.ones(shape) for role, shape in shapes.items()}, file)
+    run = Project(tmp_path / "p").run("r")
+    with pytest.raises(LoraFileError, match="1 of 1 modules are no plain LoRA.*Start from a plain LoRA file"):
+        from_weights(run, str(file), settings(sd15))
+    assert not run.folder.exists()
+
+
+def test_a_run_that_has_begun_does_not_start_from_a_file(tmp_path, sd15):
+    file = tmp_path / "a.safetensors"
+    lora(file, sd15)
+    run = new_run(tmp_path / "p", sd15, SHORT)
+    until(run, at(Started, 0))
+    with pytest.raises(ProjectError, match=r"has begun.*another name"):
+        from_weights(run, str(file), settings(sd15))
+
+
+# ---- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_needs_its_file_until_its_first_state_and_ends_bitwise_where_an_uncut_one_does(tmp_path, sd15):
+    file = tmp_path / "mine.safetensors"
+    lora(file, sd15)
+    run, uncut = Project(tmp_path / "p").run("r"), Project(tmp_path / "q").run("r")
+    for made in (run, uncut):
+        save_pictures(made.project.dataset)
+        from_weights(made, str(file), settings(sd15, **SHORT))
+    list(train(uncut))
+    until(run, at(Started, 0))
+    lora(tmp_path / "other.safetensors", sd15, alpha=1.0)
+    kept = shutil.copy(file, tmp_path / "kept.safetensors")
+    shutil.copy(tmp_path / "other.safetensors", file)
+    with pytest.raises(RunChanged, match="network_weights: "):
+        list(train(run))
+    file.unlink()
+    with pytest.raises(SourceError):
+        list(train(run))
+    shutil.copy(kept, file)
+    until(run, at(Saved, 2))
+    file.unlink()
+    list(train(run))
+    assert_same_end(run, uncut)
+    with safe_open(run.lora_file(4), framework="pt") as written:
+        assert written.metadata()["lorakit.network_weights"] == "mine.safetensors"

@@ -1,0 +1,392 @@
+"""Taggers write captions where no person did, are asked once of each picture, and their words are spelled as wanted."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lorakit import taggers
+from lorakit.cli import tags as _tag_verbs
+from lorakit.config import ConfigError
+from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of
+from lorakit.data.scan import scan
+from lorakit.demo import DATASET, TRIGGER
+from lorakit.errors import UserError
+from lorakit.examine import examine
+from lorakit.examine.fixes import mend
+from lorakit.project import Project
+from lorakit.taggers import Refused
+from lorakit.tags.editor import TagBook
+from lorakit.tags.scores import Scores, Sentences, known, known_writers
+from lorakit.tags.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_tagging
+
+CONFIG = DataConfig(trigger=TRIGGER)
+CATEGORIES = {
+    **dict.fromkeys(
+        ["1girl", "solo", "red_boots", "boots", "red_footwear", "^_^", "smile", "red_background"], "general"
+    ),
+    **{"hatsune_miku": "character", "vocaloid": "copyright", "someone": "artist", "highres": "meta"},
+    **{"general": "rating", "explicit": "rating", "masterpiece": "quality"},
+}
+SAID = {
+    **{"1girl": 0.9, "solo": 0.5, "red_boots": 0.7, "boots": 0.95, "red_footwear": 0.94, "^_^": 0.4, "smile": 0.3},
+    **{"hatsune_miku": 0.86, "vocaloid": 0.5, "someone": 0.6, "highres": 0.99, "red_background": 0.36},
+    **{"general": 0.8, "explicit": 0.2, "masterpiece": 0.9},
+}
+
+
+class Writer:
+    """A tagger of sentences that counts what it was asked."""
+
+    name, output, batch, runs_on, prompt, categories = "writer", "sentence", 2, "here", "Describe.", {}
+
+    def __init__(self):
+        self.asked = 0
+
+    def read(self, images):
+        self.asked += len(images)
+        return [f"A picture, {image.width} pixels\nwide." for image in images]
+
+
+class Broken:
+    """A tagger that fails after so many pictures."""
+
+    def __init__(self, tagger, after):
+        self._tagger, self._left = tagger, after
+        self.name, self.output, self.batch, self.prompt = tagger.name, tagger.output, 1, tagger.prompt
+        self.categories = tagger.categories
+        self.asked = 0
+
+    def read(self, images):
+        if self.asked == self._left:
+            raise KeyboardInterrupt
+        self.asked += 1
+        return self._tagger.read(images)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    pytest.importorskip("onnxruntime")
+    return taggers.load("wd14", {"source": "demo"})
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The demo's pictures; four have lost their captions, and one has an empty one."""
+    shutil.copytree(DATASET, tmp_path / "dataset")
+    files = sorted((tmp_path / "dataset").rglob("*.txt"))
+    for file in files[:4]:
+        file.unlink()
+    files[4].write_text(" \n")
+    return Project(tmp_path)
+
+
+def written(project):
+    return {sample.name: sample.written for sample in scan(CONFIG, project.folder).samples}
+
+
+def test_only_pictures_without_a_caption_get_one_and_it_begins_with_the_trigger(project, demo):
+    before = {name: text for name, text in written(project).items() if text}
+    events = list(tag(project, CONFIG, demo, TaggingConfig()))
+    after = written(project)
+    assert (events[-1].what, events[-1].done, events[-1].total) == ("captions", 5, 5)
+    assert after.items() >= before.items() and len(after) == len(before) + 5
+    for name in after.keys() - before.keys():
+        assert tags_of(after[name])[:2] == [TRIGGER, "1girl"]
+    assert [event.done for event in tag(project, CONFIG, demo, TaggingConfig())] == [0]
+    book = TagBook(project, CONFIG)
+    book.undo()
+    assert {name: text for name, text in written(project).items() if text} == before
+
+
+def test_a_cut_tagging_goes_on_where_it_stopped(project, demo):
+    cut = Broken(demo, after=3)
+    with pytest.raises(KeyboardInterrupt):
+        list(tag(project, CONFIG, cut, TaggingConfig()))
+    rest = Broken(demo, after=99)
+    list(tag(project, CONFIG, rest, TaggingConfig()))
+    assert (cut.asked, rest.asked) == (3, 2) and all(written(project).values())
+
+
+def test_what_another_tagger_of_the_same_name_said_is_not_taken_for_this_ones(project, demo):
+    Scores(project, demo.name).add({"0" * 64: {"fox": 0.9}}, {"fox": "general"})
+    for work in (tag(project, CONFIG, demo, TaggingConfig()), ask(project, CONFIG, demo)):
+        with pytest.raises(UserError, match=r"another tagger named .* does not know \(fox, …\): give this one"):
+            list(work)
+
+
+class Choosy(Writer):
+    """A writer that refuses some pictures."""
+
+    batch = 1
+
+    def __init__(self, refused):
+        super().__init__()
+        self._refused = refused
+
+    def read(self, images):
+        self.asked += 1
+        if self.asked in self._refused:
+            raise Refused("HTTP 400, not that one")
+        return [f"A picture, {self.asked}."]
+
+
+def test_a_refused_picture_keeps_no_other_from_its_caption(project):
+    book = TagBook(project, CONFIG)
+    book.unlock(book.samples)
+    everyone = TaggingConfig(which="unlocked")
+    with pytest.raises(UserError, match=r"^2 pictures got no answer, all others did: .*HTTP 400"):
+        list(tag(project, CONFIG, Choosy((1, 4)), everyone))
+    captions = TagBook(project, CONFIG).captions.values()
+    assert sum("A picture" in caption for caption in captions) == len(captions) - 2
+    again = Choosy(())
+    list(tag(project, CONFIG, again, everyone))
+    assert again.asked == 2
+
+
+def test_a_picture_that_goes_while_others_are_asked_about_keeps_none_from_its_caption(project, demo):
+    work = tag(project, CONFIG, Broken(demo, after=99), TaggingConfig())
+    next(work)
+    *_, last = [sample for sample in scan(CONFIG, project.folder).samples if not sample.written]
+    last.path.unlink()
+    with pytest.raises(UserError, match=f"^1 pictures got no answer, all others did: {last.path.name}"):
+        list(work)
+    assert all(written(project).values())
+
+
+def test_two_taggings_at_once_leave_one_sentence(project):
+    first, second = Writer(), Choosy(())
+    second.name = first.name
+    work = tag(project, CONFIG, first, TaggingConfig())
+    next(work)
+    list(tag(project, CONFIG, second, TaggingConfig()))
+    list(work)
+    sentences = [tags_of(caption) for caption in written(project).values() if "A picture" in caption]
+    assert [len(parts) for parts in sentences] == 5 * [len([TRIGGER, "A picture", "512 pixels wide."])]
+
+
+def test_a_tagger_that_would_be_taken_for_a_person_is_refused(project):
+    writer = Writer()
+    writer.name = "person"
+    with pytest.raises(UserError, match="would be taken for another"):
+        list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked")))
+
+
+def test_a_tagger_that_refuses_whatever_it_is_asked_is_soon_left_alone(project):
+    book = TagBook(project, CONFIG)
+    book.unlock(book.samples)
+    always = Choosy(range(1000))
+    with pytest.raises(UserError, match="^HTTP 400, not that one$"):
+        list(tag(project, CONFIG, always, TaggingConfig(which="unlocked")))
+    assert always.asked == 4 < len(book.samples)
+
+
+def test_thresholds_change_without_asking_the_tagger_again_and_what_people_did_stays(project, demo):
+    list(tag(project, CONFIG, demo, TaggingConfig()))
+    loose = TagBook(project, CONFIG)
+    first, second, *_ = [name for name in loose.samples if not loose.is_locked(name)]
+    loose.change("by hand", {first: loose.captions[first].replace(", 1girl", "") + ", mine"})
+    loose.unlock([first])
+    loose.change("by hand", {second: "only mine"})
+    *asked, done = tag(project, CONFIG, demo, TaggingConfig(which="unlocked", general_threshold=0.999))
+    assert done.done > 0 and not asked
+    strict = TagBook(project, CONFIG)
+    assert strict.captions[second] == "only mine"
+    tags = tags_of(strict.captions[first])
+    assert tags[0] == TRIGGER and "mine" in tags and "1girl" not in tags
+    assert set(tags) < set(tags_of(loose.captions[first])) and strict.origin(first)["mine"] == "person"
+
+
+def test_a_tagger_is_asked_of_all_pictures_without_writing_any_caption(project, demo):
+    before = written(project)
+    list(ask(project, CONFIG, demo))
+    scores = Scores(project, demo.name)
+    assert written(project) == before and scores.categories == demo.categories and known(project) == [demo.name]
+    assert all(scores.get(sample.digest) is not None for sample in scan(CONFIG, project.folder).samples)
+    assert min(score for s in scan(CONFIG, project.folder).samples for score in scores.get(s.digest).values()) >= 0.05
+
+
+def test_tags_and_a_sentence_are_mixed_as_wanted(project, demo):
+    list(tag(project, CONFIG, demo, TaggingConfig()))
+    book, writer = TagBook(project, CONFIG), Writer()
+    names = [name for name in book.samples if not book.is_locked(name)]
+    list(tag(project, CONFIG, writer, TaggingConfig()))
+    sentence = "A picture, 512 pixels wide."
+    sentence = sentence.replace("512", str(book.samples[names[0]].width))
+    mixed = TagBook(project, CONFIG)
+    assert mixed.captions[names[0]] == f"{book.captions[names[0]]}, {sentence}" and writer.asked == len(names)
+    assert known_writers(project) == ["writer"] and mixed.origin(names[0])["A picture"] == "writer"
+    list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked", mix="sentence, tags")))
+    begin = TagBook(project, CONFIG).captions[names[0]]
+    assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
+    list(tag(project, CONFIG, demo, TaggingConfig(which="unlocked", mix="tags")))
+    assert TagBook(project, CONFIG).captions == book.captions
+    with pytest.raises(ConfigError, match="mix is 'tags', but writer gives sentence"):
+        next(tag(project, CONFIG, writer, TaggingConfig(mix="tags")))
+
+
+def test_thresholds_categories_blacklist_and_replacements_choose_the_tags():
+    plain = tags_from(SAID, CATEGORIES, TaggingConfig())
+    assert list(plain) == [
+        *("boots", "red footwear", "1girl", "hatsune miku", "red boots", "solo", "vocaloid", "^_^", "red background")
+    ]
+    assert plain["hatsune miku"] == "character" and plain["1girl"] == "count" and plain["vocaloid"] == "series"
+    assert "hatsune miku" not in tags_from(SAID, CATEGORIES, TaggingConfig(character_threshold=0.9))
+    everything = TaggingConfig(artists=True, rating=True, meta=True, quality=True)
+    more = set(tags_from(SAID, CATEGORIES, everything)) - set(plain)
+    assert more == {"someone", "highres", "general", "masterpiece"}
+    chosen = TaggingConfig(
+        blacklist=("* background", "solo"),
+        replacements={"* footwear": "red boots, shoes", "^_^": "", "vocaloid": "solo"},
+    )
+    assert list(tags_from(SAID, CATEGORIES, chosen)) == ["boots", "red boots", "shoes", "1girl", "hatsune miku"]
+
+
+def test_profiles_put_tags_in_order_and_leave_out_what_is_implied():
+    said = tags_from(SAID, CATEGORIES, TaggingConfig())
+    assert compose({}, set(), said, TaggingConfig(), "Miku") == (
+        "Miku, 1girl, solo, hatsune miku, red boots, vocaloid, ^_^, red background"
+    )
+    anima = TaggingConfig(profile="anima", artists=True, rating=True, meta=True, quality=True)
+    assert compose({}, set(), tags_from(SAID, CATEGORIES, anima), anima, "Miku") == (
+        "Miku, masterpiece, highres, safe, 1girl, solo, hatsune miku, vocaloid, @someone, red boots, ^_^, "
+        "red background"
+    )
+    few = TaggingConfig(most_tags=3, without_implied=False)
+    assert compose({}, set(), said, few, "Miku") == "Miku, 1girl, solo, hatsune miku"
+
+
+def test_the_trigger_is_never_lost_and_a_persons_tags_neither():
+    origin = {"Miku": "wd", "boots": "person", "old": "wd"}
+    config = TaggingConfig(blacklist=("Miku", "boots"), most_tags=1)
+    said = tags_from({**SAID, "Miku": 0.99}, CATEGORIES, config)
+    assert compose(origin, {"1girl"}, said, config, "Miku") == "Miku, solo, boots"
+    assert compose(origin, set(), "A girl, in boots.", TaggingConfig(), "Miku") == "Miku, boots, old, A girl, in boots."
+    assert compose(origin, set(), "A girl.", TaggingConfig(mix="sentence"), "Miku") == "Miku, boots, A girl."
+
+
+def test_tags_may_be_named_as_danbooru_does():
+    config = TaggingConfig(blacklist=("red_boots", "^_^"), replacements={"red_foot*": "shoes"})
+    assert tags_from({"red_boots": 0.9, "red_footwear": 0.8, "^_^": 0.7}, CATEGORIES, config) == {"shoes": "general"}
+
+
+@pytest.mark.parametrize("profile", ["sd", "anima"])
+def test_the_trigger_stands_once_whoever_came_first(profile):
+    config = TaggingConfig(profile=profile)
+    origin = dict.fromkeys(tags_of("Miku, A girl, smiling."), "writer")
+    caption = compose(origin, set(), {"1girl": "count", "smiling.": "general"}, config, "Miku", ["writer"])
+    assert caption == "Miku, 1girl, smiling., A girl"
+    origin = {tag: "wd" for tag in ("Miku", "1girl", "smile")}
+    assert compose(origin, set(), "Miku, smile", config, "Miku", ["writer"]) == "Miku, 1girl, smile"
+
+
+def test_scores_survive_a_torn_line_and_sentences_know_their_prompt(tmp_path):
+    project = Project(tmp_path)
+    Scores(project, "owner/wd").add({"d1": {"a": 0.98765, "b": 0.01}}, {"a": "general", "b": "meta"})
+    (file,) = (tmp_path / "tags" / "scores").iterdir()
+    file.write_bytes(file.read_bytes() + b'{"digest": "d2", "ta')
+    Scores(project, "owner/wd").add({"d3": {}}, {"a": "general", "b": "meta"})
+    scores = Scores(project, "owner/wd")
+    assert scores.get("d1") == {"a": 0.98765} and scores.get("d2") is None and scores.get("d3") == {}
+    assert scores.categories == {"a": "general", "b": "meta"} and known(project) == ["owner/wd"]
+    Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+    assert (
+        Sentences(project, "v", "Describe.").get("d1") == "A girl."
+        and Sentences(project, "v", "Tell.").get("d1") is None
+    )
+
+
+def test_a_writer_whose_first_line_was_torn_is_known_all_the_same(tmp_path):
+    project = Project(tmp_path)
+    Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+    (file,) = (tmp_path / "tags" / "sentences").iterdir()
+    for torn in (b"", b'{"tagg'):
+        file.write_bytes(torn)
+        assert known_writers(project) == []
+        Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+        Sentences(project, "v", "Describe.").add({"d2": "A cat."})
+        assert known_writers(project) == ["v"] and file.read_bytes().count(b"tagger") == 1
+
+
+@pytest.mark.parametrize(("score", "is_written"), [(0.349951, False), (0.35, True), (0.5, True), (0.2, False)])
+def test_a_score_that_was_kept_reaches_a_threshold_if_it_did_before(score, is_written, tmp_path):
+    Scores(Project(tmp_path), "wd").add({"d": {"smile": float(np.float32(score))}}, {"smile": "general"})
+    kept = Scores(Project(tmp_path), "wd")
+    found = tags_from(kept.get("d"), kept.categories, TaggingConfig(general_threshold=0.35))
+    assert (found == {"smile": "general"}) == is_written
+
+
+def test_a_disk_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    project.folder.joinpath("tags").write_text("in the way")
+    with pytest.raises(UserError, match="free some space there, or allow writing"):
+        Scores(project, "wd").add({"d": {"smile": 0.5}}, {"smile": "general"})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lorakit.tags.tagging.write_whole", full)
+    with pytest.raises(ConfigError, match=r"tagging\.yaml cannot be written \(No space left"):
+        write_tagging(project, "vlm", {}, TaggingConfig())
+
+
+def test_what_was_chosen_is_kept_and_a_damaged_file_is_told(tmp_path):
+    project = Project(tmp_path)
+    assert read_tagging(project) == ("wd14", {}, TaggingConfig())
+    config = TaggingConfig(blacklist=("a",), replacements={"b": "c"}, profile="anima")
+    write_tagging(project, "vlm", {"source": "x"}, config)
+    assert read_tagging(project) == ("vlm", {"source": "x"}, config)
+    (tmp_path / "tagging.yaml").write_text("captions: {most_tags: -1}")
+    with pytest.raises(ConfigError, match="captions.most_tags is -1"):
+        read_tagging(project)
+
+
+def lorakit_tag(*words):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    _tag_verbs.add(parser.add_subparsers(required=True))
+    options = parser.parse_args(list(map(str, words)))
+    return options.verb(options)
+
+
+def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
+    here = project.folder
+    trigger = ("--set", f"data.trigger={TRIGGER}")
+    lorakit_tag("run", here, "--tagger", "wd14", "--set", "tagger.source=demo", *trigger)
+    told = capsys.readouterr().out
+    assert "captions: 5 of 5" in told and "wrote or locked them: 25" in told
+    before = written(project)
+    lorakit_tag("edit", here, "--with", "forest", "--rename", "forest", "woods")
+    lorakit_tag("edit", here, "--pictures", "*1.png", "--add-first", "best", *trigger)
+    assert all(
+        tags_of(text)[:2] == [TRIGGER, "best"] for name, text in written(project).items() if name.endswith("1.png")
+    )
+    lorakit_tag("show", here)
+    counts = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [int(count) for count, _ in counts] == sorted(int(count) for count, _ in counts)
+    assert "woods" in {name for _, name in counts} and "forest" not in {name for _, name in counts}
+    lorakit_tag("diff", here)
+    assert "+mofurin, best" in capsys.readouterr().out
+    lorakit_tag("undo", here), lorakit_tag("undo", here)
+    assert written(project) == before
+    lorakit_tag("redo", here), lorakit_tag("unlock", here, "--with", "woods"), lorakit_tag("history", here)
+    assert "rename forest to woods" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--with 'nothing'"):
+        lorakit_tag("lock", here, "--with", "nothing")
+    lorakit_tag("show", here, "--who", "--with", "woods")
+    assert "[locked]" not in capsys.readouterr().out
+    assert json.loads((here / "tags" / "captions.v1.json").read_text())["dataset/*.txt"]["captions"]
+
+
+@pytest.mark.parametrize("config", [CONFIG, DataConfig()], ids=["trigger", "no trigger"])
+def test_what_the_doctor_wrote_for_want_of_a_caption_is_filled_by_a_tagger(project, demo, config):
+    (bare,) = [finding for finding in examine(project, config).findings if finding.kind == "no-caption"]
+    mend(project, config, bare)
+    written = {name: TagBook(project, config).captions[name] for name in bare.pictures}
+    assert all(written.values())
+    list(tag(project, config, demo, TaggingConfig()))
+    book = TagBook(project, config)
+    assert all(len(tags_of(book.captions[name])) > len(tags_of(written[name])) for name in bare.pictures)

@@ -1,0 +1,329 @@
+"""Stop signals end a sitting cleanly; numbers that are not finite never reach the weights or a file."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sittings import (
+    HARD,
+    TEXT,
+    assert_same_bits,
+    assert_same_end,
+    at,
+    killed,
+    merged,
+    new_run,
+    tensors,
+    until,
+    warnings,
+)
+from tiny import save_sd15
+
+from lorakit import events
+from lorakit.errors import UserError
+from lorakit.events import Finished, Progress, Saved, Started, Stepped, Stopped
+from lorakit.project import Project
+from lorakit.run import checkpoint
+from lorakit.training.loop import BAD_STEPS_IN_A_ROW, Session, TrainingDiverged, train
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_sd15(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory, base):
+    run = new_run(tmp_path_factory.mktemp("uncut") / "project", base, HARD, TEXT)
+    list(train(run))
+    return run
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_finishes_the_step_saves_it_and_leaves(tmp_path, base, uncut, number):
+    run = new_run(tmp_path, base, HARD, TEXT)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    seen = []
+    for event in train(run):
+        seen.append(event)
+        if isinstance(event, Stepped) and event.step == 3:  # HARD saves after steps 2, 4 and 6
+            signal.raise_signal(number)
+    assert [(type(event), event.step) for event in seen[-3:]] == [(Stepped, 3), (Saved, 3), (Stopped, 3)]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert checkpoint.newest(run.states).state["step"] == 3
+    assert isinstance(list(events.read(run.log))[-1][1], Stopped)
+    list(train(run))
+    assert_same_end(run, uncut)
+
+
+@pytest.mark.parametrize("kind, step", [(Progress, 0), (Started, 0), (Saved, 2)])
+def test_a_signal_between_steps_is_heeded_too(tmp_path, base, uncut, kind, step):
+    run = new_run(tmp_path, base, HARD, TEXT)
+    seen, sent = [], False
+    for event in train(run):
+        seen.append(event)
+        if isinstance(event, kind) and getattr(event, "step", 0) == step and not sent:
+            sent = signal.raise_signal(signal.SIGINT) is None
+    assert isinstance(seen[-1], Stopped)
+    assert len([event for event in seen if isinstance(event, Stepped)]) <= step + 1
+    list(train(run))
+    assert_same_end(run, uncut)
+
+
+def test_a_signal_during_the_last_step_ends_with_finished(tmp_path, base, uncut):
+    run = new_run(tmp_path, base, HARD, TEXT)
+    for event in train(run):
+        if isinstance(event, Stepped) and event.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+    assert isinstance(event, Finished)
+    assert_same_end(run, uncut)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_is_not_swallowed(tmp_path, base, uncut, number):
+    run, got = new_run(tmp_path, base, HARD, TEXT), []
+    mine = signal.signal(number, lambda *_: got.append(number))
+    try:
+        for event in train(run):
+            if isinstance(event, Stepped) and event.step == 3:
+                signal.raise_signal(number)
+                assert got == []
+                signal.raise_signal(number)
+                assert got == [number]
+        signal.raise_signal(number)
+        assert got == [number, number]
+    finally:
+        signal.signal(number, mine)
+
+
+def test_handlers_are_restored_when_a_sitting_is_closed_or_fails(tmp_path, base):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    until(new_run(tmp_path / "a", base, HARD), at(Stepped, 1))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    run = new_run(tmp_path / "b", base, HARD)
+    (run.project.dataset / "1_mofu").rename(run.project.folder / "elsewhere")
+    with pytest.raises(UserError):
+        list(train(run))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_training_outside_of_the_main_thread_needs_no_signals(tmp_path, base, uncut):
+    run = new_run(tmp_path, base, HARD, TEXT)
+    thread = threading.Thread(target=lambda: list(train(run)))
+    thread.start()
+    thread.join()
+    assert_same_end(run, uncut)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, base):
+    """The folder in which `killed.py stop` worked, and what it found."""
+    folder = tmp_path_factory.mktemp("stopped")
+    new_run(folder / "p", base, HARD, TEXT, {"loop": {"epochs": 15}})
+    return folder, killed("stop", folder=str(folder / "p"), name="r")
+
+
+@pytest.mark.parametrize("case", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_the_command_that_gets_a_signal_ends_with_status_0_and_goes_on_when_run_again(stopped, case):
+    folder, found = stopped
+    assert found[case] == [0, 0, "Stopped"]
+    assert_same_end(Project(folder / f"p-{case}").run("r"), Project(folder / "p-uncut").run("r"))
+
+
+def test_a_process_that_gets_two_signals_ends_at_once_and_loses_only_unsaved_steps(stopped):
+    folder, found = stopped
+    assert found["twice"] == [signal.SIGTERM, 0, "Stepped"]
+    assert_same_end(Project(folder / "p-twice").run("r"), Project(folder / "p-uncut").run("r"))
+
+
+# ---- not a number ----------------------------------------------------------------------------------------------------
+
+STEADY = {"optimizer": {"max_grad_norm": 0.0}}
+SQUARES = ((64, 64),) * 5  # in batches of 2 and steps of 3 batches: one step an epoch, of 2, 2 and 1 samples
+EACH_STEP = {
+    "loop": {"gradient_accumulation_steps": 3},
+    "save": {"every_steps": 1, "every_epochs": 0, "keep_states": 99},
+}
+
+
+class Sitting:
+    """A whole sitting in which `spoil(losses, number of the micro-batch)` stands for the model's loss."""
+
+    def __init__(self, run, spoil):
+        self.session, self.events, self.inputs, self.losses, self.gradients = Session(run), [], [], [], []
+        self.inner, self.spoil = self.session.model.loss, spoil
+        self.session.model.loss = self.loss
+        self.failed_with = None
+        try:
+            for event in self.session.events(threading.Event()):
+                self.events.append(event)
+                if isinstance(event, Started):
+                    self.session.optimizer.register_step_pre_hook(self.remember)
+        except UserError as error:
+            self.failed_with = error
+
+    def loss(self, *inputs):
+        self.inputs.append(inputs)
+        self.losses.append(self.inner(*inputs))
+        return self.spoil(self.losses[-1], len(self.losses) - 1)
+
+    def remember(self, optimizer, *_):
+        self.gradients.append([weight.grad.clone() for weight in optimizer.param_groups[0]["params"]])
+
+    def steps(self):
+        return [event for event in self.events if isinstance(event, Stepped)]
+
+
+def spoil_all(losses, number):
+    return losses * math.nan
+
+
+def spoil_gradient(losses, number):
+    """Finite losses with a gradient that is not."""
+    losses.register_hook(lambda gradient: gradient * math.nan)
+    return losses
+
+
+def mean_gradient(run, inputs):
+    """The gradient, at the beginning of a run, of the plain mean over the samples of several micro-batches."""
+    session = Session(run)
+    sitting = session.events(threading.Event())
+    while not isinstance(next(sitting), Started):
+        pass
+    torch.cat([session.model.loss(*one) for one in inputs]).mean().backward()
+    return [weight.grad for weight in session.optimizer.param_groups[0]["params"]]
+
+
+def assert_all_files_are_finite(run):
+    """Every number in every state and LoRA file of the run."""
+    files = [*run.states.glob("*/state.pt"), *run.loras.glob("*.safetensors")]
+    assert files
+    for file in files:
+        data = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        for path, value in tensors(data):
+            assert not isinstance(value, torch.Tensor) or torch.isfinite(value).all(), f"{file.name} {path}"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_micro_batch_is_left_out_and_the_gradient_is_the_mean_over_the_others(tmp_path, base, bad):
+    settings = merged(STEADY, EACH_STEP, {"loop": {"epochs": 1}})
+    run = new_run(tmp_path, base, settings, sizes=SQUARES)
+    sat = Sitting(run, lambda losses, number: losses * bad if number == 1 else losses)
+    (stepped,), (gradient,) = sat.steps(), sat.gradients
+    good = torch.cat([sat.losses[0], sat.losses[2]])
+    assert stepped.skipped == len(sat.losses[1]) == 5 - len(good)
+    assert stepped.loss == pytest.approx(good.mean().item(), rel=1e-6)
+    (told,) = warnings(sat.events)
+    assert "Step 1" in told and f"{stepped.skipped} samples" in told
+    reference = mean_gradient(new_run(tmp_path, base, settings, name="reference"), [sat.inputs[0], sat.inputs[2]])
+    assert max(part.abs().max() for part in gradient) > 1e-4
+    for found, wanted in zip(gradient, reference, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+    assert_all_files_are_finite(run)
+
+
+def test_one_bad_sample_among_many_steps_is_counted_and_reported_once(tmp_path, base):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 8}}, sizes=SQUARES)
+    sat = Sitting(run, lambda losses, number: losses * math.nan if number % 3 == 1 else losses)
+    assert all(step.skipped in (1, 2) and step.loss is not None and step.grad_norm is not None for step in sat.steps())
+    assert len(warnings(sat.events)) == 1
+    assert isinstance(sat.events[-1], Finished)
+    assert_all_files_are_finite(run)
+
+
+@pytest.mark.parametrize("spoil", [spoil_all, spoil_gradient])
+def test_a_step_without_any_finite_gradient_changes_nothing(tmp_path, base, spoil):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3}}, sizes=SQUARES)
+    sat = Sitting(run, lambda losses, number: spoil(losses, number) if 3 <= number < 6 else losses)  # step 2
+    before, after = (torch.load(run.states / name / "state.pt", weights_only=True) for name in ("00000001", "00000002"))
+    assert_same_bits([after["adapter"], after["optimizer"]["state"]], [before["adapter"], before["optimizer"]["state"]])
+    assert [step.grad_norm is None for step in sat.steps()] == [False, True, False]
+    assert len(warnings(sat.events)) == 1
+    assert_all_files_are_finite(run)
+
+
+@pytest.mark.parametrize("spoil", [spoil_all, spoil_gradient])
+def test_many_bad_steps_in_a_row_end_the_run_with_the_likely_causes(tmp_path, base, spoil):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 40}, "save": {"every_steps": 5}}, sizes=SQUARES)
+    sat = Sitting(run, lambda losses, number: spoil(losses, number) if number >= 3 * 10 else losses)
+    assert isinstance(sat.failed_with, TrainingDiverged)
+    assert sat.steps()[-1].step == 10 + BAD_STEPS_IN_A_ROW
+    for cause in ("learning rate is too high", "base or VAE", "last saved state is kept"):
+        assert cause in str(sat.failed_with)
+    assert len(warnings(sat.events)) == 1
+    assert_all_files_are_finite(run)
+
+
+def test_bad_steps_with_good_ones_between_them_do_not_end_the_run(tmp_path, base):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 42}, "save": {"every_steps": 0}}, sizes=SQUARES)
+    # of every 2 steps one is bad as a whole, and the other in one of its micro-batches
+    sat = Sitting(run, lambda losses, number: losses * (math.nan if number % 6 in (0, 1, 2, 3) else 1.0))
+    assert sat.failed_with is None and isinstance(sat.events[-1], Finished)
+
+
+def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base):
+    settings = merged(EACH_STEP, {"loop": {"epochs": 40}})
+    run = new_run(tmp_path, base, settings, sizes=SQUARES)
+    session = Session(run)
+    session.model.loss = lambda *inputs: inputs[0].new_full((len(inputs[0]),), math.nan)
+    for event in session.events(threading.Event()):
+        if at(Saved, 12)(event):
+            break
+    sat = Sitting(run, spoil_all)
+    assert isinstance(sat.failed_with, TrainingDiverged) and sat.steps()[-1].step == BAD_STEPS_IN_A_ROW
+
+
+@pytest.mark.parametrize("exports", [True, False], ids=["with a LoRA file", "the state alone"])
+@pytest.mark.parametrize("where", ["weights", "optimizer"])
+def test_numbers_that_are_not_finite_are_never_written(tmp_path, base, exports, where):
+    run = new_run(tmp_path, base, EACH_STEP, sizes=SQUARES)
+    session = Session(run)
+    for event in session.events(threading.Event()):
+        if at(Saved, 1)(event):
+            break
+    states = sorted(run.states.rglob("*"))
+    weight = session.optimizer.param_groups[0]["params"][0]
+    (weight.data if where == "weights" else session.optimizer.state[weight]["exp_avg"]).view(-1)[0] = math.nan
+    with pytest.raises(UserError, match="not finite"):
+        session._save(2, exports)
+    assert sorted(run.states.rglob("*")) == states
+    assert run.lora_steps() == ([1, 2] if exports and where == "optimizer" else [1])  # a finite one, before the state
+    assert_all_files_are_finite(run)
+
+
+# ---- float16, on a GPU -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_a_cut_run_in_fp16_with_loss_scaling_ends_bitwise_where_an_uncut_one_does(tmp_path, base):
+    half = merged(HARD, TEXT, {"loop": {"precision": "fp16"}})
+    whole = new_run(tmp_path / "uncut", base, half)
+    list(train(whole))
+    run = new_run(tmp_path / "cut", base, half)
+    for cut in (at(Stepped, 1), at(Saved, 2), at(Stepped, 5)):
+        until(run, cut)
+    list(train(run))
+    assert_same_end(run, whole)
+    state = checkpoint.newest(run.states).state
+    assert state["scaler"]["scale"] > 0
+    assert all(weight.dtype == torch.float32 for weight in state["adapter"].values())
+
+
+@pytest.mark.gpu
+def test_an_overflow_in_fp16_leaves_the_step_out_and_lowers_the_scale(tmp_path, base):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3, "precision": "fp16"}}, sizes=SQUARES)
+    sat = Sitting(run, lambda losses, number: spoil_gradient(losses, number) if 3 <= number < 6 else losses)
+    one, two = (torch.load(run.states / name / "state.pt", weights_only=True) for name in ("00000001", "00000002"))
+    assert_same_bits(two["adapter"], one["adapter"])
+    assert two["scaler"]["scale"] == one["scaler"]["scale"] / 2
+    assert sat.steps()[1].grad_norm is None and isinstance(sat.events[-1], Finished)

@@ -1,0 +1,196 @@
+"""Promise: the view before the start tells steps, space, time and where a session ends; a probe in it ends cleanly."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sittings import new_run
+from tiny import save_base, save_pictures, settings
+
+from lorakit.errors import UserError
+from lorakit.events import Progress
+from lorakit.project import Project
+from lorakit.run.config import configure, read_config
+from lorakit.training.forecast import Disk, Forecast, forecast
+from lorakit.training.probe import Probed, ProbeFailed
+from widgets import i18n
+from widgets.train import before as view
+
+MEASURED = Probed(
+    device="Tesla T4",
+    seconds_per_step=2.0,
+    images_per_second=1.0,
+    seconds_to_first_step=60.0,
+    seconds_per_save=None,
+    seconds_per_sample=None,
+    peak_memory_gb=11.24,
+    total_memory_gb=15.8,
+    phases={"start": 40.0, "encode": 9.0, "load": 15.0, "first step": 5.0},
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("before")
+    return new_run(folder / "p", save_base("sd15", folder / "base"), {"loop": {"epochs": 6}})
+
+
+@pytest.fixture(scope="module")
+def told(run) -> Forecast:
+    return forecast(read_config(run), run.project, run)
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """What a cell displays, drawing after drawing."""
+    shown: list[str] = []
+
+    class Shown:
+        def update(self, drawn):
+            shown.append(drawn.data)
+
+    def display(*drawn, **_):
+        shown.extend(one.data for one in drawn if hasattr(one, "data"))
+        return Shown()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return shown
+
+
+def words(text: str) -> str:
+    """The text of HTML, pictures left out."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+
+
+def rendered(told: Forecast, run, **how) -> str:
+    return words(view.render(told, read_config(run), **how))
+
+
+def test_steps_data_sizes_and_space_are_told(told, run):
+    text = rendered(told, run)
+    assert "24 steps" in text and "6 epochs" in text and "42 pictures seen" in text
+    assert "7 pictures × 1" in text and "64 × 64 px" in text and "0 of 7 encoded already" in text
+    assert "saved states 3 ×" in text and "LoRA files 6 ×" in text and "free" in text
+    assert "not known yet" in text  # time and memory
+
+
+@pytest.mark.parametrize(
+    "hours, sentence",
+    [
+        (1.0, "finished within a session of 1 h"),
+        (0.025, "After 0.025 h: step 17 of 24, 4 of 6 epochs done; 2 sessions in all"),
+    ],
+)
+def test_the_end_of_a_session_is_told(told, run, hours, sentence):
+    text = rendered(told, run, probed=MEASURED, hours=hours)
+    assert sentence in text
+    assert "11.2 of 15.8 GB, Tesla T4" in text and "1 images/s" in text
+    assert "start 40.0 s, base model 15.0 s, first step 5.0 s" in text
+
+
+def test_memory_that_may_run_out_is_told_with_the_next_rung(told, run):
+    assert "gradient_checkpointing" not in rendered(told, run, probed=MEASURED)
+    tight = replace(MEASURED, peak_memory_gb=15.5)
+    assert "memory.gradient_checkpointing=true" in rendered(told, run, probed=tight)
+
+
+@pytest.mark.parametrize(
+    "free, warning", [(10_000, ""), (1_100, "It will hardly fit"), (900, "It will not fit"), (None, "")]
+)
+def test_a_disk_that_fills_up_is_told_where_it_stands(told, run, free, warning):
+    disk = Disk(folder=Path("/drive"), is_home=True, needed=1_000, free=free)
+    text = rendered(replace(told, disks=(disk,)), run)
+    assert ("fit" in text) == bool(warning) and warning in text
+    assert "at home" in text
+
+
+@pytest.mark.parametrize(
+    "precision, asked, capability, sentence",
+    [
+        ("fp32", "auto", None, "fp32: there is no GPU here"),
+        ("fp16", "auto", (7, 5), "fp16: Tesla T4 has no fast bf16 (compute capability 7.5, 8.0 is needed)"),
+        ("bf16", "auto", (8, 9), "bf16: Tesla T4 computes in it (compute capability 8.9)"),
+        ("bf16", "bf16", (8, 9), "bf16, as was chosen"),
+    ],
+)
+def test_the_precision_is_told_with_its_reason(told, precision, asked, capability, sentence):
+    found = replace(told, precision=precision, asked_precision=asked, capability=capability, device="Tesla T4")
+    assert view.precision(found) == sentence
+
+
+def test_a_base_that_is_not_there_leaves_sizes_open_and_the_rest_told(tmp_path):
+    save_pictures(tmp_path / "dataset")
+    config = configure(settings(tmp_path / "none", model={"source": "somebody/model"}))
+    text = words(view.render(forecast(config, Project(tmp_path)), config))
+    assert "8 steps" in text and "not on this machine yet" in text and "Not known until the base is there" in text
+
+
+def test_names_of_files_are_text_and_not_html(told, run):
+    found = replace(told, notes=("<script>alert(1)</script>.png: left out.",) * 30)
+    drawn = view.render(found, read_config(run))
+    assert "<script>" not in drawn and "30 notes" in drawn and "and 10 more" in drawn
+
+
+def test_all_of_it_is_said_in_chinese(told, run):
+    english = words(view.render(told, read_config(run), MEASURED))
+    i18n.use("zh")
+    try:
+        chinese = words(view.render(told, read_config(run), MEASURED))
+    finally:
+        i18n.use("en")
+    assert "24 步" in chinese and not {"Disk space", "whole run", "precision"} & set(re.findall(r"[A-Za-z ]+", chinese))
+    assert english != chinese
+
+
+def test_the_whole_view_stays_small_for_a_long_run(tmp_path):
+    save_pictures(tmp_path / "dataset")
+    config = configure(settings(tmp_path / "none", loop={"steps": 10_000}))
+    assert len(view.render(forecast(config, Project(tmp_path)), config, MEASURED)) < 30_000
+
+
+# ---- in a cell -------------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_draws_what_it_does_and_then_its_figures(run, cell, monkeypatch):
+    seen = [Progress(what="start", done=0, total=1), Progress(what="steps", done=2, total=5), MEASURED]
+    monkeypatch.setattr(view, "REDRAW", 0.0)
+    monkeypatch.setattr(view, "try_steps", lambda config, project: iter(seen))
+    view.probe(run)
+    assert "Starting" in cell[1] and "Trying real steps 2 / 5" in cell[2]
+    assert "Time and memory" in cell[-1] and "Trying" not in cell[-1]
+
+
+def test_drawings_come_at_most_once_a_second(run, cell, monkeypatch):
+    seen = [Progress(what="pictures", done=done, total=500) for done in range(1, 500)]
+    monkeypatch.setattr(view, "try_steps", lambda config, project: iter([*seen, MEASURED]))
+    view.probe(run)
+    assert len(cell) <= 4
+
+
+@pytest.mark.parametrize(
+    "error, told", [(KeyboardInterrupt(), "Stopped. What was encoded is kept"), (ProbeFailed("no room"), "no room")]
+)
+def test_an_interrupt_and_a_refusal_end_in_a_sentence(run, cell, monkeypatch, error, told):
+    def trying(config, project):
+        yield Progress(what="start", done=0, total=1)
+        raise error
+
+    monkeypatch.setattr(view, "try_steps", trying)
+    view.probe(run)
+    assert told in cell[-1]
+
+
+def test_settings_without_a_project_are_refused(run):
+    with pytest.raises(UserError, match="project"):
+        view.before(read_config(run))
+
+
+def test_the_slider_moves_the_end_of_the_session(run, cell, monkeypatch):
+    monkeypatch.setattr(view, "remembered", lambda config, project: MEASURED)
+    shown = view._View(run, None, 3.0)
+    shown.show()
+    shown._set_hours({"new": 0.025})
+    assert "finished within" in cell[0] and "step 17 of 24" in cell[-1]

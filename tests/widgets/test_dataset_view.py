@@ -1,0 +1,109 @@
+"""A data set in a cell: what is there is told, files are checked."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from IPython import display as ipython_display
+
+from lorakit.demo import DATASET
+from lorakit.demo.quickstart import settings
+from lorakit.files import write_json
+from lorakit.project import Project
+from lorakit.run.config import configure
+from lorakit.run.create import start
+from lorakit.sync.workspace import Copied
+from widgets.data import dataset
+from widgets.project import base_model, loras
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Everything that a cell shows, one after the other: HTML as text, pictures as they are."""
+    found = []
+
+    def display(thing, display_id=False):
+        found.append(getattr(thing, "data", thing))
+        return SimpleNamespace(update=lambda html: found.append(html.data))
+
+    monkeypatch.setattr(ipython_display, "display", display)
+    return found
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The demo's pictures, and a run with its settings that has not begun."""
+    project = Project(tmp_path / "project")
+    shutil.copytree(DATASET, project.dataset)
+    start(project.run("r"), configure(settings()))
+    return project
+
+
+def test_the_pictures_are_counted_shown_and_those_left_out_are_named(project, shown):
+    (project.dataset / "10_mofurin" / "broken.png").write_bytes(b"no picture")
+    dataset.pictures(project)
+    counts, sheet, notes = shown
+    assert "10_mofurin" in counts and ">30<" in counts and "× 10" in counts and ">300<" in counts
+    assert sheet.size[0] == dataset.WIDTH
+    assert "broken.png: left out" in notes
+
+
+def test_what_is_left_out_is_told_before_what_lacks_a_caption_and_nothing_is_kept_back(project, shown):
+    for caption in project.dataset.rglob("*.txt"):
+        caption.unlink()
+    shutil.copy(next(project.dataset.rglob("*.png")), project.dataset)
+    dataset.pictures(project)
+    notes = shown[-1]
+    assert notes.index("1 pictures left out") < notes.index("no .txt file") and notes.count("no .txt file") == 30
+
+
+def test_a_project_without_pictures_is_told_where_they_go(tmp_path, shown):
+    project = Project(tmp_path)
+    project.dataset.mkdir()
+    for view in (dataset.pictures, dataset.tags):
+        view(project)
+        assert str(project.dataset) in shown[-1]
+
+
+def test_tags_are_counted_and_captions_without_the_trigger_are_told(project, shown):
+    first, second, *_ = sorted(project.dataset.rglob("*.txt"))
+    first.unlink()
+    second.write_text("1girl, <b>odd</b>, mofurin")
+    dataset.tags(project)
+    (told,) = shown
+    assert "mofurin <b>30</b>" in told, "the trigger is put into every caption"
+    assert "Pictures without a caption: 1." in told and "do not begin with the trigger mofurin: 1." in told
+    assert "&lt;b&gt;odd&lt;/b&gt;" in told and "<b>odd" not in told
+
+
+def test_a_base_that_is_here_is_fetched_checked_and_named_and_a_missing_one_explained(shown, tmp_path):
+    base_model.fetch(configure(settings()).model)
+    assert "a diffusers folder with StableDiffusionPipeline" in shown[-1] and "can be trained as sd15" in shown[-1]
+    missing = {**settings(), "model": {"family": "sd15", "source": str(tmp_path / "missing.safetensors")}}
+    base_model.fetch(configure(missing).model)
+    assert "missing.safetensors" in shown[-1] and "Traceback" not in shown[-1]
+
+
+def test_files_are_told_with_what_is_wrong_and_names_cannot_write_html(shown, tmp_path):
+    (tmp_path / "<i>x.safetensors").write_bytes(b"no such file")
+    base_model.look([tmp_path])
+    assert "✗" in shown[-1] and "&lt;i&gt;x.safetensors" in shown[-1] and "<i>x" not in shown[-1]
+    base_model.look([DATASET])
+    assert "No model files there." in shown[-1]
+
+
+def test_the_newest_run_comes_with_its_files_and_the_way_they_come_is_told(project, shown, monkeypatch, tmp_path):
+    write_json(project.home_file, {"home": str(tmp_path / "home")})
+    run = project.run("r")
+
+    def bringing(brought):
+        yield Copied("LoRA files and pictures", 1_000_000, 2_000_000, "")
+        run.loras.mkdir()
+        run.lora_file(3).write_bytes(b"x")
+
+    monkeypatch.setattr(loras, "bringing_loras", bringing)
+    monkeypatch.setattr(loras, "REDRAW", 0.0)
+    assert loras.newest_run(project).lora_steps() == [3]
+    assert any("1 MB" in html and "2 MB" in html for html in shown)

@@ -1,0 +1,123 @@
+"""The doctor's report in a cell: what it shows, what its buttons do, both languages, and how much is kept of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import shutil
+
+import ipywidgets
+import pytest
+from PIL import Image
+
+from lorakit.demo import DATASET
+from lorakit.demo.quickstart import settings
+from lorakit.examine import excluded
+from lorakit.examine.checks import CHECKS
+from lorakit.examine.fixes import FIXES
+from lorakit.project import Project
+from lorakit.run.config import configure
+from lorakit.run.create import start
+from widgets import i18n
+from widgets.data.report import Examination, _chosen
+
+MOST = 1_500_000  # bytes that a notebook keeps of a report
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The demo's pictures as the demo trains them, one of them broken, one a copy, one without its trigger."""
+    project = Project(tmp_path)
+    shutil.copytree(DATASET, project.dataset)
+    folder = project.dataset / "10_mofurin"
+    (folder / "01.png").write_bytes(b"no <picture>")
+    shutil.copy(folder / "02.png", folder / "co<i>py.png")
+    (folder / "03.txt").write_text("1girl, <b>bold</b>, forest")
+    start(project.run("r"), configure(settings()))
+    return project
+
+
+def shown(view: Examination) -> str:
+    """All text in the widget, as HTML."""
+    return "".join(w.value for w in _all(view.widget) if isinstance(w, ipywidgets.HTML))
+
+
+def _all(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from _all(child)
+
+
+def press(view: Examination, label: str) -> None:
+    next(w for w in _all(view.widget) if isinstance(w, ipywidgets.Button) and w.description == label).click()
+
+
+def opened(project: Project) -> Examination:
+    view = Examination(project)
+    view.examine()
+    return view
+
+
+def test_findings_stand_worst_first_with_their_pictures_and_the_settings_of_the_next_run(project):
+    data, model, loop = _chosen(project)
+    assert (data.trigger, data.resolution, model.source, loop.batch_size) == ("mofurin", 128, "demo", 4)
+    told = shown(opened(project))
+    titles = ["Files that cannot be read as pictures: 1", "Captions without the trigger mofurin: 1"]
+    titles += ["Pictures that are alike: 2", "Tags in a single picture"]
+    assert sorted(titles, key=told.index) == titles
+    assert (
+        told.count("data:image/jpeg") >= 4
+        and "&lt;b&gt;bold" in told
+        and "<b>bold" not in told
+        and "co&lt;i&gt;py" in told
+        and "co<i>" not in told
+    )
+
+
+def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(project):
+    view = opened(project)
+    press(view, "set aside")
+    assert "Done: set aside, 2." in view.told.value and "cannot be read" not in shown(view)
+    assert "set-aside/001-unreadable: 2" in shown(view)
+    press(opened(project), "bring back")
+    assert not excluded.batches(project) and "cannot be read" in shown(opened(project))
+    press(view, "trigger first")
+    assert (project.dataset / "10_mofurin" / "03.txt").read_text().startswith("mofurin, 1girl")
+
+
+def test_a_data_set_that_cannot_be_trained_on_is_a_finding(tmp_path):
+    told = shown(opened(Project(tmp_path)))
+    assert "The data set cannot be trained on" in told and "does not exist" in told
+
+
+def test_a_report_of_everything_stays_small(project):
+    dice = random.Random(1)
+    for i in range(60):  # noise is what JPEG packs worst; each picture has many findings
+        noise = Image.frombytes("RGB", (100, 90), dice.randbytes(27_000))
+        frame = Image.new("RGB", (100, 110), "black")
+        frame.paste(noise, (0, 10))
+        frame.save(project.dataset / "10_mofurin" / f"noise {i}.png")
+        (project.dataset / "10_mofurin" / f"noise {i}.txt").write_text(
+            f"a，b, blue hair, red hair, t{i}, " + "word, " * 90
+        )
+    view = opened(project)
+    assert len(view.rows.children) > 8
+    kept = sum(len(json.dumps(widget.get_state(), default=str)) for widget in _all(view.widget))
+    assert kept / len(view.rows.children) * len(CHECKS) < MOST
+
+
+def test_every_finding_and_fix_has_its_chinese_and_none_is_left_over():
+    there = i18n.translations()["examine"]
+    wanted = {text for check in CHECKS.values() for text in (check.text, check.reason)}
+    wanted |= {text for fix in FIXES.values() for text in (fix.label, fix.help)}
+    assert set(there) == wanted
+
+
+def test_the_report_is_chinese_for_those_who_chose_that(project):
+    i18n.use("zh")
+    try:
+        told = html.unescape(shown(opened(project)))
+    finally:
+        i18n.use("en")
+    assert "无法作为图片读取的文件：1 个" in told and "缺少触发词 mofurin 的标注：1 条" in told and "移到" in told

@@ -1,0 +1,156 @@
+"""Promise: what more epochs mean is seen before they are had; resuming and beginning anew have a button each."""
+
+from __future__ import annotations
+
+import re
+
+import ipywidgets
+import pytest
+from sittings import copy_of, new_run
+from tiny import save_base
+
+from lorakit.errors import UserError
+from lorakit.events import Stepped
+from lorakit.lora.file import LoraFileError
+from lorakit.run import extend
+from lorakit.run.checkpoint import saved_step
+from lorakit.run.config import read_config
+from lorakit.training.loop import train
+from widgets.train import extend as view
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 2 epochs of 4 steps, all of them trained; the learning rate falls to zero."""
+    folder = tmp_path_factory.mktemp("extend")
+    run = new_run(folder / "p", save_base("sd15", folder / "base"), {"schedule": {"name": "linear"}})
+    list(train(run))
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return copy_of(trained, tmp_path / "p")
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """Everything that a cell displays."""
+    shown: list = []
+    monkeypatch.setattr("IPython.display.display", lambda *drawn, **_: shown.extend(drawn))
+    return shown
+
+
+def buttons(cell: list) -> dict[str, ipywidgets.Button]:
+    found, left = {}, list(cell)
+    while left:
+        widget = left.pop()
+        left += getattr(widget, "children", ())
+        if isinstance(widget, ipywidgets.Button):
+            found[widget.description] = widget
+    return found
+
+
+def texts(cell: list) -> str:
+    found, left = [], list(cell)
+    while left:
+        shown = left.pop(0)
+        left += getattr(shown, "children", ())
+        found += [text for text in (getattr(shown, "data", None), getattr(shown, "value", None)) if text]
+    return re.sub(r"<[^>]+>", " ", " ".join(found))
+
+
+def test_each_way_has_a_picture_a_sentence_and_a_button_and_nothing_is_done(run, cell):
+    before = run.config_file.read_bytes()
+    view.more_epochs(run, 5)
+    assert list(buttons(cell)) and set(buttons(cell)) == {"Stretch", "Hold", "New stage"}
+    drawn = [view.render(run, 5, way) for way in view.WAYS]
+    assert all("<img" in picture and "planned until now" in picture for picture in drawn)
+    assert len({re.sub(r"<[^>]+>", " ", picture) for picture in drawn}) == 3
+    assert run.config_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("way, steps", [("stretch", 20), ("hold", 20), ("stage", 20)])
+def test_a_way_does_what_it_showed(run, cell, way, steps):
+    shown = view._curve(run, view.planned(run, 5, way))
+    view.more_epochs(run, 5, way)
+    assert "20 steps now" in texts(cell)
+    further = [event.lr for event in train(run) if isinstance(event, Stepped)]
+    assert saved_step(run) == len(shown) == steps
+    assert further == pytest.approx(shown[8:])
+
+
+def test_a_button_does_it_once_and_then_all_are_off(run, cell):
+    view.more_epochs(run, 5)
+    found = buttons(cell)
+    found["New stage"].click()
+    assert len(read_config(run).stages) == 1 and "20 steps now" in texts(cell)
+    assert all(button.disabled for button in found.values())
+
+
+def test_epochs_of_a_run_of_several_stages_are_said_to_be_those_of_the_last(run):
+    assert "last stage" not in view.render_title(run, 5)
+    extend.add_stage(run, {"loop": {"epochs": 1}})
+    assert "epochs of its last stage alone" in view.render_title(run, 5)
+
+
+@pytest.mark.parametrize("way", ["", "stretch", "hold", "stage"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_epochs_that_are_done_are_told_and_nothing_happens(run, cell, epochs, way):
+    before = run.config_file.read_bytes()
+    view.more_epochs(run, epochs, way)
+    assert "Nothing to do" in texts(cell) and not buttons(cell)
+    assert run.config_file.read_bytes() == before
+
+
+def test_holding_a_rate_that_is_next_to_nothing_is_warned_of(run, trained, tmp_path):
+    assert "next to nothing" not in view.render(run, 5, "hold")  # linear ends at an eighth
+    view.more_epochs(run, 30, "stretch")
+    list(train(run))
+    assert "next to nothing" in view.render(run, 40, "hold")
+
+
+def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypatch):
+    started = []
+    monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
+    view.going_on(run)
+    found = buttons(cell)
+    assert set(found) == {"Resume this run", "Start a new run from these weights"}
+    found["Start a new run from these weights"].click()
+    assert not started and [other.name for other in run.project.runs()] == ["r", "r-2"]
+    made = read_config(run.project.run("r-2"))
+    assert made.adapter.network_weights == str(run.lora_file(8)) and made.adapter.rank == 2
+
+
+def test_resuming_starts_the_trainer(run, cell, monkeypatch):
+    started = []
+    monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
+    view.going_on(run)
+    buttons(cell)["Resume this run"].click()
+    assert started == ["r"] and "goes on" in texts(cell)
+
+
+def test_a_new_run_has_the_settings_of_the_old_and_its_own_steps(run):
+    extend.add_stage(run, {"loop": {"epochs": 1}})
+    made = view.new_run_from(run, "again")
+    config, old = read_config(made), read_config(run)
+    assert (config.data, config.optimizer, config.loop) == (old.data, old.optimizer, old.loop)
+    assert config.stages == () and saved_step(made) == 0
+
+
+def test_files_that_cannot_be_begun_from_are_refused(run, tmp_path):
+    with pytest.raises(UserError, match="like="):
+        view.new_run_from(run.lora_file(8), "again")
+    with pytest.raises(LoraFileError):
+        view.new_run_from(next(run.project.cache.rglob("*.safetensors")), "again", like=run)
+    fresh = new_run(run.project.folder, tmp_path / "none", name="fresh")
+    with pytest.raises(UserError, match="no LoRA file yet"):
+        view.new_run_from(fresh, "again")
+
+
+def test_a_refusal_behind_a_button_is_a_sentence(run, cell):
+    view.going_on(run)
+    name = next(w for w in cell[0].children if isinstance(w, ipywidgets.Text))
+    name.value = "no/name"
+    buttons(cell)["Start a new run from these weights"].click()
+    assert "cannot be a run" in texts(cell)

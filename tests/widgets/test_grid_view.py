@@ -1,0 +1,178 @@
+"""Grids in a cell: seen while they grow, interrupted without an error, chosen in a form."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from IPython import display as ipython_display
+from logs import project, saved, started, stepped, write
+from PIL import Image
+from sittings import new_run
+from tiny import save_sd15
+
+from lorakit.config import ConfigError
+from lorakit.generation.grid import Axis, Cell, Done, Painted
+from lorakit.training.loop import train
+from widgets.evaluate import grid as view
+from widgets.evaluate.grid_form import GridForm, suggested
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the tiny model with three LoRA files."""
+    folder = tmp_path_factory.mktemp("grid")
+    base = save_sd15(folder / "base")
+    run = new_run(
+        folder / "project",
+        base,
+        {"data": {"trigger": "mofu"}, "loop": {"steps": 3}, "save": {"every_steps": 1}},
+    )
+    for _ in train(run):
+        pass
+    assert run.lora_steps() == [1, 2, 3]
+    return run
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Everything that a cell shows, one after the other."""
+    shown = []
+    monkeypatch.setattr(view, "REDRAW", 0.0)
+    monkeypatch.setattr(
+        ipython_display,
+        "display",
+        lambda html, display_id: (
+            shown.append(html.data) or SimpleNamespace(update=lambda html: shown.append(html.data))
+        ),
+    )
+    return shown
+
+
+def pictures(html: str) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"jpeg;base64,([^\"]+)", html)]
+
+
+def fake(folder: Path, columns: int, rows: int, side: int, *, stop: int = -1):
+    """The events of a grid of noise, row by row; the interrupt button is pressed after `stop` pictures."""
+    for place in range(columns * rows):
+        if place == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        row, column = divmod(place, columns)
+        file = folder / f"{place}.png"
+        Image.effect_noise((side, side), 90).convert("RGB").save(file, compress_level=1)
+        yield Painted(Cell(column, row, 1, 1.0, "", 0), file, place + 1, columns * rows)
+    sheet = Image.effect_noise((side * columns, side * rows), 90).convert("RGB")
+    sheet.save(folder / "grid.png", compress_level=1)
+    yield Done(folder / "grid.png", folder / "grid.json")
+
+
+def test_the_sheet_grows_with_empty_places_and_ends_whole(tmp_path, drawn):
+    view.show(fake(tmp_path, 3, 2, 64))
+    growing = [html for html in drawn if "picture " in html]
+    assert [re.search(r"picture (\d) / 6", html)[1] for html in growing] == ["1", "2", "3", "4", "5"]
+    assert len({picture.size for html in growing[2:] for picture in pictures(html)}) <= 2, "it keeps its shape"
+    assert str(tmp_path / "grid.png") in drawn[-1] and len(pictures(drawn[-1])) == 1
+
+
+def test_axes_that_are_known_label_the_sheet_from_the_first_picture(tmp_path, drawn):
+    x, y = Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2))
+    view.show(view.Painting(x, y, fake(tmp_path, 3, 2, 64)))
+    sizes = {pictures(html)[0].size for html in drawn if "picture " in html}
+    assert len(sizes) == 1, "all of its places are there from the beginning"
+    (width, height) = sizes.pop()
+    assert width > 3 * 64 and height > 2 * 64
+
+
+def test_what_is_left_in_the_notebook_is_bounded_however_large_the_grid_is(tmp_path, drawn):
+    view.show(fake(tmp_path, 5, 3, 512))
+    assert max(map(len, drawn)) < 600_000
+    assert pictures(drawn[-1])[0].width <= 1600
+
+
+def test_the_interrupt_button_leaves_what_is_painted_and_no_error(tmp_path, drawn):
+    painting = fake(tmp_path, 3, 2, 64, stop=4)
+    view.show(painting)
+    assert "4 of 6 pictures are painted and kept" in drawn[-1] and len(pictures(drawn[-1])) == 1
+
+
+def test_the_interrupt_button_pressed_twice_leaves_no_error_either(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(view, "_give_back", lambda painting: signal.raise_signal(signal.SIGINT))
+    view.show(fake(tmp_path, 3, 2, 64, stop=0))
+    assert "What was painted before is kept" in drawn[-1] and not pictures(drawn[-1])
+
+
+def test_a_painter_that_waits_is_let_go_when_the_interrupt_button_is_pressed(tmp_path, drawn, monkeypatch):
+    painting, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
+    monkeypatch.setattr(view.Sheet, "put", lambda self, event: (put(self, event), signal.raise_signal(signal.SIGINT)))
+    view.show(view.Painting(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), painting))
+    assert "1 of 6 pictures" in drawn[-1] and painting.gi_frame is None
+
+
+def test_the_form_paints_what_it_says(trained, drawn):
+    form = GridForm(trained)
+    form.strengths.value = "0.5，1"
+    form.sampling.value, form.seed.value = 1, 7
+    assert "4 columns × 2 rows = 8 pictures" in form.told.value
+    view.show(form.paint())
+    folder = trained.grids / "checkpoint-strength"
+    assert str(folder / "grid.png") in drawn[-1] and len(list((folder / "cells").iterdir())) == 7, "off is off twice"
+    with Image.open(next((folder / "cells").iterdir())) as cell:
+        assert cell.size == (64, 64) and json.loads(cell.text["parameters"])["seed"] == 7
+
+
+def test_every_nth_checkpoint_is_counted_from_the_newest(trained):
+    form = GridForm(trained)
+    form.every.value = 2
+    assert form.axes()[0].values == ("off", 1, 3)
+    form.off.value = False
+    form.every.value = 3
+    assert form.axes()[0].values == (3,)
+
+
+def test_any_two_of_the_four_axes_can_be_chosen_and_only_their_fields_are_seen(trained):
+    form = GridForm(trained)
+    form.x.value, form.y.value = "seed", "prompt"
+    x, y = form.axes()
+    assert x.values == (42, 43, 44) and "mofu" in y.values and len(y.values) > 3
+    seen = {name for name, (own, _) in form.values.items() if own[0].layout.display != "none"}
+    instead = {name for name, (_, instead) in form.values.items() if instead[0].layout.display != "none"}
+    assert seen == {"seed", "prompt"} and instead == {"checkpoint", "strength"}
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"y": "checkpoint"}, "the same"),
+        ({"strengths": "1, much"}, "&#x27;much&#x27; is no number"),
+        ({"y": "prompt", "prompts": " \n"}, "has no values"),
+        ({"y": "seed", "seeds": "-1"}, "-1 cannot be a value"),
+    ],
+)
+def test_what_cannot_be_painted_is_explained_in_the_form(trained, changes, told):
+    form = GridForm(trained)
+    for name, value in changes.items():
+        getattr(form, name).value = value
+    assert told in form.told.value
+    with pytest.raises(ConfigError):
+        form.paint()
+
+
+def test_suggested_prompts_test_what_was_learned_and_what_leaks(trained):
+    form = GridForm(trained)
+    found = suggested(trained, form.config)
+    assert found[0] == "mofu", "the trigger alone"
+    assert any("moon" in prompt for prompt in found) and "mofu" not in found[-1], "far from the pictures; a leak"
+    assert len(found) == len(set(found)) >= 5
+
+
+def test_a_run_without_files_can_only_be_compared_without_them(tmp_path, trained):
+    run = project(tmp_path).run("r")
+    write(run, started(0, 9), stepped(1), saved(run, 1))
+    run.config_file.write_text(trained.config_file.read_text(encoding="utf-8"), encoding="utf-8")
+    assert GridForm(run).axes()[0].values == ("off",)

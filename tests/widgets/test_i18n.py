@@ -1,0 +1,112 @@
+"""Every sentence of the widgets has its Chinese one, and no translation is left over."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lorakit.errors import UserError
+from widgets import i18n
+
+WIDGETS = Path(i18n.__file__).parent
+SOURCES = {
+    ".".join(path.relative_to(WIDGETS).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(WIDGETS.rglob("*.py"))
+}
+# Sections of sentences that other tests compare with the data that they translate.
+DATA = {*i18n.BY_PATH, "rows", "advice", "places", "doctor", "examine", "hints", "taggers"}
+
+
+@pytest.fixture
+def chinese():
+    before = i18n.language()
+    i18n.use("zh")
+    yield
+    i18n.use(before)
+
+
+def calls(tree: ast.Module) -> list[ast.Call]:
+    """All calls of say() in a file."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [node for node in found if getattr(node.func, "id", getattr(node.func, "attr", "")) == "say"]
+
+
+def literals(tree: ast.AST) -> set[str]:
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def said(tree: ast.Module) -> set[str]:
+    """What is given to say() as it stands, also by `say("a" if ... else "b")`."""
+    found = set()
+    for call in calls(tree):
+        text = call.args[0]
+        options = [text.body, text.orelse] if isinstance(text, ast.IfExp) else [text]
+        found |= {option.value for option in options if isinstance(option, ast.Constant)}
+    return found
+
+
+def fields(text: str) -> set[str]:
+    return set(re.findall(r"\{(\w+)", text))
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
+def test_every_sentence_of_a_module_has_its_chinese(module):
+    there = i18n.translations().get(module, {})
+    assert not sorted(said(SOURCES[module]) - set(there)), f"missing in section {module!r} of zh/"
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
+def test_no_sentence_is_put_together_before_it_is_translated(module):
+    made = [ast.unparse(c) for c in calls(SOURCES[module]) if isinstance(c.args[0], (ast.JoinedStr, ast.BinOp))]
+    assert not made, "give say() the sentence with {fields} in it, and the fields by name"
+
+
+@pytest.mark.parametrize("section", sorted(set(i18n.translations()) - DATA))
+def test_no_translation_is_left_over(section):
+    assert section in SOURCES, "a section is named like a file of widgets/"
+    left = set(i18n.translations()[section]) - literals(SOURCES[section])
+    assert not left, f"section {section!r} of zh/ translates what that file does not say"
+
+
+@pytest.mark.parametrize("section", sorted(set(i18n.translations()) - set(i18n.BY_PATH)))
+def test_a_translation_has_the_fields_of_its_sentence(section):
+    entries = i18n.translations()[section]
+    assert not {e: z for e, z in entries.items() if fields(e) != fields(z)}
+    assert all(z.strip() for z in entries.values())
+
+
+def test_a_sentence_is_translated_one_way_only():
+    found = {}
+    for section in set(i18n.translations()) - set(i18n.BY_PATH):
+        for english, chinese in i18n.translations()[section].items():
+            found.setdefault(english, set()).add(chinese)
+    assert not {english: ways for english, ways in found.items() if len(ways) > 1}
+
+
+def test_no_key_stands_twice_in_a_section():
+    trees = [yaml.compose(file.read_text(encoding="utf-8")) for file in (WIDGETS / "zh").glob("*.yaml")]
+    found = [pair for tree in trees for pair in tree.value]
+    sections = [section.value for section, _ in found]
+    assert len(sections) == len(set(sections))
+    for section, entries in found:
+        keys = [key.value for key, _ in entries.value]
+        assert len(keys) == len(set(keys)), (
+            f"in section {section.value}: {sorted(k for k in keys if keys.count(k) > 1)}"
+        )
+
+
+def test_the_language_decides_what_is_said(chinese, monkeypatch):
+    monkeypatch.setattr(i18n, "_sentences", lambda: {"{n} steps of {name}": "{name}：{n} 步"})
+    assert i18n.say("{n} steps of {name}", n=3, name="a") == "a：3 步"
+    assert i18n.say("100% of {x} untranslated", x=1) == "100% of 1 untranslated"
+    i18n.use("en")
+    assert i18n.say("{n} steps of {name}", n=3, name="a") == "3 steps of a"
+
+
+def test_an_unknown_language_is_refused_and_changes_nothing():
+    before = i18n.language()
+    with pytest.raises(UserError, match="'fr'.*en, zh"):
+        i18n.use("fr")
+    assert i18n.language() == before

@@ -1,0 +1,280 @@
+"""Bringing pictures in, boxes, preparing and buckets as widgets: what is clicked is on disk, what is wrong is told."""
+
+import io
+import shutil
+import zipfile
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lorakit.demo import DATASET
+from lorakit.prepare.boxes import Box, Boxes
+from lorakit.prepare.crop import FOLDER, read_prepare
+from lorakit.project import Project
+from lorakit.sync import service
+from widgets import i18n
+from widgets.data.boxes import BoxForm
+from widgets.data.boxes import boxes as show_boxes
+from widgets.data.intake import IntakeForm, add_pictures, uploaded
+from widgets.data.prepare import PrepareForm, buckets_preview
+from widgets.project.draft import Draft
+
+FIRST, SECOND = "10_mofurin/01.png", "10_mofurin/02.png"
+
+
+@pytest.fixture(autouse=True)
+def no_mirror(monkeypatch):
+    monkeypatch.setattr(service, "start", lambda project: False)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Four pictures of the demo, of 128 px."""
+    made = Project(tmp_path / "project")
+    for name in ("01", "02", "03", "04"):
+        for end in (".png", ".txt"):
+            file = made.dataset / "10_mofurin" / f"{name}{end}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(DATASET / "10_mofurin" / file.name, file)
+    return made
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What cells show, as HTML."""
+    found = []
+    monkeypatch.setattr("IPython.display.display", lambda thing, **_: found.append(getattr(thing, "data", thing)))
+    return found
+
+
+# ---- getting pictures in ---------------------------------------------------------------------------------------------
+
+
+def test_an_upload_is_the_same_in_ipywidgets_7_and_8():
+    seven = {"a.png": {"metadata": {"name": "a.png", "size": 1}, "content": b"a"}}
+    eight = ({"name": "a.png", "type": "image/png", "size": 1, "content": memoryview(b"a"), "last_modified": None},)
+    assert uploaded(seven) == uploaded(eight) == {"a.png": b"a"}
+    assert uploaded({}) == uploaded(()) == {}
+
+
+def upload(form: IntakeForm, files: dict[str, bytes]) -> None:
+    """What the browser does, for the ipywidgets that are installed."""
+    if hasattr(form.upload, "_counter"):
+        form.upload.metadata, form.upload.data = [{"name": name} for name in files], list(files.values())
+        form.upload._counter = len(files)
+    else:
+        told = {"type": "", "last_modified": datetime(2026, 1, 1)}
+        form.upload.value = tuple({"name": n, "size": len(d), "content": d, **told} for n, d in files.items())
+
+
+def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_path):
+    form = IntakeForm(Project(tmp_path))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("pics/b.png", b"b")
+    form.into.value, form.repeats.value = "mofu", 5
+    upload(form, {"a.png": b"a", "a.txt": b"mofu", "more.zip": packed.getvalue()})
+    assert sorted(p.name for p in (tmp_path / "dataset/5_mofu").iterdir()) == ["a.png", "a.txt", "b.png"]
+    assert not form.upload.value and "2 pictures added" not in form.told.value and "added" in form.told.value
+    upload(form, {"c.png": b"c"})
+    assert (tmp_path / "dataset/5_mofu/c.png").read_bytes() == b"c"
+
+
+def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, project):
+    form = IntakeForm(Project(tmp_path / "other"))
+    form.button.click()
+    assert "Write where" in form.told.value
+    form.source.value = str(tmp_path / "nowhere.zip")
+    form.button.click()
+    assert "does not exist" in form.told.value
+    (project.dataset / "<b>.md").write_text("x")
+    form.source.value = f'"{project.dataset}"'  # as some systems copy a path
+    form.button.click()
+    assert "4 pictures added" in form.told.value and "&lt;b&gt;.md" in form.told.value
+    form.button.click()
+    assert "8 files were there already" in form.told.value
+
+
+def test_what_is_added_beside_prepared_pictures_is_said_not_to_be_trained_yet(project, tmp_path):
+    form, told = IntakeForm(project), "prepare them again"
+    (tmp_path / "more").mkdir()
+    for name in ("new1.png", "new2.png"):
+        shutil.copy(next(project.dataset.rglob("*.png")), tmp_path / "more" / name)
+        form.add(tmp_path / "more")
+        assert (told in form.told.value) == (name == "new2.png")
+        Draft(project).set("data.folder", FOLDER)
+
+
+def test_a_source_in_code_is_added_at_once(project, tmp_path, displayed):
+    add_pictures(Project(tmp_path / "other"), project.dataset / "10_mofurin", "reg/girl")
+    assert "4 pictures added" in displayed[0].value
+    assert len(list((tmp_path / "other/dataset/reg/1_girl").glob("*.png"))) == 4
+
+
+# ---- boxes -----------------------------------------------------------------------------------------------------------
+
+
+def drag(form: BoxForm, *shares: float, number: int = 1) -> None:
+    """What the page tells when a rectangle was drawn."""
+    form._clicks._told({"drag": str(number), "box": shares})
+
+
+def test_drawing_and_sliders_are_about_the_same_box_which_is_on_disk_at_once(project):
+    form = BoxForm(project)
+    drag(form, 0.25, 0.5, 0.5, 0.25)
+    assert Boxes(project).of(FIRST) == (Box(32, 64, 64, 32),)
+    assert [slider.value for slider in form._sliders.values()] == [32, 64, 64, 32]
+    form._sliders["left"].value = 8
+    assert Boxes(project).of(FIRST) == (Box(8, 64, 64, 32),)
+    assert "left:6.250%" in form._over.value
+    form._sliders["width"].value = 128
+    assert Boxes(project).of(FIRST) == (Box(8, 64, 120, 32),), "clipped at the picture's edge"
+    assert form._sliders["width"].value == 120
+
+
+def test_a_slip_of_the_hand_is_no_box(project):
+    form = BoxForm(project)
+    drag(form, 0.25, 0.5, 0.01, 0.01, number=7)
+    assert Boxes(project).of(FIRST) == () and '[data-drag="7"]' in form._over.value
+    assert not form._trouble.value
+
+
+def test_a_box_that_slides_out_of_the_picture_is_refused_and_the_sliders_go_back(project):
+    form = BoxForm(project)
+    drag(form, 0.25, 0.5, 0.5, 0.25)
+    form._sliders["left"].value = 127
+    assert "draw it again" in form._trouble.value and form._sliders["left"].value == 32
+    assert Boxes(project).of(FIRST) == (Box(32, 64, 64, 32),)
+
+
+def test_several_boxes_are_chosen_named_taken_away_and_brought_back(project):
+    form = BoxForm(project)
+    form.add()
+    form.add()
+    drag(form, 0, 0, 0.5, 0.5)
+    assert Boxes(project).of(FIRST) == (Box(32, 32, 64, 64), Box(0, 0, 64, 64)), "the newest is the chosen one"
+    chooser, name, away = form._list.children[0].children
+    chooser.click()
+    drag(form, 0.5, 0.5, 0.5, 0.5)
+    form._list.children[0].children[1].value = "face"
+    assert Boxes(project).of(FIRST) == (Box(64, 64, 64, 64, "face"), Box(0, 0, 64, 64))
+    form._list.children[0].children[2].click()
+    assert Boxes(project).of(FIRST) == (Box(0, 0, 64, 64),)
+    form.turn(1)
+    form.undo()
+    assert form.name == FIRST and len(form.boxes) == 2, "it goes where it was changed"
+
+
+def test_the_pictures_are_leafed_through_in_a_circle_and_say_which_have_boxes(project):
+    Boxes(project).add(SECOND, Box(0, 0, 20, 20))
+    form = BoxForm(project)
+    form.turn(1)
+    assert form.name == SECOND and form._sliders["width"].value == 20
+    form.turn(-2)
+    assert form.name == "10_mofurin/04.png" and form._sliders["width"].value == 128
+    form._names.value = FIRST
+    assert form.name == FIRST and "1 of 4" in form._told.value
+    assert [label[0] for label, _ in form._names.options] == ["·", "✓", "·", "·"]
+
+
+def test_a_change_elsewhere_is_kept_by_the_next_one_here(project):
+    form = BoxForm(project)
+    Boxes(project).add(SECOND, Box(0, 0, 20, 20))
+    form.add()
+    assert Boxes(project).names() == [FIRST, SECOND]
+
+
+def test_without_pictures_or_with_a_damaged_list_that_is_told(project, tmp_path, displayed):
+    show_boxes(Project(tmp_path / "none"))
+    (project.folder / "boxes.yaml").write_text("a.png: [1]")
+    show_boxes(project)
+    assert "does not exist" in displayed[0] and "is no box" in displayed[1]
+
+
+# ---- preparing -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
+    form = PrepareForm(project)
+    form.rows["pad"].control.widget.value = "2x3"
+    form.rows["resize"].control.widget.value = "none"
+    assert form.rows["size"].widget.layout.display == "none"
+    assert read_prepare(project).pad == "2x3" and PrepareForm(project).how == form.how
+    assert form.use.layout.display == "none", "there is nothing to train on yet"
+    assert form.button.layout.display != "none"
+    form.button.click()
+    assert Image.open(project.folder / FOLDER / FIRST).size == (128, 192)
+    assert "4 pictures are in" in form.told.value and form.use.layout.display == ""
+
+
+def test_the_next_run_trains_on_the_prepared_pictures_and_on_the_originals_again(project):
+    Draft(project).set("data.folder", str(project.dataset))
+    form = PrepareForm(project)
+    form.button.click()
+    form.use.click()
+    assert Draft(project).data.folder == FOLDER and f"trains on {FOLDER}" in form.told.value
+    form.button.click()
+    assert "4 pictures are in" in form.told.value, "they are made of the originals still"
+    PrepareForm(project).use.click()
+    assert Draft(project).data.folder == str(project.dataset)
+
+
+def test_a_wrong_colour_is_told_beside_its_field_and_the_last_right_one_holds(project):
+    form = PrepareForm(project)
+    form.rows["background"].control.widget.value = "mauvish"
+    assert "mauvish" in form.rows["background"].trouble and read_prepare(project).background == "white"
+    form.rows["background"].control.widget.value = "#000000"
+    assert not form.rows["background"].trouble and read_prepare(project).background == "#000000"
+
+
+def test_a_picture_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(project, tmp_path):
+    Boxes(project).add(FIRST, Box(500, 500, 50, 50))
+    form = PrepareForm(project)
+    form.button.click()
+    assert "3 pictures are in" in form.told.value and "draw it again" in form.told.value
+    other = PrepareForm(Project(tmp_path / "none"))
+    other.button.click()
+    assert "does not exist" in other.told.value
+
+
+# ---- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def test_buckets_tell_how_many_pictures_they_have_what_is_cut_off_and_what_is_enlarged(project, displayed):
+    Image.new("RGB", (900, 300), "red").save(project.dataset / "10_mofurin/wide.png")
+    Image.new("RGB", (40, 40), "blue").save(project.dataset / "10_mofurin/tiny.png")
+    Draft(project).set("data.resolution", 128)
+    Draft(project).set("data.min_bucket_reso", 64)
+    Draft(project).set("data.max_bucket_reso", 192)
+    Draft(project).set("loop.batch_size", 16)
+    buckets_preview(project)
+    text = displayed[0]
+    assert "6 pictures" in text and "128 × 128 px" in text and "192 × 64 px" in text
+    assert "× 1.6" in text, "64 px from 40"
+    assert "fewer pictures than a batch of 16" in text
+    assert text.count("<img") == 6 and text.count('src="data:image/jpeg') == 6
+
+
+def test_of_many_pictures_some_are_shown_and_the_others_counted(project, displayed):
+    buckets_preview(project, shown=2)
+    assert displayed[0].count("<img") == 2 and "and 2 more" in displayed[0]
+
+
+def test_without_pictures_the_preview_says_so(tmp_path, displayed):
+    buckets_preview(Project(tmp_path))
+    assert "does not exist" in displayed[0]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_all_of_it_speaks_the_reader_s_language(project, language):
+    before = i18n.language()
+    i18n.use(language)
+    try:
+        form, boxes, intake = PrepareForm(project), BoxForm(project), IntakeForm(project)
+    finally:
+        i18n.use(before)
+    told = form.button.description + boxes._told.value + intake.button.description
+    assert ("图" in told) == (language == "zh")
+    assert Path(project.folder).exists()

@@ -1,0 +1,71 @@
+"""Regularization pictures in a cell: told before, shown while they are made, stopped and gone on with."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from IPython import display as ipython_display
+from tiny import save_pictures, save_sd15
+
+from lorakit.project import Project
+from widgets.data import regularize as widget
+from widgets.project.draft import Draft
+
+DATA = {"resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 64, "bucket_reso_steps": 32}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Every page that the cell showed, as HTML; the interrupt button is pressed when the second picture is there."""
+    found = []
+
+    def update(page):
+        found.append(page.data)
+        if "picture 2 / 3" in page.data and not any("Stopped" in earlier for earlier in found):
+            raise KeyboardInterrupt
+
+    def display(thing, display_id):
+        found.append(thing.data)
+        return SimpleNamespace(update=update)
+
+    monkeypatch.setattr(ipython_display, "display", display)
+    monkeypatch.setattr(widget, "REDRAW", 0.0)
+    return found
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = Project(tmp_path / "p")
+    save_pictures(project.dataset, sizes=((64, 64),) * 3)
+    draft = Draft(project)
+    for name, value in {**{f"data.{name}": value for name, value in DATA.items()}, "sample.steps": 2}.items():
+        draft.set(name, value)
+    draft.set("model.source", str(save_sd15(tmp_path / "base")))
+    return project
+
+
+def test_the_cell_says_what_is_made_shows_the_newest_and_goes_on_where_it_was_stopped(project, shown):
+    widget.regularize(project)
+    assert "3 regularization pictures" in shown[1] and "64 × 64 px" in shown[1] and "loading" in shown[1]
+    assert "Stopped. What is painted is kept" in shown[-1] and "picture 2 / 3" in shown[-1]
+    assert "data:image/jpeg" in shown[-1] and "girl, blue hair" in shown[-1]
+    widget.regularize(project)
+    assert "3 regularization pictures are there, 1 of them new" in shown[-1]
+    assert len(list((project.dataset / "reg/1_1girl").glob("*.png"))) == 3
+
+
+def test_nothing_is_painted_before_it_is_asked_for(project, shown):
+    widget.regularize(project, paint=False)
+    assert "3 regularization pictures" in shown[-1] and "paint=True" in shown[-1]
+    assert not (project.dataset / "reg").exists()
+
+
+def test_what_cannot_be_made_is_told(tmp_path, project, shown):
+    widget.regularize(project, "a/b")
+    assert "class_name is" in shown[-1]
+    Draft(project).set("model.source", str(tmp_path / "nothing"))
+    widget.regularize(project)
+    assert "No file or folder" in shown[-1]
+    widget.regularize(Project(tmp_path / "empty"))
+    assert "model.source" in shown[-1] or "does not exist" in shown[-1]

@@ -1,0 +1,1 @@
+"""The dataset in a cell: images brought in, checked, cropped, prepared."""

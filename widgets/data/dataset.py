@@ -1,0 +1,127 @@
+"""A data set in a cell: its pictures and its tags."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import fields
+from pathlib import Path
+
+from lorakit.data import DataConfig
+from lorakit.data.captions import tags_of
+from lorakit.data.listing import KINDS, Note
+from lorakit.data.scan import Sample, Scan, scan
+from lorakit.project import Project
+from widgets.data.prepare import told_notes
+from widgets.i18n import say
+from widgets.page import AMBER, aside, box
+from widgets.project.draft import Draft
+
+SHOWN, COLUMNS, WIDTH = 42, 7, 840  # pictures on the sheet, in a row, px
+TAGS, CAPTIONS = 80, 8  # lines of each at most
+
+
+def pictures(project: Project) -> None:
+    """Show the training pictures: how many there are, a sheet of them, and what is left out and why."""
+    from IPython.display import HTML, display
+
+    from lorakit.generation import contact_sheet
+
+    config = _config(project)
+    found = _scanned(config, project)
+    if found is None:
+        return
+    display(HTML(_counts(found)))
+    files = [sample.path for sample in found.samples if not sample.is_reg]
+    step = max(1, len(files) // SHOWN)  # of many pictures every nth
+    display(contact_sheet.sheet(files[::step][:SHOWN], columns=COLUMNS, width=WIDTH))
+    display(HTML(_notes(found.notes)))
+
+
+def tags(project: Project) -> None:
+    """Show the tags and how many pictures have each, some captions, and which pictures have none."""
+    from IPython.display import HTML, display
+
+    config = _config(project)
+    found = _scanned(config, project)
+    if found is not None:
+        display(HTML(_tag_table(found) + _captions(found, config.trigger)))
+
+
+def _config(project: Project) -> DataConfig:
+    """The data settings that are chosen for the project's next run."""
+    chosen = Draft(project).shown
+    return DataConfig(**{f.name: chosen[f"data.{f.name}"] for f in fields(DataConfig) if f"data.{f.name}" in chosen})
+
+
+def _scanned(config: DataConfig, project: Project) -> Scan | None:
+    """The scan, or None after saying what is wrong with the data set."""
+    from IPython.display import HTML, display
+
+    from lorakit.data.scan import DataError
+
+    try:
+        return scan(config, project.folder)
+    except DataError as error:
+        display(HTML(box(str(error), AMBER)))
+        return None
+
+
+def _counts(found: Scan) -> str:
+    """A line for each folder: pictures, repeats, and how many pictures an epoch shows."""
+    folders: dict[str, list[Sample]] = {}
+    for sample in found.samples:
+        folders.setdefault(str(Path(sample.name).parent), []).append(sample)
+    rows = "".join(
+        f"<tr>{_cell(name if name != '.' else '')}{_cell(len(samples))}{_cell(f'× {samples[0].repeats}')}"
+        f"{_cell(sum(sample.repeats for sample in samples))}"
+        f"{_cell(say('regularization') if samples[0].is_reg else '')}</tr>"
+        for name, samples in folders.items()
+    )
+    return _table(_heads(say("folder"), say("pictures"), say("repeats"), say("seen an epoch"), ""), rows)
+
+
+def _heads(*heads: str) -> str:
+    return "".join(f"<th style='text-align:left;padding:2px 14px 2px 0'>{head}</th>" for head in heads)
+
+
+def _cell(text: object) -> str:
+    return f"<td style='text-align:left;padding:2px 14px 2px 0'>{html.escape(str(text))}</td>"
+
+
+def _table(heads: str, rows: str) -> str:
+    return f"<table style='border-collapse:collapse;font-size:13px'><tr>{heads}</tr>{rows}</table>"
+
+
+def _notes(notes: tuple[Note, ...]) -> str:
+    gravest = sorted(notes, key=lambda note: KINDS.index(note.kind))
+    return told_notes([str(note) for note in gravest]) or aside(say("Every file is used."))
+
+
+def _tag_table(found: Scan) -> str:
+    """Each tag as a pill with its count, the most frequent first."""
+    counts = found.tag_frequency()
+    pills = "".join(
+        f"<span style='display:inline-block;border:1px solid #8886;border-radius:10px;padding:1px 8px;margin:2px'>"
+        f"{html.escape(name)} <b>{count}</b></span>"
+        for name, count in list(counts.items())[:TAGS]
+    )
+    told = say("{tags} tags in {pictures} pictures", tags=len(counts), pictures=_trained(found))
+    more = say("and {n} more", n=len(counts) - TAGS) if len(counts) > TAGS else ""
+    return f"<div style='font-size:13px;max-width:{WIDTH}px'><b>{told}</b><div>{pills}{more}</div></div>"
+
+
+def _trained(found: Scan) -> int:
+    return sum(not sample.is_reg for sample in found.samples)
+
+
+def _captions(found: Scan, trigger: str) -> str:
+    """Some captions as they are trained, and how many pictures have none or lack the trigger."""
+    mine = [sample for sample in found.samples if not sample.is_reg]
+    bare = sum(not sample.is_captioned for sample in mine)
+    late = [sample for sample in mine if trigger and tags_of(sample.caption)[:1] != [trigger]]
+    told = [say("Pictures without a caption: {n}.", n=bare)] if bare else [say("Every picture has a caption.")]
+    if late:
+        told.append(say("Captions that do not begin with the trigger {trigger}: {n}.", n=len(late), trigger=trigger))
+    rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in mine[:CAPTIONS])
+    heads = _heads(say("picture"), say("caption"))
+    return f"<p style='font-size:13px'>{html.escape(' '.join(told))}</p>" + _table(heads, rows)

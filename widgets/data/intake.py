@@ -1,0 +1,130 @@
+"""Getting pictures in, in a cell: from a path or an upload, into the data set or a concept folder of it."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from lorakit.errors import UserError
+from lorakit.events import Progress
+from lorakit.prepare.crop import FOLDER
+from lorakit.prepare.intake import MOST_REPEATS, USED, add
+from lorakit.project import Project
+from lorakit.sync import service
+from widgets.data.prepare import told_notes
+from widgets.i18n import say
+from widgets.page import BLUE, GREY, RED, WIDTH, aside, bar, box
+from widgets.project.draft import Draft
+
+REDRAW = 0.5  # s
+ACCEPTED = ",".join((*USED, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
+
+
+def add_pictures(project: Project, source: str | Path = "", into: str = "", repeats: int = 0) -> None:
+    """Show a form that brings pictures in, or, with a `source`, bring that in at once: a zip or tar, a folder (also on
+    Drive), or a picture; `into` and `repeats` as for `lorakit.prepare.intake.add`.
+    """
+    from IPython.display import display
+
+    form = IntakeForm(project)
+    if source:
+        display(form.told)
+        form.add(source, into, repeats)
+    else:
+        display(form.widget)
+
+
+class IntakeForm:
+    """The widget: `widget` is to be displayed."""
+
+    def __init__(self, project: Project):
+        self.project = project
+        wide = {"width": "98%"}
+        style = {"description_width": "112px"}
+        self.source = ipywidgets.Text(
+            description=say("from"),
+            placeholder=say("path of a zip, tar, folder or picture, e.g. on Drive"),
+            style=style,
+            layout=ipywidgets.Layout(**wide),
+        )
+        self.into = ipywidgets.Text(
+            description=say("concept folder"),
+            placeholder=say("a name, or nothing: as they lie in the source"),
+            style=style,
+            layout=ipywidgets.Layout(**wide),
+        )
+        self.repeats = ipywidgets.BoundedIntText(
+            0, min=0, max=MOST_REPEATS, description=say("repeats"), style=style, layout=ipywidgets.Layout(width="200px")
+        )
+        self.button = ipywidgets.Button(
+            description=say("Add"), button_style="primary", layout=ipywidgets.Layout(width="auto")
+        )
+        self.button.on_click(lambda _: self._clicked())
+        self.upload = ipywidgets.FileUpload(
+            description=say("Upload"), accept=ACCEPTED, multiple=True, layout=ipywidgets.Layout(width="auto")
+        )
+        self.upload.observe(self._uploaded, "value")
+        self.told = ipywidgets.HTML()
+        tip = say(
+            "An upload goes through the notebook: a few megabytes at a time. Put a large zip on Drive, or use the file "
+            "browser, and give its path. A name as concept folder makes <repeats>_<name>/; 0 repeats: as it is there, "
+            "or 1."
+        )
+        buttons = ipywidgets.HBox([self.button, self.upload], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        children = [self.source, self.into, self.repeats, buttons, ipywidgets.HTML(aside(tip)), self.told]
+        self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width=f"{WIDTH}px"))
+
+    def add(self, source: str | Path | Mapping[str, bytes], into: str = "", repeats: int = 0) -> None:
+        """Bring pictures in, and tell what became of them; what cannot be added is told too."""
+        notes, drawn = [], 0.0
+        try:
+            for event in add(self.project, source, into, repeats):
+                if not isinstance(event, Progress):
+                    notes.append(event)
+                elif time.monotonic() - drawn > REDRAW:
+                    drawn = time.monotonic()
+                    told = say("{done} of {total} files", done=event.done, total=event.total)
+                    told = say("unpacking…") if event.what != "files" else told
+                    self.told.value = html.escape(told) + bar(event.done / max(1, event.total))
+        except UserError as error:
+            self.told.value = box(str(error), RED)
+            return
+        except KeyboardInterrupt:
+            self.told.value = aside(say("Stopped; add the same again to go on."))
+            return
+        service.start(self.project)
+        done = [str(note) for note in notes if note.kind == "added"]
+        others = [str(note) for note in notes if note.kind != "added"]
+        if done and Draft(self.project).data.folder == FOLDER:
+            others.append(say("Training uses the prepared pictures: prepare them again, or these are not among them."))
+        self.told.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(others)
+
+    def _clicked(self) -> None:
+        if source := self.source.value.strip().strip("\"'"):  # as a path is copied
+            self.add(source, self.into.value, self.repeats.value)
+        else:
+            self.told.value = box(say("Write where the pictures are, or upload some."), GREY)
+
+    def _uploaded(self, change: dict) -> None:
+        if files := uploaded(change["new"]):
+            self.add(files, self.into.value, self.repeats.value)
+            self._forget_upload()
+
+    def _forget_upload(self) -> None:
+        """Let go of what was uploaded, which is on disk now."""
+        if hasattr(self.upload, "_counter"):  # ipywidgets 7, where the value follows from these
+            self.upload.metadata, self.upload.data, self.upload._counter = [], [], 0
+        else:
+            self.upload.value = ()
+
+
+def uploaded(value: Any) -> dict[str, bytes]:
+    """Name -> bytes of what a FileUpload holds: a dict by name in ipywidgets 7, a tuple of records in 8."""
+    if isinstance(value, dict):
+        return {name: bytes(file["content"]) for name, file in value.items()}
+    return {file["name"]: bytes(file["content"]) for file in value}

@@ -1,0 +1,244 @@
+"""Preparing the pictures in a cell: a form for how, what was made of them, and what training will make of these."""
+
+from __future__ import annotations
+
+import html
+import time
+from dataclasses import fields, replace
+
+import ipywidgets
+
+from lorakit.config import ConfigError, check
+from lorakit.data.buckets import Bucket, Fitted, overview
+from lorakit.data.scan import DataError, scan
+from lorakit.errors import UserError
+from lorakit.events import Progress
+from lorakit.prepare.crop import FOLDER, PrepareConfig, read_prepare, write_prepare
+from lorakit.prepare.crop import prepare as preparing
+from lorakit.project import Project
+from lorakit.sync import service
+from widgets.data.thumbnails import Thumbnails
+from widgets.fields import Looks, Row
+from widgets.i18n import say
+from widgets.page import AMBER, RED, WIDTH, aside, bar, box, facts
+from widgets.plot import GREY
+from widgets.project.draft import Draft
+
+REDRAW = 0.5  # s
+NOTES = 12  # lines of notes at most
+HEIGHT = 96  # px of a thumbnail
+CUT = 0.1  # share of a picture that is cut off, from which on it is told
+
+
+def prepare(project: Project) -> None:
+    """Show the form in which it is chosen what copies are made of the pictures, with a button that makes them."""
+    from IPython.display import HTML, display
+
+    try:
+        display(PrepareForm(project).widget)
+    except UserError as error:
+        display(HTML(box(str(error), RED)))
+
+
+def buckets_preview(project: Project, shown: int = 60) -> None:
+    """Show how many pictures are trained at which size, and of up to `shown` pictures what is cut off (darkened)."""
+    from IPython.display import HTML, display
+
+    draft = Draft(project)
+    try:
+        buckets = overview(scan(draft.data, project.folder).samples, draft.data)
+    except DataError as error:
+        display(HTML(box(str(error), AMBER)))
+        return
+    display(HTML(render(buckets, draft.shown["loop.batch_size"], Thumbnails(project), shown)))
+
+
+class PrepareForm:
+    """The widget: `widget` is to be displayed; every change is in the project's prepare.yaml at once."""
+
+    def __init__(self, project: Project):
+        self.project, self.how = project, read_prepare(project)
+        looks = Looks()
+        names = [f.name for f in fields(PrepareConfig) if not f.metadata["hidden"]]
+        self.rows = {
+            name: Row(looks, f"prepare.{name}", PrepareConfig, name, self._changed, self._undone) for name in names
+        }
+        self.button = ipywidgets.Button(
+            description=say("Prepare the pictures"), button_style="primary", layout=ipywidgets.Layout(width="auto")
+        )
+        self.button.on_click(lambda _: self.make())
+        self.use = ipywidgets.Button(layout=ipywidgets.Layout(width="auto"))
+        self.use.on_click(lambda _: self._toggle())
+        self.told = ipywidgets.HTML()
+        buttons = ipywidgets.HBox([self.button, self.use], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        children = [*(row.widget for row in self.rows.values()), buttons, self.told]
+        self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width="1240px"))
+        self._show()
+
+    def make(self) -> None:
+        """Prepare the pictures; stopped, it goes on when the button is pressed again."""
+        notes, drawn, done, failed = [], 0.0, 0, 0
+        try:
+            for event in preparing(self.project, Draft(self.project).data, self.how):
+                if not isinstance(event, Progress):
+                    notes.append(str(event))
+                    failed += event.kind == "failed"
+                    continue
+                done = event.done
+                if time.monotonic() - drawn > REDRAW:
+                    drawn = time.monotonic()
+                    told = say("{done} of {total} pictures prepared", done=done, total=event.total)
+                    self.told.value = html.escape(told) + bar(done / max(1, event.total))
+        except UserError as error:
+            self.told.value = box(str(error), RED)
+            return
+        except KeyboardInterrupt:
+            self.told.value = aside(say("Stopped; press the button again to go on."))
+            return
+        service.start(self.project)
+        self.told.value = self._result(done - failed, notes)
+        self._show()
+
+    def _result(self, made: int, notes: list[str]) -> str:
+        folder = self.project.folder / FOLDER
+        told = say("{n} pictures are in {folder}; the originals are as they were.", n=made, folder=folder)
+        return f'<div style="line-height:1.5">{html.escape(told)}</div>' + told_notes(notes)
+
+    def _changed(self, row: Row) -> None:
+        name = row.path.rpartition(".")[2]
+        try:
+            how = replace(self.how, **{name: check(PrepareConfig, name, row.control.read())})
+        except ConfigError as error:
+            row.show(getattr(self.how, name), by_hand=True, trouble=str(error), keeps=True)
+            return
+        self._set(how)
+
+    def _undone(self, row: Row) -> None:
+        name = row.path.rpartition(".")[2]
+        self._set(replace(self.how, **{name: getattr(PrepareConfig(), name)}))
+
+    def _set(self, how: PrepareConfig) -> None:
+        self.how = how
+        write_prepare(self.project, how)
+        self._show()
+
+    def _toggle(self) -> None:
+        """Let the next run train on the prepared pictures, or on the originals again."""
+        draft = Draft(self.project)
+        if self._is_used():
+            draft.set("data.folder", self.how.folder)
+        else:
+            self.how = replace(self.how, folder=draft.data.folder)
+            write_prepare(self.project, self.how)
+            draft.set("data.folder", FOLDER)
+        self.told.value = aside(say("The next run trains on {folder}.", folder=Draft(self.project).data.folder))
+        self._show()
+
+    def _is_used(self) -> bool:
+        return Draft(self.project).data.folder == FOLDER
+
+    def _show(self) -> None:
+        usual = PrepareConfig()
+        for name, row in self.rows.items():
+            value = getattr(self.how, name)
+            row.show(value, by_hand=value != getattr(usual, name), trouble="")
+            row.hide(row.when is not None and getattr(self.how, row.when[0]) not in row.when[1])
+        is_used = self._is_used()
+        self.use.description = say("Train on the originals again") if is_used else say("Train on the prepared pictures")
+        self.use.tooltip = say("sets the folder of the next run; its form shows it")
+        is_there = is_used or (self.project.folder / FOLDER).is_dir()
+        self.use.layout.display = "" if is_there else "none"
+
+
+def told_notes(notes: list[str]) -> str:
+    """Sentences on files, the first of them in sight and the others folded."""
+    if not notes:
+        return ""
+    more = "".join(f"<div>{html.escape(note)}</div>" for note in notes[NOTES:])
+    rest = say("and {n} more", n=len(notes) - NOTES)
+    folded = f"<details><summary>{html.escape(rest)}</summary>{more}</details>" if more else ""
+    return box("\n".join(notes[:NOTES]), AMBER) + folded
+
+
+# ---- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int) -> str:
+    """Buckets as HTML: what is amiss with them, then each with its pictures, those first of which most is cut off."""
+    pictures = [fitted for bucket in buckets for fitted in bucket.pictures]
+    each = max(2, shown // len(buckets))
+    blocks = "".join(_block(bucket, max(b.seen for b in buckets), thumbnails, each) for bucket in buckets)
+    told = [
+        say("{n} pictures", n=len(pictures)),
+        say("{n} buckets", n=len(buckets)),
+        say("{n} seen an epoch", n=sum(bucket.seen for bucket in buckets)),
+    ]
+    warnings = "".join(box(text, AMBER) for text in _warnings(buckets, pictures, batch))
+    return f'<div style="max-width:{WIDTH}px;font-size:13px">{facts(told)}{warnings}{blocks}</div>'
+
+
+def _warnings(buckets: list[Bucket], pictures: list[Fitted], batch: int) -> list[str]:
+    few = [bucket for bucket in buckets if bucket.seen < batch]
+    enlarged = [fitted.scale for fitted in pictures if fitted.scale > 1]
+    cut = [fitted for fitted in pictures if fitted.lost >= CUT]
+    found = []
+    if few:
+        text = say(
+            "Buckets with fewer pictures than a batch of {batch}: {n}. Some steps train fewer at once: crop these "
+            "pictures to more common shapes, repeat them, or choose a larger bucket step.",
+            n=len(few),
+            batch=batch,
+        )
+        found.append(text)
+    if enlarged:
+        text = say(
+            "Pictures that are enlarged and get blurred: {n}, up to {factor} times. Find larger ones, or lower the "
+            "resolution.",
+            n=len(enlarged),
+            factor=f"{max(enlarged):.2g}",
+        )
+        found.append(text)
+    if cut:
+        text = say("Pictures that lose a tenth or more of their area at the edges: {n}.", n=len(cut))
+        found.append(text)
+    return found
+
+
+def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
+    """A bucket: its size, how full it is, and some of its pictures."""
+    first = sorted(bucket.pictures, key=lambda fitted: -fitted.lost)[:each]
+    sources = thumbnails.sources([fitted.sample for fitted in first])
+    told = [
+        "{} × {} px".format(*bucket.size),
+        say("{n} pictures", n=len(bucket.pictures)),
+        say("{n} seen an epoch", n=bucket.seen),
+    ]
+    left = len(bucket.pictures) - len(first)
+    more = aside(say("and {n} more", n=left)) if left else ""
+    small = "".join(_small(fitted, source) for fitted, source in zip(first, sources, strict=True))
+    return (
+        f'<div style="margin:14px 0 4px 0"><b>{told[0]}</b> '
+        f'<span style="color:{GREY}">· {html.escape(" · ".join(told[1:]))}</span>'
+        f"{bar(bucket.seen / most, height=4)}</div>"
+        f'<div style="display:flex;flex-wrap:wrap;gap:6px">{small}</div>{more}'
+    )
+
+
+def _small(fitted: Fitted, source: str) -> str:
+    """A thumbnail with what is cut off darkened; one that is enlarged says by how much."""
+    sample, (left, top, width, height) = fitted.sample, (100 * share for share in fitted.kept)
+    across = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))
+    title = say("{name}: {share} % cut off", name=sample.name, share=round(100 * fitted.lost))
+    factor = (
+        f'<span style="position:absolute;right:0;bottom:0;background-color:{AMBER};color:white;font-size:11px;'
+        f'line-height:1.3;padding:0 4px">× {fitted.scale:.2g}</span>'
+        if fitted.scale > 1
+        else ""
+    )
+    place = f"position:relative;overflow:hidden;width:{across}px;height:{HEIGHT}px"
+    return (
+        f'<div title="{html.escape(title)}" style="{place}">'
+        f'<img src="{source}" alt="{html.escape(sample.name)}" style="width:100%;height:100%;margin:0;display:block">'
+        f'<div style="position:absolute;left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%;'
+        f'box-sizing:border-box;box-shadow:0 0 0 999px rgba(0,0,0,.65)"></div>{factor}</div>'
+    )

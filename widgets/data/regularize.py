@@ -1,0 +1,142 @@
+"""Regularization pictures in a cell: what will be made, how far it is, and the newest picture."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from lorakit.errors import UserError
+from lorakit.generation.regularize import Made, RegularizeConfig, Wanted, wanted
+from lorakit.generation.regularize import regularize as regularizing
+from lorakit.project import Project
+from lorakit.sync import service
+from widgets.i18n import say
+from widgets.images import thumbnail
+from widgets.page import AMBER, GREEN, RED, WIDTH, aside, bar, box, facts, span
+from widgets.plot import BLUE
+from widgets.project.draft import Draft
+
+REDRAW = 1.0  # s between two drawings at least
+SIDE = 320  # px of the newest picture
+NOTES = 8  # lines at most
+
+
+def regularize(
+    project: Project, class_name: str = "1girl", *, use_captions: bool = True, seed: int = 420, paint: bool = True
+) -> None:
+    """Paint a regularization picture for each training picture with the base model that the form names; or only tell
+    what would be made, with `paint=False`, since it takes long and what is made is trained on.
+
+    From each picture's caption without the trigger, or all from `class_name`. The interrupt button stops it without an
+    error; what is painted is kept, and the same cell goes on there.
+    """
+    from IPython.display import HTML, display
+
+    view = display(HTML(say("reading the pictures…")), display_id=True)
+    try:
+        with suppress(KeyboardInterrupt):  # pressed again while what painted is let go
+            how = RegularizeConfig(class_name=class_name, use_captions=use_captions, seed=seed)
+            made = View(project, how, lambda shown: view.update(HTML(shown)))
+            made.follow() if paint else made.tell()
+    except UserError as error:
+        view.update(HTML(box(str(error), RED)))
+
+
+class View:
+    """What the cell shows while pictures are made."""
+
+    def __init__(self, project: Project, how: RegularizeConfig, draw: Callable[[str], None]):
+        self.project, self.how, self.draw = project, how, draw
+        self.config = Draft(project).value
+        self.wanted = wanted(project, self.config, how)
+        self.newest: Made | None = None
+        self.notes: list[str] = []
+        self.new, self.began = 0, 0.0  # pictures painted in this sitting, when the first of them was there
+
+    def tell(self) -> None:
+        """Show what would be made."""
+        self.draw(self._page(say("Nothing is painted yet: write paint=True and run the cell again."), BLUE))
+
+    def follow(self) -> None:
+        """Make all pictures, or as many as there are until the interrupt button is pressed."""
+        self.draw(self._page())
+        events, drawn = regularizing(self.project, self.config, self.how), 0.0
+        try:
+            for event in events:
+                if isinstance(event, Made):
+                    self._take(event)
+                else:
+                    self.notes.append(str(event))
+                if time.monotonic() - drawn >= REDRAW:
+                    self.draw(self._page())
+                    drawn = time.monotonic()
+            self.draw(self._page(self._done(), GREEN))
+        except KeyboardInterrupt:
+            self.draw(self._page(say("Stopped. What is painted is kept: run the cell again to go on."), AMBER))
+        finally:
+            events.close()
+            _give_back()
+            service.start(self.project)
+
+    def _take(self, event: Made) -> None:
+        self.newest = event
+        if event.is_new:
+            self.new += 1
+            self.began = self.began or time.monotonic()
+
+    def _left(self) -> list[str]:
+        """How long it takes yet, once two pictures tell."""
+        if self.new < 2:
+            return []
+        each = (time.monotonic() - self.began) / (self.new - 1)
+        return [say("{span} left", span=span(each * (self.newest.total - self.newest.done)))]
+
+    def _done(self) -> str:
+        if not self.newest:
+            return say("No picture could be made.")
+        return say(
+            "{n} regularization pictures are there, {new} of them new. New runs train on them as well, in twice as "
+            "many steps.",
+            n=self.newest.total,
+            new=self.new,
+        )
+
+    def _page(self, told: str = "", colour: str = "") -> str:
+        made = self.newest
+        sizes = sorted({(one.look.width, one.look.height) for one in self.wanted})
+        size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
+        head = [
+            say("{n} regularization pictures", n=len(self.wanted)),
+            size,
+            str(self.wanted[0].file.parent.name) + "/",
+        ]
+        parts = [facts(head)]
+        if any(run.fingerprint_file.exists() for run in self.project.runs()):
+            parts.append(aside(say("Runs that have begun without them go on only while reg/ is somewhere else.")))
+        if made:
+            parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')
+            left = [] if told else self._left()
+            parts.append(facts([say("picture {done} / {total}", done=made.done, total=made.total), *left]))
+            parts.append(_picture(made.wanted))
+        if not told and not self.new:
+            parts.append(aside(say("loading the base model…")))
+        parts += [box(told, colour)] if told else []
+        parts += [aside(note) for note in self.notes[:NOTES]]
+        return f'<div style="max-width:{WIDTH}px">{"".join(parts)}</div>'
+
+
+def _picture(one: Wanted) -> str:
+    """A picture above the prompt that it was painted from."""
+    shown = f'<img alt="" style="max-width:100%;display:block;margin:6px 0" src="{thumbnail(one.file, SIDE)}">'
+    return shown + aside(one.prompt)
+
+
+def _give_back() -> None:
+    """Let go of the base model, on the GPU, too."""
+    gc.collect()  # a model's layers refer to each other
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()

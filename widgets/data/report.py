@@ -1,0 +1,203 @@
+"""The doctor's report on a data set in a cell: findings with their pictures, and a button for what can be mended."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from textwrap import shorten
+
+import ipywidgets
+
+from lorakit import models
+from lorakit.config import Config
+from lorakit.data import DataConfig
+from lorakit.errors import UserError
+from lorakit.examine import Finding, Report, examine, measure
+from lorakit.examine.excluded import Batch, batches, restore
+from lorakit.examine.fixes import FIXES, Done, mend
+from lorakit.project import Project
+from lorakit.run.config import LoopConfig
+from lorakit.sync import service
+from widgets.data.thumbnails import Thumbnails
+from widgets.i18n import say
+from widgets.page import AMBER, GREEN, RED, aside, bar, box, facts
+from widgets.plot import BLUE, GREY
+from widgets.project.draft import Draft
+
+SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
+MOST = 160  # characters below a thumbnail
+REDRAW = 1.0  # s
+COLOURS = {"wrong": RED, "look": AMBER, "tip": BLUE}
+
+
+def examination(project: Project) -> None:
+    """Show what is wrong with a project's data set, what to look at, and buttons that mend it."""
+    from IPython.display import display
+
+    view = Examination(project)
+    display(view.widget)
+    view.examine()
+
+
+class Examination:
+    """The report: `widget` is to be displayed, `examine` fills it. What was done is on disk, nothing is kept here."""
+
+    def __init__(self, project: Project):
+        self.project = project
+        self.thumbnails = Thumbnails(project)
+        self.head, self.told = ipywidgets.HTML(), ipywidgets.HTML()
+        self.rows, self.held = ipywidgets.VBox(), ipywidgets.VBox()
+        again = _button(say("Examine again"), "refresh", self.examine)
+        self.widget = ipywidgets.VBox(
+            [self.head, self.told, _line([again]), self.rows, self.held],
+            layout=ipywidgets.Layout(width="100%", max_width="960px"),
+        )
+
+    def examine(self) -> None:
+        """Look at the data set as it is now, with the settings that are chosen for the next run."""
+        self.config, model, loop = _chosen(self.project)
+        drawn = time.monotonic()
+        for progress in measure(self.project, self.config):
+            if time.monotonic() - drawn > REDRAW:
+                told = say("looking at every picture: {done} of {total}", done=progress.done, total=progress.total)
+                self.head.value = aside(told) + bar(progress.done / progress.total)
+                drawn = time.monotonic()
+        self._draw(examine(self.project, self.config, model, loop))
+
+    def _draw(self, report: Report) -> None:
+        self.head.value = _numbers(report) + _verdict(report)
+        self.rows.children = [self._row(finding, report) for finding in report.findings]
+        self.held.children = [self._batch(batch) for batch in reversed(batches(self.project))]
+
+    def _row(self, finding: Finding, report: Report) -> ipywidgets.Widget:
+        """One finding, folded, with its button beside it."""
+        shown = ipywidgets.HTML(self._told(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
+        if not finding.fix:
+            return _line([shown])
+        fix = FIXES[finding.fix]
+        asked = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
+        button = _button(
+            say(fix.label),
+            "",
+            lambda: self._do(fix.label, lambda: mend(self.project, self.config, finding, asked.value or "")),
+        )
+        button.tooltip = say(fix.help)
+        return _line([shown, *([asked] if fix.answers else []), button])
+
+    def _batch(self, batch: Batch) -> ipywidgets.Widget:
+        """Files that were set aside, with the way back."""
+        told = say("Files set aside in {folder}: {n}", folder=f"set-aside/{batch.name}", n=len(batch.files))
+        line = ipywidgets.HTML(
+            f'<span style="color:{GREY};font-size:13px">{html.escape(told)}</span>',
+            layout=ipywidgets.Layout(flex="1 1 180px"),
+        )
+        return _line(
+            [line, _button(say("bring back"), "undo", lambda: self._do("bring back", lambda: self._bring_back(batch)))]
+        )
+
+    def _bring_back(self, batch: Batch) -> Done:
+        kept = restore(self.project, batch)
+        return Done(len(batch.files) - len(kept), tuple(kept))
+
+    def _do(self, label: str, action: Callable[[], Done]) -> None:
+        """Mend something, say what came of it, and look again."""
+        try:
+            done = action()
+        except (UserError, OSError) as error:  # OSError: a disk that is full or read-only
+            self.told.value = box(str(error), RED)
+            return
+        kept = [*done.kept[:LINES], *([say("and {n} more", n=len(done.kept) - LINES)] * (len(done.kept) > LINES))]
+        self.told.value = box(
+            "\n".join([say("Done: {what}, {n}.", what=say(label), n=done.changed), *kept]), AMBER if kept else GREEN
+        )
+        service.start(self.project)
+        self.examine()
+
+    def _told(self, finding: Finding, report: Report) -> str:
+        """One finding as HTML: what, and unfolded why, its pictures, and what its button does."""
+        title, why = say(finding.text, **finding.fields), say(finding.reason, **finding.fields)
+        help = f" <i>{html.escape(say(FIXES[finding.fix].help))}</i>" if finding.fix else ""
+        names = list(dict.fromkeys([*finding.pictures, *finding.details]))
+        seen = [name for name in names if name in report.samples][:SHOWN]
+        lines = [name for name in names if name not in report.samples][:LINES]
+        sources = self.thumbnails.sources([report.samples[name] for name in seen], SIDE)
+        cards = "".join(
+            _card(name, finding.details.get(name, ""), source) for name, source in zip(seen, sources, strict=True)
+        )
+        listed = "".join(_listed(name, finding.details.get(name, "")) for name in lines)
+        left = len(names) - len(seen) - len(lines)
+        more = f'<div style="color:{GREY}">{html.escape(say("and {n} more", n=left))}</div>' if left else ""
+        return (
+            f'<details style="line-height:1.5;padding:3px 0"><summary style="cursor:pointer">'
+            f'<span style="color:{COLOURS[finding.severity]}">●</span> {html.escape(title)}</summary>'
+            f'<div style="margin:4px 0 8px 18px;font-size:13px">{html.escape(why)}{help}'
+            f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:8px 0">{cards}</div>'
+            f"{listed}{more}</div></details>"
+        )
+
+
+def _chosen(project: Project) -> tuple[DataConfig, Config | None, LoopConfig]:
+    """What is chosen for the next run: data, base model (None while none is named) and loop."""
+    shown = Draft(project).shown
+
+    def values(owner: str, config: type[Config]) -> dict:
+        return {f.name: shown[f"{owner}.{f.name}"] for f in fields(config) if f"{owner}.{f.name}" in shown}
+
+    family = models.config_class(Draft(project).choice.family)
+    model = family(**{"source": "", **values("model", family)})
+    return DataConfig(**values("data", DataConfig)), model, LoopConfig(**values("loop", LoopConfig))
+
+
+def _numbers(report: Report) -> str:
+    """The set in a line: pictures, how often they are seen, steps, buckets, tags."""
+    if not report.numbers:
+        return ""
+    n = report.numbers
+    told = [say("{n} pictures", n=n["pictures"])]
+    told += [say("{n} regularization pictures", n=n["regularization"])] if n["regularization"] else []
+    told += [
+        say("{n} seen an epoch, with repeats", n=n["seen"]),
+        say("{n} steps an epoch", n=n["steps"]),
+        say("{n} buckets", n=n["buckets"]),
+        say("{n} tags", n=n["tags"]),
+    ]
+    return facts(told)
+
+
+def _verdict(report: Report) -> str:
+    count = {severity: sum(f.severity == severity for f in report.findings) for severity in COLOURS}
+    if not report.findings:
+        return box(say("Nothing was found that spoils training."), GREEN)
+    told = say("wrong: {wrong}, to look at: {look}, tips: {tip}", **count)
+    worst = next(severity for severity in COLOURS if count[severity])
+    return box(told, COLOURS[worst])
+
+
+def _card(name: str, detail: str, source: str) -> str:
+    """A thumbnail with its name and what is to be said about it."""
+    image = f'<img src="{source}" style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px">' if source else ""
+    said = f'<div style="color:{GREY}">{html.escape(shorten(detail, MOST, placeholder=" …"))}</div>' if detail else ""
+    return (
+        f'<div style="width:132px;font-size:11px;line-height:1.35;overflow-wrap:anywhere">{image}'
+        f"<div>{html.escape(name)}</div>{said}</div>"
+    )
+
+
+def _listed(name: str, detail: str) -> str:
+    said = f' <span style="color:{GREY}">{html.escape(detail)}</span>' if detail else ""
+    return f'<div style="font-size:12px;overflow-wrap:anywhere">{html.escape(name)}{said}</div>'
+
+
+def _button(label: str, icon: str, do: Callable[[], None]) -> ipywidgets.Button:
+    button = ipywidgets.Button(description=label, icon=icon, layout=ipywidgets.Layout(width="auto"))
+    button.on_click(lambda _: do())
+    return button
+
+
+def _line(children: list[ipywidgets.Widget]) -> ipywidgets.Box:
+    return ipywidgets.Box(
+        children,
+        layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", min_height="32px"),
+    )

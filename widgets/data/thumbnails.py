@@ -1,0 +1,60 @@
+"""Small copies of a data set's pictures, made once and kept on disk by what the pictures hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import get_ident
+
+from lorakit.data.images import ImageError, open_rgb
+from lorakit.data.scan import Sample
+from lorakit.project import Project
+from widgets.images import SIDE, jpeg, source
+
+QUALITY = 80  # of JPEG
+LARGE = 480  # px of the longer side of one picture that is looked at
+THREADS = 4  # Pillow lets others run while it decodes
+
+
+class Thumbnails:
+    """The thumbnails of a project, below `<cache>/.thumbnails/`; a picture that changes gets another one.
+
+    Hidden, so that the project's mirror does not send the whole cache again for them.
+    """
+
+    def __init__(self, project: Project):
+        self.folder = project.cache / ".thumbnails"
+        self._ahead = ThreadPoolExecutor(THREADS, thread_name_prefix="thumbnails")
+
+    def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
+        """`src` of an <img> for each picture, its longer side `side` px; "" for one that cannot be read (any more)."""
+        found = self._ahead.map(lambda sample: self._made(sample, side), samples)
+        return [source(data) if data else "" for data in found]
+
+    def prepare(self, samples: Iterable[Sample]) -> None:
+        """Make thumbnails that will be wanted soon, without waiting for them."""
+        for sample in samples:
+            self._ahead.submit(self._made, sample, SIDE)
+
+    def _made(self, sample: Sample, side: int) -> bytes | None:
+        file = self.folder / f"{sample.digest}-{side}.jpg"
+        with suppress(OSError):
+            if data := file.read_bytes():
+                return data
+        try:
+            small = open_rgb(sample.path)
+        except ImageError:
+            return None
+        small.thumbnail((side, side))
+        data = jpeg(small, QUALITY)
+        part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.part")  # another thread may make the same one
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            part.replace(file)
+        except OSError:  # a full disk, or one that is only read: it is made again the next time
+            with suppress(OSError):
+                part.unlink()
+        return data

@@ -1,0 +1,1 @@
+"""Runs and grids in a cell."""

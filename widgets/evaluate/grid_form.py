@@ -1,0 +1,178 @@
+"""A form that collects what a grid compares: two axes, their values, and what holds everywhere else."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets
+
+from lorakit.config import ConfigError
+from lorakit.data.captions import tags_of, with_trigger
+from lorakit.errors import UserError
+from lorakit.generation.generator import OFF
+from lorakit.generation.grid import Axis, grid
+from lorakit.project import Run
+from lorakit.run.config import RunConfig, read_config
+from widgets.evaluate.grid import Painting
+from widgets.i18n import say
+from widgets.page import GREY, RED
+
+NAMES = {"checkpoint": "checkpoints", "strength": "strengths", "prompt": "prompts", "seed": "seeds"}  # of axes
+COLUMNS = 8  # checkpoints that are compared at first
+CAPTIONS = 2  # of the data set among the suggested prompts
+ELSEWHERE = "full body, spacesuit, holding a flag, on the moon"  # surely in no data set
+
+
+def grid_form(run: Run) -> GridForm:
+    """Show the form; what it returns paints in a cell of its own: `show(choice.paint())`."""
+    from IPython.display import display
+
+    form = GridForm(run)
+    display(form.widget)
+    return form
+
+
+def suggested(run: Run, config: RunConfig) -> list[str]:
+    """Prompts that tell what a LoRA has learned: the trigger alone, captions that it has seen, sample prompts that it
+    has not, something far from its pictures, and a caption without the trigger (does it leak?).
+    """
+    data, trigger = config.data, config.data.trigger
+    folder = run.project.folder / data.folder
+    files = sorted(file for file in folder.rglob(f"*{data.caption_extension}") if "reg" not in file.parts)
+    seen = [
+        file.read_text(encoding="utf-8", errors="replace").strip() for file in files[:: len(files) // CAPTIONS or 1]
+    ]
+    seen = [with_trigger(caption, trigger) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
+    without = [", ".join(tag for tag in tags_of(caption) if tag != trigger) for caption in seen[:1]]
+    found = [trigger, *seen, *config.sample.prompts[:CAPTIONS], f"{trigger}, {ELSEWHERE}" if trigger else "", *without]
+    return list(dict.fromkeys(prompt for prompt in found if prompt))
+
+
+class GridForm:
+    """The widget: `widget` is to be displayed; `axes()` and `paint()` are what it says now."""
+
+    def __init__(self, run: Run):
+        self.run, self.config = run, read_config(run)
+        self.steps = run.lora_steps()
+        names = [(say(label), name) for name, label in NAMES.items()]
+        look, prompts = self.config.sample, suggested(run, self.config)
+        checkpoints = [(say("step {n}", n=step), step) for step in reversed(self.steps)]
+        checkpoints.append((say("without the LoRA"), OFF))
+        self.x = _field(ipywidgets.Dropdown(options=names, value="checkpoint"), say("columns"))
+        self.y = _field(ipywidgets.Dropdown(options=names, value="strength"), say("rows"))
+        self.every = _field(ipywidgets.IntSlider(self._spacing(), 1, max(2, len(self.steps))), say("every nth"))
+        self.off = _field(ipywidgets.Checkbox(True), say("LoRA off, too"))
+        self.strengths = _field(ipywidgets.Text("0.6, 0.8, 1"), say("strengths"))
+        self.prompts = _field(ipywidgets.Textarea("\n".join(prompts), rows=8), say("prompts"))
+        self.seeds = _field(ipywidgets.Text(", ".join(str(look.seed + i) for i in range(3))), say("seeds"))
+        self.checkpoint = _field(ipywidgets.Dropdown(options=checkpoints), say("checkpoint"))
+        self.strength = _field(ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.05), say("strength"))
+        self.prompt = _field(ipywidgets.Textarea((prompts[1:] or prompts or [""])[0], rows=3), say("prompt"))
+        self.seed = _field(ipywidgets.IntText(look.seed), say("seed"))
+        self.width = _field(ipywidgets.IntText(look.width), say("width, px"))
+        self.height = _field(ipywidgets.IntText(look.height), say("height, px"))
+        self.sampling = _field(ipywidgets.IntSlider(look.steps, 1, 100), say("sampling steps"))
+        self.told = ipywidgets.HTML()
+        self.values = {  # axis -> its fields, and those that hold instead when it is none
+            "checkpoint": ([self.every, self.off], [self.checkpoint]),
+            "strength": ([self.strengths], [self.strength]),
+            "prompt": ([self.prompts], [self.prompt]),
+            "seed": ([self.seeds], [self.seed]),
+        }
+        fields = [self.x, self.y, *(field for pair in self.values.values() for fields in pair for field in fields)]
+        fields += [self.width, self.height, self.sampling]
+        for field in fields:
+            field.observe(self._changed, "value")
+        self.widget = ipywidgets.VBox([*fields, self.told], layout=ipywidgets.Layout(max_width="720px"))
+        self._changed(None)
+
+    def axes(self) -> tuple[Axis, Axis]:
+        """Columns and rows. Raises ConfigError for what cannot be painted."""
+        if self.x.value == self.y.value:
+            raise ConfigError(say("Columns and rows are the same; choose two that differ."))
+        return self._axis(self.x.value), self._axis(self.y.value)
+
+    def paint(self) -> Painting:
+        """The grid, ready to be shown: `show(choice.paint())`. Pictures that were painted before are not painted again.
+
+        Raises ConfigError for what cannot be painted.
+        """
+        x, y = self.axes()
+        look = replace(
+            self.config.sample,
+            width=self.width.value,
+            height=self.height.value,
+            steps=self.sampling.value,
+            seed=self.seed.value,
+        )
+        events = grid(
+            self.run,
+            x,
+            y,
+            prompt=self.prompt.value.strip(),
+            look=look,
+            checkpoint=self.checkpoint.value,
+            strength=self.strength.value,
+            name=f"{x.name}-{y.name}",
+        )
+        return Painting(x, y, events)
+
+    def _spacing(self) -> int:
+        """So that no more than COLUMNS checkpoints are compared at first."""
+        return max(1, -(-len(self.steps) // COLUMNS))
+
+    def _axis(self, name: str) -> Axis:
+        if name == "checkpoint":  # counted from the newest, which is never left out
+            chosen = self.steps[::-1][:: self.every.value][::-1]
+            return Axis(name, (*([OFF] if self.off.value else []), *chosen))
+        if name == "prompt":
+            return Axis(name, tuple(line.strip() for line in self.prompts.value.splitlines() if line.strip()))
+        field, kind = (self.strengths, float) if name == "strength" else (self.seeds, int)
+        return Axis(name, tuple(_numbers(field.description, field.value, kind)))
+
+    def _changed(self, _: Any) -> None:
+        chosen = {self.x.value, self.y.value}
+        for name, pair in self.values.items():
+            for fields, is_shown in zip(pair, (name in chosen, name not in chosen), strict=True):
+                for field in fields:
+                    field.layout.display = "" if is_shown else "none"
+        try:
+            x, y = self.axes()
+        except UserError as error:
+            self.told.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
+            return
+        told = say(
+            "{x} columns × {y} rows = {n} pictures. Paint them in the next cell: {code}",
+            x=len(x.values),
+            y=len(y.values),
+            n=len(x.values) * len(y.values),
+            code="show(choice.paint())",
+        )
+        columns = " · ".join(x.label(value) for value in x.values) if x.name != "prompt" else ""
+        self.told.value = (
+            f'<div style="line-height:1.5"><div>{html.escape(told)}</div>'
+            f'<div style="color:{GREY}">{html.escape(columns)}</div></div>'
+        )
+
+
+def _field(widget: Any, words: str) -> Any:
+    """A field as wide as the form, its words beside it."""
+    widget.description = words
+    widget.style.description_width = "112px"
+    widget.layout.width = "98%"
+    return widget
+
+
+def _numbers(what: str, text: str, kind: type) -> list[float]:
+    """Numbers with commas between them, Chinese ones too. Raises ConfigError."""
+    found = []
+    for part in text.replace("，", ",").split(","):
+        try:
+            found.append(kind(part.strip()))
+        except ValueError:
+            raise ConfigError(
+                say("{what}: {part} is no number; write them like 1, 2, 3.", what=what, part=repr(part.strip()))
+            ) from None
+    return found

@@ -1,0 +1,84 @@
+"""The base model in a cell: fetched by a process of its own, checked, and told what it is."""
+
+from __future__ import annotations
+
+import html
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lorakit.config import Config, to_dict
+from lorakit.machine.host import environment
+from lorakit.models.files.check import Finding, check, missing
+from widgets.i18n import say
+from widgets.page import AMBER, GREEN, RED, aside, box, size
+
+REDRAW = 0.5  # s
+
+
+def fetch(model: Config) -> None:
+    """Bring a base model (a run's `model` settings, e.g. `form.value.model`) to this machine, and check it.
+
+    Interrupted, what arrived is kept; the cell goes on where it was.
+    """
+    from IPython.display import HTML, display
+
+    view = display(HTML(""), display_id=True)
+    said = say("looking for {source}", source=model.source)
+    try:
+        for said in _fetching(model):
+            view.update(HTML(f"<code style='white-space:pre-wrap'>{html.escape(said)}</code>"))
+    except KeyboardInterrupt:
+        view.update(HTML(say("interrupted; what arrived is kept, run the cell again to go on")))
+
+
+def look(paths: Iterable[str | Path]) -> None:
+    """Show what each model file is, whether it is whole, and what is missing to train; reads headers only."""
+    from IPython.display import HTML, display
+
+    display(HTML(render(check(paths))))
+
+
+def render(findings: list[Finding]) -> str:
+    """Findings as a table, with what is missing below."""
+    rows = "".join(
+        f"<tr><td style='color:{RED if found.trouble else GREEN}'>{'✗' if found.trouble else '✓'}</td>"
+        f"<td style='text-align:left'><b>{html.escape(found.path.name)}</b></td>"
+        f"<td style='text-align:left'>{html.escape(found.trouble or found.kind)}</td>"
+        f"<td style='text-align:left'>{f'{size(found.size)} · ' if found.size else ''}"
+        f"{html.escape(' '.join(found.dtypes))}</td></tr>"
+        for found in findings
+    )
+    lacking = missing(findings)
+    below = box("\n".join(lacking), AMBER) if lacking else ""
+    empty = "" if findings else aside(say("No model files there."))
+    return f"<table style='font-size:13px'>{rows}</table>{below}{empty}"
+
+
+def _fetching(model: Config) -> Iterator[str]:
+    """What `lorakit model fetch` says, a line at a time, its last line for good."""
+    options = [f"--set=model.{name}={value}" for name, value in to_dict(model).items() if value != ""]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lorakit", "model", "fetch", *options],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    kept, line, drawn = "", b"", 0.0
+    try:
+        while byte := child.stdout.read(1):  # a progress bar ends its lines with a carriage return
+            if byte not in b"\r\n":
+                line += byte
+                continue
+            text, line = line.decode("utf-8", "replace").strip(), b""
+            if byte == b"\n" and text:
+                kept = f"{kept}\n{text}".strip()[-4000:]
+            if text and time.monotonic() - drawn > REDRAW:
+                yield kept if byte == b"\n" else f"{kept}\n{text}".strip()
+                drawn = time.monotonic()
+        yield kept
+    finally:
+        child.terminate()
+        child.wait()

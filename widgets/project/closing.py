@@ -1,0 +1,46 @@
+"""The last cell before a machine is given back: waits until everything is safe at home."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+
+from lorakit.project import Project, platforms
+from lorakit.project.platforms import COLAB_DRIVE
+from lorakit.sync.service import Standing, settle
+from widgets.i18n import say
+from widgets.page import AMBER, GREEN, box, size
+
+
+def close_project(project: Project, minutes: float = 30) -> None:
+    """Wait, for so many minutes at most, until all of a project is confirmed at its home; in Colab, until Google Drive
+    has it, too. Interrupted, copying goes on in the background.
+    """
+    from IPython.display import HTML, display
+
+    if project.home is None:
+        place, told = platforms.find(os.environ), say("All is in {folder}, its only place.", folder=project.folder)
+        is_lost = place.is_lost and place.fast in project.folder.parents
+        display(HTML(box(f"{told}\n{say(place.keeps)}", AMBER) if is_lost else box(told, GREEN)))
+        return
+    view, standing = display(HTML(""), display_id=True), None
+    try:
+        for standing in settle(project, timeout=60 * minutes):
+            view.update(HTML(_told(standing)))
+    except KeyboardInterrupt:
+        view.update(HTML(box(say("No longer waited for; copying goes on while the machine lives."), AMBER)))
+        return
+    if standing is None or standing.files_left or standing.trouble:
+        return
+    if "google.colab" in sys.modules and COLAB_DRIVE in project.home.parents:
+        from google.colab import drive
+
+        view.update(HTML(box(say("Google Drive is taking over what was written…"), AMBER)))
+        drive.flush_and_unmount()
+    view.update(HTML(box(say("All is safe in {home}. The machine may be closed.", home=project.home), GREEN)))
+
+
+def _told(standing: Standing) -> str:
+    left = say("{n} files, {size} still to copy", n=standing.files_left, size=size(standing.bytes_left))
+    return box(standing.trouble or left, AMBER) if standing.trouble else f"<div>{html.escape(left)}</div>"

@@ -1,0 +1,35 @@
+"""The LoRA files of a project in a cell: after a change of machines they are brought from its home first."""
+
+from __future__ import annotations
+
+import html
+import time
+
+from lorakit.project import Project, Run
+from lorakit.sync.workspace import bringing_loras
+from widgets.i18n import say
+from widgets.page import aside, bar, size
+
+REDRAW = 1.0  # s
+
+
+def newest_run(project: Project) -> Run:
+    """Of the runs with LoRA files the one in which something happened last, with all of them here.
+
+    Raises ProjectError while there is none, WorkspaceError when home cannot be reached.
+    """
+    from IPython.display import HTML, display
+
+    if project.home is not None:
+        view, drawn = display(HTML(""), display_id=True), time.monotonic()
+        for copied in bringing_loras(project):
+            if time.monotonic() - drawn >= REDRAW:
+                told = say("LoRA files from {home}: {done} of {total}", **_told(project, copied.done, copied.total))
+                view.update(HTML(f"{html.escape(told)}{bar(copied.done / max(1, copied.total))}"))
+                drawn = time.monotonic()
+        view.update(HTML(aside(say("All LoRA files are on this machine."))))
+    return project.newest_run()
+
+
+def _told(project: Project, done: int, total: int) -> dict[str, str]:
+    return {"home": str(project.home), "done": size(done), "total": size(total)}

@@ -1,0 +1,187 @@
+"""The first cell of every notebook: opens the project and shows what it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from IPython.display import HTML, DisplayHandle, display
+from ipywidgets import Box, Dropdown, HBox, Layout
+
+from lorakit import doctor
+from lorakit.errors import UserError
+from lorakit.files import write_json
+from lorakit.project import Project, platforms
+from lorakit.project.platforms import COLAB_DRIVE, Place
+from lorakit.sync.workspace import local_folder, notes, opening
+from widgets import i18n, page
+from widgets.i18n import say
+from widgets.plain import plain_errors
+from widgets.project import preferences, summary
+from widgets.project.preferences import Preferences
+
+FIRST_NAME = "my-lora"
+REDRAW = 1.0  # s
+NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")  # what some disk cannot have
+
+
+def open_project(name: str = "", home: str | Path | None = None) -> Project:
+    """Open a project, or make it, and show its card. In Colab this mounts Google Drive, where projects live for good.
+
+    name   of the project's folder among this machine's projects; "" the one that was opened last, or "my-lora"
+    home   the project's own folder, when it is to be elsewhere
+
+    From here on an error for people is a sentence in this notebook. Raises UserError for a name that cannot be a
+    folder's.
+    """
+    plain_errors()
+    view = DisplayHandle()
+    view.display(HTML(""))
+    place, warnings = _place(home)
+    folder = Path(home).absolute() if home else place.find(_checked(name or place.last() or FIRST_NAME))
+    view.update(HTML(page.aside(say("opening {folder} …", folder=folder))))
+    project, told = _opened(place, folder, view)
+    if not home:
+        place.remember(folder.name)
+    Entry(view, project, place, warnings + told).show()
+    return project
+
+
+def _place(home: str | Path | None) -> tuple[Place, list[str]]:
+    """Where projects are, with Drive mounted if this is Colab, and what has to be said about it."""
+    place, told = platforms.find(os.environ), []
+    wanted = Path(home).absolute() if home else COLAB_DRIVE
+    if place.name == "Colab" and COLAB_DRIVE in (wanted, *wanted.parents):
+        told = _mount_drive()
+        place = platforms.find(os.environ)
+    return (replace(place, keeps="") if home else place), told
+
+
+def _mount_drive() -> list[str]:
+    """Mount Google Drive in Colab; why it is not there, if it is not."""
+    if platforms.is_there(COLAB_DRIVE / "MyDrive"):
+        return []
+    try:
+        from google.colab import drive, errors
+    except ImportError:  # a terminal, or an image made from Colab's
+        return [say("Google Drive can only be mounted from a Colab notebook.")]
+    try:
+        drive.mount(str(COLAB_DRIVE), force_remount=os.path.ismount(COLAB_DRIVE))  # a lost one is still in the way
+    except (errors.Error, ValueError, OSError, RuntimeError) as error:  # MessageError when the user says no
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        return [say("Google Drive was not mounted ({error}). Run this cell again and allow it.", error=told)]
+    return []
+
+
+def _checked(name: str) -> str:
+    if NO_NAME.search(name) or len(name) > 64:
+        raise UserError(
+            f"{name!r} cannot be a project's name: it names a folder, so use up to 64 letters, digits, spaces, '-' and "
+            "'_'; for a folder elsewhere write open_project(home='/its/path')."
+        )
+    return name
+
+
+def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, list[str]]:
+    """The project at `folder`, brought to the machine's own disk if its home is slow, and what to say of that."""
+    home = _home(place, folder)
+    if home is None:
+        project = Project(folder)
+        project.dataset.mkdir(parents=True, exist_ok=True)
+        return project, []
+    project = Project(local_folder(home, place.fast))
+    if project.home and not platforms.is_there(home):
+        told = say("{home} is out of reach. This is the copy on the machine's own disk; it goes home later.", home=home)
+        return project, [told]
+    drawn = 0.0
+    for copied in opening(home, place.fast):
+        if time.monotonic() - drawn >= REDRAW:
+            done = f"{copied.done / 1e6:.0f} / {copied.total / 1e6:.0f} MB" if copied.total else ""
+            view.update(HTML(page.aside(say("bringing {what} from {home} …", what=f"{copied.what} {done}", home=home))))
+            drawn = time.monotonic()
+    project.dataset.mkdir(exist_ok=True)
+    return project, [*notes(project), *_namesake(place, project)]
+
+
+def _home(place: Place, folder: Path) -> Path | None:
+    """Where the project at `folder` lives for good, if that is slow. One that was made on the machine's own disk while
+    Drive was not there moves to Drive."""
+    if folder.parent != place.fast:
+        return folder if place.is_copied(folder) else None
+    local, home = Project(folder), place.folders[0] / folder.name
+    if local.home is None and folder.exists() and place.is_copied(home) and not platforms.is_there(home):
+        write_json(local.home_file, {"home": str(home)})
+    return local.home
+
+
+def _namesake(place: Place, project: Project) -> list[str]:
+    """A warning of another project of this name, which was made while Drive was not there."""
+    other = Project(place.fast / project.home.name)
+    if other.home or not other.runs() and not any(other.dataset.rglob("*")):
+        return []
+    return [
+        say(
+            "{folder} is another project of that name, made without Drive. Rename that folder and open it: then it "
+            "moves to Drive.",
+            folder=other.folder,
+        )
+    ]
+
+
+@dataclass
+class Entry:
+    """The card of an open project, and the choices below it."""
+
+    view: DisplayHandle
+    project: Project
+    place: Place
+    warnings: list[str]
+
+    def show(self) -> None:
+        """Ask the doctor, which takes a moment, then draw."""
+        self.chosen = preferences.read(self.project, self.place)
+        self.chosen.apply()
+        self._ask()
+        self._draw()
+        display(self._choices())
+
+    def _ask(self) -> None:
+        self.findings = doctor.examine(self.project.folder)
+
+    def _draw(self) -> None:
+        self.view.update(HTML(summary.render(self.project, self.place, self.findings, self.warnings)))
+
+    def _choices(self) -> Box:
+        """Two lists; what is chosen is on disk and in force at once."""
+        fixed = preferences.users_endpoint()
+        language = Dropdown(
+            options=[(shown, name) for name, shown in i18n.LANGUAGES.items()],
+            value=self.chosen.language,
+            description="Language · 语言",
+            layout=Layout(width="auto", max_width="100%", margin="2px 16px 2px 0"),
+            style={"description_width": "initial"},
+        )
+        hub = Dropdown(
+            options=preferences.addresses(self.chosen.hf_endpoint),
+            value=fixed or self.chosen.hf_endpoint,
+            disabled=bool(fixed),
+            description="Models from · 模型来源",
+            layout=Layout(width="auto", max_width="100%", margin="2px 0"),
+            style={"description_width": "initial"},
+        )
+
+        def changed(change: dict) -> None:
+            address = self.chosen.hf_endpoint if fixed else hub.value
+            self.chosen = Preferences(language.value, address)
+            self.chosen.save(self.project)
+            self.chosen.apply()
+            if change["owner"] is hub:
+                self._ask()
+            self._draw()
+
+        language.observe(changed, names="value")
+        hub.observe(changed, names="value")
+        return HBox([language, hub], layout=Layout(flex_flow="row wrap"))

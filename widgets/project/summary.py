@@ -1,0 +1,114 @@
+"""What is shown of an open project: where it lives, what it holds, and what is to be mended on this machine."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from lorakit.data.images import EXTENSIONS
+from lorakit.doctor import Finding
+from lorakit.project import Project
+from lorakit.project.platforms import Place
+from lorakit.sync import service
+from lorakit.training.status import RunStatus, project_status
+from widgets import page
+from widgets.i18n import say
+
+
+def render(project: Project, place: Place, findings: Iterable[Finding], warnings: Iterable[str] = ()) -> str:
+    """The card as HTML: problems with their cures in sight, checks that passed folded into one line."""
+    found = list(findings)
+    alarms = [*warnings, *([say(place.keeps)] if place.is_lost else [])]
+    pieces = [
+        f'<div style="font-size:18px;font-weight:bold">{html.escape(_name(project))}</div>',
+        _where(project, place),
+        _holds(project),
+        _others(project, place),
+        *(page.box(text, page.AMBER) for text in alarms),
+        *(_problem(finding) for finding in found if finding.cure),
+        _passed([finding for finding in found if not finding.cure]),
+        _left_out(project),
+    ]
+    return f'<div style="max-width:{page.WIDTH}px;line-height:1.6;overflow-wrap:anywhere">{"".join(pieces)}</div>'
+
+
+def _name(project: Project) -> str:
+    return (project.home or project.folder).name
+
+
+def _where(project: Project, place: Place) -> str:
+    if project.home is None:
+        told = say("in {folder}", folder=project.folder)
+    else:
+        told = say("lives in {home}, is worked on in {folder}", home=project.home, folder=project.folder)
+    return page.aside(f"{told} · {say(place.keeps)}" if place.keeps and not place.is_lost else told)
+
+
+def _holds(project: Project) -> str:
+    """Pictures and runs, a line for each run."""
+    reg = project.dataset / "reg"
+    files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
+    pictures = sum(reg not in file.parents for file in files)
+    wanted = (project.home or project.folder) / "dataset"
+    told = say("{n} pictures", n=pictures) if pictures else say("No pictures yet: they go into {folder}", folder=wanted)
+    runs = [_state(run) for run in project_status(project)]
+    lines = [told, *runs] if runs else [f"{told} · {say('no runs yet')}"]
+    return f'<div style="margin:6px 0">{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
+
+
+def _state(run: RunStatus) -> str:
+    states = {
+        "new": say("not begun"),
+        "running": say("running"),
+        "stopped": say("stopped"),
+        "finished": say("finished"),
+        "failed": say("failed"),
+        "cut": say("cut off"),
+    }
+    if not run.steps:
+        return say("{name}: {state}", name=run.name, state=states[run.state])
+    told = {"name": run.name, "state": states[run.state], "step": run.step, "steps": run.steps}
+    return say("{name}: {state}, step {step} of {steps}", **told)
+
+
+def _others(project: Project, place: Place) -> str:
+    others = [name for name in place.projects() if name != _name(project)]
+    if not others:
+        return ""
+    example = f'open_project("{others[0]}")'
+    return page.aside(say("Also here: {names}. {code} opens one.", names=", ".join(others), code=example))
+
+
+def _problem(finding: Finding) -> str:
+    told = say("{what}: {found}", what=say(finding.name), found=say(finding.text, **finding.fields))
+    return (
+        f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ {html.escape(told)}</span> — '
+        f"{html.escape(say(finding.remedy, **finding.fields))}</div>"
+    )
+
+
+def _left_out(project: Project) -> str:
+    """What its copies at home lack for good, folded: nothing of it is in the way of training."""
+    standing = service.standing(project)
+    if standing is None or not standing.notes:
+        return ""
+    lines = "".join(f"<div>{html.escape(note)}</div>" for note in standing.notes)
+    return (
+        f'<details style="margin:6px 0"><summary style="cursor:pointer">'
+        f"{html.escape(say('{n} notes on the copies in {home}', n=len(standing.notes), home=project.home))}</summary>"
+        f'<div style="font-size:12px;margin:4px 0 0 16px">{lines}</div></details>'
+    )
+
+
+def _passed(findings: list[Finding]) -> str:
+    left = "text-align:left;vertical-align:baseline"
+    rows = "".join(
+        f'<tr><td style="{left};white-space:nowrap;padding:1px 16px 1px 0">{html.escape(say(each.name))}</td>'
+        f'<td style="{left};padding:1px 0">{html.escape(say(each.text, **each.fields))}</td></tr>'
+        for each in findings
+    )
+    return (
+        f'<details style="margin:6px 0"><summary style="cursor:pointer">✓ '
+        f"{html.escape(say('{n} checks passed', n=len(findings)))}</summary>"
+        f'<table style="font-size:12px;margin:4px 0 0 16px">{rows}</table></details>'
+    )

@@ -1,0 +1,1 @@
+"""The tag editor and tagging in a cell."""

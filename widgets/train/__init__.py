@@ -1,0 +1,1 @@
+"""A run in a cell: its form, what will happen, the live view."""

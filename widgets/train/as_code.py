@@ -1,0 +1,57 @@
+"""The run that a form stands for as Python, and as a command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pprint import pformat
+from typing import Any
+
+import yaml
+
+from widgets.project.draft import Draft, flattened
+
+CODE = """\
+from lorakit.project import Project
+from lorakit.run import configure, start
+
+run = Project({folder!r}).run({run!r})
+config = configure({settings}{card})
+start(run, config)
+
+# In a terminal, where the same command goes on with a run that was stopped:
+# {shell}
+"""
+
+
+def code(draft: Draft) -> str:
+    """Python that begins the same run without a form, and the same for a terminal.
+
+    Raises ConfigError when the settings are not yet those of a run.
+    """
+    draft.value  # noqa: B018  which refuses what could not run
+    flat, card = flattened(draft.settings), draft.choice.card
+    shell = [
+        "lorakit",
+        "train",
+        str(draft.project.folder),
+        "--run",
+        draft.choice.run,
+        *(["--card", card] if card else []),
+    ]
+    for path, value in flat.items():
+        shell += ["--set", f"{path}={_on_one_line(value)}"]
+    return CODE.format(
+        folder=str(draft.project.folder),
+        run=draft.choice.run,
+        settings=pformat(draft.settings, sort_dicts=False, width=100),
+        card=f", card={card!r}" if card else "",
+        shell=shlex.join(shell),
+    )
+
+
+def _on_one_line(value: Any) -> str:
+    """YAML of a value for `--set`."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    text = text.removesuffix("\n...\n").rstrip("\n")
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text  # which is YAML, too, and one line
