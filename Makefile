@@ -22,18 +22,18 @@ WANTED := $(shell { $(BASE) --version; pwd; cat pyproject.toml constraints.txt; 
 CPU_ONLY = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && echo yes)
 
 help:
-	@echo "make demo    train a LoRA on the tiny base model that comes along: pictures, grid and file in demo-output/"
+	@echo "make demo    train a LoRA on the tiny base model that comes along: images, grid and file in demo-output/"
 	@echo "make test    check the code and run the fast tests"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make lint    check code and notebooks only"
 	@echo "make slow    run the tests that take minutes"
 	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small cards"
-	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in browser-pictures/"
+	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in screenshots/"
 	@echo "make colab   install on top of what Colab has preinstalled, see that nothing of it changes, and test there"
 	@echo "make clean   remove .venv, demo-output and what was built"
 
 demo: install
-	@echo "Running notebooks/0_quickstart.ipynb: pictures and files go to demo-output/ (up to 5 minutes)."
+	@echo "Running notebooks/0_quickstart.ipynb: images and files go to demo-output/ (up to 5 minutes)."
 	@$(RUN) -m lorakit demo
 
 test: lint
@@ -59,7 +59,7 @@ gpu: install
 	@$(RUN) benchmarks/memory.py --fp16-steps 300
 
 browser: install
-	@echo "Running the notebooks in JupyterLab in a headless Chromium; screenshots go to browser-pictures/ (minutes)."
+	@echo "Running the notebooks in JupyterLab in a headless Chromium; screenshots go to screenshots/ (minutes)."
 	@$(RUN) -m pytest -m browser tests/browser
 
 colab: install
@@ -68,7 +68,7 @@ colab: install
 
 clean:
 	@echo "Removing $(VENV), demo-output and what was built."
-	@rm -rf $(VENV) demo-output browser-pictures build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf $(VENV) demo-output screenshots build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install:

@@ -31,15 +31,15 @@ CLASSES = {
 
 
 def paint(pipeline, prompts):
-    """One picture for each prompt; picture i starts from the noise of seed i."""
-    pictures = []
+    """One image for each prompt; image i starts from the noise of seed i."""
+    images = []
     for i in range(0, len(prompts), BATCH):
         part = prompts[i : i + BATCH]
         noise = [torch.Generator().manual_seed(i + j) for j in range(len(part))]
-        pictures += pipeline(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise).images
-        print(f"\r{len(pictures)}/{len(prompts)} pictures", end="", file=sys.stderr, flush=True)
+        images += pipeline(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise).images
+        print(f"\r{len(images)}/{len(prompts)} images", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return pictures
+    return images
 
 
 def kind_of(tag):
@@ -48,7 +48,7 @@ def kind_of(tag):
 
 
 def found(wanted, scores):
-    """Share (0..1) of the `wanted` tags (a list for each picture) that the tagger finds, in all and by class."""
+    """Share (0..1) of the `wanted` tags (a list for each image) that the tagger finds, in all and by class."""
     hits = defaultdict(list)
     for tags, score in zip(wanted, scores, strict=True):
         for tag in tags:
@@ -65,12 +65,12 @@ def bar(name, value, limit, at_least=True):
     return met
 
 
-def sheet(pictures, file, columns=10):
-    """Saves `pictures` side by side."""
-    rows = -(-len(pictures) // columns)
+def sheet(images, file, columns=10):
+    """Saves `images` side by side."""
+    rows = -(-len(images) // columns)
     whole = Image.new("RGB", (columns * 128, rows * 128), "white")
-    for i, picture in enumerate(pictures):
-        whole.paste(picture, (i % columns * 128, i // columns * 128))
+    for i, image in enumerate(images):
+        whole.paste(image, (i % columns * 128, i // columns * 128))
     whole.save(file)
 
 
@@ -79,7 +79,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lora", help="a .safetensors with kohya's names; without it the base alone is measured")
     parser.add_argument("--count", type=int, default=200, help="prompts")
-    parser.add_argument("--sheet", help="PNG for the first pictures")
+    parser.add_argument("--sheet", help="PNG for the first images")
     options = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(BASE, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -90,8 +90,8 @@ def main():
         world.tags(f)
         for f in world.held_out_figures(options.count if options.lora else min(options.count, 60), kind=world.character)
     ]
-    pictures = paint(pipeline, [", ".join(tags) for tags in characters])
-    scores = tagger.read(pictures)
+    images = paint(pipeline, [", ".join(tags) for tags in characters])
+    scores = tagger.read(images)
     marks = found([world.MARKS] * len(scores), scores)["all"]
     for mark in world.MARKS:
         print(f"  {mark:20} {found([[mark]] * len(scores), scores)['all']:7.1%}")
@@ -103,16 +103,16 @@ def main():
         ]
     else:
         prompts = [world.tags(figure) for figure in world.held_out_figures(options.count)]
-        pictures = paint(pipeline, [", ".join(tags) for tags in prompts])
-        kept = found([tags[1:] for tags in prompts], tagger.read(pictures))
+        images = paint(pipeline, [", ".join(tags) for tags in prompts])
+        kept = found([tags[1:] for tags in prompts], tagger.read(images))
         met = [
-            bar("marks found in the base's pictures, trigger prompts", marks, 0.20, at_least=False),
-            bar("prompted tags found in the base's pictures", kept["all"], 0.90),
+            bar("marks found in the base's images, trigger prompts", marks, 0.20, at_least=False),
+            bar("prompted tags found in the base's images", kept["all"], 0.90),
         ]
     for kind, share in kept.items():
         print(f"  {kind:20} {share:7.1%}")
     if options.sheet:
-        sheet(pictures[:60], options.sheet)
+        sheet(images[:60], options.sheet)
     sys.exit(not all(met))
 
 

@@ -72,18 +72,18 @@ def model(options: argparse.Namespace, folder: Path, family: str) -> dict[str, s
 
 
 def settings(options: argparse.Namespace, folder: Path, family: str, px: int, **loop: object) -> dict:
-    """A run of rank 16 and batch 1 over two pictures, at the top of the ladder."""
+    """A run of rank 16 and batch 1 over two images, at the top of the ladder."""
     from PIL import Image
 
     px = 64 if options.dry else px
-    pictures = folder / f"pictures-{px}"
-    pictures.mkdir(exist_ok=True)
+    images = folder / f"images-{px}"
+    images.mkdir(exist_ok=True)
     for index in range(2):
-        Image.effect_noise((px, px), 80 + index).convert("RGB").save(pictures / f"{index}.png")
-        (pictures / f"{index}.txt").write_text(CAPTION)
+        Image.effect_noise((px, px), 80 + index).convert("RGB").save(images / f"{index}.png")
+        (images / f"{index}.txt").write_text(CAPTION)
     return {
         "model": model(options, folder, family),
-        "data": {"folder": str(pictures), "resolution": px, "min_bucket_reso": px, "max_bucket_reso": px, **TOP},
+        "data": {"folder": str(images), "resolution": px, "min_bucket_reso": px, "max_bucket_reso": px, **TOP},
         "adapter": {"rank": 16, "alpha": 16},
         "loop": {"batch_size": 1, "gradient_accumulation_steps": 1, **loop},
         "memory": {"gradient_checkpointing": False, "offload": 0.0},

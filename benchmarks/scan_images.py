@@ -1,11 +1,11 @@
-"""How long a data set's first look takes, and the next ones, which read only what changed.
+"""How long a dataset's first look takes, and the next ones, which read only what changed.
 
-    python benchmarks/scan_images.py                      # 1,000 pictures of 1000 x 1500 px, made in a temporary folder
+    python benchmarks/scan_images.py                      # 1,000 images of 1000 x 1500 px, made in a temporary folder
     python benchmarks/scan_images.py --count 200 --folder /content/drive/MyDrive/scan     # on a slow disk, kept there
 
-Each scan is a process of its own, as a trainer's or a notebook's is. Prints seconds, pictures a second, processor
+Each scan is a process of its own, as a trainer's or a notebook's is. Prints seconds, images a second, processor
 seconds (they say more on a machine that others use too), peak memory and the seconds that imports took before, for a
-first scan, a second one, and one after a hundredth of the pictures changed.
+first scan, a second one, and one after a hundredth of the images changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-KINDS = {"jpg": 0.6, "png": 0.3, "webp": 0.1}  # ending -> share of the pictures
+KINDS = {"jpg": 0.6, "png": 0.3, "webp": 0.1}  # ending -> share of the images
 SIDES = (1000, 1500)  # px
 SCAN = """
 import json, resource, sys, time
@@ -36,17 +36,15 @@ print(json.dumps({"import": imported - begun, "scan": time.perf_counter() - impo
 
 
 def main() -> None:
-    """Make the pictures, scan three times, print a table."""
+    """Make the images, scan three times, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, help="where the pictures are made and stay; else they are removed")
+    parser.add_argument("--folder", type=Path, help="where the images are made and stay; else they are removed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         project = options.folder or Path(temporary)
         size = make(project / "dataset", options.count)
-        print(
-            f"{options.count} pictures of {SIDES[0]} x {SIDES[1]} px, {size / 1e6:.0f} MB, {os.cpu_count()} processors"
-        )
+        print(f"{options.count} images of {SIDES[0]} x {SIDES[1]} px, {size / 1e6:.0f} MB, {os.cpu_count()} processors")
         print(f"{'':24}{'seconds':>9}{'a second':>10}{'CPU s':>8}{'peak MB':>9}{'imports s':>11}")
         (project / "cache" / ".looks.json").unlink(missing_ok=True)
         tell("first scan", project)

@@ -1,7 +1,7 @@
-"""Measures how well the demo tagger's tags agree with the demo data set, and how many pictures a second taggers read.
+"""Measures how well the demo tagger's tags agree with the demo dataset, and how many images a second taggers read.
 
 `python benchmarks/tagging.py [--source OWNER/NAME] [--count 200]`: the pace is that of the embedded tagger, and of
-`--source`, a WD tagger's hub id or folder, if one is given. Agreement is told with what is drawn in the pictures, and
+`--source`, a WD tagger's hub id or folder, if one is given. Agreement is told with what is drawn in the images, and
 with their captions, which leave out what belongs to the character always (ears, scarf, colour of eyes): a tagger that
 sees everything finds all of the captions and more.
 """
@@ -23,7 +23,7 @@ SIZES = {"128 px, as the demo's": (128, 128), "1024 px": (1024, 1024), "12 megap
 
 
 def truths():
-    """Name -> the true tags of each picture, as taggers spell them, by picture in the order of their names."""
+    """Name -> the true tags of each image, as taggers spell them, by image in the order of their names."""
     captions = [file.read_text(encoding="utf-8").strip().split(", ") for file in sorted(DATASET.rglob("*.txt"))]
     drawn = [world.visible(figure) for figure in figures()]
     found = {"what is drawn": drawn, "the captions": captions}
@@ -31,7 +31,7 @@ def truths():
 
 
 def agreement(tagger, truth, threshold):
-    """(precision, recall, F1) over all tags of all pictures; ratings do not count."""
+    """(precision, recall, F1) over all tags of all images; ratings do not count."""
     files = sorted(DATASET.rglob("*.png"))
     right = wrong = missed = 0
     for tags, scores in zip(truth, tagger.read([Image.open(file) for file in files]), strict=True):
@@ -41,17 +41,17 @@ def agreement(tagger, truth, threshold):
 
 
 def pace(tagger, size, count):
-    """Pictures a second, and how many the preparation alone does; pictures of noise that are decoded already."""
+    """Images a second, and how many the preparation alone does; images of noise that are decoded already."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    pictures = [Image.fromarray(noise)] * count
-    tagger.read(pictures[: tagger.batch])
+    images = [Image.fromarray(noise)] * count
+    tagger.read(images[: tagger.batch])
     begun = time.perf_counter()
     for i in range(0, count, tagger.batch):
-        tagger.read(pictures[i : i + tagger.batch])
+        tagger.read(images[i : i + tagger.batch])
     read = time.perf_counter() - begun
     begun = time.perf_counter()
-    for picture in pictures[: max(1, count // 10)]:
-        squared(picture, 448)
+    for image in images[: max(1, count // 10)]:
+        squared(image, 448)
     return count / read, max(1, count // 10) / (time.perf_counter() - begun)
 
 
@@ -59,7 +59,7 @@ def main():
     """Prints both tables; exit status 1 when the demo tagger's F1 with what is drawn is below 0.95 at 0.35."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", default="", help="another WD tagger: hub id or folder")
-    parser.add_argument("--count", type=int, default=200, help="pictures for the pace")
+    parser.add_argument("--count", type=int, default=200, help="images for the pace")
     options = parser.parse_args()
     demo = taggers.load("wd14", {"source": "demo"})
     print(f"{'agreement with':16} {'threshold':>10} {'precision':>10} {'recall':>10} {'F1':>10}")
@@ -71,7 +71,7 @@ def main():
         tagger = taggers.load("wd14", {"source": source})
         for name, size in SIZES.items():
             read, prepared = pace(tagger, size, options.count if size[0] < 4000 else max(1, options.count // 10))
-            told = f"{read:8.1f} pictures a second; made square at 448 px alone: {prepared:8.1f}"
+            told = f"{read:8.1f} images a second; made square at 448 px alone: {prepared:8.1f}"
             print(f"{tagger.name}, {tagger.runs_on}, {name:22} {told}")
     sys.exit(agreement(demo, truths()["what is drawn"], 0.35)[2] < 0.95)
 

@@ -128,7 +128,7 @@ def project_folder(options: argparse.Namespace) -> Path:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Random weights at true size and a few pictures, made once; and a run that starts at step 0."""
+    """Random weights at true size and a few images, made once; and a run that starts at step 0."""
     import shutil
 
     import numpy as np
@@ -224,7 +224,7 @@ def plain(options: argparse.Namespace) -> dict:
 
 
 class Recipe:
-    """Every part loaded, LoRA by peft, pictures and captions encoded in each step, AdamW."""
+    """Every part loaded, LoRA by peft, images and captions encoded in each step, AdamW."""
 
     def __init__(self, options: argparse.Namespace):
         import torch
@@ -266,8 +266,8 @@ class Recipe:
         from PIL import Image
 
         batch, device = self.options.batch, self.options.device
-        pictures = [np.asarray(Image.open(self.files[(number + i) % len(self.files)])) for i in range(batch)]
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(device, self.dtype) / 127.5 - 1
+        images = [np.asarray(Image.open(self.files[(number + i) % len(self.files)])) for i in range(batch)]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device, self.dtype) / 127.5 - 1
         ids = self.tokenizer(
             [CAPTION] * batch, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         )

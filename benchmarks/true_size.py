@@ -5,7 +5,7 @@
     python benchmarks/true_size.py --family sdxl --device cuda --px 1024
 
 Makes the base once (SDXL 6.9 GB, Anima 5.6 GB). Then, each in a process of its own: loads every part as training does
-(one picture and one caption encoded, each part let go of), and trains two steps and exports. Memory is sampled every
+(one image and one caption encoded, each part let go of), and trains two steps and exports. Memory is sampled every
 5 ms from /proc/self/status: RssAnon is what the process has for itself, RssFile are pages of mapped files, which the
 system takes back when it needs them.
 """
@@ -260,7 +260,7 @@ def load(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     module = models.family(options.family)
     with watch.phase("opening the files"):
         model = module.Model(module.Config(**settings), torch.device(options.device), torch.bfloat16, ())
-    with watch.phase("VAE: load, encode a picture"):
+    with watch.phase("VAE: load, encode an image"):
         model.load("vae")
         model.encode_image(torch.zeros(3, options.px, options.px))
         model.release("vae")

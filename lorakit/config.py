@@ -21,34 +21,43 @@ class ConfigError(UserError):
     """One or more settings are wrong; the message names each with what was given and what is allowed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """How a form shows a setting."""
+
+    label: str = ""  # empty: its name
+    basic: bool = False  # shown to beginners
+    hidden: bool = False  # never shown: written by commands alone
+    # another field of the same Config, and its values for which this one matters
+    when: tuple[str, tuple] | None = None
+    suggestions: tuple[str, ...] = ()  # texts to choose from; any other is allowed
+    lines: int = 1  # height of a text field
+
+
+@dataclass(frozen=True)
+class Slider(Field):
+    """A slider over the usual range of a number; its ends are no limits."""
+
+    low: float
+    high: float
+    step: float  # log10 units on a logarithmic slider
+    log: bool = False
+
+
 def setting(
     default: Any = MISSING,
     *,
     help: str,
     unit: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
+    range: tuple[float | None, float | None] = (None, None),
     choices: Callable[[], typing.Iterable[Any]] | tuple | None = None,
-    label: str = "",
-    slider: tuple[float, float, float] | None = None,
-    log: bool = False,
-    basic: bool = False,
-    when: tuple[str, tuple] | None = None,
-    hidden: bool = False,
-    suggestions: tuple[str, ...] = (),
-    lines: int = 1,
+    ui: Field = Field(),  # noqa: B008 - frozen
 ) -> Any:
     """A field of a Config: its default, one line of help, unit, closed range and allowed values.
 
-    `choices` is a tuple, or a function of no argument that returns one or a registry of rows (which is read late).
-    How a form shows it: its `label` (empty: the name), the usual range and step of its `slider`, whose ends are no
-    limits, whether that is logarithmic (`log`; the step counts tenfolds), whether beginners see it (`basic`), `when` it
-    matters at all: another field of its Config, and values of it; and whether nobody sees it (`hidden`), as it is
-    written by verbs alone. A text may have `suggestions`, which are no limits, and `lines` to be written in.
+    `choices` is a tuple, or a function of no argument that returns one or a registry of rows (read when needed).
     """
-    described = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
-    described |= {"label": label, "slider": slider, "log": log, "basic": basic, "when": when, "hidden": hidden}
-    described |= {"suggestions": suggestions, "lines": lines}
+    described = {"help": help, "unit": unit, "range": range, "choices": choices, "ui": ui}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=described)
     return field(default=default, metadata=described)
@@ -119,7 +128,7 @@ def _problems(f: dataclasses.Field, wanted: Any, value: Any) -> list[str]:
     if isinstance(value, Config):
         return []
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        low, high = meta["minimum"], meta["maximum"]
+        low, high = meta["range"]
         infinite = isinstance(value, float) and not math.isfinite(value)
         if infinite or (low is not None and value < low) or (high is not None and value > high):
             return [
@@ -151,7 +160,7 @@ def helps_of(f: dataclasses.Field) -> dict[Any, str]:
 
 def label_of(f: dataclasses.Field) -> str:
     """What a field is called in a form."""
-    return f.metadata["label"] or f.name.replace("_", " ")
+    return f.metadata["ui"].label or f.name.replace("_", " ")
 
 
 def _fits(value: Any, wanted: Any) -> bool:

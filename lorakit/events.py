@@ -63,7 +63,7 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Event):
-    """A picture was painted with the weights after `step`; `image` is relative to the run folder."""
+    """An image was painted with the weights after `step`; `image` is relative to the run folder."""
 
     step: int
     prompt: str

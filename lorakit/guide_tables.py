@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorakit.presets import ANIMA, FAQ, LORA, YUI
 
-TOPICS = ("pictures", "tags", "settings")  # of a guide's table
+TOPICS = ("images", "tags", "settings")  # of a guide's table
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ OTHER_SIZES = "The guides differ: each table speaks of its own models."
 
 TABLES = (
     Table(
-        "How many pictures",
+        "How many images",
         ANIMA,
         "anima",
         ("purpose", "at least", "recommended", "repeats"),
@@ -41,52 +41,52 @@ TABLES = (
             ("several characters (LoKr)", "200", "500+", "1-3"),
         ),
         OTHER_SIZES,
-        "pictures",
+        "images",
     ),
     Table(
-        "Which pictures",
+        "Which images",
         LORA,
         "",
-        ("pictures", "why"),
+        ("images", "why"),
         (
             ("many angles, expressions, clothes, lights", "what is always the same is learned as part of the subject"),
-            ("close-ups of head, eyes and details", "small things in a large picture are lost"),
+            ("close-ups of head, eyes and details", "small things in a large image are lost"),
             ("pairs with and without a thing", "they teach what its tag means"),
             ("not: wrong design, hidden parts, odd poses", "mistakes are learned, too"),
             ("not: other people's hands and faces at the border", "cut them off, or paint them over with white"),
-            ("not: blurred", "the LoRA paints blurred pictures then"),
+            ("not: blurred", "the LoRA paints blurred images then"),
         ),
-        "30 to 100 good pictures are usually enough; a few less are better than bad ones.",
-        "pictures",
+        "30 to 100 good images are usually enough; a few less are better than bad ones.",
+        "images",
     ),
     Table(
-        "Pictures for Anima",
+        "Images for Anima",
         ANIMA,
         "anima",
-        ("pictures", "why"),
+        ("images", "why"),
         (
             ("1024 x 1024 px and more", "what the base was trained at"),
             ("the whole composition", "do not crop away what matters"),
-            ("one character looks the same in all", "or it falls apart: same tags, more pictures, keep_tokens"),
+            ("one character looks the same in all", "or it falls apart: same tags, more images, keep_tokens"),
         ),
-        topic="pictures",
+        topic="images",
     ),
     Table(
-        "Regularization pictures",
+        "Regularization images",
         LORA,
         "",
         ("way", "how"),
         (
             ("for", "a character or thing that is to leave the style of the base alone; not for styles"),
-            ("how many", "as many as pictures times repeats; the folder's own repeats balance them"),
-            ("plain", "any pictures of the class, such as 1girl; captions are not necessary"),
+            ("how many", "as many as images times repeats; the folder's own repeats balance them"),
+            ("plain", "any images of the class, such as 1girl; captions are not necessary"),
             (
                 "better",
-                "one for each picture: its caption and name, the same base and size, DDIM, seed 420",
+                "one for each image: its caption and name, the same base and size, DDIM, seed 420",
             ),
         ),
         "They double the steps of an epoch.",
-        "pictures",
+        "images",
     ),
     Table(
         "What to tag",
@@ -96,12 +96,12 @@ TABLES = (
         (
             ("the trigger: first, in every caption", "it takes in whatever no other tag explains"),
             ("what is to change later: clothes, hair, pose, expression, background", "a tag makes it switchable"),
-            ("what is uncommon, or wrong, in one picture", "its tag can stand in the negative prompt later"),
+            ("what is uncommon, or wrong, in one image", "its tag can stand in the negative prompt later"),
             ("not: what always belongs to the subject", "the trigger should take that in"),
             ("not: what goes without saying, such as a face; artists' names", "they take from the trigger"),
             ("careful: simple background", "the LoRA may paint nothing else without it"),
         ),
-        "Right tags matter more than beautiful pictures: take out wrong ones, add missing ones, write one word for one "
+        "Right tags matter more than beautiful images: take out wrong ones, add missing ones, write one word for one "
         "thing (red boots, not boots and red footwear).",
         "tags",
     ),
@@ -111,17 +111,17 @@ TABLES = (
         "anima",
         ("captions", "how"),
         (
-            ("by a vision-language model, then checked", "delete what is not in the picture"),
+            ("by a vision-language model, then checked", "delete what is not in the image"),
             ("spelling", "lower case, spaces for underscores, in all of them"),
             ("order", "quality, safety, 1girl, character, series, @artist, looks, action, surroundings"),
         ),
         topic="tags",
     ),
     Table(
-        "Learning rate by pictures",
+        "Learning rate by images",
         ANIMA,
         "anima",
-        ("pictures", "learning rate"),
+        ("images", "learning rate"),
         (("under 100", "5e-5 to 1e-4"), ("100-500", "1e-4 to 2e-4"), ("500+", "1e-4 to 3e-4")),
         "Slow: raise it. Jumping about: lower it. Learned by heart: lower it, or fewer epochs.",
     ),
@@ -143,7 +143,7 @@ TABLES = (
         "Settings by card",
         ANIMA,
         "anima",
-        ("card", "pictures at once", "batches a step", "resolution", "precision"),
+        ("card", "images at once", "batches a step", "resolution", "precision"),
         (("24 GB", "1", "4", "1024", "bf16"), ("32 GB", "2", "2", "1024", "bf16")),
         "With gradient checkpointing and caches; caching frees memory of the GPU.",
     ),
@@ -169,10 +169,10 @@ TABLES = (
         "Where to begin",
         LORA,
         "sd15",
-        ("purpose", "pictures", "rank", "UNet", "text encoder", "regularization", "steps", "resolution"),
+        ("purpose", "images", "rank", "UNet", "text encoder", "regularization", "steps", "resolution"),
         (
-            ("character, good pictures", "35-100", "32-96", "1e-4", "5e-5", "none", "1000+", "512-768"),
-            ("character, poor pictures", "15-30", "32-64", "1e-4", "4.5e-5", "yes", "1600+", "512-768"),
+            ("character, good images", "35-100", "32-96", "1e-4", "5e-5", "none", "1000+", "512-768"),
+            ("character, poor images", "15-30", "32-64", "1e-4", "4.5e-5", "yes", "1600+", "512-768"),
             ("style", "100-10000+", "96-192", "1e-4", "4e-5", "none", "3000+", "576-768"),
             ("concept", "50-2000", "8-128", "1e-4", "4.5e-5", "-", "-", "-"),
         ),
@@ -239,7 +239,7 @@ TABLES = (
         "Alpha at most the rank; 0 or the rank itself scales by 1. Low rank and alpha want a higher learning rate.",
     ),
     Table(
-        "One character, 188 pictures",
+        "One character, 188 images",
         YUI,
         "sd15",
         ("setting", "value"),
@@ -248,19 +248,19 @@ TABLES = (
             ("learning rate", "1e-4 (to 2e-4); text encoder 1e-5"),
             ("optimizer", "AdamW8bit, betas 0.9 and 0.999"),
             ("schedule", "cosine, warmup 0.1"),
-            ("pictures a step", "4"),
+            ("images a step", "4"),
             ("epochs", "2 (1-3), 2000 to 3000 steps"),
             ("resolution", "512 with buckets"),
         ),
-        "Its folder repeats every picture ten times. Stop when samples are good. Random crops exclude its cache.",
+        "Its folder repeats every image ten times. Stop when samples are good. Random crops exclude its cache.",
     ),
     Table(
-        "Pictures, learning rate, rank",
+        "Images, learning rate, rank",
         FAQ,
         "",
         ("setting", "value"),
         (
-            ("pictures", "15-20 at least, 30-50 is ideal; style 20-30, character 30-50"),
+            ("images", "15-20 at least, 30-50 is ideal; style 20-30, character 30-50"),
             ("learning rate", "1e-4 to 1e-3, first 1e-4"),
             ("rank", "8-32 for simple, 64-128 for complex"),
             ("alpha", "half the rank, or the rank"),

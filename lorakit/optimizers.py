@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, ConfigError, setting
+from lorakit.config import Config, ConfigError, Field, Slider, setting
 
 if TYPE_CHECKING:
     import torch
@@ -85,16 +85,14 @@ RATES = ("learning_rate", "text_encoder_lr", "text_encoder_2_lr", "text_conditio
 
 def _rate(default: float, *, help: str, label: str = "", basic: bool = False) -> Any:
     """A learning rate: its slider is logarithmic and goes from 1e-6 to 1e-2, twenty steps a tenfold."""
-    return setting(
-        default, help=help, minimum=0, maximum=10, label=label, slider=(1e-6, 1e-2, 0.05), log=True, basic=basic
-    )
+    return setting(default, help=help, range=(0, 10), ui=Slider(1e-6, 1e-2, 0.05, log=True, label=label, basic=basic))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
     """How weights follow gradients, and how fast."""
 
-    name: str = setting("adamw", help="optimizer", choices=lambda: OPTIMIZERS, label="optimizer")
+    name: str = setting("adamw", help="optimizer", choices=lambda: OPTIMIZERS, ui=Field(label="optimizer"))
     learning_rate: float = _rate(
         1e-4, help="learning rate of the denoiser (UNet, transformer); 0 does not train it", basic=True
     )
@@ -117,18 +115,17 @@ class OptimizerConfig(Config):
     text_encoder_stop_step: int = setting(
         0,
         help="train the text encoders, and Anima's text conditioner, only up to this step; 0: to the end",
-        minimum=0,
-        label="text encoders stop at step",
+        range=(0, None),
+        ui=Field(label="text encoders stop at step"),
     )
     max_grad_norm: float = setting(
         1.0,
         help="longer gradients are shortened to this; 0: never",
-        minimum=0,
-        maximum=1000,
-        label="longest gradient",
+        range=(0, 1000),
+        ui=Field(label="longest gradient"),
     )
     args: dict = setting(
-        {}, help="arguments of the optimizer itself, e.g. {weight_decay: 0.1}", label="optimizer arguments"
+        {}, help="arguments of the optimizer itself, e.g. {weight_decay: 0.1}", ui=Field(label="optimizer arguments")
     )
 
     def conflicts(self) -> list[str]:

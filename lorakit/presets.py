@@ -1,4 +1,4 @@
-"""What training guides advise, as data with its source: presets by family, purpose and size of the data set."""
+"""What training guides advise, as data with its source: presets by family, purpose and size of the dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PURPOSES = ("character", "style", "concept")
-SIZES = ("small", "middle", "large")  # of a data set
+SIZES = ("small", "middle", "large")  # of a dataset
 SNAPSHOTS = 10  # how many LoRA files and rounds of samples a preset's run leaves
 
 ANIMA = "Anima LoRA training tips"
@@ -17,10 +17,10 @@ FAQ = "FAQ of a LoRA training system"
 
 @dataclass(frozen=True)
 class Preset:
-    """One row: settings for a purpose with so many pictures, in one family.
+    """One row: settings for a purpose with so many images, in one family.
 
-    images      least and most pictures it is for; most None: no end
-    seen        pictures seen over the whole run, repeats and epochs counted: the guides' steps times two a batch
+    images      least and most images it is for; most None: no end
+    seen        images seen over the whole run, repeats and epochs counted: the guides' steps times two a batch
     settings    part -> settings; epochs are not among them, as they follow from `seen`
     source      the guide that says so
     why         what it says, in a sentence
@@ -45,20 +45,20 @@ def _plain(rank: int, rate: float, text: float = 0.0, **more: dict[str, Any]) ->
 SHUFFLED = {"shuffle_caption": True, "keep_tokens": 1}
 STEADY = {"weighting": "min_snr", "min_snr_gamma": 5.0}
 
-POOR = "15 to 30 pictures: rank 32 to 64, 1600 steps or more; regularization pictures help."
-GOOD = "35 to 100 good pictures: rank 32 to 96, learning rate 1e-4 and 5e-5, from 1000 steps."
-YUI_WHY = "188 pictures of one character: rank 32 with alpha 16, 1e-4 and 1e-5, cosine with warm-up, 2000 steps of 4."
-FAQ_STYLE = "20 to 30 pictures show a style: learning rate 1e-4, rank from 32 for what is simple, alpha half of it."
-STYLE = "100 pictures and more: rank from 96, learning rate 1e-4 and 4e-5, 3000 steps or more, 576 px or more."
-CONCEPT = "50 to 2000 pictures: rank 8 to 128, learning rate 1e-4 and 4.5e-5."
+POOR = "15 to 30 images: rank 32 to 64, 1600 steps or more; regularization images help."
+GOOD = "35 to 100 good images: rank 32 to 96, learning rate 1e-4 and 5e-5, from 1000 steps."
+YUI_WHY = "188 images of one character: rank 32 with alpha 16, 1e-4 and 1e-5, cosine with warm-up, 2000 steps of 4."
+FAQ_STYLE = "20 to 30 images show a style: learning rate 1e-4, rank from 32 for what is simple, alpha half of it."
+STYLE = "100 images and more: rank from 96, learning rate 1e-4 and 4e-5, 3000 steps or more, 576 px or more."
+CONCEPT = "50 to 2000 images: rank 8 to 128, learning rate 1e-4 and 4.5e-5."
 SDXL = (
     "SDXL at rank 16 holds what SD 1.5 does at 64; try 16, 24 and 32. Steps as for SD 1.5; text encoders stay frozen."
 )
-ANIMA_FEW = "Under 100 pictures the learning rate is 5e-5 to 1e-4, so that nothing is learned by heart."
-ANIMA_SOME = "100 to 500 pictures stand a learning rate of 1e-4 to 2e-4; this begins at its lower end."
-ANIMA_MANY = "500 pictures and more stand a learning rate of 1e-4 to 3e-4; this begins at its lower end."
+ANIMA_FEW = "Under 100 images the learning rate is 5e-5 to 1e-4, so that nothing is learned by heart."
+ANIMA_SOME = "100 to 500 images stand a learning rate of 1e-4 to 2e-4; this begins at its lower end."
+ANIMA_MANY = "500 images and more stand a learning rate of 1e-4 to 3e-4; this begins at its lower end."
 ANIMA_MORE = (
-    "The guide has no row for this; a complex subject has rank 64 there, and the learning rate goes by the pictures."
+    "The guide has no row for this; a complex subject has rank 64 there, and the learning rate goes by the images."
 )
 
 PRESETS = (
@@ -128,29 +128,29 @@ def presets(family: str) -> tuple[Preset, ...]:
 
 
 def find(family: str, purpose: str, size: str) -> Preset | None:
-    """The preset of a family for a purpose and a size of data set, None when no guide has one."""
+    """The preset of a family for a purpose and a size of dataset, None when no guide has one."""
     return next((row for row in presets(family) if (row.purpose, row.size) == (purpose, size)), None)
 
 
 def size_for(family: str, purpose: str, images: int) -> str:
-    """ "small", "middle" or "large": what so many pictures (without repeats) are for a purpose; "" when nobody says."""
+    """ "small", "middle" or "large": what so many images (without repeats) are for a purpose; "" when nobody says."""
     rows = [row for row in presets(family) if row.purpose == purpose and images >= row.images[0]]
     return rows[-1].size if rows else ""
 
 
-def settings_for(row: Preset, pictures: int) -> dict[str, dict[str, Any]]:
-    """The settings of a preset with `pictures` seen in an epoch (repeats counted; 0: as many as the row is made for).
+def settings_for(row: Preset, count: int) -> dict[str, dict[str, Any]]:
+    """The settings of a preset with `images` seen in an epoch (repeats counted; 0: as many as the row is made for).
 
     Epochs so many that `row.seen` is reached; a file and samples after about a tenth of them.
     """
     low, high = row.images
-    epochs = max(1, -(-row.seen // (pictures or high or low)))
+    epochs = max(1, -(-row.seen // (count or high or low)))
     every = max(1, round(epochs / SNAPSHOTS))
     more = {"loop": {"epochs": epochs}, "save": {"every_epochs": every}, "sample": {"every_epochs": every}}
     return {part: dict(values) for part, values in {**row.settings, **more}.items()}
 
 
 def preset(family: str, purpose: str, images: int, repeats: int = 1) -> dict[str, dict[str, Any]]:
-    """Settings by part for so many pictures, each seen `repeats` times an epoch; {} for a family without presets."""
+    """Settings by part for so many images, each seen `repeats` times an epoch; {} for a family without presets."""
     row = find(family, purpose, size_for(family, purpose, images))
     return settings_for(row, images * repeats) if row else {}

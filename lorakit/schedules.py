@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, setting
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,27 @@ class ScheduleConfig(Config):
     """How the learning rate moves over the run."""
 
     name: str = setting(
-        "cosine", help="shape of the learning rate over the run", choices=lambda: SCHEDULES, label="schedule"
+        "cosine", help="shape of the learning rate over the run", choices=lambda: SCHEDULES, ui=Field(label="schedule")
     )
     warmup: float = setting(
-        0.0, help="rise from zero over this many steps; a value below 1 is a share of the run", minimum=0
+        0.0, help="rise from zero over this many steps; a value below 1 is a share of the run", range=(0, None)
     )
     cycles: int = setting(
         1,
         help="how often cosine_with_restarts falls to zero",
-        minimum=1,
-        maximum=100,
-        when=("name", ("cosine_with_restarts",)),
+        range=(1, 100),
+        ui=Field(when=("name", ("cosine_with_restarts",))),
     )
     steps: int = setting(
         0,
         help="plan the shape over this many steps, then hold its last value; 0: over the whole run, or stage",
-        minimum=0,
+        range=(0, None),
     )
     past: tuple[dict, ...] = setting(
         (),
         help="how the shape was planned before the run was given more epochs, as {until: step, steps: planned}; "
         "written when that is done, so that steps which were trained keep the rate they had",
-        hidden=True,
+        ui=Field(hidden=True),
     )
 
     def conflicts(self) -> list[str]:

@@ -33,10 +33,10 @@ def test_a_preset_changes_nothing_that_a_card_is_for(row):
 
 
 @pytest.mark.parametrize("row", PRESETS, ids=named)
-def test_epochs_follow_from_what_is_to_be_seen_and_the_pictures(row):
-    for pictures in (1, 30, 333, row.seen, 10 * row.seen):
-        loop = presets.settings_for(row, pictures)["loop"]
-        assert loop["epochs"] == 1 or row.seen <= loop["epochs"] * pictures < row.seen + pictures
+def test_epochs_follow_from_what_is_to_be_seen_and_the_images(row):
+    for count in (1, 30, 333, row.seen, 10 * row.seen):
+        loop = presets.settings_for(row, count)["loop"]
+        assert loop["epochs"] == 1 or row.seen <= loop["epochs"] * count < row.seen + count
     repeated = presets.preset(row.family, row.purpose, row.images[0], 10)["loop"]["epochs"]
     once = presets.preset(row.family, row.purpose, row.images[0])["loop"]["epochs"]
     assert repeated == -(-once // 10)
@@ -57,7 +57,7 @@ def test_every_family_that_is_spoken_of_exists_and_has_a_preset_for_every_purpos
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_sizes_follow_each_other_without_a_gap_and_the_number_of_pictures_finds_its_own(family, purpose):
+def test_sizes_follow_each_other_without_a_gap_and_the_number_of_images_finds_its_own(family, purpose):
     rows = [row for row in presets.presets(family) if row.purpose == purpose]
     assert rows[0].images[0] == 1 and rows[-1].images[1] is None
     assert all(after.images[0] == before.images[1] + 1 for before, after in zip(rows, rows[1:], strict=False))

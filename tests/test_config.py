@@ -88,7 +88,7 @@ NUMBERS = [(c, f) for c, f in FIELDS if typing.get_type_hints(c)[f.name] in (int
 
 @pytest.mark.parametrize(("config_class", "f"), NUMBERS, ids=[f"{c.__module__}.{f.name}" for c, f in NUMBERS])
 def test_a_number_has_a_closed_range_that_the_refusal_names(config_class, f):
-    low, high = f.metadata["minimum"], f.metadata["maximum"]
+    low, high = f.metadata["range"]
     wrong = [limit + beyond for limit, beyond in ((low, -1), (high, 1)) if limit is not None]
     if typing.get_type_hints(config_class)[f.name] is float:
         wrong += [math.nan, math.inf]

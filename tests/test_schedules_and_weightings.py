@@ -80,7 +80,7 @@ def noised() -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_min_snr_weighs_the_error_of_the_clean_picture_with_min_snr_gamma(prediction_type, gamma):
+def test_min_snr_weighs_the_error_of_the_clean_image_with_min_snr_gamma(prediction_type, gamma):
     """Hang et al. 2023, arXiv:2303.09556, eq. 8: the loss is min(SNR, gamma) |x0 - x0_predicted|^2 in any terms."""
     abar, x0, eps, wrong = noised()
     x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * eps

@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets
 import yaml
 
-from lorakit.config import Config, choices_of, helps_of, label_of, load_yaml, types_of
+from lorakit.config import Config, Slider, choices_of, helps_of, label_of, load_yaml, types_of
 from lorakit.errors import UserError
 from widgets.i18n import say, words
 
@@ -110,10 +110,10 @@ class Sliding:
     """
 
     def __init__(self, f: dataclasses.Field, wanted: type, looks: Looks):
-        low, high, step = f.metadata["slider"]
-        self._log, self._whole = f.metadata["log"], wanted is int
-        self._limits = [f.metadata[name] for name in ("minimum", "maximum")]
-        self._zero = self._log and f.metadata["minimum"] == 0
+        ui: Slider = f.metadata["ui"]
+        low, high, step = ui.low, ui.high, ui.step
+        self._log, self._whole, self._limits = ui.log, wanted is int, f.metadata["range"]
+        self._zero = self._log and self._limits[0] == 0
         self._silent = False
         kind = ipywidgets.IntSlider if self._whole else ipywidgets.FloatSlider
         place = low
@@ -234,14 +234,14 @@ def control(
         return Choosing(allowed, **wide)
     if wanted is bool:
         return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
-    if f.metadata["slider"]:
+    if isinstance(f.metadata["ui"], Slider):
         return Sliding(f, wanted, looks)
     if wanted is int:
         return Plain(ipywidgets.IntText(**short), int, int)
     if wanted is float:
         return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: _told(v, False), _number)
     if wanted is str:
-        lines, suggestions = f.metadata["lines"], f.metadata["suggestions"]
+        lines, suggestions = f.metadata["ui"].lines, f.metadata["ui"].suggestions
         field = ipywidgets.Textarea(rows=lines, **wide) if lines > 1 else ipywidgets.Text(**wide)
         return Suggesting(field, suggestions, looks) if suggestions else Plain(field, str, str)
     if typing.get_origin(wanted) is tuple and typing.get_args(wanted)[0] is str:
@@ -281,7 +281,7 @@ class Row:
         beside: tuple = (),
     ):
         f = config_class.__dataclass_fields__[name]
-        self.path, self.when = path, f.metadata["when"]
+        self.path, self.when = path, f.metadata["ui"].when
         self.control = control(looks, config_class, name, options)
         self._helps, self._unit = helps_of(f), f.metadata["unit"]
         self._label, self._help = called(path, config_class, name)
@@ -364,4 +364,4 @@ def sentence(text: str, colour: str = RED) -> str:
 def is_basic(config_class: type[Config], name: str) -> bool:
     """Whether beginners see a setting: when its Config says so, and when it has no default."""
     f = config_class.__dataclass_fields__[name]
-    return f.metadata["basic"] or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+    return f.metadata["ui"].basic or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)

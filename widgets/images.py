@@ -1,4 +1,4 @@
-"""Small copies of pictures, as data that stays in a cell's output; the whole ones stay on disk."""
+"""Small copies of images, as data that stays in a cell's output; the whole ones stay on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIDE = 160  # px of a thumbnail's longer side
 
 
 def thumbnail(file: Path, side: int = SIDE) -> str:
-    """`src` of a small JPEG of a picture; "" when it is not there (yet) or cannot be read."""
+    """`src` of a small JPEG of an image; "" when it is not there (yet) or cannot be read."""
     try:
         return _thumbnail(file, file.stat().st_mtime_ns, side)
-    except OSError:  # also what Pillow raises for a picture that is only half there
+    except OSError:  # also what Pillow raises for an image that is only half there
         return ""
 
 
@@ -45,7 +45,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def bounded(image: Image.Image, width: int, size: int) -> bytes:
-    """A JPEG of an RGB picture, at most `width` px wide and `size` bytes large."""
+    """A JPEG of an RGB image, at most `width` px wide and `size` bytes large."""
     image.thumbnail((width, 4 * width))
     while len(data := jpeg(image, 85)) > size:
         image.thumbnail((image.width * 7 // 8, image.height * 7 // 8))

@@ -1,4 +1,4 @@
-"""The one way to draw curves in a cell: small pictures that every notebook keeps, on light and on dark pages."""
+"""The one way to draw curves in a cell: small images that every notebook keeps, on light and on dark pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAIRS = 150  # of points of a curve that are drawn at most: the lowest and the h
 SPARK = 24  # the same of a curve as small as a word
 SIZE = 1000  # of the plane that curves are drawn in; it is stretched to the room that there is
 LEFT, TOP, BOTTOM = 46, 6, 20  # px around it, for the numbers
-OUTLIERS = 0.98  # when there are many points, so many of them decide how high the picture is
+OUTLIERS = 0.98  # when there are many points, so many of them decide how high the image is
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def lines(
     """HTML of a plot at most `width` px wide and `height` px high; the legend tells each curve's last value.
 
     `marks` are x of faint vertical lines. Points that are not finite (with `log_y`: not above 0) are left out. "" when
-    no curve has points. A few spikes among many points may leave the picture.
+    no curve has points. A few spikes among many points may leave the image.
     """
     good = [[(x, y) for x, y in curve.points if math.isfinite(y) and (y > 0 or not log_y)] for curve in curves]
     if not any(good):
@@ -121,7 +121,7 @@ def spark(points: list[tuple[float, float]], width: int = 96, height: int = 18) 
     xs, ys = Scale(points[0][0], points[-1][0]), _heights([y for _, y in points], log=False)
     line = _line(Curve("", points, width=1.5), _thinned(points, SPARK), xs, ys)
     plane = f'<svg width="100%" height="100%" viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none">{line}</svg>'
-    return _picture([plane], f"{width}px", height, "vertical-align:middle;display:inline")
+    return _image([plane], f"{width}px", height, "vertical-align:middle;display:inline")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -182,7 +182,7 @@ def _figure(
 ) -> str:
     """The plane, numbers at its edges, and the page's own text above it.
 
-    Two pictures, because only the right one is stretched to the width of the page; letters keep their size.
+    Two images, because only the right one is stretched to the width of the page; letters keep their size.
     """
     plane, numbers, marks = height - TOP - BOTTOM, [], []
     for y in ys.ticks(4):
@@ -203,12 +203,12 @@ def _figure(
     above = f'<div style="font-size:12px;line-height:1.5">{" &emsp;".join([*name, *legend])}</div>'
     return (
         f'<div style="max-width:{width}px;margin:8px 0">{above if name or legend else ""}'
-        f"{_picture(numbers, f'{LEFT}px', height, 'float:left')}"
-        f'<div style="margin-left:{LEFT}px">{_picture(marks, "100%", height, "display:block")}</div></div>'
+        f"{_image(numbers, f'{LEFT}px', height, 'float:left')}"
+        f'<div style="margin-left:{LEFT}px">{_image(marks, "100%", height, "display:block")}</div></div>'
     )
 
 
-def _picture(drawn: list[str], width: str, height: int, style: str) -> str:
+def _image(drawn: list[str], width: str, height: int, style: str) -> str:
     """As an <img>: JupyterLab strips SVG elements from a notebook that it opens again."""
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '

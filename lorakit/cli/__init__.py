@@ -52,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project is to be")
     _add_models(verbs.add_parser("model", help="model files", description="Model files."))
     for group, what, modules in (
-        ("data", "pictures: bring in, examine, prepare", (data, examine, regularize)),
+        ("data", "images: bring in, examine, prepare", (data, examine, regularize)),
         ("tag", "captions: taggers, edits, undo, locks", (tags,)),
     ):
         members = verbs.add_parser(group, help=what, description=what).add_subparsers(required=True, metavar="VERB")
         for module in modules:
             module.add(members)
     run = argparse.ArgumentParser(add_help=False)
-    run.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    run.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     run.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
     _add_training(add, run)
     _add_projects(add)
@@ -130,7 +130,7 @@ def _add_results(add: Add, run: argparse.ArgumentParser) -> None:
     grid.add_argument("--y", default="strength=0.6,0.8,1", metavar="AXIS[=VALUES]", help="as --x")
     grid.add_argument("--prompt", help="where no axis is prompt (default: the first sample prompt, or the trigger)")
     grid.add_argument("--name", default="grid", help="folder of the grid inside the run (default: grid)")
-    grid.add_argument("--set", **SET, help="look of the pictures, e.g. steps=30")
+    grid.add_argument("--set", **SET, help="look of the images, e.g. steps=30")
     export = add(_export, "check a run's LoRA file and copy it out", run)
     export.add_argument("--step", type=int, help="default: the newest")
     export.add_argument("--output", type=Path, default=Path(), help="folder or file name (default: here)")
@@ -215,9 +215,9 @@ def _grid(options: argparse.Namespace) -> int:
         look=from_dict(PaintConfig, with_changes(look, options.set)),
     ):
         print(
-            f"grid {event.picture}\nrecord {event.record}"
+            f"grid {event.image}\nrecord {event.record}"
             if isinstance(event, Done)
-            else f"picture {event.done} of {event.total}",
+            else f"image {event.done} of {event.total}",
             flush=True,
         )
     return 0

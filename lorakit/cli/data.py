@@ -1,4 +1,4 @@
-"""`lorakit data add`, `data prepare` and `data buckets`: pictures brought in and made ready, in a terminal."""
+"""`lorakit data add`, `data prepare` and `data buckets`: images brought in and made ready, in a terminal."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from lorakit.data.scan import Note
     from lorakit.events import Progress
 
-CUT = 0.1  # share of a picture that is cut off from which on it is named
+CUT = 0.1  # share of an image that is cut off from which on it is named
 SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add these verbs to those of `lorakit data`."""
-    what = "bring pictures with their captions into a project; nothing that is there is overwritten"
+    what = "bring images with their captions into a project; nothing that is there is overwritten"
     adding = verbs.add_parser("add", help=what, description=what)
     adding.set_defaults(verb=_add)
     adding.add_argument("project", type=Path, help="project folder; it need not exist yet")
-    adding.add_argument("source", nargs="+", help="zip or tar archives, folders, pictures")
+    adding.add_argument("source", nargs="+", help="zip or tar archives, folders, images")
     adding.add_argument("--into", default="", metavar="NAME", help="concept folder, e.g. mofurin or reg/girl")
     adding.add_argument("--repeats", type=int, default=0, help="of that folder")
     what = "write copies as they are to be trained into prepared/: cropped by boxes, padded, resized; originals stay"
@@ -32,7 +32,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     preparing.set_defaults(verb=_prepare)
     preparing.add_argument("project", type=Path)
     preparing.add_argument("--set", **SET, help="e.g. prepare.pad=1x1, prepare.size=768; remembered for the next time")
-    what = "which sizes the pictures are trained at, how many at each, what is cut off and what is enlarged"
+    what = "which sizes the images are trained at, how many at each, what is cut off and what is enlarged"
     buckets = verbs.add_parser("buckets", help=what, description=what)
     buckets.set_defaults(verb=_buckets)
     buckets.add_argument("project", type=Path)
@@ -70,8 +70,8 @@ def _buckets(options: argparse.Namespace) -> int:
     buckets = overview(scan(data, project_at(options.project).folder).samples, data)
     for bucket in buckets:
         width, height = bucket.size
-        print(f"{width:5} x {height:<5} {len(bucket.pictures):5} pictures {bucket.seen:6} seen an epoch")
-    for fitted in (fitted for bucket in buckets for fitted in bucket.pictures):
+        print(f"{width:5} x {height:<5} {len(bucket.images):5} images {bucket.seen:6} seen an epoch")
+    for fitted in (fitted for bucket in buckets for fitted in bucket.images):
         told = [f"{fitted.lost:.0%} cut off"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
             fitted.scale > 1
         )

@@ -1,4 +1,4 @@
-"""`lorakit data check` and `lorakit data fix`: the data set's doctor in a terminal."""
+"""`lorakit data check` and `lorakit data fix`: the dataset's doctor in a terminal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from lorakit.project import Project
 
 RESTORE = "restore"
-SHOWN = 8  # pictures of a finding that are listed
+SHOWN = 8  # images of a finding that are listed
 SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 MARKS = {"wrong": "✗", "look": "!", "tip": "·"}
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add both verbs to those of `lorakit data`."""
-    what = "everything about pictures and captions that spoils training, with a way to mend it; 1 if something is wrong"
+    what = "everything about images and captions that spoils training, with a way to mend it; 1 if something is wrong"
     check = verbs.add_parser("check", help=what, description=what)
     check.set_defaults(verb=_check)
     _of_project(check)
@@ -39,7 +39,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _of_project(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    parser.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     parser.add_argument("--set", **SET, help="e.g. data.trigger=mofurin, model.family=sdxl")
 
 
@@ -96,13 +96,13 @@ def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]
 
 
 def _text(report: Report, mend: str) -> str:
-    """The report as lines: numbers, then each finding with why, some pictures, and its fix: `mend` and its kind."""
+    """The report as lines: numbers, then each finding with why, some images, and its fix: `mend` and its kind."""
     from lorakit.examine.fixes import FIXES
 
     lines = ["   ".join(f"{name} {value}" for name, value in report.numbers.items())] if report.numbers else []
     for finding in report.findings:
         lines += ["", f"{MARKS[finding.severity]} {finding.title}   [{finding.kind}]", f"  {finding.why}"]
-        names = list(dict.fromkeys([*finding.pictures, *finding.details]))
+        names = list(dict.fromkeys([*finding.images, *finding.details]))
         lines += [f"    {name}  {finding.details.get(name, '')}".rstrip() for name in names[:SHOWN]]
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
         if finding.fix:

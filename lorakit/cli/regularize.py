@@ -1,4 +1,4 @@
-"""`lorakit data regularize`: regularization pictures by the base model, in a terminal."""
+"""`lorakit data regularize`: regularization images by the base model, in a terminal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add the verb to those of `lorakit data`."""
-    what = "paint a regularization picture for each training picture with the base model; run it again to go on"
+    what = "paint a regularization image for each training image with the base model; run it again to go on"
     made = verbs.add_parser("regularize", help=what, description=what)
     made.set_defaults(verb=_regularize)
-    made.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    made.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     made.add_argument("--run", default="", metavar="NAME", help="take the settings of this run")
     made.add_argument(
         "--set",
@@ -41,6 +41,6 @@ def _regularize(options: argparse.Namespace) -> int:
             continue
         done, new = event.done, new + event.is_new
         if event.is_new:
-            print(f"picture {event.done} of {event.total}: {event.wanted.file}", flush=True)
-    print(f"{done} regularization pictures, {new} of them new; the next run trains on them as well.")
+            print(f"image {event.done} of {event.total}: {event.wanted.file}", flush=True)
+    print(f"{done} regularization images, {new} of them new; the next run trains on them as well.")
     return 0

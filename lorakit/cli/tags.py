@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from lorakit.tags.rules import Rule
 
 SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
-SHOWN = 8  # pictures that are named
+SHOWN = 8  # images that are named
 EVERY = 10  # of the lines of progress one in so many is printed
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add the verbs of `lorakit tag`."""
     project = argparse.ArgumentParser(add_help=False)
-    project.add_argument("project", type=Path, help="project folder; its pictures are in dataset/")
+    project.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     project.add_argument("--set", **SET, help="e.g. data.trigger=mofurin, data.folder=prepared")
     chosen = argparse.ArgumentParser(add_help=False, parents=[project])
-    chosen.add_argument("--with", dest="having", default="", metavar="TAG", help="only pictures that have this tag")
-    chosen.add_argument("--pictures", default="*", metavar="GLOB", help="only these, e.g. '10_mofurin/*'")
+    chosen.add_argument("--with", dest="having", default="", metavar="TAG", help="only images that have this tag")
+    chosen.add_argument("--images", default="*", metavar="GLOB", help="only these, e.g. '10_mofurin/*'")
 
     def verb(name: str, do: Callable, help: str, parent: argparse.ArgumentParser = project) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=help, description=help, parents=[parent])
@@ -37,8 +37,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
     run = verb("run", _run, "write captions with a tagger; the same command again goes on; what people wrote stays")
     run.add_argument("--tagger", default="", help="wd14, vlm or server; --set tagger.source=..., tagging.profile=anima")
-    show = verb("show", _show, "all tags with the number of pictures that have them, rarest first", chosen)
-    show.add_argument("--who", action="store_true", help="name the pictures, with who set each tag, instead")
+    show = verb("show", _show, "all tags with the number of images that have them, rarest first", chosen)
+    show.add_argument("--who", action="store_true", help="name the images, with who set each tag, instead")
     _add_edit(verb("edit", _edit, "change many captions at once; patterns such as '* footwear' too", chosen))
     verb("undo", _undo, "take back the newest change")
     verb("redo", _redo, "make the change again that was undone last")
@@ -175,7 +175,7 @@ def _book(options: argparse.Namespace) -> TagBook:
 
 
 def _chosen(options: argparse.Namespace) -> tuple[TagBook, list[str]]:
-    """The book, and the names of the pictures that --with and --pictures choose."""
+    """The book, and the names of the images that --with and --images choose."""
     from lorakit.data.captions import tags_of
     from lorakit.errors import UserError
 
@@ -183,11 +183,11 @@ def _chosen(options: argparse.Namespace) -> tuple[TagBook, list[str]]:
     names = [
         name
         for name, caption in book.captions.items()
-        if fnmatchcase(name, options.pictures) and (not options.having or options.having in tags_of(caption))
+        if fnmatchcase(name, options.images) and (not options.having or options.having in tags_of(caption))
     ]
     if not names:
         raise UserError(
-            f"None of the {len(book.captions)} pictures is chosen by --pictures {options.pictures!r}"
+            f"None of the {len(book.captions)} images is chosen by --images {options.images!r}"
             + (f" --with {options.having!r}" if options.having else "")
             + "; `lorakit tag show PROJECT --who` names all of them."
         )
@@ -204,4 +204,4 @@ def _tell(change: Change | None) -> None:
 
 def _told(change: Change) -> str:
     count = len({*change.new, *change.locked, *change.unlocked})
-    return f"{change.what}  {count} pictures, by {change.by}" + " (undone)" * change.undone
+    return f"{change.what}  {count} images, by {change.by}" + " (undone)" * change.undone

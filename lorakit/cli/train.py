@@ -15,7 +15,7 @@ from lorakit.training import jobs
 from lorakit.training.status import project_status
 
 TOLD = {
-    events.Started: "{images} pictures, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
+    events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
     events.Progress: "encoding {what}: {done} of {total}",
     events.Saved: "saved step {step}  {lora}  {matched}",
     events.Sampled: "sample {image}",
@@ -34,7 +34,7 @@ def project_at(folder: Path) -> Project:
     """The project in a folder that is there."""
     project = Project(folder)
     if not project.folder.is_dir():
-        raise ProjectError(f"{project.folder} does not exist; name a project's folder, with its pictures in dataset/.")
+        raise ProjectError(f"{project.folder} does not exist; name a project's folder, with its images in dataset/.")
     return project
 
 

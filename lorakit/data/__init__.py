@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import ImageColor
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, Slider, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,97 +16,87 @@ class DataConfig(Config):
 
     folder: str = setting(
         "dataset",
-        help="folder with the pictures, inside the project or anywhere; "
+        help="folder with the images, inside the project or anywhere; "
         "kohya's <repeats>_<name>/ and reg/ folders are understood",
     )
     trigger: str = setting(
         "",
         help="word that calls the character or style; put first in every caption when it is missing there",
-        label="trigger word",
-        basic=True,
+        ui=Field(label="trigger word", basic=True),
     )
-    repeats: int = setting(
-        1, help="how often each picture of a plain folder is seen in an epoch", minimum=1, maximum=10_000
-    )
+    repeats: int = setting(1, help="how often each image of a plain folder is seen in an epoch", range=(1, 10_000))
     caption_extension: str = setting(".txt", help="ending of the caption files", choices=(".txt", ".caption"))
     resolution: int = setting(
         512,
-        help="a picture's area in training is at most this squared",
+        help="an image's area in training is at most this squared",
         unit="px",
-        minimum=64,
-        maximum=4096,
-        slider=(256, 1536, 64),
+        range=(64, 4096),
+        ui=Slider(256, 1536, 64),
     )
     enable_bucket: bool = setting(
-        True, help="keep each picture's shape (buckets); off: crop everything to a square", label="buckets"
+        True, help="keep each image's shape (buckets); off: crop everything to a square", ui=Field(label="buckets")
     )
     min_bucket_reso: int = setting(
-        256, help="shortest side of a bucket", unit="px", minimum=32, maximum=4096, label="shortest bucket side"
+        256, help="shortest side of a bucket", unit="px", range=(32, 4096), ui=Field(label="shortest bucket side")
     )
     max_bucket_reso: int = setting(
-        1024, help="longest side of a bucket", unit="px", minimum=32, maximum=8192, label="longest bucket side"
+        1024, help="longest side of a bucket", unit="px", range=(32, 8192), ui=Field(label="longest bucket side")
     )
     bucket_reso_steps: int = setting(
-        64, help="bucket sides are multiples of this", unit="px", minimum=8, maximum=512, label="bucket step"
+        64, help="bucket sides are multiples of this", unit="px", range=(8, 512), ui=Field(label="bucket step")
     )
     bucket_no_upscale: bool = setting(
-        True, help="never enlarge a picture: small ones get a smaller bucket", label="no enlarging"
+        True, help="never enlarge an image: small ones get a smaller bucket", ui=Field(label="no enlarging")
     )
     flip_aug: bool = setting(
         False,
-        help="mirror half of the pictures at random; not for characters with one-sided details",
-        label="mirror pictures",
+        help="mirror half of the images at random; not for characters with one-sided details",
+        ui=Field(label="mirror images"),
     )
     background: str = setting(
         "white",
-        help="colour that transparent parts of pictures are laid on: a name, or #rrggbb",
-        label="behind transparency",
+        help="colour that transparent parts of images are laid on: a name, or #rrggbb",
+        ui=Field(label="behind transparency"),
     )
     alpha_mask: bool = setting(
         False,
         help="learn nothing from transparent parts: each place counts as much as it is opaque",
-        label="transparency as mask",
+        ui=Field(label="transparency as mask"),
     )
     shuffle_caption: bool = setting(
-        False, help="shuffle the tags, so that none depends on its place", label="shuffle tags"
+        False, help="shuffle the tags, so that none depends on its place", ui=Field(label="shuffle tags")
     )
     keep_tokens: int = setting(
         1,
         help="how many first tags stay in place and are never dropped",
-        minimum=0,
-        maximum=64,
-        label="first tags kept",
+        range=(0, 64),
+        ui=Field(label="first tags kept"),
     )
     caption_variants: int = setting(
         8,
         help="how many shuffles of each caption there are; each is encoded once",
-        minimum=1,
-        maximum=256,
-        label="shuffles of a caption",
+        range=(1, 256),
+        ui=Field(label="shuffles of a caption"),
     )
     caption_dropout_rate: float = setting(
         0.0,
-        help="share of pictures trained without caption",
-        minimum=0,
-        maximum=1,
-        label="caption dropout",
-        slider=(0, 0.5, 0.01),
+        help="share of images trained without caption",
+        range=(0, 1),
+        ui=Slider(0, 0.5, 0.01, label="caption dropout"),
     )
     caption_tag_dropout_rate: float = setting(
         0.0,
         help="share of tags left out of each caption variant",
-        minimum=0,
-        maximum=1,
-        label="tag dropout",
-        slider=(0, 0.5, 0.01),
+        range=(0, 1),
+        ui=Slider(0, 0.5, 0.01, label="tag dropout"),
     )
     cache_latents: bool = setting(
-        True, help="encode each picture once and keep the result on disk; frees the VAE", label="cache pictures"
+        True, help="encode each image once and keep the result on disk; frees the VAE", ui=Field(label="cache images")
     )
     cache_text: bool = setting(
         True,
         help="encode each caption once while the text encoder is not trained; frees the text encoder",
-        label="cache captions",
+        ui=Field(label="cache captions"),
     )
 
     def conflicts(self) -> list[str]:

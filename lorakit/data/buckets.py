@@ -1,4 +1,4 @@
-"""Aspect ratio buckets: which size a picture is trained at, and how it gets there."""
+"""Aspect ratio buckets: which size an image is trained at, and how it gets there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture becomes a training picture: resized, then cropped at `crop` to `size` (all width, height)."""
+    """How an image becomes a training image: resized, then cropped at `crop` to `size` (all width, height)."""
 
     size: tuple[int, int]
     resized: tuple[int, int]
@@ -25,43 +25,43 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A picture and how it gets into its bucket."""
+    """An image and how it gets into its bucket."""
 
     sample: Sample
     fit: Fit
 
     @property
     def scale(self) -> float:
-        """px of the training picture for one px of the file; above 1 it is enlarged."""
+        """px of the training image for one px of the file; above 1 it is enlarged."""
         return max(self.fit.resized[0] / self.sample.width, self.fit.resized[1] / self.sample.height)
 
     @property
     def kept(self) -> tuple[float, float, float, float]:
-        """Left, top, width and height of what is trained, as shares (0 to 1) of the picture."""
+        """Left, top, width and height of what is trained, as shares (0 to 1) of the image."""
         (across, down), (left, top), (width, height) = self.fit.resized, self.fit.crop, self.fit.size
         return left / across, top / down, width / across, height / down
 
     @property
     def lost(self) -> float:
-        """Share (0 to 1) of the picture that is cut off."""
+        """Share (0 to 1) of the image that is cut off."""
         return 1 - self.kept[2] * self.kept[3]
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pictures that are trained at one size (width, height)."""
+    """Images that are trained at one size (width, height)."""
 
     size: tuple[int, int]
-    pictures: tuple[Fitted, ...]
+    images: tuple[Fitted, ...]
 
     @property
     def seen(self) -> int:
-        """How many pictures an epoch shows of it (repeats)."""
-        return sum(fitted.sample.repeats for fitted in self.pictures)
+        """How many images an epoch shows of it (repeats)."""
+        return sum(fitted.sample.repeats for fitted in self.images)
 
 
 def overview(samples: Iterable[Sample], config: DataConfig) -> list[Bucket]:
-    """All pictures by the bucket that each falls into, the fullest first."""
+    """All images by the bucket that each falls into, the fullest first."""
     known: dict[tuple[int, int], Fit] = {}
     found: dict[tuple[int, int], list[Fitted]] = {}
     for sample in samples:
@@ -69,7 +69,7 @@ def overview(samples: Iterable[Sample], config: DataConfig) -> list[Bucket]:
         if size not in known:
             known[size] = fit(*size, config)
         found.setdefault(known[size].size, []).append(Fitted(sample, known[size]))
-    made = [Bucket(size, tuple(pictures)) for size, pictures in found.items()]
+    made = [Bucket(size, tuple(images)) for size, images in found.items()]
     return sorted(made, key=lambda bucket: (-bucket.seen, bucket.size))
 
 
@@ -85,7 +85,7 @@ def sizes(config: DataConfig) -> list[tuple[int, int]]:
 
 
 def fit(width: int, height: int, config: DataConfig) -> Fit:
-    """The bucket of a picture: the one whose shape is nearest. With bucket_no_upscale no picture is enlarged, unless a
+    """The bucket of an image: the one whose shape is nearest. With bucket_no_upscale no image is enlarged, unless a
     side is shorter than one step.
     """
     if not config.enable_bucket:
@@ -101,7 +101,7 @@ def fit(width: int, height: int, config: DataConfig) -> Fit:
 
 
 def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
-    """The size of a picture that no bucket fits into: its own in whole steps, within the longest side and the area."""
+    """The size of an image that no bucket fits into: its own in whole steps, within the longest side and the area."""
     step = config.bucket_reso_steps
     short = max(step, min(width, height) // step * step)
     longest = min(config.max_bucket_reso, config.resolution**2 // short // step * step)
@@ -110,7 +110,7 @@ def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
 
 
 def apply(image: Image.Image, how: Fit, *, flip: bool = False) -> Image.Image:
-    """The training picture: resized (Lanczos), cropped, mirrored when asked."""
+    """The training image: resized (Lanczos), cropped, mirrored when asked."""
     (left, top), (width, height) = how.crop, how.size
     if image.size != how.resized:
         image = image.resize(how.resized, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Encoded pictures and captions on disk, named by what they were made from."""
+"""Encoded images and captions on disk, named by what they were made from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensors = dict[str, "torch.Tensor"]
 class Cache:
     """A folder of small safetensors files; the name of each is the hash of everything its content depends on.
 
-    So nothing in it can be stale: a changed picture, caption, model or size has another name.
+    So nothing in it can be stale: a changed image, caption, model or size has another name.
     """
 
     def __init__(self, folder: Path):

@@ -1,4 +1,4 @@
-"""Captions as they lie beside pictures: text files in whatever encoding is certain, kohya's metadata, captions.json."""
+"""Captions as they lie beside images: text files in whatever encoding is certain, kohya's metadata, captions.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 1_000_000  # of a caption file
-MAX_BOOK = 64_000_000  # bytes of a file with the captions of many pictures
+MAX_BOOK = 64_000_000  # bytes of a file with the captions of many images
 MARKS = (  # what a file may begin with, and the encoding that it then has
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -27,7 +27,7 @@ METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")  # kohya's, the
 
 @dataclass(frozen=True)
 class Caption:
-    """What a file says of a picture, on one line. With `trouble`, why it was not read, the text is ""."""
+    """What a file says of an image, on one line. With `trouble`, why it was not read, the text is ""."""
 
     text: str = ""
     source: Path | None = None  # None: nothing says anything of it
@@ -180,12 +180,12 @@ def _around(text: str) -> str:
     return text[max(0, first - 8) : first + 12]
 
 
-# ---- captions of many pictures in one file ---------------------------------------------------------------------------
+# ---- captions of many images in one file ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Book:
-    """The captions of one JSON file by their keys, which are paths, names or stems of pictures as somebody wrote them;
+    """The captions of one JSON file by their keys, which are paths, names or stems of images as somebody wrote them;
     `trouble` when it cannot be read.
     """
 
@@ -195,20 +195,20 @@ class Book:
 
 
 class Names:
-    """What the pictures below one folder may be called in a JSON file there."""
+    """What the images below one folder may be called in a JSON file there."""
 
-    def __init__(self, folder: Path, pictures: Iterable[Path]):
+    def __init__(self, folder: Path, images: Iterable[Path]):
         self._whole: dict[str, list[Path]] = {}  # path from the folder, with and without its ending
         self._bare: dict[str, list[Path]] = {}  # name alone
-        for picture in pictures:
-            if folder in picture.parents:
-                inside = picture.relative_to(folder)
+        for image in images:
+            if folder in image.parents:
+                inside = image.relative_to(folder)
                 for name in (inside, inside.with_suffix("")):
-                    self._whole.setdefault(_spelled(name.as_posix()), []).append(picture)
-                    self._bare.setdefault(_spelled(name.name), []).append(picture)
+                    self._whole.setdefault(_spelled(name.as_posix()), []).append(image)
+                    self._bare.setdefault(_spelled(name.name), []).append(image)
 
     def meant(self, key: str) -> list[Path]:
-        """The pictures that a key means, several of one stem among them: its end is their path from the folder; or it
+        """The images that a key means, several of one stem among them: its end is their path from the folder; or it
         is a bare name that only one folder has.
         """
         parts = [part for part in _spelled(key).split("/") if part]
@@ -216,7 +216,7 @@ class Names:
             if found := self._whole.get("/".join(parts[first:])):
                 return found
         found = self._bare.get(parts[0], []) if len(parts) == 1 else []
-        return found if len({picture.parent for picture in found}) == 1 else []
+        return found if len({image.parent for image in found}) == 1 else []
 
 
 def _spelled(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Which caption each picture has, of the files beside it and the JSON files around it, and a note on each choice."""
+"""Which caption each image has, of the files beside it and the JSON files around it, and a note on each choice."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note
 
 
 class Sources:
-    """Everything that is said of the pictures of a listing. A caption file wins over JSON, also an empty one, and the
+    """Everything that is said of the images of a listing. A caption file wins over JSON, also an empty one, and the
     chosen ending over the other.
     """
 
     def __init__(self, listing: Listing, extension: str):
         self.listing, self.extension = listing, extension
-        self.captions: dict[Path, Caption] = {}  # picture -> what is said of it; without an entry nothing is
+        self.captions: dict[Path, Caption] = {}  # image -> what is said of it; without an entry nothing is
         self.notes: list[Note] = []
         for concept in listing.concepts:
             self._read_files(concept)
         files = [path for concept in listing.concepts for path in concept.files]
         files += [path for path in listing.others if path.parent == listing.root]
         self.books = [read_book(path) for path in sorted(files, key=_order) if path.suffix.lower() == ".json"]
-        pictures = [path for concept in listing.concepts for path in concept.pictures]
-        names = {folder: Names(folder, pictures) for folder in {book.file.parent for book in self.books}}
+        images = [path for concept in listing.concepts for path in concept.images]
+        names = {folder: Names(folder, images) for folder in {book.file.parent for book in self.books}}
         for book in self.books:
             self._take(book, {key: names[book.file.parent].meant(key) for key in book.entries})
 
@@ -32,19 +32,19 @@ class Sources:
 
     def _read_files(self, concept: Concept) -> None:
         """The caption files of a concept folder."""
-        beside: dict[Path, list[Path]] = {picture.with_suffix(""): [] for picture in concept.pictures}
+        beside: dict[Path, list[Path]] = {image.with_suffix(""): [] for image in concept.images}
         for file in concept.files:
             if file.suffix.lower() in CAPTION_EXTENSIONS:
                 if file.with_suffix("") in beside:
                     beside[file.with_suffix("")].append(file)
                 else:
-                    self._note("caption without picture", file, "left out, no picture has this name.")
+                    self._note("caption without image", file, "left out, no image has this name.")
         for files in beside.values():
             files.sort(key=lambda file: (file.suffix != self.extension, file.suffix.lower() != self.extension, file))
         told = read_captions(files[0] for files in beside.values() if files)
-        for picture in concept.pictures:
-            if files := beside[picture.with_suffix("")]:
-                self.captions[picture] = told[files[0]]
+        for image in concept.images:
+            if files := beside[image.with_suffix("")]:
+                self.captions[image] = told[files[0]]
         for first, *others in filter(None, beside.values()):
             for file in others:
                 self._note("caption choice", file, f"left out, {first.name} is read.")
@@ -52,22 +52,22 @@ class Sources:
                 self._note("caption choice", first, f"is read, as there is no {self.extension} file.")
 
     def _take(self, book: Book, meant: dict[str, list[Path]]) -> None:
-        """The captions of a JSON file for pictures that have none yet."""
+        """The captions of a JSON file for images that have none yet."""
         if book.trouble:
             return self._note("caption json", book.file, f"left out, {book.trouble}.")
-        lost, strangers = 0, [key for key, pictures in meant.items() if not pictures]
+        lost, strangers = 0, [key for key, images in meant.items() if not images]
         if len(strangers) == len(meant) and not _is_named_so(book.file):
-            return self._note("foreign", book.file, "left out, no captions of the pictures here are in it.")
+            return self._note("foreign", book.file, "left out, no captions of the images here are in it.")
         if strangers or not meant:
             such = f", such as {strangers[0][:80]!r}" if strangers else ""
-            text = f"{len(strangers)} of its {len(meant)} captions fit no picture{such}."
+            text = f"{len(strangers)} of its {len(meant)} captions fit no image{such}."
             self._note("caption json", book.file, text)
-        for key, pictures in meant.items():
-            for picture in pictures:
-                told = self.captions.setdefault(picture, Caption(book.entries[key], book.file, "utf-8"))
+        for key, images in meant.items():
+            for image in images:
+                told = self.captions.setdefault(image, Caption(book.entries[key], book.file, "utf-8"))
                 lost += told.text != book.entries[key]
         if lost:
-            text = f"{lost} of its captions are left out; the pictures have others, in caption files or nearer JSON."
+            text = f"{lost} of its captions are left out; the images have others, in caption files or nearer JSON."
             self._note("caption choice", book.file, text)
 
 

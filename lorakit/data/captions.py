@@ -1,4 +1,4 @@
-"""What a picture's caption becomes in training: trigger, shuffle, dropout."""
+"""What an image's caption becomes in training: trigger, shuffle, dropout."""
 
 from __future__ import annotations
 

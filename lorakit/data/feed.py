@@ -1,4 +1,4 @@
-"""From samples to what a step needs: encoded pictures and captions, through the caches."""
+"""From samples to what a step needs: encoded images and captions, through the caches."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-MASK = "mask"  # beside what a family makes of a picture that is partly transparent
+MASK = "mask"  # beside what a family makes of an image that is partly transparent
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: encoded pictures, where each comes from, captions, and how much each sample counts.
+    """One micro-batch: encoded images, where each comes from, captions, and how much each sample counts.
 
     masks    float32 [B, 1, h, w], 0..1: how much each latent of a sample counts; None when all count alike
     """
@@ -40,7 +40,7 @@ class Batch:
 class Feed:
     """The samples of a run as a model sees them.
 
-    Each picture is encoded alone, whether it is cached or not, so that caches change no bit of a step.
+    Each image is encoded alone, whether it is cached or not, so that caches change no bit of a step.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Feed:
         self.latents, self.text = Cache(cache / "latents"), Cache(cache / "text")
 
     def fill(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
-        """Encode what the caches lack: pictures (and mirror images), every text that can be drawn, and `prompts`."""
-        yield from self._fill("pictures", self.pictures(), self.latents, lambda item: self._encode_image(*item))
+        """Encode what the caches lack: images (and mirror images), every text that can be drawn, and `prompts`."""
+        yield from self._fill("images", self.images(), self.latents, lambda item: self._encode_image(*item))
         yield from self._fill("captions", self.texts(prompts), self.text, self.model.encode_text)
 
-    def pictures(self) -> dict[Path, tuple[Sample, bool]]:
-        """Cache file -> (sample, mirrored) of everything that is cached of the pictures."""
+    def images(self) -> dict[Path, tuple[Sample, bool]]:
+        """Cache file -> (sample, mirrored) of everything that is cached of the images."""
         wanted = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
         return {self._image_path(*item): item for item in wanted}
 
@@ -100,7 +100,7 @@ class Feed:
             return [self.model.encode_text(text) for text in texts]
         return [self.text.get(self._text_path(text), lambda text=text: self.model.encode_text(text)) for text in texts]
 
-    # ---- pictures ------------------------------------------------------------------------------------------------
+    # ---- images ------------------------------------------------------------------------------------------------
 
     def _flips(self) -> tuple[bool, ...]:
         return (False, True) if self.config.flip_aug else (False,)
@@ -147,8 +147,8 @@ class Feed:
 
 
 def _mask(alpha: Image.Image, grid: tuple[int, int], sample: Sample) -> torch.Tensor:
-    """float32 [1, h, w] in 0..1, a training picture's opacity (mode L) as the mean over each latent's pixels, which is
-    how kohya's scripts resize their alpha_mask. Raises DataError when nothing would be learned from the picture.
+    """float32 [1, h, w] in 0..1, a training image's opacity (mode L) as the mean over each latent's pixels, which is
+    how kohya's scripts resize their alpha_mask. Raises DataError when nothing would be learned from the image.
     """
     import numpy as np
     import torch
@@ -158,13 +158,13 @@ def _mask(alpha: Image.Image, grid: tuple[int, int], sample: Sample) -> torch.Te
     if not mask.any():
         raise DataError(
             f"{sample.name} is transparent wherever it is trained on, so that with data.alpha_mask nothing would be "
-            "learned from it: take it out of the data set, or turn alpha_mask off."
+            "learned from it: take it out of the dataset, or turn alpha_mask off."
         )
     return mask
 
 
 def _masks(images: list[Tensors]) -> torch.Tensor | None:
-    """The masks of a batch, whose pictures have one size; ones for a picture without."""
+    """The masks of a batch, whose images have one size; ones for an image without."""
     import torch
 
     like = next((image[MASK] for image in images if MASK in image), None)

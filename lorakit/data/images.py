@@ -1,4 +1,4 @@
-"""Reading one picture file as upright RGB, and as the tensor that a VAE wants."""
+"""Reading one image file as upright RGB, and as the tensor that a VAE wants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# what a picture's name may end in, and the format that it then should have
+# what an image's name may end in, and the format that it then should have
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".avif": "AVIF"}
 EXTENSIONS = tuple(ENDINGS)
 # What the bytes may be, whatever the name says. Pillow knows more formats; some run other programs (EPS), and some
@@ -37,7 +37,7 @@ DAMAGED = (  # what Pillow's decoders raise for files that are not what they sho
     struct.error,
 )
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-TURNED = {  # by EXIF's orientation: what brings a stored picture upright
+TURNED = {  # by EXIF's orientation: what brings a stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,11 +49,11 @@ TURNED = {  # by EXIF's orientation: what brings a stored picture upright
 
 
 class ImageError(UserError):
-    """A file cannot be used as a picture; the message says what it is."""
+    """A file cannot be used as an image; the message says what it is."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class Decoded:
     """A decoded file: its first frame, upright, in the mode in which it is stored."""
 
     image: Image.Image
@@ -62,7 +62,7 @@ class Picture:
 
 
 def header(source: Path | bytes) -> Image.Image:
-    """A picture that is opened but not decoded, its dimensions known and small enough. Raises ImageError."""
+    """An image that is opened but not decoded, its dimensions known and small enough. Raises ImageError."""
     with _explained():
         data = source if isinstance(source, bytes) else source.read_bytes()
         if not data:
@@ -75,13 +75,13 @@ def header(source: Path | bytes) -> Image.Image:
     return stored
 
 
-def decoded(stored: Image.Image) -> Picture:
-    """The whole picture of a header. Raises ImageError."""
+def decoded(stored: Image.Image) -> Decoded:
+    """The whole image of a header. Raises ImageError."""
     with _explained(), stored:
         stored.load()
         # a phone's JPEG with previews of itself (MPO) does not move
         kind, frames = ("JPEG", 1) if stored.format == "MPO" else (stored.format, getattr(stored, "n_frames", 1))
-        return Picture(_upright(stored), kind, frames)
+        return Decoded(_upright(stored), kind, frames)
 
 
 @contextmanager
@@ -92,12 +92,12 @@ def _explained() -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("its content is no picture that can be read (is it something else under this name?)") from None
+        raise ImageError("its content is no image that can be read (is it something else under this name?)") from None
     except TOO_LARGE:
         most = f"{MAX_PIXELS / 1e6:.0f} megapixels"
         raise ImageError(f"by its dimensions it has more than {most}, the most that is read: make it smaller") from None
     except DAMAGED as error:
-        raise ImageError(f"not a readable picture ({error})") from None
+        raise ImageError(f"not a readable image ({error})") from None
 
 
 @functools.cache
@@ -108,7 +108,7 @@ def _known() -> tuple[str, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF says that it was held; as it is stored when that is damaged."""
+    """The image as its EXIF says that it was held; as it is stored when that is damaged."""
     try:
         turn = TURNED.get(image.getexif().get(ExifTags.Base.Orientation))
     except DAMAGED:
@@ -117,7 +117,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def flattened(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any picture as RGB, transparency laid on `background` (any colour that Pillow knows)."""
+    """Any image as RGB, transparency laid on `background` (any colour that Pillow knows)."""
     if image.mode.startswith("I"):  # 16 bit, whatever it is called
         image = image.point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
@@ -139,8 +139,8 @@ def transparency(image: Image.Image) -> Image.Image | None:
 
 
 def open_rgb(source: Path | bytes, background: str = "white") -> Image.Image:
-    """The picture, upright (EXIF), RGB, transparency on `background` (any colour that Pillow knows, such as
-    "#rrggbb"); of an animation the first frame. Raises ImageError for anything that is not a whole picture.
+    """The image, upright (EXIF), RGB, transparency on `background` (any colour that Pillow knows, such as
+    "#rrggbb"); of an animation the first frame. Raises ImageError for anything that is not a whole image.
     """
     return flattened(decoded(header(source)).image, background)
 

@@ -12,23 +12,23 @@ from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
-MOST_REPEATS = 10_000  # of a picture in an epoch; a larger number before a folder's name is a date, not repeats
+MOST_REPEATS = 10_000  # of an image in an epoch; a larger number before a folder's name is a date, not repeats
 KINDS = (  # the order in which they are told to people: what is left out comes first
     "overlooked folder",  # files beside kohya's folders, counted
-    "unreadable",  # a picture or folder that cannot be read: left out
-    "foreign",  # no picture: left out
+    "unreadable",  # an image or folder that cannot be read: left out
+    "foreign",  # no image: left out
     "not a file",  # a pipe, a socket, a device: never opened
     "link",  # to nothing, to itself, or to a folder: not followed
     "hidden",  # names that begin with a dot, counted
-    "wrong ending",  # a picture of another format than its name says: used
+    "wrong ending",  # an image of another format than its name says: used
     "animated",  # its first frame is used
-    "shared caption",  # two pictures of one stem
+    "shared caption",  # two images of one stem
     "no caption",
     "empty caption",  # there is a caption file, with nothing in it
-    "caption encoding",  # a caption file that cannot be read for certain: its picture is left out
-    "caption choice",  # several say something of one picture
-    "caption without picture",
-    "caption json",  # a JSON file that is broken, or entries of it that match no picture, counted
+    "caption encoding",  # a caption file that cannot be read for certain: its image is left out
+    "caption choice",  # several say something of one image
+    "caption without image",
+    "caption json",  # a JSON file that is broken, or entries of it that match no image, counted
     "chinese commas",
     "memory",  # what was measured cannot be remembered
 )
@@ -48,7 +48,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Concept:
-    """One folder of pictures, and its files in order; the data folder itself when there are no kohya folders."""
+    """One folder of images, and its files in order; the data folder itself when there are no kohya folders."""
 
     folder: Path
     repeats: int
@@ -57,8 +57,8 @@ class Concept:
     files: tuple[Path, ...] = ()
 
     @property
-    def pictures(self) -> list[Path]:
-        """Those that are pictures by their names."""
+    def images(self) -> list[Path]:
+        """Those that are images by their names."""
         return [path for path in self.files if path.suffix.lower() in EXTENSIONS]
 
 
@@ -140,23 +140,23 @@ class Listing:
     def _tell_links(self, used: set[Path]) -> None:
         for path in self._links:
             if not any(path in (folder, folder.parent) for folder in used):
-                text = "left out, a link to a folder; put the pictures here, or set data.folder to that folder."
+                text = "left out, a link to a folder; put the images here, or set data.folder to that folder."
                 self.notes.append(Note("link", self.name(path), text))
 
 
 def count(config: DataConfig, project: Path) -> tuple[int, int]:
-    """How many pictures a folder seems to hold, and how many an epoch sees of them (repeats), regularization left out.
+    """How many images a folder seems to hold, and how many an epoch sees of them (repeats), regularization left out.
 
     By their names alone, in milliseconds; (0, 0) without a folder.
     """
     root = folder_of(config, project)
     concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
-    found = [(concept.repeats, len(concept.pictures)) for concept in concepts if not concept.is_reg]
+    found = [(concept.repeats, len(concept.images)) for concept in concepts if not concept.is_reg]
     return sum(images for _, images in found), sum(repeats * images for repeats, images in found)
 
 
 def repeats_of(folder: str) -> int:
-    """How often the pictures of a folder of that name are seen in an epoch; 0 for one that does not say so, such as
+    """How often the images of a folder of that name are seen in an epoch; 0 for one that does not say so, such as
     "mofu" and "20240131_beach".
     """
     match = re.fullmatch(r"(\d+)_.+", folder, re.DOTALL)

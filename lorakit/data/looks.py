@@ -1,4 +1,4 @@
-"""What each picture file is, measured once and remembered: bytes, size, likeness, sharpness, border, colours."""
+"""What each image file is, measured once and remembered: bytes, size, likeness, sharpness, border, colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorakit.data import measures
 from lorakit.data.images import ImageError, decoded, flattened, header, transparency
 from lorakit.files import write_whole
 
-MAX_BYTES = 512_000_000  # of a file: more than any picture within MAX_PIXELS has
+MAX_BYTES = 512_000_000  # of a file: more than any image within MAX_PIXELS has
 LARGE_BYTES, LARGE_PIXELS = 32_000_000, 16_000_000  # files of which only one is in memory at a time
 THREADS = min(8, os.cpu_count() or 1)  # Pillow and hashlib work without Python's lock
 SETTLED = 2.0  # s; a file that changed so shortly before it was read may change again without another time stamp
@@ -28,7 +28,7 @@ SETTLED = 2.0  # s; a file that changed so shortly before it was read may change
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture file is. With `trouble`, why it cannot be used, all else but the digest is 0 or empty."""
+    """What an image file is. With `trouble`, why it cannot be used, all else but the digest is 0 or empty."""
 
     digest: str  # SHA-256 of the file's bytes; "" when they cannot be read
     format: str = ""  # of the bytes, as Pillow calls it: "PNG", "JPEG"
@@ -101,7 +101,7 @@ class Looks:
             if not stat.S_ISREG(status.st_mode):
                 return Look("", trouble="it is no file but a pipe, a socket, a device or a folder")
             if status.st_size > MAX_BYTES:
-                return Look("", trouble=f"its {status.st_size / 1e9:.1f} GB are more than any picture has")
+                return Look("", trouble=f"its {status.st_size / 1e9:.1f} GB are more than any image has")
             with ExitStack() as alone:
                 if status.st_size > LARGE_BYTES:
                     alone.enter_context(self._large)
@@ -116,21 +116,21 @@ class Looks:
             return Look("", trouble="there is not enough memory to read it now")
 
     def _seen(self, data: bytes, digest: str, alone: ExitStack) -> Look:
-        """Decode and measure; many large pictures at once would fill the memory. Raises ImageError."""
+        """Decode and measure; many large images at once would fill the memory. Raises ImageError."""
         stored = header(data)
         if stored.width * stored.height > LARGE_PIXELS:
             alone.enter_context(self._large)
-        picture = decoded(stored)
-        alpha, rgb = transparency(picture.image), flattened(picture.image)
+        opened = decoded(stored)
+        alpha, rgb = transparency(opened.image), flattened(opened.image)
         border, border_colour = measures.border(rgb)
         small = measures.reduced(rgb, measures.SHARP)  # once for all that needs no more
         return Look(
             digest=digest,
-            format=picture.format,
-            mode=picture.image.mode,
+            format=opened.format,
+            mode=opened.image.mode,
             width=rgb.width,
             height=rgb.height,
-            frames=picture.frames,
+            frames=opened.frames,
             has_alpha=alpha is not None,
             phash=measures.phash(small),
             cells=measures.cells(small),
@@ -147,7 +147,7 @@ class Looks:
             write_whole(self.file, json.dumps({"made by": _made_by(), "sum": _sum(looks), "looks": looks}))
             self.trouble = ""
         except OSError as error:
-            self.trouble = f"cannot be written ({error.strerror}); all pictures will be read again the next time"
+            self.trouble = f"cannot be written ({error.strerror}); all images will be read again the next time"
 
 
 def _made_by() -> str:

@@ -1,4 +1,4 @@
-"""What can be told of a picture by its pixels: likeness, sharpness, border, colours."""
+"""What can be told of an image by its pixels: likeness, sharpness, border, colours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NEAR = 24  # of 255: pixels that differ less from a border's colour belong to it, in a JPEG too
 SMALL = 128  # px: the longest side at which colours are counted
 SHARP = 1024  # px: the longest side below which sharpness is measured, so that it means the same at every size
-CELLS = 20  # a side: the mean colours by which pictures of one likeness are compared place by place
+CELLS = 20  # a side: the mean colours by which images of one likeness are compared place by place
 APART = 36  # of 255: a copy that is scaled, recompressed, lightened or cropped by a percent differs less at every place
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 HUES = ((15, 3), (45, 4), (70, 5), (170, 6), (260, 7), (300, 8), (345, 9), (360, 3))  # degrees up to -> COLOURS
@@ -26,14 +26,14 @@ def can_hash() -> bool:
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
-    """A picture smaller by a whole factor, so that its longest side is at most `side` px; boxes averaged."""
+    """An image smaller by a whole factor, so that its longest side is at most `side` px; boxes averaged."""
     factor = -(-max(image.size) // side)
     return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image
 
 
 def phash(image: Image.Image) -> str:
     """The 64 bit perceptual hash (pHash: signs of the lowest cosines of a 32 px grey copy) in hexadecimal; "" without
-    the ImageHash package. Pictures that differ in few bits look alike.
+    the ImageHash package. Images that differ in few bits look alike.
     """
     if not can_hash():
         return ""
@@ -58,8 +58,8 @@ def around(told: str) -> np.ndarray:
 
 
 def apart(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How far each of `others` [n, ...] is from one picture (both as `around` tells): the colour that differs most, 0
-    to 255, from what the other picture has at or beside that place. Another pose, dress or face on a white ground, to
+    """How far each of `others` [n, ...] is from one image (both as `around` tells): the colour that differs most, 0
+    to 255, from what the other image has at or beside that place. Another pose, dress or face on a white ground, to
     which the hash is blind, is far from it.
     """
     import numpy as np
@@ -85,14 +85,14 @@ def sharpness(image: Image.Image) -> float:
 def border(image: Image.Image) -> tuple[tuple[int, int, int, int], str]:
     """How many pixels at the left, top, right and bottom are of one colour, and that colour as "#rrggbb".
 
-    All 0 and "" without a border, and for a picture that is nothing but one colour.
+    All 0 and "" without a border, and for an image that is nothing but one colour.
     """
     width, height = image.size
     edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
     for corner in ((0, 0), (width - 1, height - 1)):
         colour = image.getpixel(corner)
         if all(_unlike(image.crop(edge), colour) for edge in edges):
-            continue  # no side has a border: the whole picture need not be compared, which takes longest here
+            continue  # no side has a border: the whole image need not be compared, which takes longest here
         inside = _unlike(image, colour)
         if inside and inside != (0, 0, width, height):
             left, top, right, bottom = inside

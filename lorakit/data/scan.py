@@ -1,4 +1,4 @@
-"""From a folder of pictures to samples and a report of everything that is not used."""
+"""From a folder of images to samples and a report of everything that is not used."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ READ = ("folder", "repeats", "trigger", "caption_extension")  # the settings tha
 
 
 class DataError(UserError):
-    """The data set cannot be trained on; the message says what was found, where and what to do."""
+    """The dataset cannot be trained on; the message says what was found, where and what to do."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable picture. `name` is its path inside the data set, `digest` the SHA-256 of its bytes; `is_captioned`
+    """One usable image. `name` is its path inside the dataset, `digest` the SHA-256 of its bytes; `is_captioned`
     when its caption was written for it, in a caption file or a JSON file: `written` is what that says.
     """
 
@@ -44,37 +44,37 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scan:
-    """All usable pictures in a fixed order, and a sentence for each file that is left out or treated specially."""
+    """All usable images in a fixed order, and a sentence for each file that is left out or treated specially."""
 
     samples: tuple[Sample, ...]
     notes: tuple[Note, ...]
 
     def tag_frequency(self) -> dict[str, int]:
-        """How many pictures have each tag, most frequent first."""
+        """How many images have each tag, most frequent first."""
         counts = Counter(tag for sample in self.samples if not sample.is_reg for tag in tags_of(sample.caption))
         return dict(counts.most_common())
 
 
 def scan(config: DataConfig, project: Path) -> Scan:
-    """Read a data set. Raises DataError when the folder is missing or holds no usable picture.
+    """Read a dataset. Raises DataError when the folder is missing or holds no usable image.
 
-    Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts; otherwise every picture
-    below the folder, with the config's repeats. A picture without caption is called by its concept folder's name.
-    Pictures that were read before are not read again until they change.
+    Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts; otherwise every image
+    below the folder, with the config's repeats. An image without caption is called by its concept folder's name.
+    Images that were read before are not read again until they change.
     """
     root = folder_of(config, project)
     if not root.is_dir():
-        raise DataError(f"The data folder {root} does not exist: put the pictures there or set data.folder.")
+        raise DataError(f"The data folder {root} does not exist: put the images there or set data.folder.")
     listing, looks = Listing(root, config.repeats), Looks.of(Path(project))
     sources = Sources(listing, config.caption_extension)
-    seen = dict(looks.look(path for concept in listing.concepts for path in concept.pictures))
+    seen = dict(looks.look(path for concept in listing.concepts for path in concept.images))
     samples: list[Sample] = []
     notes: list[Note] = []
     for concept in listing.concepts:
         notes += _notes_on_names(concept, listing)
-        for path in concept.pictures:
+        for path in concept.images:
             name, told = listing.name(path), sources.captions.get(path, Caption())
-            notes += [Note(kind, name, text) for kind, text in _notes_on_picture(path, seen[path])]
+            notes += [Note(kind, name, text) for kind, text in _notes_on_image(path, seen[path])]
             if not seen[path].trouble:
                 sample = _sample(path, name, seen[path], told.text, concept, config)
                 notes += [Note(kind, name, text) for kind, text in _notes_on_caption(sample, told)]
@@ -84,7 +84,7 @@ def scan(config: DataConfig, project: Path) -> Scan:
         notes.append(Note("memory", "cache/.looks.json", f"{looks.trouble}."))
     if not any(not sample.is_reg for sample in samples):
         raise DataError(
-            f"No usable picture in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
+            f"No usable image in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
             "<repeats>_<name>/ folders." + "".join(f"\n{note}" for note in notes[:10])
         )
     return Scan(tuple(samples), tuple(notes))
@@ -118,21 +118,21 @@ def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
                 yield Note("shared caption", listing.name(path), text)
             first[stem] = path
         elif ending not in (*CAPTION_EXTENSIONS, ".json"):
-            yield Note("foreign", listing.name(path), f"left out, not a picture ({', '.join(EXTENSIONS)} are).")
+            yield Note("foreign", listing.name(path), f"left out, not an image ({', '.join(EXTENSIONS)} are).")
 
 
-def _notes_on_picture(path: Path, look: Look) -> Iterator[tuple[str, str]]:
-    """What is told of a picture's content: kind and text."""
+def _notes_on_image(path: Path, look: Look) -> Iterator[tuple[str, str]]:
+    """What is told of an image's content: kind and text."""
     if look.trouble:
         yield "unreadable", f"left out, {look.trouble}."
     elif look.format != ENDINGS[path.suffix.lower()]:
-        yield "wrong ending", f"is a {look.format} picture, whatever its name says; used as what it is."
+        yield "wrong ending", f"is a {look.format} image, whatever its name says; used as what it is."
     if look.frames > 1:
-        yield "animated", f"moves ({look.frames} pictures); the first is used."
+        yield "animated", f"moves ({look.frames} images); the first is used."
 
 
 def _notes_on_caption(sample: Sample, told: Caption) -> Iterator[tuple[str, str]]:
-    """What is told of a picture's caption: kind and text."""
+    """What is told of an image's caption: kind and text."""
     ending, file = sample.caption_file.suffix, told.source and told.source.name
     if told.trouble:
         yield "caption encoding", f"left out because of its caption file {file}: {told.trouble}."
@@ -148,9 +148,9 @@ def _overlooked(listing: Listing, books: set[Path]) -> Iterator[Note]:
     """A note for each folder with files that belong to no concept, e.g. beside kohya's folders."""
     found: dict[Path, Counter[str]] = {}
     for path in (path for path in listing.others if path not in books):
-        what = "pictures" if path.suffix.lower() in EXTENSIONS else "other files"
+        what = "images" if path.suffix.lower() in EXTENSIONS else "other files"
         found.setdefault(path.parent, Counter())[what] += 1
     for folder, counts in found.items():
-        told = " and ".join(f"{counts[what]} {what}" for what in ("pictures", "other files") if counts[what])
-        text = f"{told} left out; beside <repeats>_<name>/ folders, only pictures directly in these are used."
+        told = " and ".join(f"{counts[what]} {what}" for what in ("images", "other files") if counts[what])
+        text = f"{told} left out; beside <repeats>_<name>/ folders, only images directly in these are used."
         yield Note("overlooked folder", listing.name(folder) + "/" * (folder != listing.root), text)

@@ -1,4 +1,4 @@
-"""Where the embedded world lies: a tiny base model, its tagger and the data set of one character."""
+"""Where the embedded world lies: a tiny base model, its tagger and the dataset of one character."""
 
 from pathlib import Path
 
@@ -13,4 +13,4 @@ PROMPTS = (
     f"{TRIGGER}, 1girl, full body, closed eyes, black shirt, arms up, blue sky",
     f"{TRIGGER}, 1girl, upper body, angry, red serafuku, glasses, forest",
 )
-"""Prompts for the demo character whose combinations are not in the data set."""
+"""Prompts for the demo character whose combinations are not in the dataset."""

@@ -1,4 +1,4 @@
-"""Draws the demo data set: 30 pictures of the demo character with captions, in kohya's `<repeats>_<trigger>` layout."""
+"""Draws the demo dataset: 30 images of the demo character with captions, in kohya's `<repeats>_<trigger>` layout."""
 
 import random
 
@@ -9,7 +9,7 @@ COUNT, REPEATS, SEED = 30, 10, 11
 
 
 def figures():
-    """The data set's figures: framings and expressions evenly, the rest varied, none of a held-out combination."""
+    """The dataset's figures: framings and expressions evenly, the rest varied, none of a held-out combination."""
     rng = random.Random(SEED)
     chosen = []
     while len(chosen) < COUNT:
@@ -25,7 +25,7 @@ def figures():
 
 
 def train(work):
-    """Writes the pictures and captions (half a second); needs nothing of `work`."""
+    """Writes the images and captions (half a second); needs nothing of `work`."""
     folder = DATASET / f"{REPEATS}_{TRIGGER}"
     folder.mkdir(parents=True, exist_ok=True)
     for i, figure in enumerate(figures(), 1):

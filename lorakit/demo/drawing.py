@@ -1,4 +1,4 @@
-"""Draws a `Figure` as a 128 px picture: background, then hair, body, face and accessories from back to front."""
+"""Draws a `Figure` as a 128 px image: background, then hair, body, face and accessories from back to front."""
 
 import math
 import random
@@ -35,7 +35,7 @@ FOX, CREAM, SCARF, STAR = (246, 140, 56), (255, 244, 226), (226, 48, 62), (126, 
 
 
 def draw(figure):
-    """The picture of `figure`: RGB, 128 x 128 pixels, the same for equal figures."""
+    """The image of `figure`: RGB, 128 x 128 pixels, the same for equal figures."""
     rng = random.Random(figure.seed)
     canvas = scenery.paint(figure.background, SIZE * SUPERSAMPLE, rng)
     y, unit = FRAMES[figure.framing]

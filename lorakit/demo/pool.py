@@ -1,4 +1,4 @@
-"""A pool of drawn figures on disk, so that trainings read pictures instead of drawing them again."""
+"""A pool of drawn figures on disk, so that trainings read images instead of drawing them again."""
 
 import json
 import multiprocessing
@@ -19,22 +19,22 @@ def _one(job):
 
 
 def pool(folder, kind, count, seed):
-    """Pictures (count, 128, 128, 3) uint8 and their figures for `kind` ("sample", "mixture" or "character" of `world`).
+    """Images (count, 128, 128, 3) uint8 and their figures for `kind` ("sample", "mixture" or "character" of `world`).
 
-    Drawn once into `folder` (12 ms a picture on one core), read back later; picture i is drawn from seed `seed + i`.
+    Drawn once into `folder` (12 ms an image on one core), read back later; image i is drawn from seed `seed + i`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{kind}-{seed}-{count}"
     figures_file = stem.with_suffix(".json")
     if not figures_file.exists():
-        pictures = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", np.uint8, (count, SIZE, SIZE, 3))
+        images = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", np.uint8, (count, SIZE, SIZE, 3))
         figures = []
         with multiprocessing.Pool() as workers:
-            for i, (picture, figure) in enumerate(workers.imap(_one, ((kind, seed + i) for i in range(count)), 64)):
-                pictures[i] = picture
+            for i, (image, figure) in enumerate(workers.imap(_one, ((kind, seed + i) for i in range(count)), 64)):
+                images[i] = image
                 figures.append(figure)
-        pictures.flush()
+        images.flush()
         figures_file.write_text(json.dumps(figures))
     figures = [world.Figure(**{**f, "marks": tuple(f["marks"])}) for f in json.loads(figures_file.read_text())]
     return np.load(stem.with_suffix(".npy"), mmap_mode="r"), figures

@@ -15,7 +15,7 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "0_quickstart.ipynb"
 
 
 def fill(project: Project) -> None:
-    """Put the demo character's pictures and settings into a new project; one that has its own keeps them."""
+    """Put the demo character's images and settings into a new project; one that has its own keeps them."""
     if not any(project.dataset.rglob("*.png")):
         shutil.copytree(DATASET, project.dataset, dirs_exist_ok=True)
     if not project.runs():
@@ -66,8 +66,8 @@ def execute(output: Path) -> None:
         client.execute()
     finally:  # a notebook that failed is worth looking at, too
         nbformat.write(notebook, output / NOTEBOOK.name)
-    for picture in (output / "project").glob("runs/*/grids/grid/grid.png"):
-        shutil.copy2(picture, output / "grid.png")
+    for image in (output / "project").glob("runs/*/grids/grid/grid.png"):
+        shutil.copy2(image, output / "grid.png")
     print(f"Left in {output.absolute()}:")
     for file in sorted(output.glob("*")):
         print(f"  {file.name}{'/' if file.is_dir() else ''}")

@@ -18,7 +18,7 @@ from lorakit.demo.train_vae import to_batch
 from lorakit.demo.words import QUALITY, tokenizer
 
 STEPS, BATCH, RATE, WARMUP, EMA, MIN_SNR_GAMMA = 3600, 48, 1.2e-3, 100, 0.998, 5.0
-PICTURES, SEED, WIDTH, RECALL = 14000, 2_000_000, 96, 0.02
+IMAGES, SEED, WIDTH, RECALL = 14000, 2_000_000, 96, 0.02
 
 
 def build_unet():
@@ -84,11 +84,11 @@ def caption(figure, rng):
 
 
 @torch.no_grad()
-def latents_of(work, vae, pictures):
-    """Scaled latents (n, 4, 16, 16) of all pictures, computed once."""
+def latents_of(work, vae, images):
+    """Scaled latents (n, 4, 16, 16) of all images, computed once."""
     file = work / "latents.pt"
     if not file.exists():
-        parts = [vae.encode(to_batch(pictures[i : i + 32])).latent_dist.mode() for i in range(0, len(pictures), 32)]
+        parts = [vae.encode(to_batch(images[i : i + 32])).latent_dist.mode() for i in range(0, len(images), 32)]
         torch.save(torch.cat(parts) * vae.config.scaling_factor, file)
     return torch.load(file, weights_only=True)
 
@@ -125,7 +125,7 @@ class Base(torch.nn.Module):
     def recall(self, words, ids):
         """Cross-entropy of naming, from each word's state, the word before it.
 
-        It binds colours to their nouns ("blue hair", "red dress") early; from pictures alone it takes very long.
+        It binds colours to their nouns ("blue hair", "red dress") early; from images alone it takes very long.
         """
         real = (ids != ids[:, -1:])[:, 1:]
         return F.cross_entropy(self.before(words[:, 1:][real]), ids[:, :-1][real])
@@ -160,9 +160,9 @@ def train(work):
     up again, the recall loss from step 2300 on (after 400 steps of the text encoder alone): 88 % at 2500, 96 % at 3600.
     """
     work = Path(work)
-    pictures, figures = pool(work / "pool", "sample", PICTURES, SEED)
+    images, figures = pool(work / "pool", "sample", IMAGES, SEED)
     vae = AutoencoderKL.from_pretrained(work / "encoder")
-    latents = latents_of(work, vae, pictures)
+    latents = latents_of(work, vae, images)
     kept = [i for i, figure in enumerate(figures) if not world.held_out(figure)]
     latents, figures = latents[kept], [figures[i] for i in kept]
     words = tokenizer(work / "tokenizer")

@@ -25,7 +25,7 @@ def rows():
 
 
 class Block(nn.Module):
-    """A residual block that halves the picture."""
+    """A residual block that halves the image."""
 
     def __init__(self, narrow, wide):
         super().__init__()
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Tagger(nn.Module):
-    """NHWC BGR 0..255 pictures (n, 128, 128, 3) in, logits (n, tags) out."""
+    """NHWC BGR 0..255 images (n, 128, 128, 3) in, logits (n, tags) out."""
 
     def __init__(self, tags):
         super().__init__()
@@ -65,17 +65,17 @@ class Tagger(nn.Module):
 
 @torch.no_grad()
 def repainted(work, pools):
-    """The first pictures of each pool as the VAE paints them from latents with noise of up to `SLIPS` deviations.
+    """The first images of each pool as the VAE paints them from latents with noise of up to `SLIPS` deviations.
 
-    So generated pictures look familiar to the tagger; made once.
+    So generated images look familiar to the tagger; made once.
     """
     file = work / "repainted.npy"
     if not file.exists():
         vae = AutoencoderKL.from_pretrained(work / "vae")
         parts = []
-        for pictures, _ in pools:
-            for i in range(0, min(REPAINTED, len(pictures)), 25):
-                latents = vae.encode(to_batch(pictures[i : i + 25])).latent_dist.mode()
+        for images, _ in pools:
+            for i in range(0, min(REPAINTED, len(images)), 25):
+                latents = vae.encode(to_batch(images[i : i + 25])).latent_dist.mode()
                 slips = SLIPS * torch.rand(len(latents), 1, 1, 1) / vae.config.scaling_factor
                 painted = vae.decode(latents + slips * torch.randn_like(latents)).sample.clamp(-1, 1)
                 parts.append(((painted + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
@@ -83,9 +83,9 @@ def repainted(work, pools):
     return np.load(file)
 
 
-def degraded(pictures, generator):
+def degraded(images, generator):
     """A batch (n, 128, 128, 3) with random softness, noise and brightness, reversed to BGR."""
-    x = torch.from_numpy(pictures).float().permute(0, 3, 1, 2)
+    x = torch.from_numpy(images).float().permute(0, 3, 1, 2)
     n = len(x)
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     share = torch.rand(n, 1, 1, 1, generator=generator) * 0.9
@@ -107,12 +107,12 @@ def train(work):
     """Trains (0.2 to 0.4 s a step, 15 minutes on one core), going on from `work/tagger.pt`, and writes
     `lorakit/demo/tagger`.
 
-    First on clean pictures alone; from step `CLEAN_STEPS` on a third of each batch is as the VAE paints (needs
+    First on clean images alone; from step `CLEAN_STEPS` on a third of each batch is as the VAE paints (needs
     `work/vae`).
     """
     work = Path(work)
     pools = [pool(work / "pool", *p) for p in POOLS]
-    pictures = np.concatenate([p for p, _ in pools])
+    images = np.concatenate([p for p, _ in pools])
     truths = [truths_of(figures) for _, figures in pools]
     clean, painted = torch.cat(truths), torch.cat([t[:REPAINTED] for t in truths])
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def train(work):
     for step in range(first, STEPS):
         generator = torch.Generator().manual_seed(step)
         chosen = torch.randint(len(clean), (BATCH,), generator=generator)
-        batch, truth = pictures[chosen.numpy()], clean[chosen]
+        batch, truth = images[chosen.numpy()], clean[chosen]
         if step >= CLEAN_STEPS:
             repaints = repainted(work, pools) if repaints is None else repaints
             some = torch.randint(len(painted), (BATCH // 3,), generator=generator)

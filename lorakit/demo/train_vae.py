@@ -1,7 +1,7 @@
 """Trains the demo base's AutoencoderKL (128 px -> 16 x 16 x 4) on figures of the whole world, marks and all colours
 included.
 
-It grows (after Karras et al. 2018): first everything but the outermost level learns on pictures of 64 px, four times
+It grows (after Karras et al. 2018): first everything but the outermost level learns on images of 64 px, four times
 cheaper; then
 that encoder is folded into the full one exactly, and the decoder learns to paint 128 px.
 """
@@ -21,7 +21,7 @@ from lorakit.demo.pool import pool
 
 INNER_STEPS, INNER_BATCH, OUTER_STEPS, OUTER_BATCH = 2200, 12, 4000, 4
 RATE, WARMUP, KL_WEIGHT = 2e-3, 100, 3e-4
-PICTURES, SEED = 8000, 1_000_000
+IMAGES, SEED = 8000, 1_000_000
 
 
 def build():
@@ -66,7 +66,7 @@ class Inner(nn.Module):
 
     @torch.no_grad()
     def fold(self):
-        """Makes the full encoder equal to this one on the 2 x 2 mean of a 128 px picture."""
+        """Makes the full encoder equal to this one on the 2 x 2 mean of a 128 px image."""
         encoder = self.vae.encoder
         outer = encoder.down_blocks[0]
         for tensor in (
@@ -83,9 +83,9 @@ class Inner(nn.Module):
             outer.downsamplers[0].conv.weight[i, i, :2, :2] = 0.25
 
 
-def to_batch(pictures):
+def to_batch(images):
     """uint8 (n, 128, 128, 3) -> float (n, 3, 128, 128) in -1..1."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def edges(x, y):
@@ -121,8 +121,8 @@ def outer_loss(vae, truth):
     return loss_of(painted.float(), truth)
 
 
-def learn(name, module, loss, pictures, steps, batch, file):
-    """AdamW on `loss(module, pictures)` with warm-up and cosine, going on from `file`, which is written every 200
+def learn(name, module, loss, images, steps, batch, file):
+    """AdamW on `loss(module, images)` with warm-up and cosine, going on from `file`, which is written every 200
     steps."""
     weights = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, RATE, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -136,7 +136,7 @@ def learn(name, module, loss, pictures, steps, batch, file):
         generator = torch.Generator().manual_seed(step)
         value = loss(
             module,
-            to_batch(pictures[torch.randint(len(pictures), (batch,), generator=generator).sort().values.numpy()]),
+            to_batch(images[torch.randint(len(images), (batch,), generator=generator).sort().values.numpy()]),
         )
         value.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -159,17 +159,17 @@ def train(work):
     inner step and 0.2 s an outer one, half an hour in all.
     """
     work = Path(work)
-    pictures, _ = pool(work / "pool", "mixture", PICTURES, SEED)
+    images, _ = pool(work / "pool", "mixture", IMAGES, SEED)
     torch.manual_seed(0)
     vae = build()
     inner = Inner(vae)
-    learn("inner", inner, inner_loss, pictures, INNER_STEPS, INNER_BATCH, work / "inner.pt")
+    learn("inner", inner, inner_loss, images, INNER_STEPS, INNER_BATCH, work / "inner.pt")
     inner.fold()
     with torch.no_grad():
-        latents = vae.encode(to_batch(pictures[:256])).latent_dist.mode()
+        latents = vae.encode(to_batch(images[:256])).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     vae.save_pretrained(work / "encoder")
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    learn("outer", vae, outer_loss, pictures, OUTER_STEPS, OUTER_BATCH, work / "outer.pt")
+    learn("outer", vae, outer_loss, images, OUTER_STEPS, OUTER_BATCH, work / "outer.pt")
     vae.save_pretrained(work / "vae")

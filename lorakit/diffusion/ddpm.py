@@ -18,7 +18,7 @@ def alphas_cumprod(scheduler: dict) -> torch.Tensor:
 def draw(x0: torch.Tensor, generator: torch.Generator, noise_offset: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise eps, like x0, and timesteps t, int64 [B]; drawn on the CPU, moved to x0's device.
 
-    noise_offset adds a normal shift per picture and channel (crosslabs.org, "Diffusion with Offset Noise", 2023).
+    noise_offset adds a normal shift per image and channel (crosslabs.org, "Diffusion with Offset Noise", 2023).
     """
     batch, channels = x0.shape[:2]
     eps = torch.randn(x0.shape, generator=generator)

@@ -1,6 +1,6 @@
 """The maths of rectified flow training (Liu et al. 2022, arXiv:2209.03003), shared by the families that are trained so.
 
-One convention everywhere: t is in (0, 1), t = 0 is the picture x0, t = 1 is the noise eps, x_t = (1 - t) x0 + t eps,
+One convention everywhere: t is in (0, 1), t = 0 is the image x0, t = 1 is the noise eps, x_t = (1 - t) x0 + t eps,
 and the model says the velocity v = dx_t / dt = eps - x0. A shift s moves times to t' = s t / (1 + (s - 1) t): above 1
 towards noise. What training draws (`loss.timestep_sampling`) and how sampling steps (`sample.shift`) are two settings.
 """

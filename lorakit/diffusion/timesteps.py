@@ -1,4 +1,4 @@
-"""Which times a flow model is trained at: a row for each way to draw them. t = 0 is the picture, t = 1 is noise."""
+"""Which times a flow model is trained at: a row for each way to draw them. t = 0 is the image, t = 1 is noise."""
 
 from __future__ import annotations
 

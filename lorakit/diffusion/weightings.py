@@ -1,4 +1,4 @@
-"""How much each timestep's error counts, and each picture's: a row for each weighting."""
+"""How much each timestep's error counts, and each image's: a row for each weighting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Slider, setting
 from lorakit.diffusion.timesteps import TIMESTEPS
 
 if TYPE_CHECKING:
@@ -44,17 +44,11 @@ class LossConfig(Config):
     min_snr_gamma: float = setting(
         5.0,
         help="with min_snr: 1 is the strongest, 20 hardly does anything",
-        minimum=0.1,
-        maximum=20,
-        slider=(1, 20, 0.5),
-        when=("weighting", ("min_snr",)),
+        range=(0.1, 20),
+        ui=Slider(1, 20, 0.5, when=("weighting", ("min_snr",))),
     )
     noise_offset: float = setting(
-        0.0,
-        help="helps very dark and very bright pictures; 0.05 to 0.1 when used",
-        minimum=0,
-        maximum=1,
-        slider=(0, 0.2, 0.01),
+        0.0, help="helps very dark and very bright images; 0.05 to 0.1 when used", range=(0, 1), ui=Slider(0, 0.2, 0.01)
     )
     timestep_sampling: str = setting(
         "uniform", help="how times are drawn in flow families (Anima); t = 1 is noise", choices=lambda: TIMESTEPS
@@ -62,42 +56,32 @@ class LossConfig(Config):
     sigmoid_scale: float = setting(
         1.0,
         help="with sigmoid and shift: above 1 more of the ends, below 1 more of the middle",
-        minimum=0.1,
-        maximum=5,
-        slider=(0.1, 3, 0.1),
-        when=("timestep_sampling", ("sigmoid", "shift")),
+        range=(0.1, 5),
+        ui=Slider(0.1, 3, 0.1, when=("timestep_sampling", ("sigmoid", "shift"))),
     )
     logit_mean: float = setting(
         0.0,
         help="with logit_normal: above 0 more noise",
-        minimum=-5,
-        maximum=5,
-        slider=(-2, 2, 0.1),
-        when=("timestep_sampling", ("logit_normal",)),
+        range=(-5, 5),
+        ui=Slider(-2, 2, 0.1, when=("timestep_sampling", ("logit_normal",))),
     )
     logit_std: float = setting(
         1.0,
         help="with logit_normal: spread around the mean",
-        minimum=0.1,
-        maximum=5,
-        slider=(0.1, 3, 0.1),
-        when=("timestep_sampling", ("logit_normal",)),
+        range=(0.1, 5),
+        ui=Slider(0.1, 3, 0.1, when=("timestep_sampling", ("logit_normal",))),
     )
     shift: float = setting(
         3.0,
         help="with shift: t' = s t / (1 + (s - 1) t); above 1 more noise",
-        minimum=0.1,
-        maximum=20,
-        slider=(0.1, 10, 0.1),
-        when=("timestep_sampling", ("shift",)),
+        range=(0.1, 20),
+        ui=Slider(0.1, 10, 0.1, when=("timestep_sampling", ("shift",))),
     )
     prior_loss_weight: float = setting(
         1.0,
-        help="how much regularization pictures count",
-        minimum=0,
-        maximum=10,
-        slider=(0, 2, 0.05),
-        label="regularization weight",
+        help="how much regularization images count",
+        range=(0, 10),
+        ui=Slider(0, 2, 0.05, label="regularization weight"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The data set's doctor: everything about pictures and captions that spoils training, with its pictures and a fix."""
+"""The dataset's doctor: everything about images and captions that spoils training, with its images and a fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Finding", "Report", "examine", "measure"]
 def examine(
     project: Project, config: DataConfig, model: Config | None = None, loop: LoopConfig | None = None
 ) -> Report:
-    """Look at everything in a data set; quick the second time, as what a picture is like is remembered.
+    """Look at everything in a dataset; quick the second time, as what an image is like is remembered.
 
     model    of a run, for what its family cuts from captions; None: captions are not measured
     loop     of a run, for the number of steps in an epoch

@@ -1,4 +1,4 @@
-"""Checks of a data set as a whole: how many pictures, of what, and in how many shapes."""
+"""Checks of a dataset as a whole: how many images, of what, and in how many shapes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lorakit.examine.facts import Facts
 from lorakit.examine.finding import Found
 
 UNEQUAL = 2.0  # how many times more often one concept may be seen than another
-TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25  # pictures in a tiny bucket; how many of these, with what share, are many
+TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25  # images in a tiny bucket; how many of these, with what share, are many
 PLACE = {"no humans", "scenery", "landscape", "cityscape", "background"}
-FEWEST = 15  # pictures, as the FAQ's table in `guides` has it for families without a table of their own
+FEWEST = 15  # images, as the FAQ's table in `guides` has it for families without a table of their own
 
 
 def few(facts: Facts) -> Found | None:
-    """Fewer pictures than the guides find enough."""
+    """Fewer images than the guides find enough."""
     least, source = _least(facts)
     if len(facts.samples) >= least or facts.trouble:
         return None
     told = {facts.config.folder: f"{len(facts.samples)} < {least}"}
-    return Found(details=told, fields={"pictures": len(facts.samples), "least": least, "source": source})
+    return Found(details=told, fields={"images": len(facts.samples), "least": least, "source": source})
 
 
 def _least(facts: Facts) -> tuple[int, str]:
-    """The fewest pictures that a guide recommends for the family, and which guide that is."""
-    for table in guide_tables.tables(facts.model.family, "pictures") if facts.model else ():
+    """The fewest images that a guide recommends for the family, and which guide that is."""
+    for table in guide_tables.tables(facts.model.family, "images") if facts.model else ():
         if "at least" in table.columns:
             return min(int(row[table.columns.index("at least")]) for row in table.rows), table.source
     return FEWEST, guide_tables.FAQ
@@ -57,7 +57,7 @@ def concepts(facts: Facts) -> Found | None:
 
 
 def backgrounds(facts: Facts) -> Found | None:
-    """More pictures of places alone than of somebody."""
+    """More images of places alone than of somebody."""
     places, persons = [], 0
     for sample in facts.samples:
         tags = facts.tags.get(sample.name, [])
@@ -73,7 +73,7 @@ def backgrounds(facts: Facts) -> Found | None:
 
 
 def shapes(facts: Facts) -> Found | None:
-    """Many buckets that hold hardly a picture."""
+    """Many buckets that hold hardly an image."""
     sizes = {sample.name: facts.fits[sample.name].size for sample in facts.samples}
     counts = Counter(sizes.values())
     tiny = {size for size, count in counts.items() if count < TINY}

@@ -21,17 +21,17 @@ MIXED = re.compile(
 
 
 def without(facts: Facts) -> Found:
-    """Pictures that have neither a caption file nor an entry elsewhere."""
+    """Images that have neither a caption file nor an entry elsewhere."""
     return _untold(facts, "no caption")
 
 
 def empty(facts: Facts) -> Found:
-    """Pictures whose caption file holds nothing."""
+    """Images whose caption file holds nothing."""
     return _untold(facts, "empty caption")
 
 
 def _untold(facts: Facts, kind: str) -> Found:
-    """Training pictures that a note of this kind is on, and what they are trained as."""
+    """Training images that a note of this kind is on, and what they are trained as."""
     names = {note.name for note in facts.notes(kind)}
     found = [sample for sample in facts.samples if sample.name in names]
     return Found(tuple(s.name for s in found), {s.name: f"→ {s.caption}" for s in found if s.caption})
@@ -75,7 +75,7 @@ def unmeasured(facts: Facts) -> Found | None:
 
 
 def once(facts: Facts) -> Found | None:
-    """Tags that a single picture has."""
+    """Tags that a single image has."""
     if len(facts.tags) < FEW:
         return None
     counts = _counts(facts)
@@ -86,7 +86,7 @@ def once(facts: Facts) -> Found | None:
 
 
 def always(facts: Facts) -> Found | None:
-    """Tags of nearly all pictures that the trigger could stand for."""
+    """Tags of nearly all images that the trigger could stand for."""
     if len(facts.tags) < FEW or not facts.config.trigger:
         return None
     found = suspects.absorb(facts.captions, facts.config.trigger)
@@ -107,7 +107,7 @@ def other_colour(facts: Facts) -> Found | None:
     found: dict[str, list[str]] = {}
     for hint in suspects.suspicious(facts.captions, None, colours, facts.config.trigger):
         if hint.kind == "colour":
-            found.setdefault(hint.picture, []).append(hint.tag)
+            found.setdefault(hint.image, []).append(hint.tag)
     return Found(tuple(found), {name: ", ".join(tags) for name, tags in found.items()})
 
 
@@ -118,12 +118,12 @@ def chinese_commas(facts: Facts) -> Found | None:
 
 
 def people(tags: list[str]) -> bool:
-    """Whether a caption says that somebody is in the picture."""
+    """Whether a caption says that somebody is in the image."""
     return any(PERSON.fullmatch(tag) for tag in tags)
 
 
 def _counts(facts: Facts) -> Counter[str]:
-    """Tag -> how many pictures have it."""
+    """Tag -> how many images have it."""
     return Counter(tag for tags in facts.tags.values() for tag in set(tags))
 
 

@@ -13,7 +13,7 @@ from lorakit.examine.finding import Finding, Found
 
 @dataclass(frozen=True)
 class Check:
-    """One row: what it is called, how grave a finding is, its two sentences (`{n}` is the number of pictures), the
+    """One row: what it is called, how grave a finding is, its two sentences (`{n}` is the number of images), the
     name of a row of `FIXES` or "", and the function that looks.
     """
 
@@ -27,7 +27,7 @@ class Check:
     def run(self, facts: Facts) -> Finding | None:
         """The finding, None when there is nothing to say."""
         found = self.look(facts)
-        if found is None or not (found.pictures or found.details):
+        if found is None or not (found.images or found.details):
             return None
         return Finding(
             kind=self.kind,
@@ -35,10 +35,10 @@ class Check:
             text=self.text,
             reason=self.reason,
             fix=self.fix,
-            pictures=found.pictures,
+            images=found.images,
             details=found.details,
             targets=found.targets,
-            fields={"n": len(found.pictures), **found.fields},
+            fields={"n": len(found.images), **found.fields},
         )
 
 
@@ -46,7 +46,7 @@ FILES = (
     Check(
         "unusable",
         "wrong",
-        "The data set cannot be trained on",
+        "The dataset cannot be trained on",
         "Training cannot begin before this is mended.",
         "",
         files.unusable,
@@ -54,8 +54,8 @@ FILES = (
     Check(
         "unreadable",
         "wrong",
-        "Files that cannot be read as pictures: {n}",
-        "They are left out of training. Damaged downloads and other files under a picture's name are found here: fetch "
+        "Files that cannot be read as images: {n}",
+        "They are left out of training. Damaged downloads and other files under an image's name are found here: fetch "
         "them again, or set them aside.",
         "set_aside",
         files.unreadable,
@@ -63,7 +63,7 @@ FILES = (
     Check(
         "truncated",
         "wrong",
-        "Pictures that are cut off: {n}",
+        "Images that are cut off: {n}",
         "Their files end too early, and a grey part would be learned; they are left out. Copy or download them again.",
         "set_aside",
         files.truncated,
@@ -71,7 +71,7 @@ FILES = (
     Check(
         "shared-caption",
         "wrong",
-        "Pictures that share a caption file: {n}",
+        "Images that share a caption file: {n}",
         "Files such as 1.png and 1.jpg have one 1.txt, which is right for one of them only: rename the other, or take "
         "it away.",
         "",
@@ -81,7 +81,7 @@ FILES = (
         "caption-encoding",
         "wrong",
         "Caption files in an unknown encoding: {n}",
-        "Read in a wrong encoding, their letters would be garbled; so their pictures are left out. Choose the encoding "
+        "Read in a wrong encoding, their letters would be garbled; so their images are left out. Choose the encoding "
         "that they were written in, and they are saved as UTF-8.",
         "to_utf8",
         files.noted("caption encoding"),
@@ -89,8 +89,8 @@ FILES = (
     Check(
         "overlooked",
         "wrong",
-        "Folders whose pictures are not used: {n}",
-        "Beside <repeats>_<name>/ folders only pictures directly inside these are trained. Move the others into such a "
+        "Folders whose images are not used: {n}",
+        "Beside <repeats>_<name>/ folders only images directly inside these are trained. Move the others into such a "
         "folder, or add them again with the name of a concept folder.",
         "",
         files.noted("overlooked folder", "link"),
@@ -109,7 +109,7 @@ CAPTIONS = (
     Check(
         "no-caption",
         "look",
-        "Pictures without a caption: {n}",
+        "Images without a caption: {n}",
         "All in them is learned as the trigger alone, and nothing can be changed by words later. A tagger writes "
         "captions (notebook 3_tags); this writes down what they are trained as.",
         "write_captions",
@@ -147,7 +147,7 @@ CAPTIONS = (
         "look",
         "Captions in which the trigger {trigger} is not first: {n}",
         "Only the first tags stay in place when tags are shuffled or dropped (data.keep_tokens), so that the trigger "
-        "is learned from every picture.",
+        "is learned from every image.",
         "trigger_first",
         captions.trigger_late,
     ),
@@ -155,7 +155,7 @@ CAPTIONS = (
         "two-colours",
         "look",
         "Captions that give one thing two colours: {n}",
-        "One of the two is wrong, and a wrong tag spoils more than a bad picture: the model learns that neither word "
+        "One of the two is wrong, and a wrong tag spoils more than a bad image: the model learns that neither word "
         "means what it says.",
         "",
         captions.two_colours,
@@ -163,7 +163,7 @@ CAPTIONS = (
     Check(
         "other-colour",
         "look",
-        "Captions with a colour that is not in the picture: {n}",
+        "Captions with a colour that is not in the image: {n}",
         "Taggers see colours by mistake, above all in dim or tinted light. Correct the tag, so that the word keeps its "
         "meaning.",
         "",
@@ -173,7 +173,7 @@ CAPTIONS = (
         "trigger-unset",
         "tip",
         "All captions begin with the same tag, but no trigger is set",
-        "With data.trigger set to it, pictures without a caption have it too, and samples and grids call it by itself.",
+        "With data.trigger set to it, images without a caption have it too, and samples and grids call it by itself.",
         "",
         captions.trigger_unset,
     ),
@@ -189,7 +189,7 @@ CAPTIONS = (
     Check(
         "in-one-only",
         "tip",
-        "Tags in a single picture: {tags}",
+        "Tags in a single image: {tags}",
         "A tag that is seen once teaches little, and many of them are spelling mistakes or a tagger's errors. The tag "
         "editor shows them first.",
         "",
@@ -204,11 +204,11 @@ CAPTIONS = (
         captions.unmeasured,
     ),
 )
-PICTURES = (
+IMAGES = (
     Check(
         "duplicates",
         "look",
-        "Pictures that are alike: {n}",
+        "Images that are alike: {n}",
         "Copies count as many times as they are there and are soon learned by heart. The best of each group stays: one "
         "with a caption, the largest, the sharpest.",
         "set_aside",
@@ -217,8 +217,8 @@ PICTURES = (
     Check(
         "small",
         "look",
-        "Pictures that are too small: {n}",
-        "They have less than a quarter of the pixels of {side} × {side}, and teach how coarse pictures look. Use "
+        "Images that are too small: {n}",
+        "They have less than a quarter of the pixels of {side} × {side}, and teach how coarse images look. Use "
         "larger versions, leave them out, or lower data.resolution where most are as small.",
         "set_aside",
         images.small,
@@ -226,7 +226,7 @@ PICTURES = (
     Check(
         "enlarged",
         "look",
-        "Pictures that are enlarged: {n}",
+        "Images that are enlarged: {n}",
         "They are blown up more than {factor} times, and the blur of that is learned. Set data.bucket_no_upscale, or "
         "use larger versions.",
         "",
@@ -235,7 +235,7 @@ PICTURES = (
     Check(
         "blurred",
         "look",
-        "Blurred pictures: {n}",
+        "Blurred images: {n}",
         "Blur is learned as if it were the style. Drawings with few lines look blurred to a measurement too: judge "
         "them by eye.",
         "set_aside",
@@ -244,16 +244,16 @@ PICTURES = (
     Check(
         "borders",
         "look",
-        "Pictures with borders or bars: {n}",
+        "Images with borders or bars: {n}",
         "Frames and black bars are learned and painted again, and take room from the subject. Boxes leave them out "
-        "when the pictures are prepared; the files stay as they are.",
+        "when the images are prepared; the files stay as they are.",
         "crop_borders",
         images.framed,
     ),
     Check(
         "alpha",
         "tip",
-        "Transparent pictures: {n}",
+        "Transparent images: {n}",
         "They are laid on {colour} (data.background), which is learned as their background: tag it, or set "
         "data.alpha_mask, and only what is opaque is learned.",
         "",
@@ -262,7 +262,7 @@ PICTURES = (
     Check(
         "animated",
         "tip",
-        "Animated pictures: {n}",
+        "Animated images: {n}",
         "Their first frame is trained, the others are not.",
         "",
         files.noted("animated"),
@@ -289,7 +289,7 @@ WHOLE = (
     Check(
         "backgrounds",
         "look",
-        "More pictures of places than of somebody: {places} to {persons} an epoch",
+        "More images of places than of somebody: {places} to {persons} an epoch",
         "The trigger then calls the place rather than the character. Use fewer backgrounds, or fewer repeats of them.",
         "",
         balance.backgrounds,
@@ -297,8 +297,8 @@ WHOLE = (
     Check(
         "few",
         "tip",
-        "Few pictures: {pictures}, at least {least} are advised",
-        "With few pictures the same details come again and again, and are learned by heart. Look for "
+        "Few images: {images}, at least {least} are advised",
+        "With few images the same details come again and again, and are learned by heart. Look for "
         "others: close-ups, other angles, other clothes. ({source})",
         "",
         balance.few,
@@ -307,7 +307,7 @@ WHOLE = (
         "shapes",
         "tip",
         "Many small buckets: {tiny} of {buckets}",
-        "A batch holds one shape only, so pictures of rare shapes are trained in small batches. Crop them to fewer "
+        "A batch holds one shape only, so images of rare shapes are trained in small batches. Crop them to fewer "
         "shapes, or narrow the buckets, such as 320 to 768 px at 512.",
         "",
         balance.shapes,
@@ -315,8 +315,8 @@ WHOLE = (
     Check(
         "foreign",
         "tip",
-        "Files that are not pictures: {n}",
-        "They do no harm and are not used. If there should be pictures among them, convert these to PNG or JPEG.",
+        "Files that are not images: {n}",
+        "They do no harm and are not used. If there should be images among them, convert these to PNG or JPEG.",
         "set_aside",
         files.noted("foreign"),
     ),
@@ -328,8 +328,8 @@ OTHERS = Check(
     "others",
     "tip",
     "More about the files: {n}",
-    "What else was seen while the data set was read; nothing is left out without a word.",
+    "What else was seen while the dataset was read; nothing is left out without a word.",
     "",
     files.noted(*(kind for kind in KINDS if kind not in SAID)),
 )
-CHECKS = {check.kind: check for check in (*FILES, *CAPTIONS, *PICTURES, *WHOLE, OTHERS)}
+CHECKS = {check.kind: check for check in (*FILES, *CAPTIONS, *IMAGES, *WHOLE, OTHERS)}

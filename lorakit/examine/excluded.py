@@ -1,4 +1,4 @@
-"""Files taken out of a data set into `<project>/set-aside/`, a numbered folder each time, from where they come back."""
+"""Files taken out of a dataset into `<project>/set-aside/`, a numbered folder each time, from where they come back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _read(file: Path) -> Batch | None:
 
 
 def set_aside(project: Project, config: DataConfig, kind: str, paths: Iterable[Path]) -> list[Path]:
-    """Move pictures, each with its caption file unless a picture that stays shares it; returns where they are now."""
+    """Move images, each with its caption file unless an image that stays shares it; returns where they are now."""
     root = data_folder(project, config)
     wanted = [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
     moved = [*wanted, *_captions(wanted)]
@@ -107,7 +107,7 @@ def restore(project: Project, batch: Batch) -> list[str]:
 
 
 def data_folder(project: Project, config: DataConfig) -> Path:
-    """Where the pictures are that can be fixed. Raises UserError for prepared copies."""
+    """Where the images are that can be fixed. Raises UserError for prepared copies."""
     folder = folder_of(config, project.folder)
     if folder.resolve() == (project.folder / "prepared").resolve():
         raise UserError(
@@ -118,16 +118,16 @@ def data_folder(project: Project, config: DataConfig) -> Path:
 
 
 def paths(project: Project, config: DataConfig) -> dict[str, Path]:
-    """Every file of the data set by its name, as `Scan` spells it."""
+    """Every file of the dataset by its name, as `Scan` spells it."""
     listing = Listing(data_folder(project, config), config.repeats)
     files = [*listing.others, *(path for concept in listing.concepts for path in concept.files)]
     return {listing.name(path): path for path in files}
 
 
-def _captions(pictures: list[Path]) -> list[Path]:
-    """Caption files of pictures that go, which no other picture needs."""
-    going = set(pictures)
-    stems = {picture.with_suffix("") for picture in pictures if picture.suffix.lower() in EXTENSIONS}
+def _captions(files: list[Path]) -> list[Path]:
+    """Caption files of images that go, which no other image needs."""
+    going = set(files)
+    stems = {image.with_suffix("") for image in files if image.suffix.lower() in EXTENSIONS}
     beside = [path for folder in {stem.parent for stem in stems} for path in folder.iterdir() if path not in going]
     needed = {path.with_suffix("") for path in beside if path.suffix.lower() in EXTENSIONS}
     captions = sorted(path for path in beside if path.suffix.lower() in CAPTION_EXTENSIONS)

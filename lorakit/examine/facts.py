@@ -1,4 +1,4 @@
-"""Everything that the checks of a data set look at, read once."""
+"""Everything that the checks of a dataset look at, read once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lorakit.run.config import LoopConfig
 
 @dataclass(frozen=True)
 class Facts:
-    """A data set as it is trained; names are `Sample.name`.
+    """A dataset as it is trained; names are `Sample.name`.
 
     trouble      why it cannot be read, "" when it can; all else is empty then
-    looks        training picture -> what its file is
-    boxed        pictures with a box, by which they are cropped when they are prepared
+    looks        training image -> what its file is
+    boxed        images with a box, by which they are cropped when they are prepared
     excess       caption -> its end that the model does not read; None when that is not known, `unmeasured` says why
     """
 
@@ -43,22 +43,22 @@ class Facts:
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """The training pictures, without regularization."""
+        """The training images, without regularization."""
         return tuple(sample for sample in self.scan.samples if not sample.is_reg)
 
     @cached_property
     def captions(self) -> dict[str, str]:
-        """Training picture -> its caption as it was written, of those that have one."""
+        """Training image -> its caption as it was written, of those that have one."""
         return {sample.name: sample.written for sample in self.samples if sample.written}
 
     @cached_property
     def tags(self) -> dict[str, list[str]]:
-        """Training picture -> the tags of its caption, of those that have one."""
+        """Training image -> the tags of its caption, of those that have one."""
         return {name: tags_of(caption) for name, caption in self.captions.items()}
 
     @cached_property
     def fits(self) -> dict[str, buckets.Fit]:
-        """Picture, regularization too -> its bucket and how it gets there."""
+        """Image, regularization too -> its bucket and how it gets there."""
         sizes = {(sample.width, sample.height) for sample in self.scan.samples}
         known = {size: buckets.fit(*size, self.config) for size in sizes}
         return {sample.name: known[sample.width, sample.height] for sample in self.scan.samples}
@@ -77,7 +77,7 @@ class Facts:
         loop, all_buckets = self.loop, tuple(map(tuple, by_size.values()))
         plan = Plan(all_buckets, loop.batch_size, loop.gradient_accumulation_steps, loop.epochs, loop.steps, loop.seed)
         return {
-            "pictures": len(self.samples),
+            "images": len(self.samples),
             "regularization": len(self.scan.samples) - len(self.samples),
             "seen": sum(map(len, all_buckets)),
             "steps": plan.steps_per_epoch,
@@ -87,19 +87,19 @@ class Facts:
 
 
 def measure(project: Project, config: DataConfig) -> Iterator[Progress]:
-    """Look at every picture, so that all of them are remembered when the set is examined; yields how many are done.
+    """Look at every image, so that all of them are remembered when the set is examined; yields how many are done.
 
     Stopped anywhere, it goes on where it was. A folder that is missing holds none.
     """
     root = folder_of(config, project.folder)
     concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
-    pictures = [path for concept in concepts for path in concept.pictures]
-    for done, _ in enumerate(Looks.of(project.folder).look(pictures), 1):
-        yield Progress(what="pictures", done=done, total=len(pictures))
+    images = [path for concept in concepts for path in concept.images]
+    for done, _ in enumerate(Looks.of(project.folder).look(images), 1):
+        yield Progress(what="images", done=done, total=len(images))
 
 
 def gather(project: Project, config: DataConfig, model: Config | None, loop: LoopConfig) -> Facts:
-    """Read a data set; what is wrong with all of it is a fact too."""
+    """Read a dataset; what is wrong with all of it is a fact too."""
     try:
         found = scan(config, project.folder)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Checks of the files of a data set: what is left out of training, and what is used otherwise than it lies there."""
+"""Checks of the files of a dataset: what is left out of training, and what is used otherwise than it lies there."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def unusable(facts: Facts) -> Found | None:
 
 
 def truncated(facts: Facts) -> Found | None:
-    """Pictures whose file ends too early."""
+    """Images whose file ends too early."""
     return _told([note for note in facts.notes("unreadable") if _is_cut_off(note)])
 
 
 def unreadable(facts: Facts) -> Found | None:
-    """Files that cannot be read as pictures for any other reason."""
+    """Files that cannot be read as images for any other reason."""
     return _told([note for note in facts.notes("unreadable") if not _is_cut_off(note)])
 
 
 def shared_caption(facts: Facts) -> Found:
-    """Pictures of one stem, which one caption file stands for."""
+    """Images of one stem, which one caption file stands for."""
     stems = {PurePosixPath(note.name).with_suffix("") for note in facts.notes("shared caption")}
     found = [s.name for s in facts.samples if PurePosixPath(s.name).with_suffix("") in stems]
     return Found(tuple(found), {name: facts.captions.get(name, "") for name in found})
@@ -40,7 +40,7 @@ def noted(*kinds: str) -> Callable[[Facts], Found | None]:
 
 
 def alpha(facts: Facts) -> Found | None:
-    """Pictures that are transparent somewhere, unless that is what weights the loss."""
+    """Images that are transparent somewhere, unless that is what weights the loss."""
     found = tuple(name for name, look in facts.looks.items() if look.has_alpha and not facts.config.alpha_mask)
     return Found(found, fields={"colour": facts.config.background})
 

@@ -1,4 +1,4 @@
-"""What the examination of a data set says: findings, each with its pictures, and the numbers of the whole set."""
+"""What the examination of a dataset says: findings, each with its images, and the numbers of the whole set."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ SEVERITIES = ("wrong", "look", "tip")  # worst first
 
 @dataclass(frozen=True)
 class Found:
-    """What a check saw; without pictures and details it saw nothing.
+    """What a check saw; without images and details it saw nothing.
 
-    pictures   names of what it is about, as `Scan` spells them; those that belong together follow each other
-    details    name of a picture, or of a folder or tag -> what is to be said about that one
-    targets    the names that a fix changes; empty: all of `pictures`
-    fields     what goes into the sentences of the check's row, beside `n`, the number of pictures
+    images   names of what it is about, as `Scan` spells them; those that belong together follow each other
+    details    name of an image, or of a folder or tag -> what is to be said about that one
+    targets    the names that a fix changes; empty: all of `images`
+    fields     what goes into the sentences of the check's row, beside `n`, the number of images
     """
 
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
@@ -56,9 +56,9 @@ class Finding(Found):
 class Report:
     """All findings, worst first, and the numbers of the set.
 
-    numbers   pictures, regularization (pictures), seen (an epoch, repeats counted), steps (an epoch), buckets, tags;
+    numbers   images, regularization (images), seen (an epoch, repeats counted), steps (an epoch), buckets, tags;
               empty when the set cannot be read
-    samples   name -> training picture
+    samples   name -> training image
     """
 
     findings: tuple[Finding, ...]
@@ -77,7 +77,7 @@ class Report:
         """Plain data, ready for JSON."""
         rows = [
             {"kind": f.kind, "severity": f.severity, "title": f.title, "why": f.why, "fix": f.fix}
-            | {"pictures": list(f.pictures), "details": f.details}
+            | {"images": list(f.images), "details": f.details}
             for f in self.findings
         ]
         return {"numbers": self.numbers, "findings": rows}

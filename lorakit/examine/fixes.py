@@ -51,11 +51,11 @@ class Fix:
 def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     """Only what is still found: files may have been mended, or the best of likenesses removed, since the report."""
     known, again = excluded.paths(project, config), examine(project, config).find(finding.kind)
-    still = (again.targets or again.pictures) if again else ()
-    wanted = [name for name in finding.targets or finding.pictures if name in known]
+    still = (again.targets or again.images) if again else ()
+    wanted = [name for name in finding.targets or finding.images if name in known]
     names = [name for name in wanted if name in still]
     if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
-        raise UserError("This would set all pictures aside, and nothing would be left to train on.")
+        raise UserError("This would set all images aside, and nothing would be left to train on.")
     moved = excluded.set_aside(project, config, finding.kind, [known[name] for name in names])
     changed = (name for name in wanted if name not in still)
     return Done(len(moved), tuple(f"{name}: something changed since it was examined; it stays." for name in changed))
@@ -64,10 +64,10 @@ def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: s
 def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     listing = Listing(excluded.data_folder(project, config), config.repeats)
     told = Sources(listing, config.caption_extension).captions
-    files = {listing.name(picture): caption.source for picture, caption in told.items() if caption.trouble}
+    files = {listing.name(image): caption.source for image, caption in told.items() if caption.trouble}
     texts: dict[Path, str] = {}
-    kept = [f"{name}: its caption can be read now, and stays." for name in finding.pictures if name not in files]
-    for name, file in ((name, files[name]) for name in finding.pictures if name in files):
+    kept = [f"{name}: its caption can be read now, and stays." for name in finding.images if name not in files]
+    for name, file in ((name, files[name]) for name in finding.images if name in files):
         try:
             texts[file] = file.read_bytes().decode(answer)
         except UnicodeDecodeError:
@@ -80,12 +80,12 @@ def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str
 
 
 def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    """A box inside the border of each picture that has no box yet."""
+    """A box inside the border of each image that has no box yet."""
     known, boxes, drawn = excluded.paths(project, config), Boxes(project), {}
-    names = {known[name]: name for name in finding.pictures if name in known and not boxes.of(name)}
+    names = {known[name]: name for name in finding.images if name in known and not boxes.of(name)}
     for path, look in Looks.of(project.folder).look(names):
         left, top, right, bottom = look.border
-        if not any(look.border):  # another picture is there now
+        if not any(look.border):  # another image is there now
             continue
         drawn[names[path]] = (Box(left, top, look.width - left - right, look.height - top - bottom),)
     boxes.update(drawn)
@@ -97,7 +97,7 @@ def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer
 
 def _write_captions(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     book = TagBook(project, config)
-    trained = {name: book.samples[name].caption for name in finding.pictures if name in book.samples}
+    trained = {name: book.samples[name].caption for name in finding.images if name in book.samples}
     bare = {name: text for name, text in trained.items() if not book.captions[name]}
     return _changed(book, finding, bare, by=DOCTOR)
 
@@ -130,7 +130,7 @@ def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str)
 
 
 def _each(book: TagBook, finding: Finding, change: Callable[[str], str]) -> Done:
-    captions = {name: book.captions[name] for name in finding.pictures if name in book.captions}
+    captions = {name: book.captions[name] for name in finding.images if name in book.captions}
     return _changed(book, finding, {name: change(caption) for name, caption in captions.items() if caption})
 
 
@@ -161,11 +161,11 @@ ROWS = (
     Fix(
         "crop_borders",
         "draw boxes",
-        "Draws a box inside each border, by which the pictures are cropped when they are prepared; the files stay as "
+        "Draws a box inside each border, by which the images are cropped when they are prepared; the files stay as "
         "they are.",
         _crop_borders,
     ),
-    Fix("write_captions", "write captions", f"Writes down what the pictures are trained as. {UNDO}", _write_captions),
+    Fix("write_captions", "write captions", f"Writes down what the images are trained as. {UNDO}", _write_captions),
     Fix(
         "trigger_first",
         "trigger first",

@@ -1,4 +1,4 @@
-"""Checks of what training pictures look like: too small, blurred, alike, framed."""
+"""Checks of what training images look like: too small, blurred, alike, framed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ENLARGED = 1.5  # times a side
 BLURRED, BESIDE = (12.0, 100.0), 0.1  # sharpness; its share of the set's median counts between the two
 ALIKE = 8  # of 64 bits that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6
 FRAME = 0.03  # share of a side that a border takes on both ends
-BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the picture's own white ground
+BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the image's own white ground
 PLAIN = ("simple background", "white background", "transparent background")
 
 
 def small(facts: Facts) -> Found | None:
-    """Pictures with less than a quarter of the pixels that training wants."""
+    """Images with less than a quarter of the pixels that training wants."""
     wanted = SMALL * facts.config.resolution**2
     found = [sample for sample in facts.samples if sample.width * sample.height < wanted]
     return Found(*_listed(found), fields={"side": facts.config.resolution})
 
 
 def enlarged(facts: Facts) -> Found | None:
-    """Pictures that are blown up to fill their bucket."""
+    """Images that are blown up to fill their bucket."""
     scales = {sample.name: facts.fits[sample.name].resized[0] / sample.width for sample in facts.samples}
     found = [sample for sample in facts.samples if scales[sample.name] > ENLARGED]
     details = {s.name: f"{s.width} × {s.height} px × {scales[s.name]:.1f}" for s in found}
@@ -37,7 +37,7 @@ def enlarged(facts: Facts) -> Found | None:
 
 
 def blurred(facts: Facts) -> Found | None:
-    """Pictures without sharp edges, by themselves or beside the others of the set."""
+    """Images without sharp edges, by themselves or beside the others of the set."""
     sharpness = {name: look.sharpness for name, look in facts.looks.items() if not look.trouble}
     least, most = BLURRED
     limit = min(most, max(least, BESIDE * median(sharpness.values()))) if sharpness else 0.0
@@ -46,7 +46,7 @@ def blurred(facts: Facts) -> Found | None:
 
 
 def framed(facts: Facts) -> Found | None:
-    """Pictures with a border or with bars, of one colour, on opposite sides."""
+    """Images with a border or with bars, of one colour, on opposite sides."""
     found = {sample.name: facts.looks[sample.name] for sample in facts.samples if _is_framed(facts, sample)}
     return Found(tuple(found), {name: f"{_arrows(look)} px {look.border_colour}" for name, look in found.items()})
 
@@ -71,16 +71,16 @@ def _arrows(look: Look) -> str:
 
 
 def duplicates(facts: Facts) -> Found | None:
-    """Pictures that are the same, or nearly: of each group the best is kept, the others are `targets`."""
-    pictures: list[str] = []
+    """Images that are the same, or nearly: of each group the best is kept, the others are `targets`."""
+    images: list[str] = []
     targets: list[str] = []
     details: dict[str, str] = {}
     sizes = {sample.name: f"{sample.width} × {sample.height} px" for sample in facts.samples}
     for best, *others in _groups(facts):
-        pictures += [best, *others]
+        images += [best, *others]
         targets += others
         details |= {best: sizes[best], **{name: f"{sizes[name]} ≈ {best}" for name in others}}
-    return Found(tuple(pictures), details, tuple(targets))
+    return Found(tuple(images), details, tuple(targets))
 
 
 def unhashed(facts: Facts) -> Found | None:
@@ -90,7 +90,7 @@ def unhashed(facts: Facts) -> Found | None:
 
 
 def _groups(facts: Facts) -> Iterator[list[str]]:
-    """Names of pictures that are alike, the best of them first: captioned, then larger, then sharper."""
+    """Names of images that are alike, the best of them first: captioned, then larger, then sharper."""
     order = {sample.name: place for place, sample in enumerate(facts.samples)}
     leader = {name: name for name in order}
 
@@ -113,7 +113,7 @@ def _groups(facts: Facts) -> Iterator[list[str]]:
 
 
 def _pairs(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Pairs of pictures that are alike, enough of them to tell the groups."""
+    """Pairs of images that are alike, enough of them to tell the groups."""
     same: dict[str, list[str]] = {}
     for name, look in facts.looks.items():
         same.setdefault(look.digest, []).append(name)
@@ -135,6 +135,6 @@ def _near(looks: dict[str, Look]) -> Iterator[tuple[str, str]]:
 
 
 def _listed(samples: list[Sample]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Pictures and their sizes, the smallest first."""
+    """Images and their sizes, the smallest first."""
     samples = sorted(samples, key=lambda sample: sample.width * sample.height)
     return tuple(s.name for s in samples), {s.name: f"{s.width} × {s.height} px" for s in samples}

@@ -33,7 +33,7 @@ class ArchiveError(UserError):
 def packed(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
     """The bytes of a tar of (name, file) pairs: the same content and names give the same bytes, whenever and wherever.
 
-    Nothing is compressed, since pictures and tensors are not compressible. Raises ArchiveError when a file shrinks.
+    Nothing is compressed, since images and tensors are not compressible. Raises ArchiveError when a file shrinks.
     """
     for name, path in sorted(files):
         with open(path, "rb") as file:
@@ -102,7 +102,7 @@ class _Limit:
         self.bytes += count
         if self.bytes > self.ratio:
             raise ArchiveError(
-                f"{self.file} becomes more than {MAX_RATIO} times as large as it is, which no pictures do; "
+                f"{self.file} becomes more than {MAX_RATIO} times as large as it is, which no images do; "
                 "it is not unpacked."
             )
         if self.bytes > self.room:

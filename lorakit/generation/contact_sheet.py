@@ -1,4 +1,4 @@
-"""Sheets of pictures: a labelled grid, made with Pillow alone."""
+"""Sheets of images: a labelled grid, made with Pillow alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-INK, PAPER, GAP = "#222222", "#ffffff", 6  # px between pictures
+INK, PAPER, GAP = "#222222", "#ffffff", 6  # px between images
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
 LINES, LETTERS = 6, 18  # most lines of a label above a column, letters in a line beside a row
 
 
 def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Image:
-    """Pictures in reading order, len(columns) x len(rows), all of one size, with labels above and to the left.
+    """Images in reading order, len(columns) x len(rows), all of one size, with labels above and to the left.
 
     Labels that are longer than there is room for end in an ellipsis.
     """
@@ -50,8 +50,8 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
         )
     for index, file in enumerate(files):
         row, column = divmod(index, len(columns))
-        with Image.open(file) as picture:
-            sheet.paste(picture, (left + column * (width + GAP), above + row * (height + GAP)))
+        with Image.open(file) as image:
+            sheet.paste(image, (left + column * (width + GAP), above + row * (height + GAP)))
     return sheet
 
 
@@ -76,18 +76,18 @@ def _wrapped(labels: list[str], letters: int, lines: int) -> list[list[str]]:
 
 
 def sheet(files: list[Path], columns: int, width: int) -> Image.Image:
-    """Pictures of any sizes as equal squares, `columns` a row, the sheet `width` px wide."""
+    """Images of any sizes as equal squares, `columns` a row, the sheet `width` px wide."""
     side = (width - GAP) // columns - GAP
     made = Image.new("RGB", (width, GAP + -(-len(files) // columns) * (side + GAP)), PAPER)
     for index, file in enumerate(files):
         row, column = divmod(index, columns)
-        with Image.open(file) as picture:
-            picture = ImageOps.contain(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+        with Image.open(file) as image:
+            image = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
             made.paste(
-                picture,
+                image,
                 (
-                    GAP + column * (side + GAP) + (side - picture.width) // 2,
-                    GAP + row * (side + GAP) + (side - picture.height) // 2,
+                    GAP + column * (side + GAP) + (side - image.width) // 2,
+                    GAP + row * (side + GAP) + (side - image.height) // 2,
                 ),
             )
     return made

@@ -40,7 +40,7 @@ class Painter:
         self._texts: dict[str, dict] = {}
 
     def fingerprint(self) -> list:
-        """What all pictures depend on beside the LoRA file and the look: the base, how it is used, the precision."""
+        """What all images depend on beside the LoRA file and the look: the base, how it is used, the precision."""
         return [
             [self.model.fingerprint(part) for part in self.model.parts],
             to_dict(self.config.model),
@@ -71,7 +71,7 @@ class Painter:
         self.model.release(*(part for part in self.model.text_parts if part not in self.config.trained))
 
     def paint(self, prompt: str, look: PaintConfig) -> Image.Image:
-        """One picture with the weights in use."""
+        """One image with the weights in use."""
         import torch
 
         with self._explained("while painting"), torch.no_grad(), self.model.painting():
@@ -79,7 +79,7 @@ class Painter:
 
     def _explained(self, doing: str) -> AbstractContextManager[None]:
         return explained(
-            self.config, self.precision.device, doing, otherwise="Or paint smaller pictures: width and height."
+            self.config, self.precision.device, doing, otherwise="Or paint smaller images: width and height."
         )
 
     def _text(self, prompt: str) -> dict:

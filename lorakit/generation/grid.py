@@ -1,4 +1,4 @@
-"""XY grids: one picture for each pair of checkpoint, strength, prompt or seed, painted with the base loaded once."""
+"""XY grids: one image for each pair of checkpoint, strength, prompt or seed, painted with the base loaded once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a grid and everything it depends on."""
+    """One image of a grid and everything it depends on."""
 
     column: int
     row: int
@@ -78,9 +78,9 @@ class Painted:
 
 @dataclass(frozen=True)
 class Done:
-    """The grid is complete: the labelled picture and the record of every cell."""
+    """The grid is complete: the labelled image and the record of every cell."""
 
-    picture: Path
+    image: Path
     record: Path
 
 
@@ -105,7 +105,7 @@ def grid(
         raise ConfigError(f"Both axes are {x.name}; choose two of {', '.join(AXES)}.")
     if not re.fullmatch(NAME, name):
         raise ProjectError(f"{name!r} cannot be a grid's name: use up to 64 letters, digits, '-', '_' and '.'.")
-    look = PaintConfig(**{f.name: getattr(look, f.name) for f in fields(PaintConfig)})  # nothing else decides a picture
+    look = PaintConfig(**{f.name: getattr(look, f.name) for f in fields(PaintConfig)})  # nothing else decides an image
     if problems := unfit(look, read_config(run).model):
         raise ConfigError("\n".join(problems))
     steps = run.lora_steps()
@@ -142,11 +142,11 @@ def _cells(x: Axis, y: Axis, plain: Cell) -> list[Cell]:
 
 
 def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple[Cell, Path]], base: str) -> Done:
-    picture, record = folder / "grid.png", folder / "grid.json"
+    sheet_file, record = folder / "grid.png", folder / "grid.json"
     sheet = labelled(
         [file for _, file in files], [x.label(value) for value in x.values], [y.label(value) for value in y.values]
     )
-    store(sheet, picture, {"x": x.name, "y": y.name, **to_dict(look)})
+    store(sheet, sheet_file, {"x": x.name, "y": y.name, **to_dict(look)})
     write_json(
         record,
         {
@@ -157,11 +157,11 @@ def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple
             "cells": [{**vars(cell), "file": file.relative_to(folder).as_posix()} for cell, file in files],
         },
     )
-    return Done(picture, record)
+    return Done(sheet_file, record)
 
 
 def _file(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
-    """Where a cell's picture is kept: its name is the hash of all that decides it."""
+    """Where a cell's image is kept: its name is the hash of all that decides it."""
     lora = OFF if cell.checkpoint == OFF else file_digest([painter.run.lora_file(cell.checkpoint)])
     strength = 0.0 if cell.checkpoint == OFF else cell.strength
     decides = [painter.fingerprint(), lora, strength, cell.prompt, {**to_dict(look), "seed": cell.seed}]

@@ -1,4 +1,4 @@
-"""Regularization pictures: one for each training picture, painted by the base model alone, in kohya's layout."""
+"""Regularization images: one for each training image, painted by the base model alone, in kohya's layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, choices_of, setting, to_dict
+from lorakit.config import Config, Field, choices_of, setting, to_dict
 from lorakit.data import buckets
 from lorakit.data.cache import Cache, Tensors
 from lorakit.data.captions import tags_of
@@ -30,23 +30,25 @@ from lorakit.run.sampling import PaintConfig, paint, store
 if TYPE_CHECKING:
     from PIL import Image
 
-MARK = "regularization of"  # among a picture's parameters: it is one of ours, and for which training picture
+MARK = "regularization of"  # among an image's parameters: it is one of ours, and for which training image
 KIND = "regularization"  # of notes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizeConfig(Config):
-    """How regularization pictures are made; their size is the training's, the rest of their look that of samples."""
+    """How regularization images are made; their size is the training's, the rest of their look that of samples."""
 
     class_name: str = setting(
         "1girl",
-        help="what the subject is one of; names the folder, and is the prompt of pictures without caption",
-        label="class",
+        help="what the subject is one of; names the folder, and is the prompt of images without caption",
+        ui=Field(label="class"),
     )
     use_captions: bool = setting(
-        True, help="each from its picture's caption, without the trigger; off: all from the class", label="captions"
+        True,
+        help="each from its image's caption, without the trigger; off: all from the class",
+        ui=Field(label="captions"),
     )
-    seed: int = setting(420, help="the noise that pictures start from", minimum=0, maximum=2**32 - 1)
+    seed: int = setting(420, help="the noise that images start from", range=(0, 2**32 - 1))
 
     def conflicts(self) -> list[str]:
         if re.fullmatch(r"\w[^/\\:*?\"<>|\x00-\x1f]{0,99}", self.class_name):
@@ -56,7 +58,7 @@ class RegularizeConfig(Config):
 
 @dataclass(frozen=True)
 class Wanted:
-    """One regularization picture: for which training picture, where, from which prompt and how it is painted."""
+    """One regularization image: for which training image, where, from which prompt and how it is painted."""
 
     sample: Sample
     file: Path
@@ -66,7 +68,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Made:
-    """A picture is on disk with its caption; `done` of `total` are. `is_new`: it was painted just now."""
+    """An image is on disk with its caption; `done` of `total` are. `is_new`: it was painted just now."""
 
     wanted: Wanted
     done: int
@@ -75,9 +77,9 @@ class Made:
 
 
 def wanted(project: Project, config: RunConfig, how: RegularizeConfig) -> list[Wanted]:
-    """Every regularization picture of a project's data set, in the order of its training pictures. Raises DataError.
+    """Every regularization image of a project's dataset, in the order of its training images. Raises DataError.
 
-    Each is in `<data folder>/reg/<repeats>_<class>/` under its training picture's name, where it is repeated as often
+    Each is in `<data folder>/reg/<repeats>_<class>/` under its training image's name, where it is repeated as often
     as that: so both count alike. Several concept folders have a folder each (`<repeats>_<class>_<concept>`).
     """
     samples = [sample for sample in scan(config.data, project.folder).samples if not sample.is_reg]
@@ -96,7 +98,7 @@ def wanted(project: Project, config: RunConfig, how: RegularizeConfig) -> list[W
         files[file] = sample
         prompt = prompt_of(sample, config.data.trigger, how)
         width, height = buckets.fit(sample.width, sample.height, config.data).size
-        # equal prompts on equal noise would be equal pictures
+        # equal prompts on equal noise would be equal images
         seed = seed_of(how.seed, file.name) % 2**32 if (prompt, width, height) in asked else how.seed
         asked.add((prompt, width, height))
         found.append(Wanted(sample, file, prompt, _look(config, width, height, seed)))
@@ -104,7 +106,7 @@ def wanted(project: Project, config: RunConfig, how: RegularizeConfig) -> list[W
 
 
 def prompt_of(sample: Sample, trigger: str, how: RegularizeConfig) -> str:
-    """The caption without the trigger; in a sentence the class stands for it. The class for a picture without one."""
+    """The caption without the trigger; in a sentence the class stands for it. The class for an image without one."""
     if not how.use_captions or not sample.is_captioned:
         return how.class_name
     tags = [tag for tag in tags_of(sample.caption) if tag != trigger]
@@ -114,9 +116,9 @@ def prompt_of(sample: Sample, trigger: str, how: RegularizeConfig) -> str:
 
 
 def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> Iterator[Made | Note]:
-    """Paint the regularization pictures that are missing, or were made of another caption, base or look.
+    """Paint the regularization images that are missing, or were made of another caption, base or look.
 
-    `config` says the base, the data set, the size (as it is trained), steps, guidance and negative prompt (as samples
+    `config` says the base, the dataset, the size (as it is trained), steps, guidance and negative prompt (as samples
     have them). SD 1.5 and SDXL paint by DDIM, Anima by its own sampler. Stopped anywhere, it goes on when called again:
     what is there is whole. A file that was not made here is never written over, nor a caption that was edited.
     Raises DataError, ConfigError, SourceError, ModelFileError and OutOfMemory.
@@ -145,7 +147,7 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
 
 
 def parameters(file: Path) -> dict[str, Any]:
-    """What a picture was made from, as it says itself; {} for one that says nothing, or is not there."""
+    """What an image was made from, as it says itself; {} for one that says nothing, or is not there."""
     try:
         with header(file) as image:
             told = json.loads(image.info["parameters"])
@@ -173,19 +175,19 @@ class _Base:
         self.base = hashlib.sha256(json.dumps([files, used]).encode()).hexdigest()[:16]
 
     def parameters(self, one: Wanted) -> dict[str, Any]:
-        """What is written into a picture: all that decides it, but the machine's precision."""
+        """What is written into an image: all that decides it, but the machine's precision."""
         return {"prompt": one.prompt, **to_dict(one.look), "base": self.base, MARK: one.sample.path.name}
 
-    def read(self, pictures: list[Wanted]) -> None:
+    def read(self, wanted_images: list[Wanted]) -> None:
         """Encode all prompts, then let go of what encodes them."""
-        prompts = dict.fromkeys([prompt for one in pictures for prompt in (one.prompt, one.look.negative_prompt)])
+        prompts = dict.fromkeys([prompt for one in wanted_images for prompt in (one.prompt, one.look.negative_prompt)])
         with self._explained("while reading prompts"):
             for prompt in prompts:
                 self._text(prompt)
         self.model.release(*self.model.text_parts)
 
     def paint(self, one: Wanted) -> Image.Image:
-        """The picture."""
+        """The image."""
         import torch
 
         with self._explained("while painting"), torch.no_grad(), self.model.painting():
@@ -206,7 +208,7 @@ class _Base:
 
 
 def _concept(sample: Sample, root: Path) -> str:
-    """The name of a picture's concept folder, without its repeats; "" in a plain data folder."""
+    """The name of an image's concept folder, without its repeats; "" in a plain data folder."""
     match = re.fullmatch(r"0*([1-9]\d*)_(.+)", sample.path.relative_to(root).parts[0])
     return match[2] if match and sample.path.parent.parent == root else ""
 
@@ -219,7 +221,7 @@ def _look(config: RunConfig, width: int, height: int, seed: int) -> PaintConfig:
 
 
 def _renamed(all_wanted: list[Wanted]) -> Iterator[Note]:
-    """Folders of other repeats take their new name, when the training pictures' folder has got another one; a note on
+    """Folders of other repeats take their new name, when the training images' folder has got another one; a note on
     every other folder, as of an earlier class, that is trained on as well.
     """
     folders = list(dict.fromkeys(one.file.parent for one in all_wanted))
@@ -230,7 +232,7 @@ def _renamed(all_wanted: list[Wanted]) -> Iterator[Note]:
         if new and not new.exists() and all(MARK in parameters(file) for file in old.glob("*.png")):
             os.replace(old, new)
         else:
-            yield Note(KIND, _name(old), "is trained on as well: regularization pictures count more than others.")
+            yield Note(KIND, _name(old), "is trained on as well: regularization images count more than others.")
 
 
 def _class(folder: Path) -> str:
@@ -238,16 +240,16 @@ def _class(folder: Path) -> str:
 
 
 def _leftover(all_wanted: list[Wanted]) -> Iterator[Note]:
-    """Pictures of ours whose training picture is gone."""
+    """Images of ours whose training image is gone."""
     known = {one.file for one in all_wanted}
     for folder in dict.fromkeys(one.file.parent for one in all_wanted):
         for file in sorted(folder.glob("*.png")):
             if file not in known and MARK in parameters(file):
-                yield Note(KIND, _name(file), "is left over, as its training picture is gone; delete it.")
+                yield Note(KIND, _name(file), "is left over, as its training image is gone; delete it.")
 
 
 def _caption(one: Wanted, config: RunConfig, before: dict[str, Any]) -> None:
-    """Write the prompt beside the picture, unless somebody else wrote a caption there."""
+    """Write the prompt beside the image, unless somebody else wrote a caption there."""
     file = one.file.with_suffix(config.data.caption_extension)
     try:
         there = file.read_bytes()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Slider, setting
 from lorakit.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -29,20 +29,17 @@ class AdapterConfig(Config):
     rank: int = setting(
         16,
         help="how much can be learned, and the file's size (network dim)",
-        minimum=1,
-        maximum=768,
-        slider=(4, 128, 4),
-        basic=True,
+        range=(1, 768),
+        ui=Slider(4, 128, 4, basic=True),
     )
     alpha: float = setting(
         16.0,
         help="the change is scaled by alpha / rank; 0 means alpha = rank (network alpha)",
-        minimum=0,
-        maximum=1536,
-        slider=(0, 128, 1),
+        range=(0, 1536),
+        ui=Slider(0, 128, 1),
     )
     dropout: float = setting(
-        0.0, help="share of inputs hidden from the adapter at random", minimum=0, maximum=0.9, slider=(0, 0.5, 0.01)
+        0.0, help="share of inputs hidden from the adapter at random", range=(0, 0.9), ui=Slider(0, 0.5, 0.01)
     )
     network_weights: str = setting(
         "",

@@ -110,11 +110,3 @@ def _read(file: Path, adapter: Adapter, model: Any) -> dict[tuple[str, str], Cha
                 f"{file.name}: {module} has {', '.join(sorted(change.tensors))}; down and up are wanted."
             )
     return changes
-
-
-
-
-
-
-
-

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from lorakit.lora.kinds import Change
 
 
-
-
 def rank_and_alpha(file: Path) -> tuple[int, float]:
     """The rank and alpha of a LoRA file; where its modules differ, the largest rank, and the alpha that goes with the
     commonest alpha / rank. Raises LoraFileError for a file that a plain LoRA cannot hold.

@@ -14,8 +14,8 @@ from lorakit.config import Config, ConfigError
 
 @dataclass(frozen=True)
 class Size:
-    """Where a training picture comes from, in px: `original` (width, height), `crop` (left, top) of the resized
-    picture, `target` (width, height). SDXL is told so.
+    """Where a training image comes from, in px: `original` (width, height), `crop` (left, top) of the resized
+    image, `target` (width, height). SDXL is told so.
     """
 
     original: tuple[int, int]
@@ -24,7 +24,7 @@ class Size:
 
     @classmethod
     def whole(cls, width: int, height: int) -> Size:
-        """A picture as it is."""
+        """An image as it is."""
         return cls((width, height), (0, 0), (width, height))
 
 
@@ -47,7 +47,7 @@ def family(name: str) -> ModuleType:
     refused                     setting -> why it cannot be used: own names, and `part.name` of other parts
     rates                       part that adapters may go on -> the setting of `optimizer` with its learning rate
     samplers, forms             which of the samplers and forms of LoRA files there are, the usual one first
-    resolution_multiple         px that sides of pictures are multiples of
+    resolution_multiple         px that sides of images are multiples of
 
     `excess(config)` gives a function caption -> its end that is cut ("" when all fits); it loads the tokenizer alone.
 
@@ -61,7 +61,7 @@ def family(name: str) -> ModuleType:
     encode_text, condition      caption -> what is cached (as far as frozen parts bring it), and a batch of these with
                                 sizes -> conditioning, through trained text parts
     draw, loss                  noise and time of a step; loss per sample of a batch, each latent as its mask says
-    paint                       a picture with the current weights
+    paint                       an image with the current weights
     names(part, module)         form -> the module's name in LoRA files of that form
     """
     if name not in names():

@@ -108,5 +108,3 @@ class Parts:
         finally:
             for module in training:
                 module.training = True
-
-

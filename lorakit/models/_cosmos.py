@@ -37,7 +37,7 @@ def stream_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def velocity(model: nn.Module, xt: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """What a prepared transformer says about pictures: v like xt.
+    """What a prepared transformer says about images: v like xt.
 
     xt      [B, channels, h, w] in the stream's type; h and w are multiples of the patch (2)
     t       float32 [B] in [0, 1]; 1 is noise
@@ -45,7 +45,7 @@ def velocity(model: nn.Module, xt: torch.Tensor, t: torch.Tensor, text: torch.Te
     """
     hidden = xt[:, :, None]  # one frame
     if model.config.concat_padding_mask:
-        hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)  # no picture is padded
+        hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)  # no image is padded
     rope = model.rope(hidden, fps=None)
     positions = None if model.learnable_pos_embed is None else model.learnable_pos_embed(hidden)
     patches = model.patch_embed(hidden)  # [B, 1, h / 2, w / 2, width]

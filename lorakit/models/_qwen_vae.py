@@ -1,4 +1,4 @@
-"""The Qwen-Image VAE for single pictures: a third of the arithmetic of a film of one frame, and no cache of frames."""
+"""The Qwen-Image VAE for single images: a third of the arithmetic of a film of one frame, and no cache of frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def for_pictures(vae: nn.Module) -> nn.Module:
+def for_images(vae: nn.Module) -> nn.Module:
     """Make a frozen AutoencoderKLQwenImage one for single frames, in place; returns it.
 
     Before the first frame of a film there is nothing, and so of the taps in time of every convolution only the last
@@ -31,7 +31,7 @@ def _convolved(self, x: torch.Tensor) -> torch.Tensor:
 
 
 def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the posterior, [B, 16, H/8, W/8], of pictures [B, 3, H, W] in -1..1."""
+    """Mean and standard deviation of the posterior, [B, 16, H/8, W/8], of images [B, 3, H, W] in -1..1."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     moments = vae.quant_conv(vae.encoder(pixels[:, :, None]))[:, :, 0]
@@ -40,5 +40,5 @@ def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures [B, 3, H, W] in -1..1 of latents [B, 16, H/8, W/8], which are not normalised."""
+    """Images [B, 3, H, W] in -1..1 of latents [B, 16, H/8, W/8], which are not normalised."""
     return vae.decoder(vae.post_quant_conv(latents[:, :, None]))[:, :, 0].clamp(-1, 1)

@@ -48,15 +48,15 @@ class UNetModel(Parts):
         """Tokens of a caption, without the marks around it."""
         return len(self.tokenizer(caption)["input_ids"]) - 2
 
-    # ---- pictures ------------------------------------------------------------------------------------------------
+    # ---- images ------------------------------------------------------------------------------------------------
 
     def image_key(self) -> tuple[str, ...]:
-        """What encoded pictures depend on beside the pixels."""
+        """What encoded images depend on beside the pixels."""
         return ("posterior", self.fingerprint("vae"))
 
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Posterior of one picture [3, H, W] in -1..1: `mean` and `std`, float32 [4, H/8, W/8]."""
+        """Posterior of one image [3, H, W] in -1..1: `mean` and `std`, float32 [4, H/8, W/8]."""
         vae = self.load("vae")
         posterior = vae.encode(pixels[None].to(self.device, vae.dtype)).latent_dist
         return {"mean": posterior.mean[0].float(), "std": posterior.std[0].float()}
@@ -88,7 +88,7 @@ class UNetModel(Parts):
         return ddpm.alphas_cumprod(self.scheduler_config).to(self.device)
 
     def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and timesteps for a batch, see `_ddpm.draw`."""
+        """Noise and timesteps for a batch, see `ddpm.draw`."""
         return ddpm.draw(x0, generator, loss.noise_offset)
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -114,7 +114,7 @@ class UNetModel(Parts):
         snr = (abar / (1 - abar)).flatten()
         return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
 
-    # ---- pictures out --------------------------------------------------------------------------------------------
+    # ---- images out --------------------------------------------------------------------------------------------
 
     def painted(self, pipeline: Any, embeddings: dict[str, torch.Tensor], look: Any, seed: int) -> Image.Image:
         """What a pipeline of diffusers makes of embeddings; `look` is a PaintConfig."""
@@ -131,7 +131,7 @@ class UNetModel(Parts):
         return self.decode(latents)
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
-        """The picture of latents [1, 4, h, w]."""
+        """The image of latents [1, 4, h, w]."""
         from diffusers.image_processor import VaeImageProcessor
 
         vae = self.load("vae")
@@ -140,10 +140,10 @@ class UNetModel(Parts):
             pixels = vae.decode(latents).sample
         except torch.OutOfMemoryError:
             pixels = None  # not tried again in here, where the error keeps what the first try allocated
-        if pixels is None:  # a large picture beside the UNet on a small card: in tiles, blended at their seams
+        if pixels is None:  # a large image beside the UNet on a small card: in tiles, blended at their seams
             vae.enable_tiling()
             try:
                 pixels = vae.decode(latents).sample
             finally:
-                vae.disable_tiling()  # pictures are encoded whole
+                vae.disable_tiling()  # images are encoded whole
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, setting
 from lorakit.diffusion import flow
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.errors import UserError
@@ -31,7 +31,7 @@ class Config(Config):
     source: str = setting(
         help="the base model: a diffusers folder, a hub id (owner/name, modelscope:owner/name), or its transformer as "
         "a file or an URL",
-        label="base model",
+        ui=Field(label="base model"),
     )
     text_encoder: str = setting(
         "", help="with a transformer file: Qwen3 0.6B (qwen_3_06b_base.safetensors); empty: the source's own"
@@ -46,8 +46,7 @@ class Config(Config):
         512,
         help="captions longer than this are cut; above 512 long captions count whole, and cost time",
         unit="tokens",
-        minimum=16,
-        maximum=4096,
+        range=(16, 4096),
     )
 
     defaults: ClassVar = {
@@ -63,7 +62,7 @@ class Config(Config):
         "memory": {"gradient_checkpointing": True},  # without it the blocks keep 14 GB at 1024 px
         "sample": {"width": 1024, "height": 1024, "steps": 30, "guidance_scale": 4.0, "sampler": "euler"},
     }
-    # Four pictures a step on every card, so that a smaller one gives up speed and little else; 24 and 32 GB are those
+    # Four images a step on every card, so that a smaller one gives up speed and little else; 24 and 32 GB are those
     # of the Anima training guide.
     cards: ClassVar = {
         "8 GB": {
@@ -93,7 +92,7 @@ class Config(Config):
         "prediction_type": "it always says velocities (rectified flow).",
         "optimizer.text_encoder_lr": "its text encoder stays frozen; optimizer.text_conditioner_lr trains its reader.",
         "loss.weighting": "SNR weights are for DDPM; loss.timestep_sampling says which times count most.",
-        "loss.noise_offset": "a flow begins at pure noise, so that dark and bright pictures need no offset.",
+        "loss.noise_offset": "a flow begins at pure noise, so that dark and bright images need no offset.",
     }
     rates: ClassVar = {"transformer": "learning_rate", "text_conditioner": "text_conditioner_lr"}
     samplers: ClassVar = ("euler", "dpmpp_2m")
@@ -181,12 +180,12 @@ class Model(Parts):
         return self.dtype if part == self.denoiser else _cosmos.stream_dtype(self.dtype)
 
     def prepared(self, part: str, module: torch.nn.Module) -> torch.nn.Module:
-        """The transformer with its passes, the VAE for single pictures; text parts, which keep next to nothing for a
+        """The transformer with its passes, the VAE for single images; text parts, which keep next to nothing for a
         backward pass, stay as they are, so that their answers are diffusers' bit for bit.
         """
         if part == self.denoiser:
             return _cosmos.prepare(slim(module), self.dtype)
-        return _qwen_vae.for_pictures(module) if part == "vae" else module
+        return _qwen_vae.for_images(module) if part == "vae" else module
 
     def names(self, part: str, module: str) -> dict[str, str]:
         """Form of LoRA files -> the name they know a module by, without what follows (.lora_A.weight)."""
@@ -209,15 +208,15 @@ class Model(Parts):
             "ss_max_token_length": str(self.config.max_token_length),
         }
 
-    # ---- pictures ------------------------------------------------------------------------------------------------
+    # ---- images ------------------------------------------------------------------------------------------------
 
     def image_key(self) -> tuple[str, ...]:
-        """What encoded pictures depend on beside the pixels."""
+        """What encoded images depend on beside the pixels."""
         return ("anima posterior", self.fingerprint("vae"))
 
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Posterior of one picture [3, H, W] in -1..1: `mean` and `std`, float32 [16, H/8, W/8], not normalised."""
+        """Posterior of one image [3, H, W] in -1..1: `mean` and `std`, float32 [16, H/8, W/8], not normalised."""
         mean, std = _qwen_vae.encode(self.load("vae"), pixels[None].to(self.device))
         return {"mean": mean[0], "std": std[0]}
 
@@ -291,7 +290,7 @@ class Model(Parts):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and times for a batch, see `_flow.draw`."""
+        """Noise and times for a batch, see `flow.draw`."""
         return flow.draw(x0, generator, loss)
 
     def loss(
@@ -313,13 +312,13 @@ class Model(Parts):
         xt = xt.to(_cosmos.stream_dtype(self.dtype))
         return _cosmos.velocity(self.load("transformer"), xt, t, text["hidden"]).float()
 
-    # ---- pictures out --------------------------------------------------------------------------------------------
+    # ---- images out --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def paint(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One picture of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+        """One image of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
 
         Noise and steps are diffusers' own.
         """
@@ -338,7 +337,7 @@ class Model(Parts):
         return self._decode(latents)
 
     def _decode(self, latents: torch.Tensor) -> Image.Image:
-        """The picture of normalised latents [1, 16, h, w]."""
+        """The image of normalised latents [1, 16, h, w]."""
         from diffusers.image_processor import VaeImageProcessor
 
         centre, width = self._channels(latents)

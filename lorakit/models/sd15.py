@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lorakit.config import Config, ConfigError, setting
+from lorakit.config import Config, ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.hub import fetch
 from lorakit.models import Size, _clip, _unet
@@ -23,7 +23,7 @@ class Config(Config):
     family: str = setting("sd15", help="model family", choices=("sd15",))
     source: str = setting(
         help="the base model: 'demo', a file, a diffusers folder, a hub id (owner/name, modelscope:owner/name), an URL",
-        label="base model",
+        ui=Field(label="base model"),
     )
     prediction_type: str = setting(
         "auto",
@@ -33,13 +33,12 @@ class Config(Config):
     clip_skip: int = setting(
         1,
         help="use the text encoder's last layer but this many, less one; 2 for NAI-like bases, 1 for others",
-        minimum=1,
-        maximum=12,
+        range=(1, 12),
     )
     max_token_length: int = setting(75, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225))
 
     defaults: ClassVar = {}
-    # Four pictures a step on every card, so that a smaller one gives up speed and nothing else.
+    # Four images a step on every card, so that a smaller one gives up speed and nothing else.
     cards: ClassVar = {
         "8 GB": {
             "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
@@ -127,7 +126,7 @@ class Model(_unet.UNetModel):
     def paint(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One picture of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+        """One image of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
 
         The noise is diffusers' own.
         """

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lorakit.config import Config, ConfigError, setting
+from lorakit.config import Config, ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.hub import SourceError, fetch
 from lorakit.models import Size, _clip, _unet
@@ -37,7 +37,7 @@ class Config(Config):
     family: str = setting("sdxl", help="model family", choices=("sdxl",))
     source: str = setting(
         help="the base model: a file, a diffusers folder, a hub id (owner/name, modelscope:owner/name) or an URL",
-        label="base model",
+        ui=Field(label="base model"),
     )
     vae: str = setting(
         "", help="another VAE than the base's: a file, a folder or a hub id such as madebyollin/sdxl-vae-fp16-fix"
@@ -57,7 +57,7 @@ class Config(Config):
     )
 
     # Good untouched for anime characters: rank 16 holds what 64 does in SD 1.5; 1e-4 at alpha = rank moves weights
-    # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four pictures a batch; 225
+    # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four images a batch; 225
     # tokens as there; no min-SNR, which takes from a base with zero terminal SNR what that is for; sampling as the
     # cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
     defaults: ClassVar = {
@@ -66,7 +66,7 @@ class Config(Config):
         "optimizer": {"learning_rate": 1e-4},
         "sample": {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 6.0, "sampler": "euler_a"},
     }
-    # Four pictures a step on every card, so that a smaller one gives up speed and little else.
+    # Four images a step on every card, so that a smaller one gives up speed and little else.
     cards: ClassVar = {
         "8 GB": {
             "optimizer": {"name": "adamw8bit"},
@@ -241,7 +241,7 @@ class Model(_unet.UNetModel):
     def paint(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One picture of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+        """One image of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
 
         The noise is diffusers' own.
         """

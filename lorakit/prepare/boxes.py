@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures, several a picture if wanted, as a list on disk: what preparation crops by."""
+"""Boxes drawn on images, several an image if wanted, as a list on disk: what preparation crops by."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorakit.project import Project
 LEAST = 8  # px of a box's side; a smaller one is a slip of the hand
 FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"  # as it is; as it was before the last change
 HEAD = (
-    "# Boxes by which pictures are cropped when they are prepared. Picture -> boxes in px of the upright picture:\n"
+    "# Boxes by which images are cropped when they are prepared. Image -> boxes in px of the upright image:\n"
     "# - {left: 10, top: 20, width: 300, height: 400, name: face}    (name may be missing)\n"
 )
 
@@ -27,7 +27,7 @@ class BoxError(UserError):
 
 @dataclass(frozen=True)
 class Box:
-    """A part of an upright picture, in px; `name` tells several boxes of one picture apart."""
+    """A part of an upright image, in px; `name` tells several boxes of one image apart."""
 
     left: int
     top: int
@@ -36,13 +36,13 @@ class Box:
     name: str = ""
 
     def within(self, width: int, height: int) -> Box:
-        """What of it lies inside a picture of that size. Raises BoxError when that is less than LEAST px a side."""
+        """What of it lies inside an image of that size. Raises BoxError when that is less than LEAST px a side."""
         left, top = max(0, self.left), max(0, self.top)
         right, bottom = min(width, self.left + self.width), min(height, self.top + self.height)
         if right - left < LEAST or bottom - top < LEAST:
             raise BoxError(
                 f"the box of {self.width} x {self.height} px at {self.left}, {self.top} has less than {LEAST} px a "
-                f"side inside the picture, which is {width} x {height} px: draw it again"
+                f"side inside the image, which is {width} x {height} px: draw it again"
             )
         return Box(left, top, right - left, bottom - top, self.name)
 
@@ -53,7 +53,7 @@ class Box:
 
 
 class Boxes:
-    """The boxes of a project; every change is on disk before the method returns. A picture goes by its name.
+    """The boxes of a project; every change is on disk before the method returns. An image goes by its name.
 
     Raises BoxError for a list that somebody wrote by hand and that cannot be understood, and for a disk that cannot be
     written.
@@ -71,32 +71,32 @@ class Boxes:
             self._boxes, self._seen = _read(self.file), stamp
 
     def of(self, name: str) -> tuple[Box, ...]:
-        """The boxes of a picture, in the order in which they were drawn; () for a picture that is used as a whole."""
+        """The boxes of an image, in the order in which they were drawn; () for an image that is used as a whole."""
         return self._boxes.get(name, ())
 
     def names(self) -> list[str]:
-        """The pictures that have boxes."""
+        """The images that have boxes."""
         return sorted(self._boxes)
 
     def update(self, changes: Mapping[str, tuple[Box, ...]]) -> None:
-        """Give each of some pictures these boxes and no others, in one change."""
+        """Give each of some images these boxes and no others, in one change."""
         self.refresh()
         self._write({name: tuple(own) for name, own in {**self._boxes, **changes}.items() if own})
 
     def set(self, name: str, boxes: tuple[Box, ...]) -> None:
-        """Give a picture these boxes and no others."""
+        """Give an image these boxes and no others."""
         self.update({name: boxes})
 
     def add(self, name: str, box: Box) -> None:
-        """Give a picture one box more."""
+        """Give an image one box more."""
         self.set(name, (*self.of(name), box))
 
     def remove(self, name: str, index: int) -> None:
-        """Take one box from a picture, counted from 0."""
+        """Take one box from an image, counted from 0."""
         self.set(name, self.of(name)[:index] + self.of(name)[index + 1 :])
 
     def undo(self) -> list[str]:
-        """Take the last change back (again: make it again); returns the pictures whose boxes changed."""
+        """Take the last change back (again: make it again); returns the images whose boxes changed."""
         self.refresh()
         before, now = _read(self._before), self._boxes
         self._write(before)
@@ -146,5 +146,5 @@ def _box(row: object, where: str) -> Box:
         return Box(*(row[key] for key in numbers), str(row.get("name", "")))
     raise BoxError(
         f"{where}: {row!r} is no box; write {{left: 10, top: 20, width: 300, height: 400}}, whole px of the upright "
-        "picture, with a name if you like."
+        "image, with a name if you like."
     )

@@ -53,7 +53,7 @@ class Copies:
         write_whole(self.root / name, data)
 
     def remove_all_but(self, wanted: set[str]) -> Iterator[Note]:
-        """Remove what is no longer wanted: a picture and its caption together, unless one of them was changed."""
+        """Remove what is no longer wanted: an image and its caption together, unless one of them was changed."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self.keys.keys() - wanted):
             groups.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)

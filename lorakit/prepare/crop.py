@@ -1,4 +1,4 @@
-"""Preparing: copies of the pictures as they are to be trained, cropped, padded and resized, made anew when need be."""
+"""Preparing: copies of the images as they are to be trained, cropped, padded and resized, made anew when need be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageColor
 
-from lorakit.config import Config, from_dict, read_yaml, setting, to_dict, to_yaml
+from lorakit.config import Config, Field, Slider, from_dict, read_yaml, setting, to_dict, to_yaml
 from lorakit.data import DataConfig, measures
 from lorakit.data.images import ImageError, alpha_of, open_rgb
 from lorakit.data.listing import Note, folder_of
@@ -43,29 +43,35 @@ SHAPES = (
     "3x2",
     "16x9",
 )  # width x height; YAML reads 2:3 as 123, and no as false
-AHEAD = 8  # pictures in memory at once
+AHEAD = 8  # images in memory at once
 PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
-VERSION = 1  # of how pictures are made; another one makes all of them anew
+VERSION = 1  # of how images are made; another one makes all of them anew
 
 
 class PrepareError(UserError):
-    """Pictures cannot be prepared as it was asked."""
+    """Images cannot be prepared as it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Config):
-    """What becomes of each picture, in this order: left out as a duplicate, cropped, padded, resized."""
+    """What becomes of each image, in this order: left out as a duplicate, cropped, padded, resized."""
 
-    folder: str = setting("dataset", help="folder with the originals, while the prepared ones are used", hidden=True)
-    crop: bool = setting(True, help="cut out what is in the boxes that were drawn, a picture for each", label="crop")
+    folder: str = setting(
+        "dataset", help="folder with the originals, while the prepared ones are used", ui=Field(hidden=True)
+    )
+    crop: bool = setting(
+        True, help="cut out what is in the boxes that were drawn, an image for each", ui=Field(label="crop")
+    )
     pad: str = setting(
         "none",
         help="fill up to this shape (width x height), so that nothing is cut off",
         choices=SHAPES,
-        label="pad to",
+        ui=Field(label="pad to"),
     )
     background: str = setting(
-        "white", help="colour of padding and behind transparent pixels, by name or as #rrggbb", label="background"
+        "white",
+        help="colour of padding and behind transparent pixels, by name or as #rrggbb",
+        ui=Field(label="background"),
     )
     transparency: str = setting(
         "background",
@@ -79,30 +85,26 @@ class PrepareConfig(Config):
     )
     size: int = setting(
         1024,
-        help="of that side, or of a side of that square; smaller pictures stay as they are",
+        help="of that side, or of a side of that square; smaller images stay as they are",
         unit="px",
-        minimum=64,
-        maximum=8192,
-        slider=(512, 2048, 64),
-        when=("resize", ("longest", "shortest", "area")),
+        range=(64, 8192),
+        ui=Slider(512, 2048, 64, when=("resize", ("longest", "shortest", "area"))),
     )
     enlarge: bool = setting(
         False,
-        help="enlarge smaller pictures, too; that adds no detail",
-        when=("resize", ("longest", "shortest", "area")),
+        help="enlarge smaller images, too; that adds no detail",
+        ui=Field(when=("resize", ("longest", "shortest", "area"))),
     )
     duplicates: str = setting(
         "exact",
-        help="exact: of equal files one stays; near: of pictures that look alike the largest stays; keep: all do",
+        help="exact: of equal files one stays; near: of images that look alike the largest stays; keep: all do",
         choices=("keep", "exact", "near"),
     )
     difference: int = setting(
         4,
         help="how many of the 64 bits of what they look like (perceptual hash) may differ",
-        minimum=0,
-        maximum=16,
-        slider=(0, 16, 1),
-        when=("duplicates", ("near",)),
+        range=(0, 16),
+        ui=Slider(0, 16, 1, when=("duplicates", ("near",))),
     )
 
     def conflicts(self) -> list[str]:
@@ -115,7 +117,7 @@ class PrepareConfig(Config):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A picture that is to be there: `name` is its path inside the folder."""
+    """An image that is to be there: `name` is its path inside the folder."""
 
     name: str
     sample: Sample
@@ -129,30 +131,30 @@ class _Wanted:
 
 
 def read_prepare(project: Project) -> PrepareConfig:
-    """How the project's pictures are prepared. Raises ConfigError for a file that cannot be understood."""
+    """How the project's images are prepared. Raises ConfigError for a file that cannot be understood."""
     file = project.folder / SETTINGS
     return from_dict(PrepareConfig, read_yaml(file) if file.exists() else {})
 
 
 def write_prepare(project: Project, how: PrepareConfig) -> None:
-    """Remember how the project's pictures are prepared."""
+    """Remember how the project's images are prepared."""
     project.folder.mkdir(parents=True, exist_ok=True)
     write_whole(project.folder / SETTINGS, to_yaml(how))
 
 
 def originals(project: Project, config: DataConfig) -> DataConfig:
-    """The same settings about the originals, when they are about the prepared pictures."""
+    """The same settings about the originals, when they are about the prepared images."""
     is_prepared = folder_of(config, project.folder) == project.folder / FOLDER
     return replace(config, folder=read_prepare(project).folder) if is_prepared else config
 
 
 def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
-    """Write a copy of every usable picture as PNG into `<project>/prepared/`, with its caption, in the same folders.
+    """Write a copy of every usable image as PNG into `<project>/prepared/`, with its caption, in the same folders.
 
     Run again, or cut and run again, it makes anew only what changed, and removes what is no longer wanted. Captions and
-    pictures that were changed there are kept, and the originals are only read. A picture that fails is left out. Yields
-    progress, and a note for everything that is left out or kept. When `config` is about the prepared pictures, their
-    `originals` are meant. Raises DataError without pictures, BoxError, PrepareError, DiskFull.
+    images that were changed there are kept, and the originals are only read. An image that fails is left out. Yields
+    progress, and a note for everything that is left out or kept. When `config` is about the prepared images, their
+    `originals` are meant. Raises DataError without images, BoxError, PrepareError, DiskFull.
     """
     root, boxes = project.folder / FOLDER, Boxes(project)
     config = originals(project, config)
@@ -160,14 +162,14 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     yield from (note for note in found.notes if note.kind in ("unreadable", "caption encoding"))
     samples = {sample.name: sample for sample in found.samples}
     for name in sorted({*boxes.names()} - {*samples}):
-        yield Note("box", name, "has a box, but there is no such picture.")
+        yield Note("box", name, "has a box, but there is no such image.")
     for name, kept in duplicates(project, found.samples, how, boxes).items():
-        yield Note("duplicate", name, f"left out, it is the same picture as {kept}.")
+        yield Note("duplicate", name, f"left out, it is the same image as {kept}.")
         del samples[name]
     try:
         with holding(project.cache / ".prepare.lock") as is_alone:
             if not is_alone:
-                raise PrepareError("The pictures are being prepared already, by another process or cell: wait for it.")
+                raise PrepareError("The images are being prepared already, by another process or cell: wait for it.")
             copies = Copies(root, project.folder / RECORD)
             yield from _made(copies, _wanted([*samples.values()], boxes, how), config, how)
             copies.close()
@@ -179,7 +181,7 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
 
 
 def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
-    """Picture that is left out -> the one that stays in its place: one with a box, else the larger, else the first.
+    """Image that is left out -> the one that stays in its place: one with a box, else the larger, else the first.
 
     Raises PrepareError when likeness is asked for and cannot be measured.
     """
@@ -190,7 +192,7 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
         seen = dict(Looks.of(project.folder).look(sample.path for sample in samples))
         if not all(look.phash for look in seen.values()):
             raise PrepareError(
-                "What pictures look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
+                "What images look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
                 "set duplicates to exact."
             )
         looks = {sample.name: seen[sample.path] for sample in samples}
@@ -211,7 +213,7 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
 
 
 def _is_alike(one: Look, other: Look, bits: int) -> bool:
-    """Whether two pictures look the same: in shape, by hashes that know no colours, and in colours place by place."""
+    """Whether two images look the same: in shape, by hashes that know no colours, and in colours place by place."""
     if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > bits:
         return False
     [apart] = measures.apart(measures.around(one.cells), measures.around(other.cells)[None])
@@ -219,7 +221,7 @@ def _is_alike(one: Look, other: Look, bits: int) -> bool:
 
 
 def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:
-    """The pictures that are to be there; no two have names that differ in their endings only, as they had a caption."""
+    """The images that are to be there; no two have names that differ in their endings only, as they had a caption."""
     found: dict[str, _Wanted] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):  # a-2.png, which keeps its name, is before a.png
         plain = str(PurePosixPath(sample.name).with_suffix(""))
@@ -233,11 +235,11 @@ def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wa
     return list(found.values())
 
 
-# ---- one picture -----------------------------------------------------------------------------------------------------
+# ---- one image -----------------------------------------------------------------------------------------------------
 
 
 def prepared(path: Path, box: Box | None, how: PrepareConfig) -> Image.Image:
-    """A picture file as it is to be trained: RGB, or RGBA where transparency is kept. Raises ImageError, BoxError."""
+    """An image file as it is to be trained: RGB, or RGBA where transparency is kept. Raises ImageError, BoxError."""
     image = open_rgb(path, how.background)
     mask = alpha_of(path) if how.transparency == "keep" else None
     if mask is not None:
@@ -272,7 +274,7 @@ def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
 
 
 def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
-    """The bytes of a picture that is to be there; a text: why it cannot be made."""
+    """The bytes of an image that is to be there; a text: why it cannot be made."""
     packed = io.BytesIO()
     try:
         prepared(wanted.sample.path, wanted.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
@@ -299,7 +301,7 @@ def _made(copies: Copies, wanted: list[_Wanted], config: DataConfig, how: Prepar
             missing.append(one)
         yield from _captioned(copies, captions[one.name], one.sample.written)
     done = len(wanted) - len(missing)
-    yield Progress(what="pictures prepared", done=done, total=len(wanted))
+    yield Progress(what="images prepared", done=done, total=len(wanted))
     with ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1)) as makers:
         for begin in range(0, len(missing), AHEAD):
             batch = missing[begin : begin + AHEAD]
@@ -310,7 +312,7 @@ def _made(copies: Copies, wanted: list[_Wanted], config: DataConfig, how: Prepar
                     yield from copies.remove((one.name, captions[one.name]))
                 else:
                     copies.write(one.name, data, one.key(how))
-                yield Progress(what="pictures prepared", done=done, total=len(wanted))
+                yield Progress(what="images prepared", done=done, total=len(wanted))
 
 
 def _captioned(copies: Copies, name: str, text: str) -> Iterator[Note]:

@@ -1,4 +1,4 @@
-"""Getting pictures in: archives, folders, files and uploads into a project's data set, where nothing is overwritten."""
+"""Getting images in: archives, folders, files and uploads into a project's dataset, where nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lorakit.project import DiskFull, Project
 METADATA = (".json",)
 USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
 READERS = 8  # files read at once: an online disk takes its time for each, however small
-AHEAD = 32  # pictures, each with its captions, that are read before they are put in their places
+AHEAD = 32  # images, each with its captions, that are read before they are put in their places
 
 
 class IntakeError(UserError):
@@ -47,7 +47,7 @@ Opened = Generator[Progress | Note, None, list[tuple[list[_File], bool]]]
 
 
 def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> Iterator[Progress | Note]:
-    """Copy pictures, captions and metadata into `<project>/dataset/`. Yields progress, a note for everything that is
+    """Copy images, captions and metadata into `<project>/dataset/`. Yields progress, a note for everything that is
     left out, kept or renamed, and at the end one for each folder with how much was added.
 
     source      a zip or tar, a folder, one file (its caption comes along), or what was uploaded (name -> bytes)
@@ -66,12 +66,12 @@ def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> I
         told = "What was added so far is whole: add the same again, and it goes on."
         if error.errno in FULL:
             raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {told}") from error
-        raise IntakeError(f"Adding pictures stopped: {error}. {told}") from error
+        raise IntakeError(f"Adding images stopped: {error}. {told}") from error
     yield from _beside(project.dataset)
 
 
 def concept_folder(project: Project, into: str, repeats: int) -> str:
-    """The folder inside the data set that `into` and `repeats` mean: "10_mofurin". Raises IntakeError."""
+    """The folder inside the dataset that `into` and `repeats` mean: "10_mofurin". Raises IntakeError."""
     parent, _, last = into.strip().strip("/").rpartition("/")
     if not 0 <= repeats <= MOST_REPEATS:
         raise IntakeError(f"repeats is {repeats}; allowed is 1 to {MOST_REPEATS}, or 0 for what the folder says.")
@@ -104,16 +104,16 @@ def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Op
     if path.is_dir():
         mine, given = project.dataset.resolve(), path.resolve()
         if mine in (given, *given.parents) or given in mine.parents:
-            raise IntakeError(f"{path} and the data set {project.dataset} lie in each other; what is there is in use.")
+            raise IntakeError(f"{path} and the dataset {project.dataset} lie in each other; what is there is in use.")
         files = yield from _walked(path)
         own = path.name if _says_repeats(path.name) and not is_placed else ""
         return [([replace(file, name=PurePosixPath(own, file.name)) for file in files], False)]
     if not path.is_file():
-        raise IntakeError(f"{path} does not exist: give a zip or tar, a folder or a picture.")
+        raise IntakeError(f"{path} does not exist: give a zip or tar, a folder or an image.")
     if is_archive(path):
         return [((yield from _unpacked(path, desk / "files")), True)]
     if path.suffix.lower() not in USED:
-        raise IntakeError(f"{path} is no zip or tar, and no picture that can be used ({', '.join(EXTENSIONS)} are).")
+        raise IntakeError(f"{path} is no zip or tar, and no image that can be used ({', '.join(EXTENSIONS)} are).")
     along = [path.with_suffix(end) for end in CAPTION_EXTENSIONS if path.suffix.lower() in EXTENSIONS]
     return [([_File(p, PurePosixPath(p.name)) for p in (path, *along) if p.is_file()], False)]
 
@@ -134,14 +134,14 @@ def _unpacked(file: Path, folder: Path) -> Generator[Progress | Note, None, list
     done, total = 0, file.stat().st_size
     for count in unpacking(file, folder):
         done += count
-        yield Progress(what="bytes of the archive", done=min(done, total), total=total)  # pictures pack to their size
+        yield Progress(what="bytes of the archive", done=min(done, total), total=total)  # images pack to their size
     return (yield from _walked(folder))
 
 
 def _walked(root: Path) -> Generator[Note, None, list[_File]]:
     """The files below a folder that can be used, and a note for each of the others.
 
-    A folder that holds everything, such as pictures/, is left away from their names, unless it means something.
+    A folder that holds everything, such as images/, is left away from their names, unless it means something.
     """
     files: list[_File] = []
     unreadable: list[OSError] = []
@@ -173,12 +173,12 @@ def _useless(path: Path, is_hidden: bool) -> str:
     if is_archive(path):
         return "an archive inside: add it by itself"
     if path.suffix.lower() not in USED:
-        return f"no picture or caption of a kind that is used ({', '.join(USED)})"
+        return f"no image or caption of a kind that is used ({', '.join(USED)})"
     return ""
 
 
 def _says_repeats(folder: str) -> bool:
-    """Whether a folder's name says how its pictures are trained, as kohya's scripts have it."""
+    """Whether a folder's name says how its images are trained, as kohya's scripts have it."""
     return folder == "reg" or repeats_of(folder) > 0
 
 
@@ -187,7 +187,7 @@ def _says_repeats(folder: str) -> bool:
 
 def _adding(project: Project, files: list[_File], concept: str, desk: Path | None) -> Iterator[Progress | Note]:
     """Put files in their places; `desk` is where they are copied to first, None: they themselves may be moved."""
-    groups: dict[PurePosixPath, list[_File]] = {}  # a picture and its captions; a metadata file is alone
+    groups: dict[PurePosixPath, list[_File]] = {}  # an image and its captions; a metadata file is alone
     for file in files:
         key = file.name if file.name.suffix.lower() in METADATA else file.name.with_suffix("")
         groups.setdefault(key, []).append(file)
@@ -239,7 +239,7 @@ def _brought(file: _File, folder: Path, desk: Path | None) -> Path | str:
 
 
 class _Shelf:
-    """The data set's folders, and what became of what was put there."""
+    """The dataset's folders, and what became of what was put there."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -252,7 +252,7 @@ class _Shelf:
         return self.root / (name.parent if is_own else concept)
 
     def place(self, files: dict[PurePosixPath, Path], folder: Path) -> Iterator[Note]:
-        """Move a picture and its captions (name in the source -> file) to their places, under a new name if need be."""
+        """Move an image and its captions (name in the source -> file) to their places, under a new name if need be."""
         if not files:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ class _Shelf:
                 file = Path(shutil.copy2(file, aside(target)))
             os.replace(file, target)
             names.setdefault(stem, set()).add(name.suffix)
-            added["pictures" if name.suffix.lower() in EXTENSIONS else "captions and metadata"] += 1
+            added["images" if name.suffix.lower() in EXTENSIONS else "captions and metadata"] += 1
             if stem != first:
                 yield Note("renamed", _told(name), f"added as {target.name}, since another {name.name} is there.")
 
@@ -297,19 +297,19 @@ def _by_stem(folder: Path) -> dict[str, set[str]]:
 
 
 def _clashes(files: dict[PurePosixPath, Path], folder: Path, stem: str, there: set[str]) -> bool:
-    """Whether a picture with its captions cannot lie under this stem, as files that are there are of another picture.
+    """Whether an image with its captions cannot lie under this stem, as files that are there are of another image.
 
-    A caption of the very same picture is no clash: the one that is there was perhaps corrected since.
+    A caption of the very same image is no clash: the one that is there was perhaps corrected since.
     """
 
     def differs(name: PurePosixPath, file: Path) -> bool:
         target = folder / f"{stem}{name.suffix}"
         return name.suffix in there and file != target and not filecmp.cmp(file, target, shallow=False)
 
-    pictures = {name: file for name, file in files.items() if name.suffix.lower() not in CAPTION_EXTENSIONS}
-    if any(differs(*item) for item in pictures.items()):
+    with_pixels = {name: file for name, file in files.items() if name.suffix.lower() not in CAPTION_EXTENSIONS}
+    if any(differs(*item) for item in with_pixels.items()):
         return True
-    own = {name.suffix for name in pictures}
+    own = {name.suffix for name in with_pixels}
     if any(end.lower() in EXTENSIONS for end in own):
         if any(end.lower() in EXTENSIONS for end in there - own):
             return True  # which would share its caption
@@ -319,7 +319,7 @@ def _clashes(files: dict[PurePosixPath, Path], folder: Path, stem: str, there: s
 
 
 def _beside(dataset: Path) -> Iterator[Note]:
-    """A note when there are both <repeats>_<name>/ folders and pictures outside of these, which are not trained."""
+    """A note when there are both <repeats>_<name>/ folders and images outside of these, which are not trained."""
     there = {path.name: path.is_dir() for path in dataset.glob("[!.]*")}
     loose = [
         name
@@ -338,7 +338,7 @@ def _told(name: PurePath) -> str:
 
 @contextmanager
 def _desk(project: Project) -> Iterator[Path]:
-    """A place on the data set's disk for what is under way; what a process that was killed left there is removed."""
+    """A place on the dataset's disk for what is under way; what a process that was killed left there is removed."""
     for left in project.dataset.glob(".intake.*.part"):
         if is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)

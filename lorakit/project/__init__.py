@@ -60,7 +60,7 @@ class Run:
 
 
 class Project:
-    """One folder with everything of one training project: data set, caches, runs."""
+    """One folder with everything of one training project: dataset, caches, runs."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser().absolute()
@@ -109,12 +109,6 @@ class Project:
         return max(found, key=lambda run: (run.log if run.log.exists() else run.config_file).stat().st_mtime)
 
 
-
-
-
-
-
-
 @contextmanager
 def told_when_full(run: Run) -> Iterator[None]:
     """Turn a full disk, in whatever words a library tells of it, into DiskFull; files that were begun go first, so that
@@ -141,7 +135,3 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-
-

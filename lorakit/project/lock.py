@@ -200,9 +200,7 @@ def last_heartbeat(run: Run, trainer: Trainer) -> Heartbeat | None:
 def _beat(run: Run, ended: threading.Event) -> None:
     """Tell every few seconds that the trainer lives, and how much memory it has left to die of."""
     while True:
-        beat = Heartbeat(
-            time=time.time(), pid=os.getpid(), memory=host.memory(), memory_kills=host.memory_kills()
-        )
+        beat = Heartbeat(time=time.time(), pid=os.getpid(), memory=host.memory(), memory_kills=host.memory_kills())
         with contextlib.suppress(OSError):  # a full disk is no reason to stop training
             write_json(run.folder / HEARTBEAT, dataclasses.asdict(beat))
         if ended.wait(BEAT):

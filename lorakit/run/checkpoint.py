@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit import events
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.files import write_json
 from lorakit.project import Run
@@ -31,34 +31,34 @@ class SaveConfig(Config):
         1,
         help="export a LoRA file after every so many epochs; 0: not by epochs",
         unit="epochs",
-        minimum=0,
-        label="LoRA file every",
+        range=(0, None),
+        ui=Field(label="LoRA file every"),
     )
     every_steps: int = setting(
         0,
         help="export a LoRA file after every so many steps; 0: not by steps",
         unit="steps",
-        minimum=0,
-        label="LoRA file every",
+        range=(0, None),
+        ui=Field(label="LoRA file every"),
     )
     every_minutes: float = setting(
         10.0,
         help="save the state for resuming at least this often; 0: only with exports",
         unit="min",
-        minimum=0,
-        label="state every",
+        range=(0, None),
+        ui=Field(label="state every"),
     )
     keep_states: int = setting(
-        2, help="states kept for resuming; the older ones are removed", minimum=2, maximum=100, label="states kept"
+        2, help="states kept for resuming; the older ones are removed", range=(2, 100), ui=Field(label="states kept")
     )
     dtype: str = setting(
-        "fp16", help="precision of exported files", label="file precision", choices=("fp16", "bf16", "fp32")
+        "fp16", help="precision of exported files", choices=("fp16", "bf16", "fp32"), ui=Field(label="file precision")
     )
     form: str = setting(
         "auto",
         help="form of exported files; auto: what all hosts read",
-        label="file form",
         choices=("auto", "kohya", "comfy"),
+        ui=Field(label="file form"),
     )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lorakit import models
-from lorakit.config import Config, ConfigError, from_dict, part, read_yaml, setting, to_dict
+from lorakit.config import Config, ConfigError, Slider, from_dict, part, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.lora.adapter import AdapterConfig
@@ -28,32 +28,24 @@ class LoopConfig(Config):
 
     epochs: int = setting(
         10,
-        help="rounds through all pictures; in each a picture is seen as often as its repeats say",
-        minimum=1,
-        maximum=10_000,
-        slider=(1, 100, 1),
-        basic=True,
+        help="rounds through all images; in each an image is seen as often as its repeats say",
+        range=(1, 10_000),
+        ui=Slider(1, 100, 1, basic=True),
     )
     steps: int = setting(
-        0, help="stop after this many steps instead of after the epochs; 0: by epochs", minimum=0, maximum=1_000_000
+        0, help="stop after this many steps instead of after the epochs; 0: by epochs", range=(0, 1_000_000)
     )
-    batch_size: int = setting(
-        1, help="pictures at once; more need more memory", minimum=1, maximum=256, slider=(1, 16, 1)
-    )
+    batch_size: int = setting(1, help="images at once; more need more memory", range=(1, 256), ui=Slider(1, 16, 1))
     gradient_accumulation_steps: int = setting(
         1,
         help="batches summed up for one step: a larger batch without more memory",
-        minimum=1,
-        maximum=256,
-        slider=(1, 16, 1),
-        label="batches a step",
+        range=(1, 256),
+        ui=Slider(1, 16, 1, label="batches a step"),
     )
     precision: str = setting(
         "auto", help="auto: bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU", choices=PRECISIONS
     )
-    seed: int = setting(42, help="another seed is another run of the same settings", minimum=0, maximum=2**32 - 1)
-
-
+    seed: int = setting(42, help="another seed is another run of the same settings", range=(0, 2**32 - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +53,7 @@ class RunConfig(Config):
     """Everything that decides a run, by part; `memory`, `save` and `sample` may change between sittings."""
 
     model: Config = part(tag="family", variants=models.config_class, help="the base model")
-    data: DataConfig = part(DataConfig, help="the pictures and captions")
+    data: DataConfig = part(DataConfig, help="the images and captions")
     adapter: AdapterConfig = part(AdapterConfig, help="what is trained")
     loss: LossConfig = part(LossConfig, help="what is minimised")
     optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
@@ -155,8 +147,6 @@ def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
     return from_dict(RunConfig, merged)
 
 
-
-
 def read_config(run: Run) -> RunConfig:
     """The config that a run was started with. Raises ProjectError when there is no such run."""
     if not run.exists():
@@ -191,27 +181,3 @@ def settings_of(run: Run, card: str = "") -> dict[str, Any]:
     for owner, values in named:
         settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
     return settings | ({"stages": stages} if stages else {})
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

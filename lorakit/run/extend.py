@@ -110,7 +110,7 @@ def history(run: Run) -> list[dict[str, Any]]:
 
 def steps_per_epoch(run: Run, config: RunConfig) -> tuple[int, ...]:
     """Steps in one epoch of each stage of `config`, as far as data and batches are alike those that the run has begun
-    with; else the data sets are read.
+    with; else the datasets are read.
     """
     known = zip(began_with(run).stage_configs, frozen(run)["steps_per_epoch"], strict=False) if frozen(run) else ()
     alike = {repr(_epoch(stage)): steps for stage, steps in known}

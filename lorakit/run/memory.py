@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Slider, setting
 from lorakit.errors import UserError
 from lorakit.machine.device import peak_memory_gb
 
@@ -28,10 +28,8 @@ class MemoryConfig(Config):
         0.0,
         help="share of the denoiser's weights that stays in the computer's memory and is copied to the GPU whenever it "
         "is used: less GPU memory, slower; 0 none, 1 all",
-        minimum=0,
-        maximum=1,
-        label="weights kept on the host",
-        slider=(0, 1, 0.05),
+        range=(0, 1),
+        ui=Slider(0, 1, 0.05, label="weights kept on the host"),
     )
 
 
@@ -77,7 +75,7 @@ def _offload(share: float) -> Callable[[RunConfig], dict[str, Any]]:
 LADDER = (
     Rung(
         "full caches, encoders gone",
-        "disk space and the time to encode every picture and caption once; steps become faster",
+        "disk space and the time to encode every image and caption once; steps become faster",
         _caches,
     ),
     Rung(
@@ -87,7 +85,7 @@ LADDER = (
     ),
     Rung(
         "a smaller micro-batch with more accumulation",
-        "steps of as many pictures as before, but slower; their noise is drawn anew, so the result differs by chance",
+        "steps of as many images as before, but slower; their noise is drawn anew, so the result differs by chance",
         _smaller_batch,
     ),
     Rung(

@@ -17,7 +17,7 @@ BESIDE = ("steps_per_epoch", "history")  # what a fingerprint holds that is no i
 
 
 class RunChanged(ProjectError):
-    """A run was asked to go on with another config, data set or base than it began with."""
+    """A run was asked to go on with another config, dataset or base than it began with."""
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sample pictures while training: when, of what, and how they are stored."""
+"""Sample images while training: when, of what, and how they are stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, Slider, setting
 from lorakit.models import Size
 
 if TYPE_CHECKING:
@@ -17,24 +17,23 @@ SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 
 @dataclass(frozen=True, kw_only=True)
 class PaintConfig(Config):
-    """How pictures are painted, in samples and in grids."""
+    """How images are painted, in samples and in grids."""
 
-    negative_prompt: str = setting("", help="what should not be in the pictures")
-    width: int = setting(512, help="width", unit="px", minimum=64, maximum=4096)
-    height: int = setting(512, help="height", unit="px", minimum=64, maximum=4096)
-    steps: int = setting(25, help="sampling steps", minimum=1, maximum=200, slider=(10, 60, 1))
+    negative_prompt: str = setting("", help="what should not be in the images")
+    width: int = setting(512, help="width", unit="px", range=(64, 4096))
+    height: int = setting(512, help="height", unit="px", range=(64, 4096))
+    steps: int = setting(25, help="sampling steps", range=(1, 200), ui=Slider(10, 60, 1))
     guidance_scale: float = setting(
-        7.0, help="how strictly the prompt is followed (CFG)", minimum=1, maximum=30, slider=(1, 15, 0.5)
+        7.0, help="how strictly the prompt is followed (CFG)", range=(1, 30), ui=Slider(1, 15, 0.5)
     )
     sampler: str = setting("ddim", help="sampler", choices=SAMPLERS)
     shift: float = setting(
         0.0,
         help="sampling shift of flow families (Anima): above 1 more steps at noise; 0: as the base says",
-        minimum=0,
-        maximum=20,
-        slider=(0, 10, 0.1),
+        range=(0, 20),
+        ui=Slider(0, 10, 0.1),
     )
-    seed: int = setting(42, help="the noise that pictures start from", minimum=0, maximum=2**32 - 1)
+    seed: int = setting(42, help="the noise that images start from", range=(0, 2**32 - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +41,21 @@ class SampleConfig(PaintConfig):
     """Which samples are painted while training; they change nothing in it."""
 
     prompts: tuple[str, ...] = setting(
-        (), help="a picture is painted for each; none: no samples", label="sample prompts", basic=True
+        (), help="an image is painted for each; none: no samples", ui=Field(label="sample prompts", basic=True)
     )
     every_epochs: int = setting(
-        1, help="paint after every so many epochs; 0: not by epochs", unit="epochs", minimum=0, label="samples every"
+        1,
+        help="paint after every so many epochs; 0: not by epochs",
+        unit="epochs",
+        range=(0, None),
+        ui=Field(label="samples every"),
     )
     every_steps: int = setting(
-        0, help="paint after every so many steps; 0: not by steps", unit="steps", minimum=0, label="samples every"
+        0,
+        help="paint after every so many steps; 0: not by steps",
+        unit="steps",
+        range=(0, None),
+        ui=Field(label="samples every"),
     )
 
 
@@ -67,7 +74,7 @@ def unfit(look: PaintConfig, family: Any) -> list[str]:
 
 
 def paint(model: Any, prompt: dict, negative: dict, config: PaintConfig, seed: int) -> Image.Image:
-    """One picture from encoded captions (`model.encode_text`) with the model's current weights."""
+    """One image from encoded captions (`model.encode_text`) with the model's current weights."""
     size = Size.whole(config.width, config.height)
     return model.paint(model.condition([prompt], [size]), model.condition([negative], [size]), config, seed)
 

@@ -49,7 +49,7 @@ def stage_config(main: RunConfig, overrides: dict[str, Any], path: str) -> RunCo
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: its number (from 1), its config as a whole, its data set and its steps."""
+    """One stage of a run: its number (from 1), its config as a whole, its dataset and its steps."""
 
     number: int
     config: RunConfig
@@ -67,7 +67,7 @@ class Stage:
 
 
 def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
-    """All stages of a run, their data sets read (each once). Raises DataError when there is nothing to train on."""
+    """All stages of a run, their datasets read (each once). Raises DataError when there is nothing to train on."""
     scans: dict[tuple, Scan] = {}
     found: list[Stage] = []
     for number, own in enumerate(config.stage_configs, 1):
@@ -99,7 +99,7 @@ def make_plan(config: RunConfig, found: Scan, before: Plan | None = None) -> Pla
 
 
 def cut_captions(found: Sequence[Stage], model: Any) -> list[str]:
-    """A note on every picture whose caption has more tokens than the model is told."""
+    """A note on every image whose caption has more tokens than the model is told."""
     limit = model.config.max_token_length
     captions = dict.fromkeys((sample.name, sample.caption) for stage in found for sample in stage.scan.samples)
     counted = ((name, model.token_count(caption)) for name, caption in captions)

@@ -1,4 +1,4 @@
-"""Files of a project that wait at home until somebody has time to bring them: LoRA files and older pictures."""
+"""Files of a project that wait at home until somebody has time to bring them: LoRA files and older images."""
 
 from __future__ import annotations
 

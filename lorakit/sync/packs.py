@@ -1,4 +1,4 @@
-"""Folders of many small files (data sets, caches) as a few archives at home, and what is in these."""
+"""Folders of many small files (datasets, caches) as a few archives at home, and what is in these."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lorakit.project import Project
 ARCHIVES = "archives"  # folder at home
 MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")  # folders of many, or of often changed, files
 ALONE = ("cache", "tags")  # no file of these is moved to another such folder, or from there
-TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no picture again
+TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no image again
 LARGE, TRICKLE = 32_000_000, 0.2  # bytes of archives, and the share of them below which changes may wait for more
 Stamps = dict[str, tuple[int, int]]  # name inside the folder -> (bytes, mtime in ns)
 
 
 class DataChanged(OSError):
-    """Another machine has changed a data set at home since it was brought here."""
+    """Another machine has changed a dataset at home since it was brought here."""
 
 
 def folders(project: Project) -> list[str]:
     """The folders of a project that live at home as archives: `dataset`, others whose names begin so, what is made of
-    them (prepared pictures, pictures set aside, the history and scores of tags), and `cache`.
+    them (prepared images, images set aside, the history and scores of tags), and `cache`.
     """
     return sorted(p.name for p in project.folder.glob("*") if is_packed(p.name) and p.is_dir())
 
@@ -43,7 +43,7 @@ def is_packed(name: str) -> bool:
 
 
 def exchange(one: str, other: str) -> bool:
-    """Whether pictures are moved between two folders, as they are set aside and come back, or inside one."""
+    """Whether images are moved between two folders, as they are set aside and come back, or inside one."""
     return one == other or (one not in ALONE and other not in ALONE)
 
 
@@ -55,7 +55,9 @@ def loses(project: Project, folder: str) -> bool:
 
 def group(folder: str, name: str) -> str:
     """Which of its folder's archives a file is in."""
-    return "all" if folder == "cache" else "texts" if name.lower().endswith(TEXTS) else "pictures"
+    if folder == "cache":
+        return "all"
+    return "texts" if name.lower().endswith(TEXTS) else "pictures"  # names of archives on disk
 
 
 def stamps(folder: Path) -> Stamps:
@@ -128,7 +130,7 @@ def unsent(project: Project, folder: str, now: Stamps) -> tuple[int, int]:
 
 def patience(project: Project, folder: str, now: Stamps) -> int:
     """How many times as long as others a folder is left alone before it is sent: longer the cache, and large archives
-    of which little differs, as while pictures are painted one by one, since all of an archive is sent for each.
+    of which little differs, as while images are painted one by one, since all of an archive is sent for each.
     """
     changed = _changed(project, folder, now)
     groups = {group(folder, name) for name in changed}

@@ -18,7 +18,7 @@ from lorakit.sync import fetch, pending
 from lorakit.sync.pending import LOGS, Sent
 from lorakit.sync.staging import READERS, Copied
 
-PICTURES = 12  # the newest samples of a run are here before it goes on, older ones come later
+IMAGES = 12  # the newest samples of a run are here before it goes on, older ones come later
 TWIN = ".home"  # behind a run's name: what home has of a run that went on differently here
 
 
@@ -144,8 +144,8 @@ class Homecoming:
         samples = [path for path in paths if path.parent == self.home / "samples"]
         loras = [path for path in paths if path.parent == self.home / "lora"]
         later = [path for path in paths if path not in {*samples, *loras}]
-        yield from self._files([path for path in samples[:PICTURES] if not self._is_here(path)])
-        waiting = [path for path in [*loras, *later, *samples[PICTURES:]] if not self._is_here(path)]
+        yield from self._files([path for path in samples[:IMAGES] if not self._is_here(path)])
+        waiting = [path for path in [*loras, *later, *samples[IMAGES:]] if not self._is_here(path)]
         with ThreadPoolExecutor(READERS) as readers:
             sizes = list(readers.map(lambda path: path.stat().st_size, waiting))
         names = [self._name(self.run.folder / path.relative_to(self.home)) for path in waiting]

@@ -38,7 +38,7 @@ class Pace:
     look: float = 3.0  # between looks at what is to be copied
     logs: float = 45.0  # between copies of the logs
     stamp: float = 60.0  # between words to other machines
-    quiet: float = 20.0  # nothing changes in a data set before it is packed; some for longer, see `packs.patience`
+    quiet: float = 20.0  # nothing changes in a dataset before it is packed; some for longer, see `packs.patience`
     silence: float = 30.0  # without a sign of life before a disk's silence is told
     patience: float = 120.0  # without a sign of life before a copier is given up
     retry: float = 30.0  # between tries while a disk fails

@@ -1,4 +1,4 @@
-"""Data sets and caches from home to the machine's own disk: read as one archive, changes on both sides joined."""
+"""Datasets and caches from home to the machine's own disk: read as one archive, changes on both sides joined."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Copied:
 
 
 def folders(home: Path) -> list[str]:
-    """The data sets that home has, as folders, archives of the user's or archives of ours."""
+    """The datasets that home has, as folders, archives of the user's or archives of ours."""
     own = [p.name if p.is_dir() else _stem(p) for p in home.iterdir() if p.is_dir() or is_archive(p)]
     listed = [p.stem for p in (home / packs.ARCHIVES).glob("*.json")]
     return sorted({name for name in [*own, *listed] if packs.is_packed(name)} - {"cache"})
 
 
 def staging(project: Project, folder: str) -> Iterator[Copied]:
-    """Bring a data set here, or what changed of it at home: also what the user added, changed or deleted there by hand.
+    """Bring a dataset here, or what changed of it at home: also what the user added, changed or deleted there by hand.
 
     What was changed here wins over what is older at home; what was changed on both sides is kept twice. Raises OSError.
     """
@@ -52,7 +52,7 @@ def staging(project: Project, folder: str) -> Iterator[Copied]:
 
 
 class Staging:
-    """One data set on its way here."""
+    """One dataset on its way here."""
 
     def __init__(self, project: Project, folder: str, desk: Path):
         self.project, self.folder, self.home, self.desk = project, folder, project.home, desk
@@ -297,7 +297,7 @@ def _unpacked(file: Path, desk: Path, wanted: str = "") -> Generator[Copied, Non
 
 
 def _without_lone_folder(folder: Path) -> Path:
-    """The inside of "pictures/" when an archive holds nothing else; `10_mofu/` has a meaning and stays."""
+    """The inside of "images/" when an archive holds nothing else; `10_mofu/` has a meaning and stays."""
     inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
     is_lone = len(inside) == 1 and inside[0].is_dir() and not inside[0].name[0].isdigit()
     return inside[0] if is_lone else folder

@@ -45,10 +45,10 @@ def open_home(home: Path, local_root: Path) -> Project:
 
 
 def opening(home: Path, local_root: Path) -> Iterator[Copied]:
-    """`open_home`, telling what is brought: settings, logs, states, data sets, caches; then the mirror is started.
+    """`open_home`, telling what is brought: settings, logs, states, datasets, caches; then the mirror is started.
 
     What is here already is not copied again. Files at home that are damaged are left out, each with a note. LoRA
-    files and older pictures follow in the background (`bringing_loras` waits for them). Raises WorkspaceError when home
+    files and older images follow in the background (`bringing_loras` waits for them). Raises WorkspaceError when home
     cannot be reached or fails meanwhile; opening again goes on.
     """
     home = Path(home).expanduser().absolute()
@@ -80,12 +80,12 @@ def notes(project: Project) -> tuple[str, ...]:
 
 
 def bringing_loras(project: Project) -> Iterator[Copied]:
-    """Bring, now, the LoRA files and pictures that the mirror would bring in the background. Raises WorkspaceError."""
+    """Bring, now, the LoRA files and images that the mirror would bring in the background. Raises WorkspaceError."""
     done, total = 0, sum(fetch.wanted(project).values())
     try:
         for count, problem in fetch.bringing(project):
             done += count
-            yield Copied("LoRA files and pictures", done, total, problem)
+            yield Copied("LoRA files and images", done, total, problem)
     except OSError as error:
         raise WorkspaceError(f"{project.home} failed while LoRA files were brought ({error}); try again.") from error
 

@@ -1,4 +1,4 @@
-"""Taggers: pictures in, scores of tags or sentences out; a file of this folder each, and the folder is the registry."""
+"""Taggers: images in, scores of tags or sentences out; a file of this folder each, and the folder is the registry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TaggerError(UserError):
 
 
 class Refused(TaggerError):
-    """These pictures get no answer; others may."""
+    """These images get no answer; others may."""
 
 
 class Tagger(Protocol):
@@ -28,7 +28,7 @@ class Tagger(Protocol):
 
     name         short, for telling later who wrote a tag: "wd-vit-tagger-v3"
     output       "tags" or "sentence"
-    batch        pictures that it reads at once
+    batch        images that it reads at once
     runs_on      where it computes, for people: "onnxruntime, CPU"
     prompt       what a writer of sentences is asked, "" for others
     categories   of those with tags: tag -> one of CATEGORIES, in the tagger's own order
@@ -42,7 +42,7 @@ class Tagger(Protocol):
     categories: dict[str, str]
 
     def read(self, images: list[Image.Image]) -> list[dict[str, float]] | list[str]:
-        """For each picture (8 bits a channel, any size): tag -> score (0 to 1) of every tag, as the tagger spells it
+        """For each image (8 bits a channel, any size): tag -> score (0 to 1) of every tag, as the tagger spells it
         (underscores), or a sentence. Raises TaggerError, Refused when others may be answered.
         """
 
@@ -68,7 +68,7 @@ def output(name: str) -> str:
 
 
 def load(name: str, settings: dict[str, Any]) -> Tagger:
-    """A tagger, ready to read pictures; its files are downloaded if need be.
+    """A tagger, ready to read images; its files are downloaded if need be.
 
     Raises ConfigError for wrong settings, TaggerError for what cannot be had, with what to do.
     """

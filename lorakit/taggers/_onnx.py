@@ -26,7 +26,7 @@ def has_gpu() -> bool:
 
 
 class Onnx:
-    """The model: `side` px of its square pictures, whether it is `on_gpu`, and that in words, `runs_on`.
+    """The model: `side` px of its square images, whether it is `on_gpu`, and that in words, `runs_on`.
 
     Raises TaggerError when onnxruntime is missing, or the file is torn or something else.
     """
@@ -54,9 +54,9 @@ class Onnx:
         self._input = self._session.get_inputs()[0]
         shape = self._input.shape
         if len(shape) != 4 or shape[1] != shape[2] or not isinstance(shape[1], int) or shape[3] != 3:
-            raise TaggerError(f"{self._file} takes {shape}, but a WD tagger takes (pictures, side, side, 3).")
+            raise TaggerError(f"{self._file} takes {shape}, but a WD tagger takes (images, side, side, 3).")
         self.side: int = shape[1]
-        self._fixed = shape[0] if isinstance(shape[0], int) else 0  # pictures of a batch, when that cannot vary
+        self._fixed = shape[0] if isinstance(shape[0], int) else 0  # images of a batch, when that cannot vary
         self.on_gpu = self._session.get_providers()[0] == CUDA
         self.runs_on = f"onnxruntime, {'GPU' if self.on_gpu else 'CPU'}"
 
@@ -68,13 +68,13 @@ class Onnx:
         return np.concatenate(found)
 
     def _run(self, part: np.ndarray, size: int) -> np.ndarray:
-        """Scores of up to `size` pictures, filled up to that number with black ones, whose scores are left out."""
+        """Scores of up to `size` images, filled up to that number with black ones, whose scores are left out."""
         filled = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
         try:
             return self._session.run(None, {self._input.name: filled})[0][: len(part)]
         except self._errors as error:
             raise TaggerError(
-                f"{self._file} could not be run on {len(part)} pictures ({self.runs_on}); where memory is short, take "
+                f"{self._file} could not be run on {len(part)} images ({self.runs_on}); where memory is short, take "
                 f"a smaller batch_size. ({_first_line(error)})"
             ) from error
 

@@ -20,7 +20,7 @@ def has_gpu() -> bool:
 
 
 class Timm:
-    """The model: `side` px of its square pictures, and where it `runs_on`, in words.
+    """The model: `side` px of its square images, and where it `runs_on`, in words.
 
     Source: config.json of the v3 taggers, in timm's format. Raises TaggerError when timm (or torchvision, which that
     imports) is missing or the files do not make a model.
@@ -63,4 +63,4 @@ class Timm:
             with torch.inference_mode():
                 return self._model(bgr.to(self._device)).sigmoid().cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise TaggerError(f"{len(squares)} pictures at once do not fit in memory; lower batch_size.") from error
+            raise TaggerError(f"{len(squares)} images at once do not fit in memory; lower batch_size.") from error

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, setting
 from lorakit.taggers import Refused, TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
@@ -33,7 +33,7 @@ MODELS = ("qwen2.5vl:7b", "gemma3:12b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl-
 KEYS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # s before each further try
 LONGEST_WAIT = 60.0  # s that a server may ask for
-REFUSED = (400, 413, 422)  # by some servers for what they see in a picture, or its size
+REFUSED = (400, 413, 422)  # by some servers for what they see in an image, or its size
 BUSY = (408, 429, 500, 502, 503, 504)
 LARGEST = 300_000  # bytes of an answer
 THOUGHTS = r"(?s)^\s*<think>.*?(</think>|\Z)"  # of models that think aloud first
@@ -45,30 +45,27 @@ class Config(Config):
 
     address: str = setting(
         ADDRESSES[0],
-        help="where the server answers, up to /v1; pictures are sent there",
-        basic=True,
-        suggestions=ADDRESSES,
+        help="where the server answers, up to /v1; images are sent there",
+        ui=Field(basic=True, suggestions=ADDRESSES),
     )
     model: str = setting(
-        help="a model of that server that sees pictures, as the server names it", basic=True, suggestions=MODELS
+        help="a model of that server that sees images, as the server names it", ui=Field(basic=True, suggestions=MODELS)
     )
     key_variable: str = setting(
         "",
         help="NAME of the environment variable that holds the key, such as OPENAI_API_KEY; empty: none is sent; the "
         "key itself is never kept",
-        label="key's variable",
-        basic=True,
-        suggestions=KEYS,
+        ui=Field(label="key's variable", basic=True, suggestions=KEYS),
     )
-    prompt: str = setting(PROMPT, help="what is asked about each picture", basic=True, lines=5)
+    prompt: str = setting(PROMPT, help="what is asked about each image", ui=Field(basic=True, lines=5))
     longest_side: int = setting(
-        1024, help="larger pictures are made smaller before they are sent", unit="px", minimum=64, maximum=8192
+        1024, help="larger images are made smaller before they are sent", unit="px", range=(64, 8192)
     )
-    timeout: float = setting(120.0, help="how long an answer may take", unit="s", minimum=1, maximum=3600)
+    timeout: float = setting(120.0, help="how long an answer may take", unit="s", range=(1, 3600))
     request: dict = setting(
         {"temperature": 0, "max_tokens": 300},
         help="further fields of each request; remove those that the server refuses",
-        label="request fields",
+        ui=Field(label="request fields"),
     )
 
     def conflicts(self) -> list[str]:
@@ -83,14 +80,14 @@ class Config(Config):
                 "not save."
             )
         if not self.model.strip():
-            problems.append("model is empty: name a model of the server that sees pictures.")
+            problems.append("model is empty: name a model of the server that sees images.")
         if not self.prompt.strip():
-            problems.append("prompt is empty: write what the server is asked about each picture.")
+            problems.append("prompt is empty: write what the server is asked about each image.")
         return problems
 
 
 class Tagger:
-    """See `lorakit.taggers.Tagger`. Source of the protocol: OpenAI's reference of chat completions with pictures."""
+    """See `lorakit.taggers.Tagger`. Source of the protocol: OpenAI's reference of chat completions with images."""
 
     output, batch = "sentence", 1
     categories: dict[str, str] = {}
@@ -104,8 +101,8 @@ class Tagger:
         _check_way(self._url, has_key=bool(self._key()))
 
     def read(self, images: list[Image.Image]) -> list[str]:
-        """A sentence for each picture. Raises TaggerError for whatever is not an answer, Refused where it may be for
-        the picture's sake."""
+        """A sentence for each image. Raises TaggerError for whatever is not an answer, Refused where it may be for
+        the image's sake."""
         return [self._sentence(*self._answered(image)) for image in images]
 
     def _answered(self, image: Image.Image) -> tuple[int, str]:
@@ -176,7 +173,7 @@ class Tagger:
         return key
 
     def _sentence(self, status: int, said: str) -> str:
-        """What a reply with this status and text says of the picture."""
+        """What a reply with this status and text says of the image."""
         told = self._said(status, said)
         if status in (401, 403):
             asked = f"the key in {self.config.key_variable}" if self.config.key_variable else "requests without a key"
@@ -197,7 +194,7 @@ class Tagger:
         sentence = in_one_line(re.sub(THOUGHTS, "", text)) if isinstance(text, str) else ""
         if not sentence:
             raise Refused(
-                f"{self._url} gave an empty answer: does {self.config.model!r} see pictures? A model that thinks first "
+                f"{self._url} gave an empty answer: does {self.config.model!r} see images? A model that thinks first "
                 "needs a larger max_tokens in request."
             )
         return self._without_key(sentence)

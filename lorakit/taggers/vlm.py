@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.hub import fetch
 from lorakit.machine.device import PRECISIONS, choose
@@ -27,7 +27,7 @@ SOURCES = (
     "florence-community/Florence-2-large",
     "Salesforce/blip-image-captioning-large",
 )
-PROMPTS = (PROMPT, "a picture of", "<MORE_DETAILED_CAPTION>", "<DETAILED_CAPTION>")
+PROMPTS = (PROMPT, "an image of", "<MORE_DETAILED_CAPTION>", "<DETAILED_CAPTION>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +37,24 @@ class Config(Config):
     source: str = setting(
         "florence-community/Florence-2-large",
         help="hub id (owner/name) or folder of a model in the format of transformers; Qwen-VL needs torchvision too",
-        basic=True,
-        suggestions=SOURCES,
+        ui=Field(basic=True, suggestions=SOURCES),
     )
     prompt: str = setting(
         "",
-        help="what is asked about each picture; empty: what suits the model (a description; Florence-2: "
+        help="what is asked about each image; empty: what suits the model (a description; Florence-2: "
         "<MORE_DETAILED_CAPTION>; BLIP goes on with what is written here)",
-        basic=True,
-        suggestions=PROMPTS,
-        lines=3,
+        ui=Field(basic=True, suggestions=PROMPTS, lines=3),
     )
-    max_new_tokens: int = setting(
-        200, help="longer answers are cut; a word has one to two tokens", minimum=1, maximum=4096
-    )
-    longest_side: int = setting(
-        1024, help="larger pictures are made smaller for the model", unit="px", minimum=32, maximum=8192
-    )
-    batch_size: int = setting(1, help="pictures read at once; more are faster on a GPU", minimum=1, maximum=64)
+    max_new_tokens: int = setting(200, help="longer answers are cut; a word has one to two tokens", range=(1, 4096))
+    longest_side: int = setting(1024, help="larger images are made smaller for the model", unit="px", range=(32, 8192))
+    batch_size: int = setting(1, help="images read at once; more are faster on a GPU", range=(1, 64))
     precision: str = setting(
         "auto", help="number format of the model; auto: bf16 or fp16 on a GPU, fp32 on a CPU", choices=PRECISIONS
     )
 
 
 class Tagger:
-    """See `lorakit.taggers.Tagger`. The same picture gets the same sentence: nothing is drawn by chance."""
+    """See `lorakit.taggers.Tagger`. The same image gets the same sentence: nothing is drawn by chance."""
 
     output = "sentence"
     categories: dict[str, str] = {}
@@ -81,7 +74,7 @@ class Tagger:
         self.prompt = config.prompt.strip() or USUAL.get(self._model.config.model_type, PROMPT)
 
     def read(self, images: list[Image.Image]) -> list[str]:
-        """A sentence for each picture, in one line; "" when the model says nothing. Raises TaggerError."""
+        """A sentence for each image, in one line; "" when the model says nothing. Raises TaggerError."""
         small = [reduced(image, self.config.longest_side) for image in images]
         parts = [small[i : i + self.batch] for i in range(0, len(small), self.batch)]
         return [sentence for part in parts for sentence in self._sentences(part)]
@@ -97,7 +90,7 @@ class Tagger:
                 )
         except torch.OutOfMemoryError as error:
             raise TaggerError(
-                f"{self.name} ran out of memory with {len(images)} pictures: lower batch_size or longest_side, or take "
+                f"{self.name} ran out of memory with {len(images)} images: lower batch_size or longest_side, or take "
                 "a smaller model."
             ) from error
         except (ValueError, TypeError, RuntimeError, IndexError) as error:  # e.g. a prompt that Florence-2 refuses
@@ -109,7 +102,7 @@ class Tagger:
         return [in_one_line(text) for text in texts]
 
     def _asked(self, images: list[Image.Image]) -> Any:
-        """Pictures and question as the model takes them: a chat if it has a form for one."""
+        """Images and question as the model takes them: a chat if it has a form for one."""
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # answers begin where questions end
         if getattr(self._processor, "chat_template", None) or getattr(tokenizer, "chat_template", None):
@@ -155,5 +148,5 @@ def _loaded(folder: Path, dtype: Any) -> tuple[Any, Any]:
             "What a model brings as code is not run; take one in the format of transformers."
         ) from error
     if not hasattr(processor, "tokenizer") or not any((folder / name).is_file() for name in VOCABULARIES):
-        raise TaggerError(f"{folder} has no processor for pictures and text (processor_config.json, tokenizer.json).")
+        raise TaggerError(f"{folder} has no processor for images and text (processor_config.json, tokenizer.json).")
     return processor, model

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorakit.config import Config, setting
+from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.hub import fetch
 from lorakit.taggers import TaggerError, _onnx, _timm
@@ -26,7 +26,7 @@ SUGGESTIONS = (
     "SmilingWolf/wd-v1-4-swinv2-tagger-v2",
     "demo",
 )
-ROWS = 256  # of a padded picture at a time: a square around a very long one would not fit in memory
+ROWS = 256  # of a padded image at a time: a square around a very long one would not fit in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +36,16 @@ class Config(Config):
     source: str = setting(
         "SmilingWolf/wd-swinv2-tagger-v3",
         help="hub id (owner/name) or folder with a model and selected_tags.csv; demo knows the embedded world only",
-        basic=True,
-        suggestions=SUGGESTIONS,
+        ui=Field(basic=True, suggestions=SUGGESTIONS),
     )
     runs_on: str = setting(
         "auto",
         help="onnxruntime reads model.onnx, torch (package timm) model.safetensors, which v1-4 taggers have not; auto "
         "takes onnxruntime, or torch where that is missing or cannot use the GPU",
         choices=("auto", "onnxruntime", "torch"),
-        label="runs on",
+        ui=Field(label="runs on"),
     )
-    batch_size: int = setting(8, help="pictures read at once; fewer need less memory", minimum=1, maximum=256)
+    batch_size: int = setting(8, help="images read at once; fewer need less memory", range=(1, 256))
 
 
 class Tagger:
@@ -68,17 +67,17 @@ class Tagger:
             raise TaggerError(f"{folder}: what the model says are no probabilities (0 to 1): it is no WD tagger.")
 
     def read(self, images: list[Image.Image]) -> list[dict[str, float]]:
-        """Tag -> score (0 to 1) of every tag for each picture, in the order of the file of tags. Raises TaggerError."""
+        """Tag -> score (0 to 1) of every tag for each image, in the order of the file of tags. Raises TaggerError."""
         parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
         rows = [row for part in parts for row in self._scores(part)]
         return [dict(zip(self.categories, map(float, row), strict=True)) for row in rows]
 
     def _scores(self, images: list[Image.Image]) -> np.ndarray:
-        """(pictures, tags) of a batch."""
+        """(images, tags) of a batch."""
         scores = self._model.scores(np.stack([squared(image, self._model.side) for image in images]))
         if scores.shape != (len(images), len(self.categories)):
             raise TaggerError(
-                f"{self.name}: the model gives scores of shape {scores.shape} for {len(images)} pictures, but {TAGS} "
+                f"{self.name}: the model gives scores of shape {scores.shape} for {len(images)} images, but {TAGS} "
                 f"lists {len(self.categories)} tags; the files are not of the same tagger: download them again."
             )
         return scores

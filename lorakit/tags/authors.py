@@ -10,12 +10,12 @@ from lorakit.data.captions import tags_of
 from lorakit.tags.history import BETWEEN, Edit, Entry, plain
 
 PERSON = "person"  # who changes captions, unless a tagger does
-DOCTOR = "doctor"  # who writes down what a picture without a caption is trained as; a tagger fills that
+DOCTOR = "doctor"  # who writes down what an image without a caption is trained as; a tagger fills that
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change of captions or locks. `old` and `new` have, by picture, only the tags in which its captions differ,
+    """One change of captions or locks. `old` and `new` have, by image, only the tags in which its captions differ,
     such as {"a.png": "boots, red footwear"} and {"a.png": "red boots"}; "" where there are none on that side."""
 
     number: int
@@ -24,9 +24,9 @@ class Change:
     by: str  # "person" or a tagger's name
     old: Mapping[str, str]
     new: Mapping[str, str]
-    kept: tuple[str, ...]  # pictures that were left as they are: locked, or changed elsewhere meanwhile
+    kept: tuple[str, ...]  # images that were left as they are: locked, or changed elsewhere meanwhile
     undone: bool
-    locked: tuple[str, ...]  # pictures that were locked by it
+    locked: tuple[str, ...]  # images that were locked by it
     unlocked: tuple[str, ...]
 
     @classmethod
@@ -47,7 +47,7 @@ class Change:
 
 
 class Ledger:
-    """All pictures that were ever seen, gone ones too; nothing here reads a file."""
+    """All images that were ever seen, gone ones too; nothing here reads a file."""
 
     def __init__(self) -> None:
         self.first: dict[str, str] = {}  # name -> text when it was first seen
@@ -61,7 +61,7 @@ class Ledger:
         self._stories: dict[str, tuple[dict[str, str], set[str]]] = {}
 
     def begin(self, name: str, text: str, content: str | None) -> None:
-        """A picture is seen for the first time, with this caption; `content` is what its caption file holds."""
+        """An image is seen for the first time, with this caption; `content` is what its caption file holds."""
         self.first[name] = self.texts[name] = text
         if content != plain(text):
             self._files[name] = content
@@ -103,11 +103,11 @@ class Ledger:
         return self._files[name] if name in self._files else plain(self.texts[name])
 
     def undoable(self, number: int) -> set[str]:
-        """The pictures of a change that nothing changed since."""
+        """The images of a change that nothing changed since."""
         return {name for name in self.changes[number].names() if self._stack[name][-1:] == [number]}
 
     def redoable(self, number: int) -> set[str]:
-        """The pictures of an undone change that are as they were when it was made."""
+        """The images of an undone change that are as they were when it was made."""
         return {name for name, below in self._below[number].items() if self._stack[name][-1:] == below}
 
     def is_locked(self, name: str) -> bool:

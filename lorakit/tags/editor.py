@@ -1,4 +1,4 @@
-"""The captions of a data set as a book that remembers: who wrote which tag, what may be overwritten, undo and redo."""
+"""The captions of a dataset as a book that remembers: who wrote which tag, what may be overwritten, undo and redo."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ FSYNCS = 16  # files at once: a disk takes many along with one
 
 
 class TagBook:
-    """All training pictures' captions; the truth is their caption files, the history `tags/history.jsonl`."""
+    """All training images' captions; the truth is their caption files, the history `tags/history.jsonl`."""
 
-    samples: dict[str, Sample]  # name -> training picture (no regularization)
+    samples: dict[str, Sample]  # name -> training image (no regularization)
     captions: dict[str, str]  # name -> text as it stands on disk, as the last call here saw it
 
     def __init__(self, project: Project, config: DataConfig):
-        """Read the data set. What was changed elsewhere since is a change by "person"; a cut change is finished.
+        """Read the dataset. What was changed elsewhere since is a change by "person"; a cut change is finished.
 
         Raises DataError as `scan` does, TagBookError when another process holds the book for long.
         """
@@ -80,7 +80,7 @@ class TagBook:
         return name in self._unread or self._ledger.is_locked(name)
 
     def counts(self) -> dict[str, int]:
-        """Tag -> number of pictures that have it, rarest first, then by name."""
+        """Tag -> number of images that have it, rarest first, then by name."""
         counts = Counter(tag for caption in self.captions.values() for tag in set(tags_of(caption)))
         return dict(sorted(counts.items(), key=lambda row: (row[1], row[0])))
 
@@ -97,9 +97,9 @@ class TagBook:
     def change(self, what: str, captions: Mapping[str, str], by: str = PERSON) -> Change | None:
         """Write captions (name -> text, on one line); None when nothing differs.
 
-        A tagger's change leaves locked pictures out (`Change.kept`). Where somebody else changed a caption since this
+        A tagger's change leaves locked images out (`Change.kept`). Where somebody else changed a caption since this
         book saw it, only the tags that differ from what it saw are put in and taken out.
-        Raises TagBookError for names that are no training picture, and when captions could not be written.
+        Raises TagBookError for names that are no training image, and when captions could not be written.
         """
         self._check(captions)
         wanted = {name: _one_line(text) for name, text in captions.items()}
@@ -127,7 +127,7 @@ class TagBook:
         return self._lock(names, "unlock")
 
     def undo(self) -> Change | None:
-        """Take back the newest change that this book knows of; None when there is none. Pictures that were changed
+        """Take back the newest change that this book knows of; None when there is none. Images that were changed
         since are left as they are (`kept`)."""
         known = self._ledger.done[::-1]
         with self._current():
@@ -158,12 +158,12 @@ class TagBook:
     def _check(self, names: Iterable[str]) -> None:
         if strangers := [name for name in names if name not in self.captions]:
             raise TagBookError(
-                f"{strangers[0]!r} is no training picture of {self._config.folder}; name it by its path inside that "
-                "folder, as the table of pictures does."
+                f"{strangers[0]!r} is no training image of {self._config.folder}; name it by its path inside that "
+                "folder, as the table of images does."
             )
 
     def _shared(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        """The wanted captions for all pictures that share a caption file; of several texts for one the first is it."""
+        """The wanted captions for all images that share a caption file; of several texts for one the first is it."""
         texts: dict[Path, str] = {}
         for name, text in wanted.items():
             texts.setdefault(self._file(name), text)
@@ -189,7 +189,7 @@ class TagBook:
     # ---- caption files -----------------------------------------------------------------------------------------------
 
     def _write(self, entry: Entry) -> tuple[set[str], OSError | None]:
-        """Write the entry's caption files, so that they last; returns the pictures that were left as they are."""
+        """Write the entry's caption files, so that they last; returns the images that were left as they are."""
         left, failed, written = set(), None, set()
         for name in entry.edits:
             try:
@@ -219,7 +219,7 @@ class TagBook:
             return False  # another file said otherwise, such as a captions.json
         file = self._file(name)
         if (now := content_of(file)) == new:
-            return True  # written by a process that died, or for another picture with the same caption file
+            return True  # written by a process that died, or for another image with the same caption file
         if now != old:
             return False
         if new is None:
@@ -282,7 +282,7 @@ class TagBook:
     def _see(self) -> Change | None:
         """Take in what the caption files say; what is not as the history has it becomes a change of "person"."""
         contents: dict[str, str | None] = {}
-        self._unread = set()  # pictures whose caption file holds something that was not read
+        self._unread = set()  # images whose caption file holds something that was not read
         self._looks = {}
         for name, sample in self.samples.items():
             self._looks[name] = _look(sample.caption_file)

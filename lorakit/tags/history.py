@@ -80,11 +80,11 @@ class Entry:
     redoes: int = 0
 
     def names(self) -> set[str]:
-        """The pictures that it is about."""
+        """The images that it is about."""
         return {*self.edits, *self.lock, *self.unlock}
 
     def only(self, names: Iterable[str]) -> Entry:
-        """The same for fewer pictures; the others are kept."""
+        """The same for fewer images; the others are kept."""
         chosen = set(names)
         return replace(
             self,
@@ -204,7 +204,7 @@ class FirstCaptions:
         self._look: tuple[int, int] | None = None
 
     def new(self) -> dict[str, tuple[str, str | None]]:
-        """(text, what its caption file held) by name, of pictures that were not told before."""
+        """(text, what its caption file held) by name, of images that were not told before."""
         if not self.file.exists() or (look := self._stat()) == self._look:
             return {}
         told = self._read().get(self.of, {"captions": {}, "files": {}})
@@ -237,7 +237,7 @@ class FirstCaptions:
             return json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise TagBookError(
-                f"{self.file} is damaged ({error}). It keeps the first captions of all pictures: bring it back from a "
+                f"{self.file} is damaged ({error}). It keeps the first captions of all images: bring it back from a "
                 f"copy, or move the folder {self.file.parent} away; the captions themselves stay."
             ) from None
 
@@ -295,7 +295,7 @@ def _json(told: dict, indent: int | None = None) -> str:
 
 
 def _told(entry: Entry, of: str) -> dict:
-    """As a line says it; pictures that are changed alike stand together."""
+    """As a line says it; images that are changed alike stand together."""
     alike: dict[tuple, dict[str, int]] = {}
     for name, edit in entry.edits.items():
         alike.setdefault((edit.out, edit.into), {})[name] = edit.at

@@ -1,4 +1,4 @@
-"""What taggers said of pictures, by content, so that none is asked twice: `tags/scores` and `tags/sentences`."""
+"""What taggers said of images, by content, so that none is asked twice: `tags/scores` and `tags/sentences`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ScoresError(UserError):
 
 
 class Scores:
-    """A tagger's scores of pictures, in `tags/scores/<tagger>.jsonl`, which only grows."""
+    """A tagger's scores of images, in `tags/scores/<tagger>.jsonl`, which only grows."""
 
     def __init__(self, project: Project, tagger: str):
         self.tagger = tagger
@@ -33,7 +33,7 @@ class Scores:
                 self._scores[told["digest"]] = told["tags"]
 
     def get(self, digest: str) -> dict[str, float] | None:
-        """Tag -> score (0.05 to 1) of the picture with this SHA-256, as the tagger spells tags; None: never asked."""
+        """Tag -> score (0.05 to 1) of the image with this SHA-256, as the tagger spells tags; None: never asked."""
         return self._scores.get(digest)
 
     def add(self, scores: dict[str, dict[str, float]], categories: dict[str, str]) -> None:
@@ -50,7 +50,7 @@ class Scores:
 
 
 class Sentences:
-    """A tagger's sentences about pictures on one prompt, in `tags/sentences/<tagger>.jsonl`, which only grows."""
+    """A tagger's sentences about images on one prompt, in `tags/sentences/<tagger>.jsonl`, which only grows."""
 
     def __init__(self, project: Project, tagger: str, prompt: str):
         self.tagger, self.prompt = tagger, prompt
@@ -60,7 +60,7 @@ class Sentences:
         self._sentences = {told["digest"]: told["sentence"] for told in lines if told.get("prompt") == prompt}
 
     def get(self, digest: str) -> str | None:
-        """The sentence of the picture with this SHA-256; None: never asked."""
+        """The sentence of the image with this SHA-256; None: never asked."""
         return self._sentences.get(digest)
 
     def add(self, sentences: dict[str, str]) -> None:

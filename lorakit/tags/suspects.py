@@ -1,4 +1,4 @@
-"""What the captions of a data set make one look twice at: tags that may be wrong, and what a trigger should take in."""
+"""What the captions of a dataset make one look twice at: tags that may be wrong, and what a trigger should take in."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from lorakit.tags.vocabulary import implied
 
 # kind -> (severity, sentence), the gravest first. "look": probably a mistake, "tip": worth a thought.
 KINDS = {
-    "colour": ("look", "“{tag}”, but almost nothing in the picture is {colour}"),
+    "colour": ("look", "“{tag}”, but almost nothing in the image is {colour}"),
     "unseen": ("look", "“{tag}”, but the tagger does not see it ({score:.2f})"),
     "missed": ("look", "no “{tag}”, though the tagger is sure of it ({score:.2f})"),
     "close": ("tip", "“{tag}” is close to the threshold ({score:.2f})"),
     "nearly": ("tip", "no “{tag}”, which is just below the threshold ({score:.2f})"),
     "double": ("tip", "“{tag}” says no more than “{by}” does"),
-    "once": ("tip", "no other picture has “{tag}”"),
-    "absorb": ("tip", "“{tag}” is in {n} of {all} pictures: take it out, and the trigger stands for it"),
-    "fixed": ("look", "“{tag}” is in {n} of {all} pictures: add some without it, or it will be hard to change"),
-    "stay": ("tip", "“{tag}” is in {n} of {all} pictures: keep it tagged, so that it can be changed"),
+    "once": ("tip", "no other image has “{tag}”"),
+    "absorb": ("tip", "“{tag}” is in {n} of {all} images: take it out, and the trigger stands for it"),
+    "fixed": ("look", "“{tag}” is in {n} of {all} images: add some without it, or it will be hard to change"),
+    "stay": ("tip", "“{tag}” is in {n} of {all} images: keep it tagged, so that it can be changed"),
 }
 ABSENT = ("missed", "nearly")  # kinds about a tag that the caption has not
 NEAR = 0.05  # of a threshold: worth a second look
 SURE = 0.9  # from this score on a tagger is sure
-ALWAYS = 0.9  # of the pictures: what more of them have belongs to the subject
-LEAST = 0.004  # share of a picture's pixels below which a colour is practically not there
+ALWAYS = 0.9  # of the images: what more of them have belongs to the subject
+LEAST = 0.004  # share of an image's pixels below which a colour is practically not there
 LONGEST = 5  # words of a tag; what has more is a sentence
-FEW = 4  # below so many pictures, what is in all of them, or in one, says nothing
+FEW = 4  # below so many images, what is in all of them, or in one, says nothing
 
 # What a colour word may look like in pixels: generous, since light and shadow change a colour's name.
 SHADES = {
@@ -48,7 +48,7 @@ SHADES = {
     "pink": ("pink", "red", "purple"),
     "brown": ("brown", "orange", "red", "yellow", "black"),
 }
-# What a tag is about, by the whole of it or its last word: all that one wants to choose anew in each picture.
+# What a tag is about, by the whole of it or its last word: all that one wants to choose anew in each image.
 SWITCHABLE = {
     "clothes": "dress shirt skirt hoodie jacket coat sweater uniform serafuku kimono yukata swimsuit bikini pants "
     "jeans shorts leggings pantyhose thighhighs socks shoes boots sandals sneakers footwear gloves hat cap beret hood "
@@ -64,7 +64,7 @@ SWITCHABLE = {
     "view": "portrait body close-up shot view above below profile focus behind angle",
 }
 _GROUPS = {word.replace("_", " "): group for group, words in SWITCHABLE.items() for word in words.split()}
-# Large enough in a picture for its colour to count; eyes, ribbons or nails are a few pixels.
+# Large enough in an image for its colour to count; eyes, ribbons or nails are a few pixels.
 _LARGE = {"hair", "dress", "shirt", "skirt", "hoodie", "jacket", "coat", "sweater", "serafuku", "kimono", "background"}
 # How many there are, and of what kind: base models expect it in a caption.
 _COUNTS = {"solo", "1girl", "1boy", "1other", "2girls", "2boys", "girl", "boy", "no humans", "multiple girls"}
@@ -72,11 +72,11 @@ _COUNTS = {"solo", "1girl", "1boy", "1other", "2girls", "2boys", "girl", "boy", 
 
 @dataclass(frozen=True)
 class Hint:
-    """One thing to look at: `kind` of KINDS, the tag, the picture's name ("" for all), the fields of its sentence."""
+    """One thing to look at: `kind` of KINDS, the tag, the image's name ("" for all), the fields of its sentence."""
 
     kind: str
     tag: str
-    picture: str = ""
+    image: str = ""
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property
@@ -92,7 +92,7 @@ class Hint:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a tagger says: picture -> {tag as captions spell it: 0..1} (what is not there is below 0.05), the category
+    """What a tagger says: image -> {tag as captions spell it: 0..1} (what is not there is below 0.05), the category
     of every tag it knows, and from which score on it would write a tag."""
 
     scores: Mapping[str, Mapping[str, float]]
@@ -111,9 +111,9 @@ def suspicious(
     colours: Mapping[str, Mapping[str, float]] | None = None,
     trigger: str = "",
 ) -> list[Hint]:
-    """Tags that may be wrong, the gravest first; `captions` and `colours` (Look.colours) go by picture.
+    """Tags that may be wrong, the gravest first; `captions` and `colours` (Look.colours) go by image.
 
-    A tag is missed only when captions have it in most of the pictures where the tagger sees it: others were left to
+    A tag is missed only when captions have it in most of the images where the tagger sees it: others were left to
     the trigger on purpose, or are not wanted.
     """
     tagged = {name: _tags(caption, trigger) for name, caption in captions.items()}
@@ -129,11 +129,11 @@ def suspicious(
         if opinion and name in opinion.scores:
             found += _disagreed(name, tags, opinion, usual)
     ranks = {kind: rank for rank, kind in enumerate(KINDS)}
-    return sorted(found, key=lambda hint: (ranks[hint.kind], _surprise(hint), hint.tag, hint.picture))
+    return sorted(found, key=lambda hint: (ranks[hint.kind], _surprise(hint), hint.tag, hint.image))
 
 
 def absorb(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
-    """Tags in more than 90 % of the pictures that are no one's to switch: the trigger can stand for them.
+    """Tags in more than 90 % of the images that are no one's to switch: the trigger can stand for them.
 
     What can be switched but hardly ever is, is `must_stay`'s; how many people there are stays, as base models expect.
     """
@@ -147,7 +147,7 @@ def absorb(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
 def must_stay(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
     """Tags of what should be switchable (clothes, pose, expression, background, view), the most frequent first.
 
-    "fixed": nearly all pictures have it, so that it may stick however it is tagged; "stay": it varies.
+    "fixed": nearly all images have it, so that it may stick however it is tagged; "stay": it varies.
     """
     return [
         Hint("fixed" if n > ALWAYS * len(captions) else "stay", tag, "", {"n": n, "all": len(captions)})
@@ -169,7 +169,7 @@ def _tags(caption: str, trigger: str) -> list[str]:
 
 
 def _counted(captions: Mapping[str, str], trigger: str) -> list[tuple[str, int]]:
-    """Tags and how many pictures have them, the most frequent first; none of a data set that is too small to say."""
+    """Tags and how many images have them, the most frequent first; none of a dataset that is too small to say."""
     if len(captions) < FEW:
         return []
     counts = Counter(tag for caption in captions.values() for tag in set(_tags(caption, trigger)))
@@ -177,7 +177,7 @@ def _counted(captions: Mapping[str, str], trigger: str) -> list[tuple[str, int]]
 
 
 def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> Iterator[Hint]:
-    """Tags such as "red hair" of a picture in which hardly a pixel is red, or anything that passes for red."""
+    """Tags such as "red hair" of an image in which hardly a pixel is red, or anything that passes for red."""
     for tag in tags:
         words = tag.lower().split()
         if len(words) < 2 or words[-1] not in _LARGE or words[-2] not in SHADES:
@@ -187,7 +187,7 @@ def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> I
 
 
 def _usual(counts: Mapping[str, int], opinion: Opinion) -> set[str]:
-    """The tags that captions have in at least half of the pictures in which the tagger sees them."""
+    """The tags that captions have in at least half of the images in which the tagger sees them."""
     seen = Counter(
         tag for scores in opinion.scores.values() for tag, score in scores.items() if score >= opinion.threshold(tag)
     )

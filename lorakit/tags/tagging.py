@@ -1,4 +1,4 @@
-"""From what a tagger says of pictures to captions, written through the tag book."""
+"""From what a tagger says of images to captions, written through the tag book."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.config import Config, ConfigError, from_dict, read_yaml, setting, to_dict
+from lorakit.config import Config, ConfigError, Field, Slider, from_dict, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.data.images import ImageError, open_rgb
@@ -24,7 +24,7 @@ from lorakit.tags.vocabulary import ORDER, implied, spelled
 
 PROFILES = ("sd", "anima")
 SURE = {"count": 0, "character": 1}  # what comes first with SD, and is left out last
-MOST_REFUSED = 3  # pictures beyond as many as were answered; then the tagger refuses whatever it is asked
+MOST_REFUSED = 3  # images beyond as many as were answered; then the tagger refuses whatever it is asked
 MIXES = ("tags, sentence", "sentence, tags", "tags", "sentence")
 
 
@@ -34,41 +34,34 @@ class TaggingConfig(Config):
 
     which: str = setting(
         "missing",
-        help="pictures that get captions: those without one of this kind, or all that no person wrote or locked",
+        help="images that get captions: those without one of this kind, or all that no person wrote or locked",
         choices=("missing", "unlocked"),
-        label="pictures",
-        basic=True,
+        ui=Field(label="images", basic=True),
     )
     profile: str = setting(
         "sd",
         help="order and spelling of tags: sd (SD 1.5, SDXL) has trigger, number of people, character, then the surest; "
         "anima has quality, number of people, character, series, @artist, then the rest, all in lower case",
         choices=PROFILES,
-        basic=True,
+        ui=Field(basic=True),
     )
     mix: str = setting(
         "tags, sentence",
         help="what a caption holds when taggers of both kinds were asked, and in which order",
         choices=MIXES,
-        label="tags and sentence",
+        ui=Field(label="tags and sentence"),
     )
     general_threshold: float = setting(
         0.35,
         help="tags of at least this score are used, but for characters",
-        minimum=0.05,
-        maximum=1,
-        slider=(0.05, 0.95, 0.05),
-        label="threshold",
-        basic=True,
+        range=(0.05, 1),
+        ui=Slider(0.05, 0.95, 0.05, label="threshold", basic=True),
     )
     character_threshold: float = setting(
         0.85,
         help="characters of at least this score are used",
-        minimum=0.05,
-        maximum=1,
-        slider=(0.05, 1, 0.05),
-        label="threshold of characters",
-        basic=True,
+        range=(0.05, 1),
+        ui=Slider(0.05, 1, 0.05, label="threshold of characters", basic=True),
     )
     characters: bool = setting(True, help="use names of characters")
     series: bool = setting(True, help="use names of series (copyright)")
@@ -83,9 +76,9 @@ class TaggingConfig(Config):
     without_implied: bool = setting(
         True,
         help="leave out what another tag says already: boots and red footwear beside red boots",
-        label="no doubles",
+        ui=Field(label="no doubles"),
     )
-    most_tags: int = setting(0, help="at most this many tags, surest ones; 0: all", minimum=0, maximum=500)
+    most_tags: int = setting(0, help="at most this many tags, surest ones; 0: all", range=(0, 500))
 
 
 def read_tagging(project: Project, tagger: str = "") -> tuple[str, dict[str, Any], TaggingConfig]:
@@ -125,12 +118,12 @@ def _kept(project: Project) -> dict[str, Any]:
 
 
 def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: TaggingConfig) -> Iterator[Progress]:
-    """Ask a tagger of each picture that needs it and was never shown to it, then write captions through the tag book,
+    """Ask a tagger of each image that needs it and was never shown to it, then write captions through the tag book,
     as one change by `tagger.name`.
 
-    Yields Progress of "pictures asked" (none when all were asked before), and at last one of "captions": `done` of
+    Yields Progress of "images asked" (none when all were asked before), and at last one of "captions": `done` of
     `total` were written, the others are the same already. Cut anywhere, the next call goes on where it was.
-    Raises TaggerError and what TagBook raises. Where the tagger refused some pictures and not others, or some went bad
+    Raises TaggerError and what TagBook raises. Where the tagger refused some images and not others, or some went bad
     meanwhile, TaggerError comes at the end, when the captions of the others are written.
     """
     if config.mix in ("tags", "sentence") and config.mix != tagger.output:
@@ -139,7 +132,7 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
     names = wanted(project, book, data_config.trigger, tagger.output, config.which)
     answers = _answers_of(project, tagger)
     left = yield from _ask(book, names, tagger, answers)
-    book.refresh()  # that took long: other hands and taggers may have been there, and pictures be gone
+    book.refresh()  # that took long: other hands and taggers may have been there, and images be gone
     there = [name for name in names if name in book.samples]
     names = [name for name in there if answers.get(book.samples[name].digest) is not None]
     yield _write(project, book, names, data_config.trigger, answers, config)
@@ -148,7 +141,7 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
 
 
 def ask(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator[Progress]:
-    """Ask a tagger of all pictures that it was never shown, locked ones too, and write no caption: for what the editor
+    """Ask a tagger of all images that it was never shown, locked ones too, and write no caption: for what the editor
     says of tags. Yields and raises as `tag` does."""
     book = TagBook(project, data_config)
     answers = _answers_of(project, tagger)
@@ -253,15 +246,15 @@ def _answers_of(project: Project, tagger: Tagger) -> Scores | Sentences:
 def _ask(
     book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sentences
 ) -> Generator[Progress, None, TaggerError | None]:
-    """Ask of the pictures that were never asked of; returns what is to be said of those without an answer."""
-    pictures = {book.samples[name].digest: book.samples[name].path for name in names}
-    fresh = [digest for digest in pictures if answers.get(digest) is None]
+    """Ask of the images that were never asked of; returns what is to be said of those without an answer."""
+    paths = {book.samples[name].digest: book.samples[name].path for name in names}
+    fresh = [digest for digest in paths if answers.get(digest) is None]
     left: dict[str, UserError] = {}  # digest -> why it has no answer
     for begin in range(0, len(fresh), tagger.batch):
         batch, images = fresh[begin : begin + tagger.batch], {}
         for digest in batch:
             try:
-                images[digest] = open_rgb(pictures[digest])
+                images[digest] = open_rgb(paths[digest])
             except ImageError as error:  # it went bad, or away, meanwhile
                 left[digest] = error
         try:
@@ -275,15 +268,15 @@ def _ask(
             answers.add(said, tagger.categories)
         else:
             answers.add(said)
-        yield Progress(what="pictures asked", done=begin + len(batch), total=len(fresh))
+        yield Progress(what="images asked", done=begin + len(batch), total=len(fresh))
     if not left:
         return None
-    few = ", ".join(pictures[digest].name for digest in list(left)[:5]) + " …" * (len(left) > 5)
-    return TaggerError(f"{len(left)} pictures got no answer, all others did: {few}. {next(reversed(left.values()))}")
+    few = ", ".join(paths[digest].name for digest in list(left)[:5]) + " …" * (len(left) > 5)
+    return TaggerError(f"{len(left)} images got no answer, all others did: {few}. {next(reversed(left.values()))}")
 
 
 def wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:
-    """The pictures that get captions from a tagger with this output."""
+    """The images that get captions from a tagger with this output."""
     names, writers = [name for name in book.samples if not book.is_locked(name)], known_writers(project)
     if which == "unlocked":
         return names

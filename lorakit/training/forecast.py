@@ -21,30 +21,30 @@ from lorakit.training.sizes import Cached, Sized
 if TYPE_CHECKING:
     from lorakit.data.plan import Plan
 
-CROPPED = 0.05  # share of a picture's area that is worth a word when it is cut off
+CROPPED = 0.05  # share of an image's area that is worth a word when it is cut off
 TIGHT = 0.9  # share of a disk's free space that may be filled without a warning
 PNG = 1.6  # bytes a pixel, about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """The pictures of one folder: `repeats` is how often each is seen in an epoch."""
+    """The images of one folder: `repeats` is how often each is seen in an epoch."""
 
-    name: str  # "" for pictures that lie in no folder of their own
-    pictures: int
+    name: str  # "" for images that lie in no folder of their own
+    images: int
     repeats: int
     is_reg: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """The pictures trained at one size (width, height in px)."""
+    """The images trained at one size (width, height in px)."""
 
     size: tuple[int, int]
-    pictures: int
+    images: int
     samples: int  # in an epoch, with repeats
-    enlarged: int  # pictures that are smaller than the size
-    cropped: int  # pictures that lose more than CROPPED of their area
+    enlarged: int  # images that are smaller than the size
+    cropped: int  # images that lose more than CROPPED of their area
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,14 @@ class StageForecast:
     steps_per_epoch: int
     epochs: int  # that it takes; the last may be cut short
     epochs_before: int
-    batch: int  # most pictures in a step
+    batch: int  # most images in a step
     images: int  # seen in all its steps
     concepts: tuple[Concept, ...]
     buckets: tuple[Bucket, ...]
 
     @property
     def pixels(self) -> float:
-        """Mean size of a picture as it is trained."""
+        """Mean size of an image as it is trained."""
         seen = sum(bucket.samples for bucket in self.buckets)
         return sum(bucket.samples * bucket.size[0] * bucket.size[1] for bucket in self.buckets) / seen
 
@@ -72,7 +72,7 @@ class StageForecast:
 class Written:
     """Files of one kind that a run writes: `count` of `each` bytes, of which `there` are there already."""
 
-    what: str  # states, loras, samples, pictures, captions
+    what: str  # states, loras, samples, images, captions
     each: int
     count: int
     there: int = 0
@@ -109,10 +109,10 @@ class Forecast:
     asked_precision: str
     device: str  # the GPU's name, or "cpu"
     capability: tuple[int, int] | None  # of the GPU
-    notes: tuple[str, ...]  # on the data set: what is left out or cut
+    notes: tuple[str, ...]  # on the dataset: what is left out or cut
     unknown: str  # why sizes and caches are not known: the base cannot be read; "" when they are
     weights: int | None  # numbers that are trained
-    pictures: Cached | None
+    images: Cached | None
     texts: Cached | None
     written: tuple[Written, ...]
     disks: tuple[Disk, ...]
@@ -140,7 +140,7 @@ class Forecast:
 
 
 def forecast(config: RunConfig, project: Project, run: Run | None = None) -> Forecast:
-    """Read the data set and the headers of the base, and tell what a run of these settings will be.
+    """Read the dataset and the headers of the base, and tell what a run of these settings will be.
 
     With `run`, what it has reached and written already is counted in. Nothing is downloaded and no weight is read.
     Raises DataError when there is nothing to train on, ConfigError when the precision is not to be had.
@@ -170,7 +170,7 @@ def forecast(config: RunConfig, project: Project, run: Run | None = None) -> For
         ),
         unknown=unknown,
         weights=sized.weights if sized else None,
-        pictures=sized.pictures if sized else None,
+        images=sized.images if sized else None,
         texts=sized.texts if sized else None,
         written=written,
         disks=tuple(
@@ -233,8 +233,8 @@ def _concepts(samples: Iterable[Sample]) -> Iterator[Concept]:
         folder = Path(sample.name).parent.as_posix()
         key = ("" if folder == "." else folder, sample.repeats, sample.is_reg)
         found[key] = found.get(key, 0) + 1
-    for (name, repeats, is_reg), pictures in found.items():
-        yield Concept(name=name, pictures=pictures, repeats=repeats, is_reg=is_reg)
+    for (name, repeats, is_reg), count in found.items():
+        yield Concept(name=name, images=count, repeats=repeats, is_reg=is_reg)
 
 
 def _buckets(samples: Iterable[Sample], config: Any) -> Iterator[Bucket]:
@@ -245,7 +245,7 @@ def _buckets(samples: Iterable[Sample], config: Any) -> Iterator[Bucket]:
     for size, inside in sorted(found.items()):
         yield Bucket(
             size=size,
-            pictures=len(inside),
+            images=len(inside),
             samples=sum(sample.repeats for sample, _ in inside),
             enlarged=sum(fit.resized[0] > sample.width for sample, fit in inside),
             cropped=sum(size[0] * size[1] < (1 - CROPPED) * fit.resized[0] * fit.resized[1] for _, fit in inside),
@@ -263,7 +263,7 @@ def due(found: Sequence[Stage], when: Any) -> int:
 
 def _written(config: RunConfig, found: Sequence[Stage], run: Run | None, sized: Sized | None) -> Iterator[Written]:
     prompts = len(config.sample.prompts)
-    picture = round(PNG * config.sample.width * config.sample.height)
+    image = round(PNG * config.sample.width * config.sample.height)
     if sized:
         # one more than are kept: a new one is whole before an old one goes
         kept = config.save.keep_states + 1
@@ -272,9 +272,9 @@ def _written(config: RunConfig, found: Sequence[Stage], run: Run | None, sized: 
         yield Written(what="loras", each=sized.lora, count=exports, there=_there(run, "lora/*.safetensors"))
     if prompts:
         samples = prompts * due(found, config.sample)
-        yield Written(what="samples", each=picture, count=samples, there=_there(run, "samples/*.png"))
+        yield Written(what="samples", each=image, count=samples, there=_there(run, "samples/*.png"))
     if sized:
-        yield Written(what="pictures", each=sized.pictures.each, count=sized.pictures.total - sized.pictures.there)
+        yield Written(what="images", each=sized.images.each, count=sized.images.total - sized.images.there)
         yield Written(what="captions", each=sized.texts.each, count=sized.texts.total - sized.texts.there)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 BAD_STEPS_IN_A_ROW = 20
-NOTES = 20  # about the data set, in the log at each start
+NOTES = 20  # about the dataset, in the log at each start
 
 
 class TrainingDiverged(UserError):
@@ -106,7 +106,7 @@ class Session:
         if notes:
             more = f"\nand {len(notes) - NOTES} more" if len(notes) > NOTES else ""
             yield Warned(text="\n".join(notes[:NOTES]) + more)
-        with self._explained("while encoding pictures and captions"):
+        with self._explained("while encoding images and captions"):
             for progress in self._encode():
                 yield progress
                 if stop.is_set():

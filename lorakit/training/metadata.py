@@ -13,7 +13,6 @@ from lorakit.config import to_dict
 from lorakit.run.stages import STAGE_PARTS
 
 if TYPE_CHECKING:
-
     from lorakit.run.config import RunConfig
     from lorakit.run.stages import Stage
 

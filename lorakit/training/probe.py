@@ -61,7 +61,7 @@ class Probed:
     device: str
     seconds_per_step: float
     images_per_second: float
-    seconds_to_first_step: float  # when all pictures and captions are encoded, as they are now
+    seconds_to_first_step: float  # when all images and captions are encoded, as they are now
     seconds_per_save: float | None  # a state and a LoRA file; None: there was no time to try it
     seconds_per_sample: float | None
     peak_memory_gb: float
@@ -137,7 +137,7 @@ def _device_name() -> str:
 def probe(config: RunConfig, project: Project) -> Iterator[Progress | Probed]:
     """Try a few steps of a run of these settings and remember the result, the last thing yielded.
 
-    The steps are real ones on the real data, in a process that is gone afterwards, its memory with it. Pictures and
+    The steps are real ones on the real data, in a process that is gone afterwards, its memory with it. Images and
     captions that it encodes stay in the project's cache; nothing else stays. Closing the iterator ends the process.
     Raises ProbeFailed, also for what training would refuse, out of memory included.
     """
@@ -257,7 +257,7 @@ def measured(
 ) -> Probed:
     """What (seconds since the process was started, event) tell; None stands for the moment when all was imported."""
     at: dict[str, float] = {}
-    steps: list[tuple[float, int]] = []  # s, pictures
+    steps: list[tuple[float, int]] = []  # s, images
     before, is_encoding = 0.0, False
     for now, event in seen:
         if event is None:
@@ -284,7 +284,7 @@ def measured(
     return Probed(
         device=device,
         seconds_per_step=seconds / len(timed),
-        images_per_second=sum(pictures for _, pictures in timed) / seconds,
+        images_per_second=sum(count for _, count in timed) / seconds,
         seconds_to_first_step=sum(phases.values()) - phases["encode"],
         seconds_per_save=at.get("Saved"),
         seconds_per_sample=at.get("Sampled"),

@@ -32,7 +32,7 @@ TEXTS = 8  # captions that stand for all, when the size of an encoded one is ask
 
 @dataclass(frozen=True, kw_only=True)
 class Cached:
-    """Of `total` encoded pictures or captions so many are `there`; the others will have `each` bytes in the mean."""
+    """Of `total` encoded images or captions so many are `there`; the others will have `each` bytes in the mean."""
 
     total: int
     there: int
@@ -45,7 +45,7 @@ class Sized:
     weights     how many numbers are trained
     state       one saved state
     lora        one exported LoRA file
-    pictures, texts     what is encoded
+    images, texts     what is encoded
     cut         a note on each caption that is too long
 
     Raises UserError when the base is not on this machine, or not what it should be. Nothing is downloaded.
@@ -62,7 +62,7 @@ class Sized:
         self.state = max(state_bytes(adapter, stage.config) for stage in found)
         self.lora = lora_bytes(adapter, model, config, metadata(found, model, found[-1].plan.last, name))
         self.cut = cut_captions(found, model)
-        self.pictures, self.texts = _caches(config, project, found, model)
+        self.images, self.texts = _caches(config, project, found, model)
 
 
 def check_room(run: Run, adapter: Adapter, model: Any, found: Sequence[Stage], now: Stage) -> None:
@@ -83,23 +83,23 @@ def check_room(run: Run, adapter: Adapter, model: Any, found: Sequence[Stage], n
 
 
 def _caches(config: RunConfig, project: Project, found: Sequence[Stage], model: Any) -> tuple[Cached, Cached]:
-    """What is encoded already of pictures and of captions, and what the rest will take."""
+    """What is encoded already of images and of captions, and what the rest will take."""
     if not any(project.cache.rglob("*.safetensors")):
         model.fingerprint = lambda part: ""  # nothing is looked for, so gigabytes need not be hashed for its name
-    pictures, texts = {}, {}
+    images, texts = {}, {}
     prompts = (*config.sample.prompts, config.sample.negative_prompt) if config.sample.prompts else ()
     for settings, samples in ((stage.config, stage.scan.samples) for stage in found):
         weight, seed = settings.loss.prior_loss_weight, settings.loop.seed
         feed = Feed(samples, settings.data, model, project.cache, seed=seed, prior_loss_weight=weight)
-        for path, (sample, _) in feed.pictures().items():
-            pictures[path] = buckets.fit(sample.width, sample.height, settings.data).size
+        for path, (sample, _) in feed.images().items():
+            images[path] = buckets.fit(sample.width, sample.height, settings.data).size
         texts |= feed.texts(prompts)
-    missing = [size for path, size in pictures.items() if not path.exists()]
-    size_of = {size: picture_bytes(model, size) for size in dict.fromkeys(missing)}
+    missing = [size for path, size in images.items() if not path.exists()]
+    size_of = {size: image_bytes(model, size) for size in dict.fromkeys(missing)}
     each = round(sum(size_of[size] for size in missing) / max(1, len(missing)))
     new = [text for path, text in texts.items() if not path.exists()]
     return (
-        Cached(total=len(pictures), there=len(pictures) - len(missing), each=each),
+        Cached(total=len(images), there=len(images) - len(missing), each=each),
         Cached(total=len(texts), there=len(texts) - len(new), each=text_bytes(model, new) if new else 0),
     )
 
@@ -185,8 +185,8 @@ def lora_bytes(adapter: Adapter, model: Any, config: RunConfig, metadata: dict[s
     return 8 + len(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()) + end
 
 
-def picture_bytes(model: Any, size: tuple[int, int]) -> int:
-    """Size of the cache file of one picture of `size` (width, height); `model` is on the meta device."""
+def image_bytes(model: Any, size: tuple[int, int]) -> int:
+    """Size of the cache file of one image of `size` (width, height); `model` is on the meta device."""
     import torch
 
     return _cached_bytes(model.encode_image(torch.empty(3, size[1], size[0], device="meta")).values())

@@ -17,7 +17,7 @@ def browser():
 @pytest.fixture
 def notebook(site, browser):
     """Opens a notebook of the module's `site` (an address of JupyterLab) in a page of its own."""
-    lab.PICTURES.mkdir(exist_ok=True)
+    lab.IMAGES.mkdir(exist_ok=True)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     yield lambda name: lab.Notebook(page, site, f"{name}.ipynb")

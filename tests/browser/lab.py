@@ -19,7 +19,7 @@ from lorakit import events
 from lorakit.project import Run
 
 ROOT = Path(__file__).parents[2]
-PICTURES = ROOT / "browser-pictures"
+IMAGES = ROOT / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Chromium looks for updates and hosts of its maker; a closed network would make it wait for each.
 QUIET = (
@@ -176,7 +176,7 @@ class Notebook:
         return time.monotonic() - begun
 
     def output_bytes(self, cell: int) -> int:
-        """Size of a cell's output without its pictures, as it would be saved."""
+        """Size of a cell's output without its images, as it would be saved."""
         outputs = self.page.evaluate(f"{CELLS}[{cell}].model.outputs.toJSON()")
         for output in outputs:
             for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
@@ -192,15 +192,15 @@ class Notebook:
         self.page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: {name!r}}})")
         self.page.wait_for_timeout(1500)
 
-    def picture(self, name: str, width: int = 1280, first: int | None = None) -> Path:
-        """A screenshot of the whole notebook, or from a cell on, in browser-pictures/<notebook>-<name>.png."""
+    def image(self, name: str, width: int = 1280, first: int | None = None) -> Path:
+        """A screenshot of the whole notebook, or from a cell on, in screenshots/<notebook>-<name>.png."""
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.wait_for_timeout(500)
         height = self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
         self.page.set_viewport_size({"width": width, "height": min(8000, height + 120)})
         self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
         self.page.wait_for_timeout(800)
-        file = PICTURES / f"{self.stem}-{name}.png"
+        file = IMAGES / f"{self.stem}-{name}.png"
         target = self.page if first is None else self.page.locator(".jp-Cell").nth(first)
         target.screenshot(path=str(file))
         self.page.set_viewport_size({"width": width, "height": 900})

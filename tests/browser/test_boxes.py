@@ -1,4 +1,4 @@
-"""Boxes drawn on a picture in a real browser, with the mouse and with a finger, are on disk and sliders at once."""
+"""Boxes drawn on an image in a real browser, with the mouse and with a finger, are on disk and sliders at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from widgets.project.draft import Draft
 
 pytestmark = pytest.mark.browser
 FIRST, SECOND = "10_mofurin/01.png", "10_mofurin/02.png"
-PICTURE = "[onpointerdown]"
+IMAGE = "[onpointerdown]"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def site(project, tmp_path_factory):
         open_it + "from widgets.data.boxes import boxes\nboxes(project)",
         open_it + "from widgets.data.prepare import buckets_preview, prepare\nprepare(project)",
         "buckets_preview(project)",
-        open_it + "from widgets.data.intake import add_pictures\nadd_pictures(project)",
+        open_it + "from widgets.data.intake import add_images\nadd_images(project)",
     ]
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [{**cell, "id": f"c{i}", "source": source} for i, source in enumerate(sources)]
@@ -48,8 +48,8 @@ def site(project, tmp_path_factory):
 
 
 def drag(book, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From one place of the picture to another (shares of its sides), with the mouse."""
-    place = book.page.locator(PICTURE).bounding_box()
+    """From one place of the image to another (shares of its sides), with the mouse."""
+    place = book.page.locator(IMAGE).bounding_box()
     points = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in (start, end)]
     book.page.mouse.move(*points[0])
     book.page.mouse.down()
@@ -59,7 +59,7 @@ def drag(book, start: tuple[float, float], end: tuple[float, float]) -> None:
 
 def touch(book, start: tuple[float, float], end: tuple[float, float]) -> None:
     """The same with a finger: the events that a phone's browser sends."""
-    book.page.locator(PICTURE).evaluate(
+    book.page.locator(IMAGE).evaluate(
         """(node, points) => {
             node.setPointerCapture = () => {};  // there is no real finger
             const r = node.getBoundingClientRect();
@@ -79,7 +79,7 @@ def sliders(book) -> list[str]:
 
 
 def boxes_of(project, name: str, wanted: int) -> list[tuple[int, int, int, int]]:
-    """Left, top, width and height of a picture's boxes, once there are so many on disk."""
+    """Left, top, width and height of an image's boxes, once there are so many on disk."""
     lab._wait_for(lambda: len(Boxes(project).of(name)) == wanted, 10, f"{wanted} boxes of {name} on disk")
     return [(one.left, one.top, one.width, one.height) for one in Boxes(project).of(name)]
 
@@ -93,11 +93,11 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     book.run(0)
     drag(book, (0.25, 0.25), (0.75, 0.5))
     [found] = boxes_of(project, FIRST, 1)
-    assert near(found, (32, 32, 64, 32)), "the pictures have 128 px"
+    assert near(found, (32, 32, 64, 32)), "the images have 128 px"
     book.until(0, "64 × 32 px", 10)
     assert near(map(int, sliders(book)), found), "sliders and drawing show the same box"
     shown = book.page.locator(".lorakit-box").bounding_box()
-    place = book.page.locator(PICTURE).bounding_box()
+    place = book.page.locator(IMAGE).bounding_box()
     share = [(shown["x"] - place["x"]) / place["width"], shown["width"] / place["width"]]
     assert near([100 * one for one in share], [25, 50], by=2), "it is shown where it was drawn"
 
@@ -109,24 +109,24 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     touch(book, (0, 0), (0.5, 0.25))
     book.until(0, "64 × 32 px", 10)
     assert boxes_of(project, FIRST, 2)[1] == (0, 0, 64, 32)
-    book.picture("drawn", first=0)
-    book.picture("drawn-narrow", width=390, first=0)
+    book.image("drawn", first=0)
+    book.image("drawn-narrow", width=390, first=0)
 
     book.page.get_by_role("button", name="Undo").click()
     book.until(0, "64 × 64 px", 10)
     book.page.get_by_title("take this box away").nth(1).click()
     boxes_of(project, FIRST, 1)
-    book.page.get_by_title("the next picture").click()
+    book.page.get_by_title("the next image").click()
     book.until(0, "Without a box", 10)
     drag(book, (0, 0), (1.2, 0.5))  # beyond the edge
     assert boxes_of(project, SECOND, 1) == [(0, 0, 128, 64)]
     book.open()
     book.run(0)
-    assert "2 of 30 pictures have boxes" in book.text(0)
+    assert "2 of 30 images have boxes" in book.text(0)
     assert "102 × 90 px" in book.text(0)
 
 
-def test_pictures_are_uploaded_prepared_and_their_buckets_looked_at(notebook, project, tmp_path):
+def test_images_are_uploaded_prepared_and_their_buckets_looked_at(notebook, project, tmp_path):
     book = notebook("boxes")
     book.run(3)
     packed = tmp_path / "more.zip"
@@ -139,19 +139,19 @@ def test_pictures_are_uploaded_prepared_and_their_buckets_looked_at(notebook, pr
     with book.page.expect_file_chooser() as chooser:
         book.page.get_by_role("button", name="Upload").click()
     chooser.value.set_files(packed)
-    book.until(3, "3 pictures added", 20)
-    book.picture("upload", first=3)
+    book.until(3, "3 images added", 20)
+    book.image("upload", first=3)
 
     book.run(1)
-    book.page.get_by_role("button", name="Prepare the pictures").click()
-    book.until(1, "33 pictures are in", 30)
-    book.page.get_by_role("button", name="Train on the prepared pictures").click()
+    book.page.get_by_role("button", name="Prepare the images").click()
+    book.until(1, "33 images are in", 30)
+    book.page.get_by_role("button", name="Train on the prepared images").click()
     book.until(1, "Train on the originals again", 10)
     assert Draft(project).data.folder == "prepared"
-    book.picture("prepare", first=1)
-    book.picture("prepare-narrow", width=390, first=1)
-    assert "33 pictures" in book.run(2)
-    book.picture("buckets", first=2)
-    book.picture("buckets-narrow", width=390, first=2)
+    book.image("prepare", first=1)
+    book.image("prepare-narrow", width=390, first=1)
+    assert "33 images" in book.run(2)
+    book.image("buckets", first=2)
+    book.image("buckets-narrow", width=390, first=2)
     book.theme("JupyterLab Dark")
-    book.picture("buckets-dark", first=2)
+    book.image("buckets-dark", first=2)

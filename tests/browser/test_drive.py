@@ -30,7 +30,7 @@ CELLS = ("open_project", "Form(project)", "train(run)")  # the three that go on 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
-    """A disk that answers after 50 ms, with the demo's pictures as one zip, and a run that has not begun."""
+    """A disk that answers after 50 ms, with the demo's images as one zip, and a run that has not begun."""
     if reason := slow_disk.mountable():
         pytest.skip(f"no file system can be mounted here: {reason}")
     disk = slow_disk.SlowDisk(tmp_path_factory.mktemp("slow"))
@@ -76,10 +76,10 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     book = notebook("4_train")
     opening, form, training = map(book.cell_with, CELLS)
     book.run(opening)
-    book.picture("drive-card", first=opening)
+    book.image("drive-card", first=opening)
     book.run(form)
     book.run(book.cell_with("before(form.value"))
-    book.picture("drive-before", first=book.cell_with("before(form.value"))
+    book.image("drive-before", first=book.cell_with("before(form.value"))
     book.begin(training)
     book.until(training, "/ 150", 60)
     run = project_at(home).run("mofurin")
@@ -89,7 +89,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     took = book.until(training, "Not safe on", 60)
     print(f"banner after {took:.0f} s")
     reached = max(events.steps(run.log))
-    book.picture("drive-trouble", first=training)
+    book.image("drive-trouble", first=training)
     disk.set(delay=0.05)
     book.until(training, "Not safe on", 60, gone=True)
     book.wait(training, 300)
@@ -97,7 +97,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     steps = [at for at, event in events.read(run.log) if isinstance(event, events.Stepped) and at > failed]
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 15, "training stood still"
     assert "All is safe" in book.run(book.cell_with("close_project"), 120)
-    book.picture("drive-finished")
+    book.image("drive-finished")
     marks = sorted((home / "runs" / "mofurin" / "states").glob("*/COMPLETE.json"))
     assert [json.loads(mark.read_text())["step"] for mark in marks[-2:]] == [75, 150]
     assert len(list((home / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 2

@@ -1,6 +1,6 @@
 """The notebooks in a real JupyterLab in a real browser, as a user meets them. `make browser` runs it.
 
-Screenshots are left in browser-pictures/ for people to look at. The tests follow each other: they are one evening.
+Screenshots are left in screenshots/ for people to look at. The tests follow each other: they are one evening.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def site(project):
 
 
 def looks(book: lab.Notebook) -> None:
-    """Pictures in both themes and at a phone's width."""
-    book.picture("light")
+    """Images in both themes and at a phone's width."""
+    book.image("light")
     book.theme(DARK)
-    book.picture("dark")
+    book.image("dark")
     book.theme(LIGHT)
-    book.picture("phone", PHONE)
+    book.image("phone", PHONE)
 
 
 def chosen(project: Project) -> dict:
@@ -102,7 +102,7 @@ def test_a_run_outlives_its_page_is_found_again_within_seconds_stops_cleanly_and
     book.begin(start_cell)
     book.until(start_cell, f"/ {3 * 75}", 120)
     lab.until_step(run, 2, 60)
-    book.picture("training", first=start_cell)
+    book.image("training", first=start_cell)
     book.open()  # in the middle of it
     assert jobs.is_alive(run)
     book.command("notebook:clear-all-cell-outputs")  # as they were saved
@@ -113,7 +113,7 @@ def test_a_run_outlives_its_page_is_found_again_within_seconds_stops_cleanly_and
     print(f"attached in {attached:.1f} s")
     assert attached < ATTACHED
     stop(book, start_cell, run)
-    book.picture("stopped", first=start_cell)
+    book.image("stopped", first=start_cell)
     book.run(start_cell, 400)
     assert "finished" in book.text(start_cell)
     assert max(events.steps(run.log)) == 3 * 75 and len(events.steps(run.log)) == 3 * 75
@@ -155,12 +155,12 @@ def test_a_run_that_was_stopped_is_seen_and_gone_on_with_by_the_buttons_of_the_r
     buttons.filter(has_text="View").first.click()
     book.until(cell, "Learning rate", 20)
     assert "finished" in book.text(cell) and len(events.steps(run.log)) == 75
-    book.picture("run-list", first=cell)
+    book.image("run-list", first=cell)
 
 
 def test_it_speaks_chinese(notebook, project):
     (project.folder / "preferences.json").write_text('{"language": "zh", "hf_endpoint": ""}')
     book = notebook("4_train")
     book.run_all(300)
-    book.picture("chinese")
+    book.image("chinese")
     assert "已完成" in book.text(book.cell_with("train(run)"))

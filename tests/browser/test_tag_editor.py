@@ -23,12 +23,12 @@ CELLS = (
     "from widgets.tags.editor import gallery\n\ngallery(project)",
 )
 FIRST, TAG, GALLERY = range(3)
-MANY = 500  # pictures
+MANY = 500  # images
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
-    """The demo's pictures, half of them without a caption, one with a wrong tag; a notebook beside the project."""
+    """The demo's images, half of them without a caption, one with a wrong tag; a notebook beside the project."""
     folder = tmp_path_factory.mktemp("gallery")
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
@@ -76,18 +76,18 @@ def press(book: lab.Notebook, words: str) -> None:
 
 
 def looks(book: lab.Notebook, name: str) -> None:
-    """Pictures in both themes and at a phone's width."""
-    book.picture(name, first=GALLERY)
+    """Images in both themes and at a phone's width."""
+    book.image(name, first=GALLERY)
     book.theme("JupyterLab Dark")
-    book.picture(f"{name}-dark", first=GALLERY)
-    book.picture(f"{name}-phone", 390, first=GALLERY)
+    book.image(f"{name}-dark", first=GALLERY)
+    book.image(f"{name}-phone", 390, first=GALLERY)
     book.theme("JupyterLab Light")
 
 
 def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
     book = notebook("gallery")
     book.run(FIRST)
-    assert "done=15, total=15" in book.run(TAG), "pictures with captions of their own are left alone"
+    assert "done=15, total=15" in book.run(TAG), "images with captions of their own are left alone"
     book.run(GALLERY)
     tagged = captions(project)
     assert len(tagged) == 30 and having(project, "glasses") == 4
@@ -95,16 +95,16 @@ def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
     book.until(GALLERY, "has it not 26", 20)
     for place in range(2):
         book.page.locator("[data-number]").nth(place).click()
-        book.until(GALLERY, f"selected pictures: {place + 1}", 20)
+        book.until(GALLERY, f"selected images: {place + 1}", 20)
     looks(book, "selected")
     press(book, "remove")
-    wait_for(lambda: having(project, "glasses") == 2, "the tag is taken out of the two selected pictures")
+    wait_for(lambda: having(project, "glasses") == 2, "the tag is taken out of the two selected images")
     press(book, "select none")
     book.page.get_by_placeholder("tag, tags with commas").fill("* hoodie")
     book.page.get_by_placeholder("new name").fill("hoodie")
-    book.until(GALLERY, "of these 30 pictures", 20)
+    book.until(GALLERY, "of these 30 images", 20)
     press(book, "rename")
-    wait_for(lambda: having(project, "hoodie") > 5, "a pattern renames in all pictures")
+    wait_for(lambda: having(project, "hoodie") > 5, "a pattern renames in all images")
     edited |= captions(project)
     for n in (1, 2):
         press(book, "undo")
@@ -114,7 +114,7 @@ def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
     book.until(GALLERY, "“witch hat”, but the tagger does not see it", 20)
     for panel in ("suspicious tags", "suggestions", "history"):
         press(book, panel)
-        book.picture(panel.replace(" ", "-"), first=GALLERY)
+        book.image(panel.replace(" ", "-"), first=GALLERY)
 
 
 def test_after_a_reload_and_in_a_new_kernel_it_goes_on_where_it_was(notebook, project, edited):
@@ -136,10 +136,10 @@ def test_after_a_reload_and_in_a_new_kernel_it_goes_on_where_it_was(notebook, pr
     wait_for(lambda: having(project, "hand made") == 30, "the reloaded page goes on without a cell being run")
     press(book, "history")
     book.until(GALLERY, "added hand made", 20)
-    book.picture("reloaded", first=GALLERY)
+    book.image("reloaded", first=GALLERY)
 
 
-def test_many_pictures_stay_fluid(notebook, project):
+def test_many_images_stay_fluid(notebook, project):
     from PIL import Image
 
     source = sorted(project.dataset.rglob("*.png"))[0]
@@ -157,7 +157,7 @@ def test_many_pictures_stay_fluid(notebook, project):
     page = time.monotonic() - begun
     book.page.locator("[data-number]").nth(3).click()
     begun = time.monotonic()
-    book.until(GALLERY, "selected pictures: 1", 20)
-    print(f"{MANY} pictures: a page after {page:.2f} s, a selection after {time.monotonic() - begun:.2f} s")
+    book.until(GALLERY, "selected images: 1", 20)
+    print(f"{MANY} images: a page after {page:.2f} s, a selection after {time.monotonic() - begun:.2f} s")
     assert page < 3, "far more than it takes, far less than a person waits"
-    book.picture("many", first=GALLERY)
+    book.image("many", first=GALLERY)

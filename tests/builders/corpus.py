@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from lorakit.randomness import rng
 
 USED, UNREADABLE, EITHER = "used", "unreadable", "used or unreadable"
-CALM = ("no caption",)  # told of every picture here that has none; not what the corpus is about
+CALM = ("no caption",)  # told of every image here that has none; not what the corpus is about
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Odd:
     """One name of the corpus: whether it becomes a sample, the kinds of its notes, and its caption if it has one."""
 
     name: str
-    fate: str  # USED, UNREADABLE (and no other note), EITHER, or "" for what is no picture
+    fate: str  # USED, UNREADABLE (and no other note), EITHER, or "" for what is no image
     kinds: tuple[str, ...] = ()
     caption: str = ""
 
@@ -91,7 +91,7 @@ def make(root: Path) -> list[Odd]:
     return corpus.odds
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------
 
 
 def whole(corpus: Corpus) -> None:
@@ -123,7 +123,7 @@ def damaged(corpus: Corpus) -> None:
 
 
 def wrong(corpus: Corpus) -> None:
-    """Names that say something else than the bytes, and files that are no pictures."""
+    """Names that say something else than the bytes, and files that are no images."""
     for kind, data in WHOLE.items():
         for other, ending in ENDINGS.items():
             if other != kind:
@@ -141,7 +141,7 @@ def wrong(corpus: Corpus) -> None:
     }
     for name, data in others.items():
         for ending in ENDINGS.values():
-            corpus.put(f"no pictures {ending}/{name}.{ending}", data, UNREADABLE)
+            corpus.put(f"no images {ending}/{name}.{ending}", data, UNREADABLE)
     endings = "gif tif tiff heic jxl psd svg ico mp4 webm pdf zip py npz safetensors db".split()
     for name in [*(f"a.{ending}" for ending in endings), "README", "Thumbs.DB", "a.png.bak", "a.jpg~", "a.png.part"]:
         corpus.put(f"foreign/{name}", WHOLE["GIF"], "", "foreign")
@@ -434,7 +434,7 @@ REPORTED = [
 
 
 def captioned(corpus: Corpus) -> None:
-    """Caption files in every encoding and none: read right, or reported with the picture left out."""
+    """Caption files in every encoding and none: read right, or reported with the image left out."""
     for number, (text, code) in enumerate(READ):
         marked = b"\xfe\xff" + text.encode("utf-16-be") if code == "utf-16" and number % 2 else text.encode(code)
         _captioned(corpus, f"captions/{number} {code}", marked, caption=text)
@@ -442,7 +442,7 @@ def captioned(corpus: Corpus) -> None:
         _captioned(corpus, f"captions of {number}/{code}", text.encode(code), "caption encoding")
     binary = {
         "zeros": bytes(40),
-        "picture": SMALL,
+        "image": SMALL,
         "noise": rng("caption").randbytes(100),
         "odd utf-16": ENGLISH.encode("utf-16")[:-1],
         "half a character": "帽子".encode()[:-1],
@@ -461,7 +461,7 @@ def captioned(corpus: Corpus) -> None:
         _captioned(corpus, f"empty/{name}", data, "empty caption")
     for name, ends in {"windows": b"\r\n", "mac": b"\r", "unix": b"\n", "commas": b",\n"}.items():
         _captioned(corpus, f"lines/{name}", b"1girl" + ends + b"red hat, smile" + ends, caption=ENGLISH)
-    corpus.put("lines/alone.txt", b"a cat", "", "caption without picture")
+    corpus.put("lines/alone.txt", b"a cat", "", "caption without image")
     corpus.put("lines/upper.png", SMALL, USED, caption=ENGLISH)
     corpus.path("lines/upper.TXT").write_text(ENGLISH)
     corpus.put("lines/other.png", SMALL, USED, caption=ENGLISH)
@@ -476,14 +476,14 @@ def captioned(corpus: Corpus) -> None:
 
 
 def _captioned(corpus: Corpus, stem: str, data: bytes, kind: str = "", *, caption: str = "") -> None:
-    """A picture and its caption file."""
+    """An image and its caption file."""
     fate = "" if kind == "caption encoding" else USED
     corpus.put(f"{stem}.png", SMALL, fate, *([kind] if kind else []), caption=caption)
     corpus.path(f"{stem}.txt").write_bytes(data)
 
 
 def json_(corpus: Corpus) -> None:
-    """JSON with captions of many pictures, and JSON that is something else."""
+    """JSON with captions of many images, and JSON that is something else."""
     corpus.put("json/kohya/a.png", SMALL, USED, caption="a girl, 1girl, hat")
     corpus.put("json/kohya/b.png", SMALL, USED, caption="a file")
     corpus.path("json/kohya/b.txt").write_text("a file")

@@ -1,4 +1,4 @@
-"""Projects with a home, made of bytes that no model ever saw: runs, states, data sets, and a mirror that hurries."""
+"""Projects with a home, made of bytes that no model ever saw: runs, states, datasets, and a mirror that hurries."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def begin(project: Project, name: str = "r") -> Run:
     run.config_file.write_text("loop: {}\n")
     run.fingerprint_file.write_text("{}")
     run.log.write_text('{"kind": "started", "time": 1.0, "step": 0}\n')
-    (run.samples / "step-000000-0.png").write_bytes(b"picture")
+    (run.samples / "step-000000-0.png").write_bytes(b"image")
     return run
 
 
@@ -51,7 +51,7 @@ def safetensors(size: int = 100) -> bytes:
 
 
 def save_data(folder: Path, count: int = 4) -> dict[str, bytes]:
-    """Pictures and captions; returns them by name."""
+    """Images and captions; returns them by name."""
     files = {}
     for i in range(count):
         files[f"2_mofu/{i:03d}.png"] = random.Random(i).randbytes(400)

@@ -1,4 +1,4 @@
-"""Artificial runs, for views: logs, sample pictures and exported files without a model."""
+"""Artificial runs, for views: logs, sample images and exported files without a model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(run: Run, *events: Event, ago: float = 60.0, pace: float = 1.0) -> Run
 
 
 def sampled(run: Run, step: int, count: int = 1) -> list[Sampled]:
-    """Samples of a step, whose pictures are there and hard to compress."""
+    """Samples of a step, whose images are there and hard to compress."""
     found = []
     for i in range(count):
         file = run.samples / f"{step:06d}-{i:02d}.png"
@@ -81,7 +81,7 @@ def long_run(run: Run, steps: int) -> Run:
 TRAINER = """
 import signal, sys, time
 from lorakit import events
-from lorakit.claim import claim
+from lorakit.project.lock import claim
 from lorakit.project import Project
 from logs import saved, started, stepped
 run, asked, steps = Project(sys.argv[1]).run(sys.argv[2]), [], 10_000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tiny import save_pictures, settings
+from tiny import save_images, settings
 
 from lorakit import events
 from lorakit.events import Event, Warned
@@ -23,7 +23,7 @@ from lorakit.run.config import configure
 from lorakit.run.create import start
 from lorakit.training.loop import train
 
-# Everything that draws at random or changes while training; 7 pictures in 2 shapes, in batches of 2 and steps of 3
+# Everything that draws at random or changes while training; 7 images in 2 shapes, in batches of 2 and steps of 3
 # batches, which divide neither: 2 steps an epoch, the second of one batch.
 HARD = {
     "data": {
@@ -70,11 +70,11 @@ def family_settings(family: str, base: Path) -> tuple[dict, dict]:
     return merged(hard, model), merged(TEXT, {"optimizer": {"text_encoder_lr": 0.0, **slow}})
 
 
-def new_run(folder: Path, base: Path, *changes: dict, name: str = "r", **pictures) -> Run:
-    """A run in the project at `folder`, which gets the tiny pictures if it has none."""
+def new_run(folder: Path, base: Path, *changes: dict, name: str = "r", **images) -> Run:
+    """A run in the project at `folder`, which gets the tiny images if it has none."""
     project = Project(folder)
     if not project.dataset.exists():
-        save_pictures(project.dataset, **pictures)
+        save_images(project.dataset, **images)
     run = project.run(name)
     start(run, configure(settings(base, **merged(*changes))))
     return run

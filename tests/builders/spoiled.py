@@ -1,4 +1,4 @@
-"""A small data set in which the doctor finds nothing, and for each of its checks a way to spoil it."""
+"""A small dataset in which the doctor finds nothing, and for each of its checks a way to spoil it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA |= {"bucket_reso_steps": 16, "min_bucket_reso": 32}
 MODEL = models.config_class("sd15")(source="demo")
 
 
-def picture(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
+def make_image(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     """Blocks of random colours: sharp, without a border, like no other."""
     blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
@@ -38,7 +38,7 @@ class Healthy:
         self.folder = self.project.dataset
         self.folder.mkdir(parents=True)
         for i in range(COUNT):
-            self.add(f"{i:02d}.png", picture(i), f"mofu, 1girl, {WORDS[i % 6]}, {WORDS[(i + 1) % 6]}")
+            self.add(f"{i:02d}.png", make_image(i), f"mofu, 1girl, {WORDS[i % 6]}, {WORDS[(i + 1) % 6]}")
 
     def add(self, name: str, image: Image.Image, caption: str | None = None, **options) -> Path:
         path = self.folder / name
@@ -55,7 +55,7 @@ class Healthy:
         return examine(self.project, DataConfig(**self.data), self.model, self.loop)
 
 
-# ---- kind -> what spoils the healthy set so; it returns the pictures that the finding names --------------------------
+# ---- kind -> what spoils the healthy set so; it returns the images that the finding names --------------------------
 
 
 def unusable(set: Healthy, _) -> list[str]:
@@ -64,20 +64,20 @@ def unusable(set: Healthy, _) -> list[str]:
 
 
 def unreadable(set: Healthy, _) -> list[str]:
-    (set.folder / "03.png").write_bytes(b"no picture")
+    (set.folder / "03.png").write_bytes(b"no image")
     (set.folder / "04.png").write_bytes(b"")
     return ["03.png", "04.png"]
 
 
 def truncated(set: Healthy, _) -> list[str]:
-    set.add("a.bmp", picture(99), "mofu, smile")
+    set.add("a.bmp", make_image(99), "mofu, smile")
     data = (set.folder / "a.bmp").read_bytes()
     (set.folder / "a.bmp").write_bytes(data[: len(data) // 2])
     return ["a.bmp"]
 
 
 def shared_caption(set: Healthy, _) -> list[str]:
-    set.add("03.jpg", picture(99))
+    set.add("03.jpg", make_image(99))
     return ["03.jpg", "03.png"]
 
 
@@ -136,9 +136,9 @@ def two_colours(set: Healthy, _) -> list[str]:
 
 
 def other_colour(set: Healthy, _) -> list[str]:
-    set.add("03.png", Image.merge("RGB", [picture(3).split()[0]] * 3), "mofu, 1girl, red hair")
+    set.add("03.png", Image.merge("RGB", [make_image(3).split()[0]] * 3), "mofu, 1girl, red hair")
     set.caption(4, "mofu, 1girl, red hair")
-    set.add("04.png", Image.blend(picture(4), Image.new("RGB", (SIDE, SIDE), "red"), 0.7))
+    set.add("04.png", Image.blend(make_image(4), Image.new("RGB", (SIDE, SIDE), "red"), 0.7))
     return ["03.png"]
 
 
@@ -159,31 +159,31 @@ def unmeasured(set: Healthy, _) -> list[str]:
 
 
 def duplicates(set: Healthy, _) -> list[str]:
-    set.add("x.jpg", picture(3).resize((96, 96)), "mofu, smile", quality=60)
+    set.add("x.jpg", make_image(3).resize((96, 96)), "mofu, smile", quality=60)
     shutil.copy(set.folder / "05.png", set.folder / "!y.png")
     return ["x.jpg", "03.png", "05.png", "!y.png"]
 
 
 def small(set: Healthy, _) -> list[str]:
-    set.add("03.png", picture(3, (30, 30)))
+    set.add("03.png", make_image(3, (30, 30)))
     return ["03.png"]
 
 
 def enlarged(set: Healthy, _) -> list[str]:
     set.data["bucket_no_upscale"] = False
-    set.add("03.png", picture(3, (40, 40)))
+    set.add("03.png", make_image(3, (40, 40)))
     return ["03.png"]
 
 
 def blurred(set: Healthy, _) -> list[str]:
-    set.add("03.png", picture(3).filter(ImageFilter.GaussianBlur(8)))
+    set.add("03.png", make_image(3).filter(ImageFilter.GaussianBlur(8)))
     return ["03.png"]
 
 
 def borders(set: Healthy, _) -> list[str]:
     def on(colour: str, seed: int, left: int, top: int) -> Image.Image:
         page = Image.new("RGB", (SIDE + 2 * left, SIDE + 2 * top), colour)
-        page.paste(picture(seed), (left, top))
+        page.paste(make_image(seed), (left, top))
         return page
 
     set.add("03.png", on("black", 3, 0, 8))
@@ -193,14 +193,14 @@ def borders(set: Healthy, _) -> list[str]:
 
 
 def alpha(set: Healthy, _) -> list[str]:
-    image = picture(3).convert("RGBA")
+    image = make_image(3).convert("RGBA")
     image.paste((0, 0, 0, 0), (20, 20, 30, 30))
     set.add("03.png", image)
     return ["03.png"]
 
 
 def animated(set: Healthy, _) -> list[str]:
-    set.add("03.png", picture(3), save_all=True, append_images=[picture(98)])
+    set.add("03.png", make_image(3), save_all=True, append_images=[make_image(98)])
     return ["03.png"]
 
 
@@ -234,7 +234,7 @@ def few(set: Healthy, _) -> list[str]:
 def shapes(set: Healthy, _) -> list[str]:
     sizes = ((128, 32), (112, 32), (96, 32), (80, 48), (48, 80), (32, 96), (32, 112), (32, 128))
     for i, size in enumerate(sizes):
-        set.add(f"{i:02d}.png", picture(i, size))
+        set.add(f"{i:02d}.png", make_image(i, size))
     return [f"{i:02d}.png" for i in range(8)]
 
 
@@ -244,7 +244,7 @@ def foreign(set: Healthy, _) -> list[str]:
 
 
 def others(set: Healthy, _) -> list[str]:
-    (set.folder / "stray.txt").write_text("of no picture")
+    (set.folder / "stray.txt").write_text("of no image")
     return ["stray.txt"]
 
 

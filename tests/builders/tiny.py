@@ -1,4 +1,4 @@
-"""A Stable Diffusion model of the real classes made tiny, and a data set of a few pictures, for tests."""
+"""A Stable Diffusion model of the real classes made tiny, and a dataset of a few images, for tests."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def save_tokenizer(folder: Path):
 SIZES = ((64, 64), (64, 64), (96, 64), (64, 96), (64, 64), (96, 64), (64, 64))
 
 
-def save_pictures(folder: Path, *, repeats: int = 1, sizes: tuple = SIZES) -> Path:
-    """kohya's layout: `<folder>/<repeats>_mofu/` with a picture and a caption for each size."""
+def save_images(folder: Path, *, repeats: int = 1, sizes: tuple = SIZES) -> Path:
+    """kohya's layout: `<folder>/<repeats>_mofu/` with an image and a caption for each size."""
     concept = folder / f"{repeats}_mofu"
     concept.mkdir(parents=True)
     for i, size in enumerate(sizes):
@@ -117,14 +117,14 @@ def save_pictures(folder: Path, *, repeats: int = 1, sizes: tuple = SIZES) -> Pa
 
 
 def conditioning(model, captions: list[str]) -> dict[str, torch.Tensor]:
-    """What a batch of captions becomes for pictures of 64 x 64; carries gradients to trained text parts."""
+    """What a batch of captions becomes for images of 64 x 64; carries gradients to trained text parts."""
     from lorakit.models import Size
 
     return model.condition([model.encode_text(caption) for caption in captions], [Size.whole(64, 64)] * len(captions))
 
 
 def painted(model, text: dict, negative: dict, *, seed: int, **look):
-    """A picture of this look (fields of PaintConfig)."""
+    """An image of this look (fields of PaintConfig)."""
     return model.paint(text, negative, PaintConfig(**look), seed)
 
 

@@ -59,7 +59,7 @@ def anima_pipeline(*, seed: int = 0):
             )
         )
         vae = AutoencoderKLQwenImage(base_dim=4, num_res_blocks=1)
-        for weight in transformer.parameters():  # so that words change pictures, and pictures have contrast
+        for weight in transformer.parameters():  # so that words change images, and images have contrast
             weight.data += 0.2 * torch.randn_like(weight)
         vae.decoder.conv_out.weight.data *= 4
     for model in (transformer, text_conditioner, text_encoder, vae):

@@ -61,7 +61,7 @@ def _number(value: int) -> bytes:
 
 # ---- vision-language models ------------------------------------------------------------------------------------------
 
-WORDS = "a girl with red hair blue eyes stands in the forest smile picture of describe this user assistant".split()
+WORDS = "a girl with red hair blue eyes stands in the forest smile image of describe this user assistant".split()
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CHAT = (
     "{% for m in messages %}{{m['role']}} {% for c in m['content'] %}"
@@ -90,7 +90,7 @@ ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
 
 def word_tokenizer(*signs: str, **named: str):
-    """A tokenizer of whole words with these signs for pictures, some of them `named`, and its vocabulary."""
+    """A tokenizer of whole words with these signs for images, some of them `named`, and its vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -103,7 +103,7 @@ def word_tokenizer(*signs: str, **named: str):
 
 
 def save_llava(folder: Path) -> Path:
-    """A LLaVA: it answers in a chat, and sees every picture at one size."""
+    """A LLaVA: it answers in a chat, and sees every image at one size."""
     import torch
     from transformers import (
         CLIPImageProcessor,
@@ -140,9 +140,9 @@ def save_florence(folder: Path) -> Path:
     from transformers import CLIPImageProcessor, Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
 
     tokenizer, words = word_tokenizer("<image>", image_token="<image>")
-    pictures = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
-    pictures.image_seq_length = 5  # what the tiny eyes make of 64 px
-    Florence2Processor(pictures, tokenizer, num_additional_image_tokens=1).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    images.image_seq_length = 5  # what the tiny eyes make of 64 px
+    Florence2Processor(images, tokenizer, num_additional_image_tokens=1).save_pretrained(folder)
     vision = {"depths": (1,) * 4, "embed_dim": (8, 8, 16, 16), "num_heads": (2,) * 4, "num_groups": (2,) * 4}
     vision |= {"window_size": 2, "projection_dim": 16, "max_temporal_embeddings": 10, "max_position_embeddings": 10}
     text = {"model_type": "bart", "vocab_size": len(words), "d_model": 16, "max_position_embeddings": 64, **ENDS}
@@ -157,7 +157,7 @@ def save_florence(folder: Path) -> Path:
 
 
 def save_qwen(folder: Path) -> Path:
-    """A Qwen2-VL: it answers in a chat, and sees pictures at their own sizes. Its processor needs torchvision."""
+    """A Qwen2-VL: it answers in a chat, and sees images at their own sizes. Its processor needs torchvision."""
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
 

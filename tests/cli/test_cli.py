@@ -42,13 +42,13 @@ def settings(base, tmp_path_factory) -> Path:
 
 
 def new_project(folder: Path) -> Path:
-    tiny.save_pictures(folder / "dataset")
+    tiny.save_images(folder / "dataset")
     return folder
 
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A project with pictures and no run."""
+    """A project with images and no run."""
     return new_project(tmp_path / "project")
 
 
@@ -78,7 +78,7 @@ def test_train_trains_and_the_same_command_again_finds_it_finished(project, sett
     out = capsys.readouterr().out
     run = Project(project).run("mine")
     assert run.lora_steps() == [4]
-    for told in ("7 pictures, step 0 of 4 (4 an epoch), fp32 on cpu", "saved step 4", "48/48", "finished after step 4"):
+    for told in ("7 images, step 0 of 4 (4 an epoch), fp32 on cpu", "saved step 4", "48/48", "finished after step 4"):
         assert told in out
     assert "sample samples/000004-00.png" in out and (run.samples / "000004-00.png").exists()
     assert main(["train", str(project), "--run", "mine"]) == 0  # what it was started with is remembered
@@ -159,7 +159,7 @@ def test_grid_paints_the_axes_and_goes_on(trained, capsys):
     assert main(command) == 0
     out = capsys.readouterr().out
     folder = trained / "runs" / "run1" / "grids" / "one"
-    assert "picture 4 of 4" in out and str(folder / "grid.png") in out and (folder / "grid.png").exists()
+    assert "image 4 of 4" in out and str(folder / "grid.png") in out and (folder / "grid.png").exists()
     record = json.loads((folder / "grid.json").read_text())
     assert record["x"] == {"name": "checkpoint", "values": ["off", 4]}
     assert record["y"] == {"name": "strength", "values": [0.5, 1.0]}
@@ -283,12 +283,12 @@ def test_a_config_file_that_cannot_be_used_is_refused(project, tmp_path, capsys)
     assert "model.source is missing" in refused(capsys, "train", project)
 
 
-def test_a_project_without_pictures_is_refused(tmp_path, settings, capsys):
+def test_a_project_without_images_is_refused(tmp_path, settings, capsys):
     told = refused(capsys, "train", tmp_path, "--config", settings)
-    assert str(tmp_path / "dataset") in told and "put the pictures there" in told
+    assert str(tmp_path / "dataset") in told and "put the images there" in told
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "notes.txt").write_text("girl")
-    assert "No usable picture" in refused(capsys, "train", tmp_path, "--config", settings)
+    assert "No usable image" in refused(capsys, "train", tmp_path, "--config", settings)
 
 
 def foreign(name: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Pictures brought in, prepared and looked at in a terminal."""
+"""Images brought in, prepared and looked at in a terminal."""
 
 import argparse
 import shutil
@@ -28,7 +28,7 @@ def call():
 
 @pytest.fixture
 def project(tmp_path, call, capsys):
-    """A project with the first pictures of the demo, of 128 px."""
+    """A project with the first images of the demo, of 128 px."""
     for name in ("01.png", "01.txt", "02.png"):
         (tmp_path / "source").mkdir(exist_ok=True)
         shutil.copy(DATASET / "10_mofurin" / name, tmp_path / "source")
@@ -39,7 +39,7 @@ def project(tmp_path, call, capsys):
 
 def test_adding_tells_what_came_and_what_was_left_out(project, capsys):
     told = capsys.readouterr().out
-    assert "notes.md: left out" in told and "dataset/3_mofu: 2 pictures added, 1 captions" in told
+    assert "notes.md: left out" in told and "dataset/3_mofu: 2 images added, 1 captions" in told
     assert sorted(p.name for p in (project.dataset / "3_mofu").iterdir()) == ["01.png", "01.txt", "02.png"]
 
 
@@ -58,7 +58,7 @@ def test_buckets_are_told_with_what_is_cut_off_and_enlarged(project, call, capsy
     small = [f"--set=data.{name}" for name in ("resolution=128", "min_bucket_reso=64", "max_bucket_reso=256")]
     call("buckets", project.folder, *small)
     told = capsys.readouterr().out
-    assert "  128 x 128       2 pictures      6 seen an epoch" in told
+    assert "  128 x 128       2 images      6 seen an epoch" in told
     assert told.index("128 x 128") < told.index("64 x 64"), "the fullest first"
     assert "tiny.png: enlarged x 1.60" in told and "wide.png: 17% cut off" in told
 

@@ -29,8 +29,8 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A project with pictures and no run."""
-    tiny.save_pictures(tmp_path / "project" / "dataset")
+    """A project with images and no run."""
+    tiny.save_images(tmp_path / "project" / "dataset")
     return tmp_path / "project"
 
 
@@ -64,7 +64,7 @@ def test_a_run_is_configured_and_started_in_the_background_watched_and_stopped(p
     assert "running" in said(capsys, "status", project)
     assert "is told to finish its step" in said(capsys, "stop", project)
     told = said(capsys, "watch", project)
-    assert "encoding pictures: 7 of 7" not in told and "stopped after step" in told
+    assert "encoding images: 7 of 7" not in told and "stopped after step" in told
     assert isinstance(list(read(run.log))[-1][1], Stopped) and read_config(run).loop.epochs == 5000
     assert "stopped" in said(capsys, "status", project)
     assert "is not being trained" in said(capsys, "stop", project)
@@ -82,11 +82,11 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_training_goes_on(run, monkey
 
 
 def test_what_became_of_a_trainer_is_told_by_watch_and_in_one_line_by_status(run, capsys):
-    append(run.log, Failed(reason="The picture 00.png is broken.\nRemove it."), time=time.time())
+    append(run.log, Failed(reason="The image 00.png is broken.\nRemove it."), time=time.time())
     told = said(capsys, "watch", run.project.folder, status=1)
     assert "00.png is broken" in told and "No step was saved yet" in told
     told = said(capsys, "status", run.project.folder)
-    assert "failed" in told and "! The picture 00.png is broken." in told and "Remove it" not in told
+    assert "failed" in told and "! The image 00.png is broken." in told and "Remove it" not in told
     (status,) = json.loads(said(capsys, "status", run.project.folder, "--json"))
     assert status["state"] == "failed"
 
@@ -125,7 +125,7 @@ def test_open_and_sync_are_told_where_the_project_is(run, tmp_path, monkeypatch,
 def trained(base, tmp_path_factory) -> Path:
     """A project whose run `run1` is complete; tests copy it."""
     folder = tmp_path_factory.mktemp("trained") / "project"
-    tiny.save_pictures(folder / "dataset")
+    tiny.save_images(folder / "dataset")
     run = Project(folder).run("run1")
     start(run, configure(tiny.settings(base, loop={"epochs": 1, "batch_size": 4})))
     list(train(run))

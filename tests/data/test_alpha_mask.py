@@ -1,4 +1,4 @@
-"""Transparent parts of pictures: laid on a colour, or left out of what is learned."""
+"""Transparent parts of images: laid on a colour, or left out of what is learned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEP = {"loop": {"steps": 2, "epochs": 1}, "save": {"every_steps": 0}}
 
 
 def cut_out(folder, *, left_of: int = 32) -> None:
-    """Make every second picture transparent from `left_of` px on; under it stays what was there."""
+    """Make every second image transparent from `left_of` px on; under it stays what was there."""
     for file in sorted(folder.glob("*.png"))[::2]:
         image = Image.open(file).convert("RGBA")
         image.paste((*image.getpixel((0, 0))[:3], 0), (left_of, 0, *image.size))
@@ -33,7 +33,7 @@ def cut_out(folder, *, left_of: int = 32) -> None:
 
 @pytest.fixture
 def masked(tmp_path, family, base):
-    """A run of every family, not begun, whose pictures are transparent in part."""
+    """A run of every family, not begun, whose images are transparent in part."""
     run = new_run(tmp_path / "p", base, family_settings(family, base)[0], MASKED)
     cut_out(run.project.dataset / "1_mofu")
     return run
@@ -106,7 +106,7 @@ def test_a_masked_run_that_is_cut_ends_bitwise_where_an_uncut_one_does(tmp_path,
 
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True)
-def test_the_mask_counts_and_changes_nothing_for_opaque_pictures(tmp_path, family, base):
+def test_the_mask_counts_and_changes_nothing_for_opaque_images(tmp_path, family, base):
     hard = family_settings(family, base)[0]
     runs = [new_run(tmp_path / str(i), base, hard, STEP, change) for i, change in enumerate(({}, MASKED))]
     for run in runs:
@@ -120,7 +120,7 @@ def test_the_mask_counts_and_changes_nothing_for_opaque_pictures(tmp_path, famil
 
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True)
-def test_a_wholly_transparent_picture_is_refused_by_name(masked):
+def test_a_wholly_transparent_image_is_refused_by_name(masked):
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(masked.project.dataset / "1_mofu" / "03.png")
     with pytest.raises(DataError, match=r"03\.png is transparent wherever"):
         list(train(masked))
@@ -145,7 +145,7 @@ def test_caches_tell_masks_and_backgrounds_apart_and_the_default_is_what_it_was(
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True)
 @pytest.mark.parametrize("background", ("white", "#000000"))
-def test_a_picture_is_encoded_as_if_it_had_been_painted_on_the_background(masked, background):
+def test_an_image_is_encoded_as_if_it_had_been_painted_on_the_background(masked, background):
     session = Session(masked)
     feed, sample = session.feed, session.feed.samples[0]
     feed.config = replace(feed.config, background=background, alpha_mask=False)

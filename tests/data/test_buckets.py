@@ -1,4 +1,4 @@
-"""Which size a picture is trained at, for every size and setting that can occur."""
+"""Which size an image is trained at, for every size and setting that can occur."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SETTINGS = {
 }
 
 
-def pictures(count: int = 400) -> list[tuple[int, int]]:
-    random = rng("sizes of pictures")
+def images(count: int = 400) -> list[tuple[int, int]]:
+    random = rng("sizes of images")
     found = [(1, 1), (1, 5000), (5000, 1), (512, 512), (511, 584), (600, 440), (3000, 100), (63, 64), (10_000, 10_000)]
     return found + [(int(2 ** random.uniform(4, 13)), int(2 ** random.uniform(4, 13))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
-def test_a_training_picture_has_whole_steps_and_at_most_the_area_and_is_cut_out_of_the_resized_picture(config):
+def test_a_training_image_has_whole_steps_and_at_most_the_area_and_is_cut_out_of_the_resized_image(config):
     step = config.bucket_reso_steps if config.enable_bucket else 8
-    for width, height in pictures():
+    for width, height in images():
         fit = buckets.fit(width, height, config)
         assert fit.size[0] % step == fit.size[1] % step == 0 < min(fit.size), (width, height, fit)
         assert fit.size[0] * fit.size[1] <= config.resolution**2, (width, height, fit)
@@ -43,9 +43,9 @@ def test_a_training_picture_has_whole_steps_and_at_most_the_area_and_is_cut_out_
 
 
 @pytest.mark.parametrize("name", ["kohya's", "fine", "sdxl", "narrow", "tiny"])
-def test_no_picture_is_enlarged(name):
+def test_no_image_is_enlarged(name):
     config = SETTINGS[name]
-    for width, height in pictures():
+    for width, height in images():
         if min(width, height) >= config.bucket_reso_steps:
             fit = buckets.fit(width, height, config)
             assert fit.resized[0] <= width and fit.resized[1] <= height, (width, height, fit)
@@ -63,9 +63,9 @@ def test_buckets_lie_within_the_limits_in_both_orientations_and_are_use_the_area
 
 
 @pytest.mark.parametrize("name", ["kohya's", "upscaling", "fine", "sdxl"])
-def test_a_large_picture_goes_to_the_bucket_of_the_nearest_shape(name):
+def test_a_large_image_goes_to_the_bucket_of_the_nearest_shape(name):
     config = SETTINGS[name]
-    for width, height in pictures():
+    for width, height in images():
         size = buckets.fit(width, height, config).size
         if size in buckets.sizes(config) and (not config.bucket_no_upscale or min(width, height) >= 2048):
             off = abs(size[0] / size[1] - width / height)
@@ -81,7 +81,7 @@ def test_our_buckets_are_kohyas():
 
 
 @pytest.mark.parametrize(
-    ("picture", "size"),
+    ("image", "size"),
     [
         ((1024, 1024), (512, 512)),
         ((1920, 1080), (640, 384)),
@@ -93,15 +93,15 @@ def test_our_buckets_are_kohyas():
         ((40, 2000), (64, 1024)),  # shorter than a step: the only case in which something is enlarged
     ],
 )
-def test_common_pictures_go_where_kohyas_scripts_put_them(picture, size):
-    assert buckets.fit(*picture, DataConfig()).size == size
+def test_common_images_go_where_kohyas_scripts_put_them(image, size):
+    assert buckets.fit(*image, DataConfig()).size == size
 
 
 def test_without_buckets_everything_is_cut_to_the_square():
     assert buckets.fit(300, 900, SETTINGS["square"]) == buckets.Fit((200, 200), (200, 600), (0, 200))
 
 
-def test_the_middle_of_a_picture_is_kept_and_a_mirrored_one_is_its_mirror_image():
+def test_the_middle_of_an_image_is_kept_and_a_mirrored_one_is_its_mirror_image():
     image = Image.new("RGB", (192, 64), "red")
     image.paste("blue", (64, 0, 96, 64))
     image.paste("green", (96, 0, 128, 64))

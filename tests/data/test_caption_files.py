@@ -1,4 +1,4 @@
-"""Captions as they lie beside pictures: read right or reported, whatever encoding and form they have."""
+"""Captions as they lie beside images: read right or reported, whatever encoding and form they have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = {
 
 
 def said(files: dict[str, bytes], root: Path, **settings) -> Scan:
-    """The scan of a data folder with these files; a picture for each name that ends in .png."""
+    """The scan of a data folder with these files; an image for each name that ends in .png."""
     for name, data in files.items():
         path = root / "dataset" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ KEYS = ["a", "a.png", "2_mofu/a", "2_mofu/a.png", "/content/train/2_mofu/a.png",
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("where", ["", "2_mofu/"])
 @pytest.mark.parametrize("name", ["captions.json", "captions-2.json", "meta_cap.json", "mine.json"])
-def test_a_key_is_a_picture_however_its_path_is_written(key, where, name, tmp_path):
+def test_a_key_is_an_image_however_its_path_is_written(key, where, name, tmp_path):
     files = {"2_mofu/a.png": b"", "3_other/b.png": b"", f"{where}{name}": json.dumps({key: "a hat"}).encode()}
     found = said(files, tmp_path)
     assert {sample.name: sample.written for sample in found.samples} == {"2_mofu/a.png": "a hat", "3_other/b.png": ""}
@@ -154,12 +154,12 @@ def test_a_key_is_a_picture_however_its_path_is_written(key, where, name, tmp_pa
 
 
 @pytest.mark.parametrize("key", ["3_other/a", "/x/7_gone/a.png", "a", "a.jpg", "", "/", "..", "2_mofu", "A.PNG"])
-def test_a_key_that_might_be_another_picture_is_counted_and_not_used(key, tmp_path):
+def test_a_key_that_might_be_another_image_is_counted_and_not_used(key, tmp_path):
     files = {"2_mofu/a.png": b"", "4_mofu/a.png": b"", "captions.json": json.dumps({key: "a hat"}).encode()}
     found = said(files, tmp_path)
     assert {sample.written for sample in found.samples} == {""}
     assert [note.text for note in found.notes if note.kind == "caption json"] == [
-        f"1 of its 1 captions fit no picture, such as {key!r}."
+        f"1 of its 1 captions fit no image, such as {key!r}."
     ]
 
 
@@ -212,10 +212,10 @@ def test_strangers_in_json_are_one_note_with_an_example(tmp_path):
     entries = {"a": "hat", **{f"gone{number}": "x" for number in range(500)}}
     found = said({"a.png": b"", "captions.json": json.dumps(entries).encode()}, tmp_path)
     (note,) = found.notes
-    assert (note.kind, note.text) == ("caption json", "500 of its 501 captions fit no picture, such as 'gone0'.")
+    assert (note.kind, note.text) == ("caption json", "500 of its 501 captions fit no image, such as 'gone0'.")
 
 
-def test_pictures_of_one_stem_share_a_caption_in_json_as_they_share_a_file(tmp_path):
+def test_images_of_one_stem_share_a_caption_in_json_as_they_share_a_file(tmp_path):
     found = said({"a.png": b"", "a.jpg": SMALL, "captions.json": b'{"a": "hat"}'}, tmp_path)
     assert [sample.written for sample in found.samples] == ["hat", "hat"]
 

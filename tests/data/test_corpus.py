@@ -82,14 +82,14 @@ def test_every_note_is_a_sentence_that_names_what_to_look_at(found):
         assert "\ufffd" not in str(note) and str(note).encode("utf-8") == f"{note.name}: {note.text}".encode()
 
 
-def test_a_used_picture_can_be_opened_on_any_colour_and_its_alpha_has_its_size(found):
+def test_a_used_image_can_be_opened_on_any_colour_and_its_alpha_has_its_size(found):
     for sample in found.samples:
         image, alpha = open_rgb(sample.path, "#123456"), alpha_of(sample.path)
         assert (image.mode, image.size) == ("RGB", (sample.width, sample.height))
         assert alpha is None or (alpha.mode, alpha.size) == ("L", image.size)
 
 
-def test_an_unreadable_picture_is_refused_with_a_sentence_wherever_it_is_opened(odds, found):
+def test_an_unreadable_image_is_refused_with_a_sentence_wherever_it_is_opened(odds, found):
     for note in (note for note in found.notes if note.kind == UNREADABLE):
         with pytest.raises(ImageError):
             open_rgb(odds[0] / "dataset" / note.name)

@@ -1,4 +1,4 @@
-"""What a folder of pictures becomes: every picture used or named with the reason, and never a crash."""
+"""What a folder of images becomes: every image used or named with the reason, and never a crash."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def told(found: Scan) -> dict[str, tuple]:
 # ---- layouts -----------------------------------------------------------------------------------------------------
 
 
-def test_kohyas_folders_give_repeats_names_and_regularization_pictures(tmp_path):
+def test_kohyas_folders_give_repeats_names_and_regularization_images(tmp_path):
     files = {
         "3_mofu/a.png": PNG,
         "3_mofu/a.txt": "girl, hat",
@@ -92,12 +92,12 @@ def test_a_plain_folder_is_searched_in_depth_with_the_repeats_of_the_settings(tm
 
 
 @pytest.mark.parametrize("name", ["extra.png", "more/b.png", "0_off/b.png", "3_mofu/deeper/b.png", "reg/b.png"])
-def test_a_picture_beside_kohyas_folders_is_not_used_in_silence(name, tmp_path):
+def test_an_image_beside_kohyas_folders_is_not_used_in_silence(name, tmp_path):
     found = scanned(tmp_path, {"3_mofu/a.png": PNG, "3_mofu/a.txt": "hat", name: PNG})
     assert list(told(found)) == ["3_mofu/a.png"]
     where = f"{name.rpartition('/')[0]}/" if "/" in name else "the data folder"
     (note,) = found.notes
-    assert note.kind == "overlooked folder" and str(note).startswith(f"{where}: 1 pictures left out; ")
+    assert note.kind == "overlooked folder" and str(note).startswith(f"{where}: 1 images left out; ")
 
 
 @pytest.mark.parametrize("layout", ["", "2_mofu/"])
@@ -128,9 +128,9 @@ def test_other_files_beside_kohyas_folders_are_counted(tmp_path):
     ]
 
 
-def test_pictures_with_their_captions_beside_kohyas_folders_are_one_note_with_both_counts(tmp_path):
+def test_images_with_their_captions_beside_kohyas_folders_are_one_note_with_both_counts(tmp_path):
     (note,) = scanned(tmp_path, {"3_mofu/a.png": PNG, "3_mofu/a.txt": "hat", "b.png": PNG, "b.txt": "x"}).notes
-    assert str(note).startswith("the data folder: 1 pictures and 1 other files left out; ")
+    assert str(note).startswith("the data folder: 1 images and 1 other files left out; ")
 
 
 def test_folders_in_folders_without_end_are_survived(tmp_path):
@@ -164,15 +164,15 @@ def test_a_data_folder_may_lie_anywhere(tmp_path):
 
 
 def test_a_missing_an_empty_and_a_useless_folder_are_refused_with_the_reasons(tmp_path):
-    with pytest.raises(DataError, match="dataset does not exist: put the pictures there or set data.folder"):
+    with pytest.raises(DataError, match="dataset does not exist: put the images there or set data.folder"):
         scan(DataConfig(), tmp_path)
-    with pytest.raises(DataError, match="No usable picture in .*dataset: .png, .jpg"):
+    with pytest.raises(DataError, match="No usable image in .*dataset: .png, .jpg"):
         scanned(tmp_path, {"a.txt": "hat"})
-    with pytest.raises(DataError, match="(?s)No usable picture.*b.png: left out, the file is empty"):
+    with pytest.raises(DataError, match="(?s)No usable image.*b.png: left out, the file is empty"):
         scanned(tmp_path, {"b.png": b"", "reg/1_girl/a.png": PNG})
 
 
-def test_tags_are_counted_over_the_pictures_that_are_not_regularization(tmp_path):
+def test_tags_are_counted_over_the_images_that_are_not_regularization(tmp_path):
     files = {"1_a/a.png": PNG, "1_a/a.txt": "hat, red", "1_a/b.png": PNG, "1_a/b.txt": "red", "reg/1_g/c.png": PNG}
     assert scanned(tmp_path, files).tag_frequency() == {"red": 2, "hat": 1}
 
@@ -192,7 +192,7 @@ BROKEN |= {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_picture_is_left_out_and_named_with_a_reason(name, tmp_path):
+def test_a_broken_image_is_left_out_and_named_with_a_reason(name, tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", name: BROKEN[name]})
     assert list(told(found)) == ["a.png"]
     (note,) = found.notes
@@ -201,7 +201,7 @@ def test_a_broken_picture_is_left_out_and_named_with_a_reason(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_picture_damaged_anywhere_is_read_or_refused_and_never_a_crash(kind):
+def test_an_image_damaged_anywhere_is_read_or_refused_and_never_a_crash(kind):
     random = rng("damage", kind)
     refused = 0
     for _ in range(150):
@@ -215,16 +215,16 @@ def test_a_picture_damaged_anywhere_is_read_or_refused_and_never_a_crash(kind):
     assert refused > 5
 
 
-def test_other_files_are_named_unless_they_belong_to_a_picture(tmp_path):
+def test_other_files_are_named_unless_they_belong_to_an_image(tmp_path):
     others = {"film.mp4": b"x", "a.psd": b"x", "b.gif": PNG, "noextension": b"x"}
     found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", **others})
     assert sorted(note.name for note in found.notes) == sorted(others)
     assert all(
-        note.kind == "foreign" and note.text.startswith("left out, not a picture (.png, ") for note in found.notes
+        note.kind == "foreign" and note.text.startswith("left out, not an image (.png, ") for note in found.notes
     )
 
 
-def test_a_link_to_nothing_a_folder_called_like_a_picture_and_a_caption_folder_are_survived(tmp_path):
+def test_a_link_to_nothing_a_folder_called_like_an_image_and_a_caption_folder_are_survived(tmp_path):
     root = laid_out(tmp_path, {"a.png": PNG, "b.png/c.png": PNG}) / "dataset"
     (root / "gone.png").symlink_to(root / "nowhere")
     (root / "a.txt").mkdir()
@@ -253,7 +253,7 @@ def test_endings_count_in_either_case(extension, tmp_path):
     assert len(found.samples) == 2
 
 
-def test_pictures_that_share_a_caption_file_are_both_used_and_named(tmp_path):
+def test_images_that_share_a_caption_file_are_both_used_and_named(tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "a.jpg": PNG, "a.txt": "hat", "day/a.png": PNG, "day/a.txt": "cap"})
     assert {c for c, *_ in told(found).values()} == {"hat", "cap"} and len(found.samples) == 3
     notes = {note.kind: str(note) for note in found.notes}
@@ -287,7 +287,7 @@ def test_a_caption_is_one_line_without_byte_order_mark_and_an_empty_one_is_the_f
 
 
 @pytest.mark.parametrize("content", ["帽子".encode("gbk"), "café".encode("latin-1"), "girl".encode("utf-16")[:-1]])
-def test_a_picture_whose_caption_might_be_misread_is_left_out_with_what_to_do(content, tmp_path):
+def test_an_image_whose_caption_might_be_misread_is_left_out_with_what_to_do(content, tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "b.png": PNG, "b.txt": content, "a.txt": "hat"})
     assert list(told(found)) == ["a.png"]
     (note,) = found.notes
@@ -315,7 +315,7 @@ def test_captions_have_the_ending_that_was_asked_for(tmp_path):
     assert found.samples[1].caption_file.name == "b.caption"
 
 
-# ---- every kind of picture becomes upright RGB -------------------------------------------------------------------
+# ---- every kind of image becomes upright RGB -------------------------------------------------------------------
 
 
 def grey16() -> Image.Image:
@@ -352,7 +352,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("data", "colour"), KINDS.values(), ids=KINDS)
-def test_every_kind_of_picture_becomes_rgb_on_white_its_first_frame(data, colour):
+def test_every_kind_of_image_becomes_rgb_on_white_its_first_frame(data, colour):
     image = open_rgb(data)
     assert image.mode == "RGB"
     assert all(abs(a - b) <= 1 for a, b in zip(image.getpixel((0, 0)), colour, strict=True)), image.getpixel((0, 0))
@@ -387,7 +387,7 @@ def test_alpha_is_none_where_nothing_is_transparent(name):
     assert alpha_of(KINDS[name][0]) is None and alpha_of(encoded(Image.new("RGBA", (3, 2), (1, 2, 3, 255)))) is None
 
 
-def test_alpha_stands_upright_as_its_picture_does(tmp_path):
+def test_alpha_stands_upright_as_its_image_does(tmp_path):
     exif, stored = Image.Exif(), Image.new("RGBA", (4, 2), (*RED, 255))
     exif[0x0112] = 6
     stored.putpixel((0, 1), (0, 0, 0, 0))  # bottom left becomes top left
@@ -397,7 +397,7 @@ def test_alpha_stands_upright_as_its_picture_does(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_stands_upright_as_its_exif_says(orientation, kind, tmp_path):
+def test_an_image_stands_upright_as_its_exif_says(orientation, kind, tmp_path):
     upright = Image.new("RGB", (48, 32), "white")
     upright.paste(RED, (0, 0, 24, 16))
     upright.paste(BLUE, (24, 0, 48, 16))
@@ -421,7 +421,7 @@ def test_a_picture_stands_upright_as_its_exif_says(orientation, kind, tmp_path):
         assert all(abs(a - b) < 40 for a, b in zip(open_rgb(data).getpixel(at), colour, strict=True)), at
 
 
-def test_the_tensor_of_a_picture_is_float32_channels_first_from_minus_one_to_one():
+def test_the_tensor_of_an_image_is_float32_channels_first_from_minus_one_to_one():
     image = Image.new("RGB", (3, 2), RED)
     image.putpixel((2, 0), (0, 51, 255))
     tensor = to_tensor(image)

@@ -1,4 +1,4 @@
-"""What a picture is, measured once: right numbers, and never an old one for a file that has changed."""
+"""What an image is, measured once: right numbers, and never an old one for a file that has changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def drawing(seed: int, size: tuple[int, int] = (300, 200)) -> Image.Image:
 
 @pytest.fixture
 def paths(tmp_path) -> list[Path]:
-    """Five pictures."""
+    """Five images."""
     found = [tmp_path / f"{number}.png" for number in range(5)]
     for number, path in enumerate(found):
         drawing(number).save(path)
@@ -45,7 +45,7 @@ def settled(monkeypatch):
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """The names of the pictures that are read."""
+    """The names of the images that are read."""
     names, plain = [], Path.read_bytes
 
     def read_bytes(path):
@@ -167,18 +167,18 @@ def test_a_scan_of_a_project_whose_cache_is_no_folder_says_so(tmp_path, settled)
     assert [note.kind for note in found.notes] == ["no caption", "memory"]
 
 
-def test_a_second_scan_finds_the_same_and_reads_no_picture(tmp_path, settled, read):
+def test_a_second_scan_finds_the_same_and_reads_no_image(tmp_path, settled, read):
     (tmp_path / "dataset").mkdir()
     for number in range(3):
         drawing(number).save(tmp_path / "dataset" / f"{number}.png")
-    (tmp_path / "dataset" / "x.png").write_bytes(b"no picture")
+    (tmp_path / "dataset" / "x.png").write_bytes(b"no image")
     first = scan(DataConfig(), tmp_path)
     read.clear()
     assert scan(DataConfig(), tmp_path) == first
     assert [name for name in read if name.endswith(".png")] == []
 
 
-# ---- what is no picture ------------------------------------------------------------------------------------------
+# ---- what is no image ------------------------------------------------------------------------------------------
 
 
 def test_trouble_has_a_sentence_and_pipes_folders_and_enormous_files_are_not_opened(tmp_path, read):
@@ -192,7 +192,7 @@ def test_trouble_has_a_sentence_and_pipes_folders_and_enormous_files_are_not_ope
     assert [name for name in read if name != ".looks.json"] == ["text.png"]
     assert "a pipe" in seen["pipe.png"].trouble and "a folder" in seen["folder.png"].trouble
     assert "1000.0 GB" in seen["large.png"].trouble and "No such file" in seen["gone.png"].trouble
-    assert seen["text.png"].digest == hashlib.sha256(b"text").hexdigest() and "no picture" in seen["text.png"].trouble
+    assert seen["text.png"].digest == hashlib.sha256(b"text").hexdigest() and "no image" in seen["text.png"].trouble
     assert {one.width for one in seen.values()} == {0}
 
 
@@ -212,7 +212,7 @@ def test_what_could_not_be_read_is_tried_again(paths, tmp_path, settled, monkeyp
     assert not any(one.trouble for one in look(tmp_path / ".looks.json", paths[:2]).values())
 
 
-def test_large_pictures_are_decoded_one_after_the_other_and_all_of_them(tmp_path, monkeypatch):
+def test_large_images_are_decoded_one_after_the_other_and_all_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(looks, "LARGE_PIXELS", 100)
     monkeypatch.setattr(looks, "LARGE_BYTES", 100)
     paths = [tmp_path / f"{number}.png" for number in range(6)]
@@ -242,7 +242,7 @@ def test_format_mode_size_and_alpha_are_those_of_the_file(tmp_path):
 
 
 @pytest.mark.skipif(not measures.can_hash(), reason="needs the ImageHash package")
-def test_the_perceptual_hash_is_near_for_a_copy_and_far_for_another_picture(tmp_path):
+def test_the_perceptual_hash_is_near_for_a_copy_and_far_for_another_image(tmp_path):
     def bits(a: Look, b: Look) -> int:
         return bin(int(a.phash, 16) ^ int(b.phash, 16)).count("1")
 
@@ -251,7 +251,7 @@ def test_the_perceptual_hash_is_near_for_a_copy_and_far_for_another_picture(tmp_
     assert len(first.phash) == 16 and bits(first, smaller) <= 6 and bits(first, second) >= 16
 
 
-def test_a_blurred_picture_is_less_sharp_at_every_size():
+def test_a_blurred_image_is_less_sharp_at_every_size():
     for size in ((300, 200), (1500, 1000), (3000, 2000)):
         image = drawing(3, size).filter(ImageFilter.UnsharpMask)
         sharp, soft = (measures.sharpness(i) for i in (image, image.filter(ImageFilter.GaussianBlur(size[0] / 200))))
@@ -273,7 +273,7 @@ def test_a_border_of_one_colour_is_found_to_the_pixel_or_nearly(kind, border):
     assert (colour == "") == (not any(border)) and (kind == "JPEG" or colour in ("", "#f0f0f0"))
 
 
-def test_a_picture_of_one_colour_has_no_border():
+def test_an_image_of_one_colour_has_no_border():
     assert measures.border(Image.new("RGB", (50, 40), "red")) == ((0, 0, 0, 0), "")
 
 

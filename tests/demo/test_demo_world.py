@@ -21,7 +21,7 @@ def figures(kind, count, seed=0):
     return [kind(rng) for _ in range(count)]
 
 
-def test_the_same_seed_draws_the_same_picture_and_another_a_different_one():
+def test_the_same_seed_draws_the_same_image_and_another_a_different_one():
     one, again, other = figures(world.sample, 1)[0], figures(world.sample, 1)[0], figures(world.sample, 1, seed=1)[0]
     assert np.array_equal(draw(one), draw(again))
     assert not np.array_equal(draw(one), draw(other))
@@ -68,10 +68,10 @@ def test_the_data_set_is_in_kohyas_layout_with_the_trigger_first():
     assert len(folders) == 1
     repeats, name = folders[0].name.split("_", 1)
     assert int(repeats) > 0 and name == TRIGGER
-    pictures = sorted(folders[0].glob("*.png"))
-    assert len(pictures) >= 24
-    for picture in pictures:
-        caption = picture.with_suffix(".txt").read_text(encoding="utf-8")
+    made = sorted(folders[0].glob("*.png"))
+    assert len(made) >= 24
+    for image in made:
+        caption = image.with_suffix(".txt").read_text(encoding="utf-8")
         assert caption.startswith(f"{TRIGGER}, 1girl, ") and not any(mark in caption for mark in world.MARKS)
 
 
@@ -107,11 +107,11 @@ def test_a_plain_pipeline_loads_the_base_and_paints_what_the_prompt_says():
         "1girl, portrait, red hair, twintails, blue eyes, smile, white dress, night sky",
         "1girl, full body, blonde hair, long hair, green eyes, open mouth, black hoodie, forest",
     ]
-    pictures = pipeline(
+    made = pipeline(
         prompts, num_inference_steps=12, guidance_scale=4.0, generator=torch.Generator().manual_seed(0)
     ).images
-    assert pictures[0].size == (128, 128)
-    for prompt, score in zip(prompts, taggers.load("wd14", {"source": "demo"}).read(pictures), strict=True):
+    assert made[0].size == (128, 128)
+    for prompt, score in zip(prompts, taggers.load("wd14", {"source": "demo"}).read(made), strict=True):
         tags = prompt.split(", ")
         assert sum(score[tag.replace(" ", "_")] >= 0.35 for tag in tags) >= len(tags) - 2
 

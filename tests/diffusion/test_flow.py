@@ -76,14 +76,14 @@ def test_noise_is_drawn_on_the_cpu_and_times_after_it():
     assert torch.equal(t, torch.sigmoid(torch.randn(4, generator=again)))
 
 
-def test_time_zero_is_the_picture_and_time_one_is_the_noise():
+def test_time_zero_is_the_image_and_time_one_is_the_noise():
     x0, eps = torch.randn(3, 16, 4, 4), torch.randn(3, 16, 4, 4)
     xt = flow.mix(x0, eps, torch.tensor([0.0, 1.0, 0.25]))
     assert torch.equal(xt[0], x0[0]) and torch.equal(xt[1], eps[1])
     torch.testing.assert_close(xt[2], 0.75 * x0[2] + 0.25 * eps[2])
 
 
-def test_the_loss_is_zero_for_the_velocity_from_picture_to_noise():
+def test_the_loss_is_zero_for_the_velocity_from_image_to_noise():
     x0, eps = torch.randn(3, 16, 4, 4), torch.randn(3, 16, 4, 4)
     velocity = (flow.mix(x0, eps, torch.full((3,), 0.75)) - flow.mix(x0, eps, torch.full((3,), 0.25))) / 0.5
     torch.testing.assert_close(flow.loss(velocity, x0, eps), torch.zeros(3), rtol=0, atol=1e-10)
@@ -94,7 +94,7 @@ def test_the_loss_is_zero_for_the_velocity_from_picture_to_noise():
 
 @pytest.mark.parametrize("sampler", ("euler", "dpmpp_2m"))
 @pytest.mark.parametrize("shift", (0.0, 1.0, 5.0))
-def test_samplers_step_from_noise_to_the_picture_at_shifted_times(sampler, shift):
+def test_samplers_step_from_noise_to_the_image_at_shifted_times(sampler, shift):
     made = flow.scheduler(sampler, SCHEDULER, shift, 8)
     start = 1.0 if sampler == "euler" else 0.999
     even = torch.linspace(start, start / 8, 8)
@@ -104,7 +104,7 @@ def test_samplers_step_from_noise_to_the_picture_at_shifted_times(sampler, shift
     x0, eps = torch.randn(1, 16, 4, 4), torch.randn(1, 16, 4, 4)
     x = eps
     for step, sigma in zip(made.timesteps, made.sigmas[:-1], strict=True):
-        said = (x - x0) / sigma  # the velocity of a model that knows the picture
+        said = (x - x0) / sigma  # the velocity of a model that knows the image
         x = made.step(said, step, x, return_dict=False)[0]
     torch.testing.assert_close(x, x0, rtol=1e-3, atol=1e-4)
 

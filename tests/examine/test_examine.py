@@ -1,4 +1,4 @@
-"""The data set's doctor: every check sees what it is for and nothing else, and any bytes at all are a finding."""
+"""The dataset's doctor: every check sees what it is for and nothing else, and any bytes at all are a finding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw, ImageOps
-from spoiled import COUNT, EXAMPLES, MODEL, Healthy, duplicates, picture, too_long
+from spoiled import COUNT, EXAMPLES, MODEL, Healthy, duplicates, make_image, too_long
 
 from lorakit import models
 from lorakit.data import DataConfig, measures
@@ -35,14 +35,14 @@ def healthy(tmp_path):
 def test_a_healthy_set_has_no_findings_and_its_numbers_are_right(healthy):
     report = healthy.examine()
     assert [finding.title for finding in report.findings] == [] and report.is_fine()
-    numbers = {"pictures": 16, "regularization": 0, "seen": 16, "steps": 16, "buckets": 1, "tags": 8}
+    numbers = {"images": 16, "regularization": 0, "seen": 16, "steps": 16, "buckets": 1, "tags": 8}
     assert report.numbers == numbers
     healthy.loop = LoopConfig(batch_size=3, gradient_accumulation_steps=2)
     healthy.data["repeats"] = 2
     assert healthy.examine().numbers == numbers | {"seen": 32, "steps": 6}
 
 
-def test_pictures_that_were_measured_are_not_read_again(healthy, monkeypatch):
+def test_images_that_were_measured_are_not_read_again(healthy, monkeypatch):
     monkeypatch.setattr("lorakit.data.looks.SETTLED", -1.0)  # these were written just now
     told = [(progress.done, progress.total) for progress in measure(healthy.project, DataConfig(**healthy.data))]
     assert told == [(i, COUNT) for i in range(1, COUNT + 1)]
@@ -61,14 +61,14 @@ def test_a_check_sees_what_it_is_for(kind, healthy, monkeypatch):
     report = healthy.examine()
     finding = report.find(kind)
     assert finding, [f.kind for f in report.findings]
-    assert sorted(finding.pictures) == sorted(names)
+    assert sorted(finding.images) == sorted(names)
     assert finding.severity in SEVERITIES and (not finding.fix or finding.fix in FIXES)
     assert finding.title and finding.why and "{" not in finding.title + finding.why
     assert json.loads(json.dumps(report.as_data()))["findings"]
 
 
 @pytest.mark.parametrize(("family", "least"), [("sd15", ""), ("anima", "16 < 30")])
-def test_how_many_pictures_are_enough_is_what_a_guide_says_of_the_family(healthy, family, least):
+def test_how_many_images_are_enough_is_what_a_guide_says_of_the_family(healthy, family, least):
     model = models.config_class(family)(source="somewhere")
     finding = examine(healthy.project, DataConfig(**healthy.data), model).find("few")
     assert (finding.details[healthy.data.get("folder", "dataset")] if finding else "") == least
@@ -85,8 +85,8 @@ def test_of_likenesses_the_best_stays(healthy):
     assert set(healthy.examine().find("duplicates").targets) == {"03.png", "!y.png"}, "small; without a caption"
 
 
-def test_the_same_drawing_in_other_colours_is_another_picture(healthy):
-    image = picture(3).convert("L")
+def test_the_same_drawing_in_other_colours_is_another_image(healthy):
+    image = make_image(3).convert("L")
     for name, colour in (("red", "red"), ("blue", "blue")):
         healthy.add(f"{name}.png", ImageOps.colorize(image, "black", colour), "mofu, smile")
     report = healthy.examine()
@@ -94,7 +94,7 @@ def test_the_same_drawing_in_other_colours_is_another_picture(healthy):
 
 
 def on_white(dress: str = "red", hand: int = 0, eyes: int = 9) -> Image.Image:
-    """A figure in the middle of a white ground, where most of every picture is the same."""
+    """A figure in the middle of a white ground, where most of every image is the same."""
     made = Image.new("RGB", (200, 200), "white")
     draw = ImageDraw.Draw(made)
     draw.ellipse((72, 24, 128, 84), fill="#fadcc8", outline="black", width=2)
@@ -128,9 +128,9 @@ def test_a_figure_on_white_ground_that_is_cut_off_below_has_no_frame_and_white_b
     healthy.add("half.png", on_white().crop((0, 0, 200, 150)), "mofu, smile")
     assert not healthy.examine().find("borders")
     bars = Image.new("RGB", (200, 150), "white")
-    bars.paste(picture(70, (140, 150)), (30, 0))
+    bars.paste(make_image(70, (140, 150)), (30, 0))
     healthy.add("bars.png", bars, "mofu, smile")
-    assert healthy.examine().find("borders").pictures == ("bars.png",)
+    assert healthy.examine().find("borders").images == ("bars.png",)
 
 
 @pytest.mark.parametrize("family", models.names())
@@ -160,7 +160,7 @@ def test_a_family_cuts_what_its_own_token_count_says(family, base):
 # ---- anything at all -------------------------------------------------------------------------------------------------
 
 
-def test_any_bytes_under_a_pictures_name_are_a_finding(healthy):
+def test_any_bytes_under_an_images_name_are_a_finding(healthy):
     dice = random.Random(7)
     bodies = [(healthy.folder / f"{i:02d}.png").read_bytes() for i in range(3)]
     names = []
@@ -172,9 +172,9 @@ def test_any_bytes_under_a_pictures_name_are_a_finding(healthy):
         (healthy.folder / names[-1]).write_bytes(dice.choice(broken))
         (healthy.folder / f"broken {i}.txt").write_bytes(dice.randbytes(20))
     report = healthy.examine()
-    told = {name for kind in ("unreadable", "truncated") for name in report.find(kind).pictures}
+    told = {name for kind in ("unreadable", "truncated") for name in report.find(kind).images}
     whole = {name for name in report.samples if name in names}  # those that were cut behind the last pixel
-    assert told | whole | set(report.find("caption-encoding").pictures) == set(names) and len(told) > 50
+    assert told | whole | set(report.find("caption-encoding").images) == set(names) and len(told) > 50
 
 
 def test_captions_that_are_no_text_at_all_are_read_or_told(healthy):
@@ -185,14 +185,14 @@ def test_captions_that_are_no_text_at_all_are_read_or_told(healthy):
         (healthy.folder / f"{i:02d}.txt").unlink()
     (healthy.folder / "06.txt").write_bytes(b"mofu, \x00\x01\x7f, " + "\u202e, \U0001f600".encode())
     report = healthy.examine()
-    assert report.find("too-long").pictures == ("04.png",) and report.find("caption-encoding").pictures == ("06.png",)
+    assert report.find("too-long").images == ("04.png",) and report.find("caption-encoding").images == ("06.png",)
 
 
 def test_a_folder_of_nothing_but_broken_files_is_a_finding(healthy):
     for file in healthy.folder.glob("*.png"):
         file.write_bytes(b"\x89PNG broken")
     report = healthy.examine()
-    assert [f.kind for f in report.findings] == ["unusable"] and "No usable picture" in str(report.findings[0].details)
+    assert [f.kind for f in report.findings] == ["unusable"] and "No usable image" in str(report.findings[0].details)
     assert report.numbers == {}
 
 
@@ -209,5 +209,5 @@ def test_the_demo_set_is_well_but_for_tags_that_stand_once(tmp_path):
     shutil.copytree(DATASET, project.dataset)
     square = {"trigger": "mofurin", "resolution": 128, "min_bucket_reso": 128, "max_bucket_reso": 128}
     report = examine(project, DataConfig(**square), MODEL)
-    assert [f.kind for f in report.findings] == ["in-one-only"] and len(report.findings[0].pictures) == 4
+    assert [f.kind for f in report.findings] == ["in-one-only"] and len(report.findings[0].images) == 4
     assert report.numbers["seen"] == 300

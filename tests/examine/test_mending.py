@@ -1,4 +1,4 @@
-"""The doctor's fixes: each mends what was found, changes no picture and can be taken back, in the terminal too."""
+"""The doctor's fixes: each mends what was found, changes no image and can be taken back, in the terminal too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from spoiled import COUNT, DATA, EXAMPLES, Healthy, caption_encoding, foreign, picture, unreadable
+from spoiled import COUNT, DATA, EXAMPLES, Healthy, caption_encoding, foreign, make_image, unreadable
 
 from lorakit.cli import examine
 from lorakit.data import DataConfig
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind, check in CHECKS.items() if check.fix])
-def test_a_fix_mends_changes_no_picture_and_can_be_taken_back(kind, healthy, monkeypatch):
+def test_a_fix_mends_changes_no_image_and_can_be_taken_back(kind, healthy, monkeypatch):
     EXAMPLES[kind](healthy, monkeypatch)
     before, config = contents(healthy.folder), DataConfig(**healthy.data)
     finding = healthy.examine().find(kind)
@@ -45,8 +45,8 @@ def test_a_fix_mends_changes_no_picture_and_can_be_taken_back(kind, healthy, mon
     assert done.changed and not done.kept
     assert not healthy.examine().find(kind), "what was mended is found no more"
     held = Counter([*contents(healthy.folder).values(), *contents(healthy.project.folder / "set-aside").values()])
-    pictures = Counter(digest for name, digest in before.items() if not name.endswith(".txt"))
-    assert not pictures - held, "every picture is still there, byte for byte"
+    images = Counter(digest for name, digest in before.items() if not name.endswith(".txt"))
+    assert not images - held, "every image is still there, byte for byte"
     if excluded.batches(healthy.project):
         assert excluded.restore(healthy.project, excluded.batches(healthy.project)[-1]) == []
         assert not excluded.batches(healthy.project)
@@ -99,10 +99,10 @@ def test_nothing_is_overwritten_when_files_are_brought_back(healthy):
     mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
     (batch,) = excluded.batches(healthy.project)
     assert batch.files == ("03.png", "04.png", "03.txt", "04.txt")
-    healthy.add("03.png", picture(50))
+    healthy.add("03.png", make_image(50))
     now = (healthy.folder / "03.png").read_bytes()
     assert "03.png" in excluded.restore(healthy.project, batch)[0]
-    assert (healthy.folder / "03.png").read_bytes() == now and batch.held("03.png").read_bytes() == b"no picture"
+    assert (healthy.folder / "03.png").read_bytes() == now and batch.held("03.png").read_bytes() == b"no image"
     assert (healthy.folder / "04.png").read_bytes() == b"" and (healthy.folder / "03.txt").exists()
 
 
@@ -121,17 +121,17 @@ def test_what_else_lies_among_the_files_that_were_set_aside_is_not_lost(healthy)
     assert batch.held("mine.txt").exists() and (healthy.folder / "record.json").read_text() == "[]"
 
 
-def test_a_caption_stays_with_the_picture_that_shares_it(healthy):
+def test_a_caption_stays_with_the_image_that_shares_it(healthy):
     (healthy.folder / "03.webp").write_bytes(b"broken")
     mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
     assert (healthy.folder / "03.txt").exists() and not (healthy.folder / "03.webp").exists()
 
 
-def test_the_last_pictures_and_prepared_copies_are_not_set_aside(healthy):
+def test_the_last_images_and_prepared_copies_are_not_set_aside(healthy):
     healthy.data["resolution"] = 1024
     healthy.data["max_bucket_reso"] = 1024
     finding = healthy.examine().find("small")
-    assert len(finding.pictures) == COUNT
+    assert len(finding.images) == COUNT
     with pytest.raises(UserError, match="nothing would be left"):
         mend(healthy.project, DataConfig(**healthy.data), finding)
     shutil.copytree(healthy.folder, healthy.project.folder / "prepared")
@@ -149,7 +149,7 @@ def test_prepared_copies_are_not_mended_however_their_folder_is_spelled(healthy,
         mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("duplicates"))
 
 
-def test_a_caption_file_named_in_capitals_is_what_is_saved_as_utf8_and_never_its_picture(healthy):
+def test_a_caption_file_named_in_capitals_is_what_is_saved_as_utf8_and_never_its_image(healthy):
     small = healthy.folder / "03.png"
     Image.new("L", (2, 2), 200).save(small)  # its bytes are text in some encodings
     before = small.read_bytes()
@@ -165,8 +165,8 @@ def test_a_caption_file_named_in_capitals_is_what_is_saved_as_utf8_and_never_its
 def test_what_changed_since_the_report_is_not_mended_by_it(kind, healthy, monkeypatch):
     EXAMPLES[kind](healthy, monkeypatch)
     finding = healthy.examine().find(kind)
-    for seed, name in enumerate(finding.pictures):
-        picture(90 + seed).save(healthy.folder / name)
+    for seed, name in enumerate(finding.images):
+        make_image(90 + seed).save(healthy.folder / name)
         (healthy.folder / name).with_suffix(".txt").write_text("mofu, \u732b, caf\u00e9", encoding="utf-8")
     before = contents(healthy.folder)
     done = mend(healthy.project, DataConfig(**healthy.data), finding, "cp1251" if kind == "caption-encoding" else "")
@@ -207,7 +207,7 @@ def test_the_terminal_checks_mends_and_brings_back(healthy, capsys):
     assert terminal("fix", folder, "unreadable", *settings) == 0
     assert terminal("check", folder, "--json", *settings) == 0
     report = json.loads(capsys.readouterr().out.partition("\n")[2])
-    assert [row["kind"] for row in report["findings"]] == ["few"] and report["numbers"]["pictures"] == 14
+    assert [row["kind"] for row in report["findings"]] == ["few"] and report["numbers"]["images"] == 14
     with pytest.raises(UserError, match="no finding 'unreadable'.*none"):
         terminal("fix", folder, "unreadable", *settings)
     assert terminal("fix", folder, "restore") == 0 and terminal("fix", folder, "restore") == 0

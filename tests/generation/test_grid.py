@@ -36,7 +36,7 @@ def project(tmp_path_factory) -> Project:
     root = tmp_path_factory.mktemp("grid")
     base = tiny.save_sd15(root / "secretfolder" / "base-v1")
     made = Project(root / "project")
-    tiny.save_pictures(made.dataset)
+    tiny.save_images(made.dataset)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         for name, text_encoder_lr in (("unet", 0.0), ("both", 0.2)):
@@ -92,14 +92,14 @@ def different(a: np.ndarray, b: np.ndarray) -> bool:
 def test_cells_are_checkpoints_at_strengths_and_off_is_the_base(run):
     first, last = run.lora_steps()
     pixels, _, _ = paint_all(run, Axis("checkpoint", (OFF, first, last)), Axis("strength", (0.0, 0.5, 1.0)))
-    base = base_picture(run)
+    base = base_image(run)
     assert all(np.array_equal(pixels[OFF, strength], base) for strength in (0.0, 0.5, 1.0))
     assert all(np.array_equal(pixels[step, 0.0], base) for step in (first, last))
     shown = [base, pixels[first, 0.5], pixels[first, 1.0], pixels[last, 0.5], pixels[last, 1.0]]
     assert all(different(a, b) for i, a in enumerate(shown) for b in shown[:i])
 
 
-def base_picture(run: Run) -> np.ndarray:
+def base_image(run: Run) -> np.ndarray:
     """The prompt painted by a plain pipeline of the base, with the look's numbers."""
     import torch
 
@@ -272,7 +272,7 @@ def test_a_finished_grid_is_not_painted_again_whatever_else_the_run_samples(unet
     assert snapshot(unet.grids / "grid" / "cells") == before
 
 
-def test_whatever_decides_a_picture_paints_it_anew(unet):
+def test_whatever_decides_an_image_paints_it_anew(unet):
     axes = Axis("strength", (1.0,)), Axis("seed", (1,))
     files = {event.file for event in paint_all(unet, *axes)[1]}
     for change in ({"steps": 3}, {"guidance_scale": 5.0}, {"negative_prompt": ""}, {"sampler": "euler_a"}):
@@ -298,10 +298,10 @@ def test_cells_are_stored_as_they_come_with_their_parameters_inside(unet):
     assert seen == 4
 
 
-def test_the_labelled_picture_holds_every_cell_at_its_place(unet):
+def test_the_labelled_image_holds_every_cell_at_its_place(unet):
     step = unet.lora_steps()[-1]
     pixels, _, done = paint_all(unet, Axis("checkpoint", (OFF, step)), Axis("strength", (0.5, 1.0, 1.5)))
-    sheet = np.asarray(Image.open(done.picture)).astype(int)
+    sheet = np.asarray(Image.open(done.image)).astype(int)
     height, width = sheet.shape[:2]
     left, above = width - 2 * (64 + 6), height - 3 * (64 + 6)
     assert left > 30 and above > 10  # room for labels
@@ -326,7 +326,7 @@ def test_the_record_tells_all_and_names_files_relative_to_itself(unet, project):
         assert not Path(cell["file"]).is_absolute()
         assert cell["prompt"] == PROMPT and cell["seed"] == look.seed
     assert "secretfolder" not in text and str(project.folder) not in text
-    assert str(project.folder) not in Image.open(done.picture).text["parameters"]
+    assert str(project.folder) not in Image.open(done.image).text["parameters"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

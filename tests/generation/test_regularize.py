@@ -1,4 +1,4 @@
-"""Regularization pictures: one for each training picture, by every family's base, gone on with wherever they stop."""
+"""Regularization images: one for each training image, by every family's base, gone on with wherever they stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 from PIL import Image
 from sittings import family_settings
-from tiny import save_pictures
+from tiny import save_images
 from tiny import settings as tiny_settings
 
 from lorakit.config import ConfigError
@@ -26,9 +26,9 @@ DATA = {"resolution": 96, "min_bucket_reso": 64, "max_bucket_reso": 128, "bucket
 
 @pytest.fixture
 def project(tmp_path):
-    """Three pictures in two shapes."""
+    """Three images in two shapes."""
     project = Project(tmp_path / "p")
-    save_pictures(project.dataset, repeats=3, sizes=SIZES)
+    save_images(project.dataset, repeats=3, sizes=SIZES)
     return project
 
 
@@ -45,10 +45,10 @@ only_sd15 = pytest.mark.parametrize("family", ["sd15"], indirect=True)
 def made(project, config, how=HOW) -> tuple[list[Made], list[str]]:
     """What one call painted, and what it told."""
     events = list(regularize(project, config, how))
-    pictures = [event for event in events if isinstance(event, Made)]
-    assert [event.done for event in pictures] == list(range(1, len(pictures) + 1))
-    assert {event.total for event in pictures} <= {len(pictures)}
-    return [event for event in pictures if event.is_new], [str(e) for e in events if isinstance(e, Note)]
+    images = [event for event in events if isinstance(event, Made)]
+    assert [event.done for event in images] == list(range(1, len(images) + 1))
+    assert {event.total for event in images} <= {len(images)}
+    return [event for event in images if event.is_new], [str(e) for e in events if isinstance(e, Note)]
 
 
 def bytes_of(project) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def bytes_of(project) -> dict[str, bytes]:
 # ---- every family ----------------------------------------------------------------------------------------------------
 
 
-def test_every_training_picture_has_one_of_its_size_that_is_trained_as_often(project, config):
+def test_every_training_image_has_one_of_its_size_that_is_trained_as_often(project, config):
     found, told = made(project, config)
     assert len(found) == 3 and not told
     after = scan(config.data, project.folder)
@@ -73,7 +73,7 @@ def test_every_training_picture_has_one_of_its_size_that_is_trained_as_often(pro
     assert not any("mofu" in s.caption for s in reg) and all(s.is_captioned for s in reg)
 
 
-def test_a_picture_is_what_the_base_paints_and_says_from_what(project, config):
+def test_an_image_is_what_the_base_paints_and_says_from_what(project, config):
     import torch
 
     from lorakit import models
@@ -126,16 +126,16 @@ def test_what_was_not_made_here_is_never_written_over(project, config):
     folder.mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(folder / "00.png")
     (folder / "01.txt").write_text("mine")
-    (folder / "02.png").write_bytes(b"no picture at all")
+    (folder / "02.png").write_bytes(b"no image at all")
     mine = (folder / "00.png").read_bytes()
     found, told = made(project, config)
-    assert len(found) == 1 and (folder / "02.png").read_bytes() == b"no picture at all"
+    assert len(found) == 1 and (folder / "02.png").read_bytes() == b"no image at all"
     assert (folder / "00.png").read_bytes() == mine and (folder / "01.txt").read_text() == "mine"
     assert [text[:37] for text in told] == [f"reg/3_1girl/0{i}.png: was not made here" for i in (0, 2)]
 
 
 @only_sd15
-def test_pictures_follow_their_folder_to_other_repeats_and_leftovers_are_named(project, config):
+def test_images_follow_their_folder_to_other_repeats_and_leftovers_are_named(project, config):
     made(project, config)
     before = bytes_of(project)
     (project.dataset / "3_mofu").rename(project.dataset / "5_mofu")
@@ -143,14 +143,14 @@ def test_pictures_follow_their_folder_to_other_repeats_and_leftovers_are_named(p
     assert bytes_of(project) == {name.replace("3_", "5_"): data for name, data in before.items()}
     (project.dataset / "5_mofu/00.png").unlink()
     found, told = made(project, config)
-    assert not found and told == ["reg/5_1girl/00.png: is left over, as its training picture is gone; delete it."]
+    assert not found and told == ["reg/5_1girl/00.png: is left over, as its training image is gone; delete it."]
 
 
 @only_sd15
-def test_pictures_of_an_earlier_class_stay_where_they_are_and_are_named(project, config):
+def test_images_of_an_earlier_class_stay_where_they_are_and_are_named(project, config):
     made(project, config, RegularizeConfig(class_name="small_girl"))
     found, told = made(project, config, RegularizeConfig(class_name="girl"))
-    more = "is trained on as well: regularization pictures count more than others."
+    more = "is trained on as well: regularization images count more than others."
     assert len(found) == 3 and told == [f"reg/3_small_girl: {more}"]
     Image.new("RGB", (64, 64)).save(project.dataset / "3_mofu/04.png")
     (project.dataset / "2_other").mkdir()
@@ -161,8 +161,8 @@ def test_pictures_of_an_earlier_class_stay_where_they_are_and_are_named(project,
 
 
 @only_sd15
-def test_several_concepts_and_equal_names_have_a_picture_each(tmp_path, project, config):
-    save_pictures(project.dataset, repeats=2, sizes=SIZES[:1])
+def test_several_concepts_and_equal_names_have_an_image_each(tmp_path, project, config):
+    save_images(project.dataset, repeats=2, sizes=SIZES[:1])
     (project.dataset / "2_mofu").rename(project.dataset / "2_other")
     Image.open(project.dataset / "2_other/00.png").save(project.dataset / "2_other/00.jpg")
     files = [one.file for one in wanted(project, config, HOW)]
@@ -222,5 +222,5 @@ def test_a_terminal_makes_them_too(project, base, capsys):
     for new in (3, 0):
         options = parser.parse_args(arguments)
         assert options.verb(options) == 0
-        assert f"3 regularization pictures, {new} of them new" in capsys.readouterr().out
+        assert f"3 regularization images, {new} of them new" in capsys.readouterr().out
     assert len(list((project.dataset / "reg/3_cat").glob("*.png"))) == 3

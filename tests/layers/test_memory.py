@@ -42,7 +42,7 @@ def attached(model, *, dropout: float = 0.0) -> Adapter:
 
 
 def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]:
-    """The losses and the gradients of one step over two pictures."""
+    """The losses and the gradients of one step over two images."""
     draws, config = torch.Generator().manual_seed(3), LossConfig()
     encoded = [model.encode_image(2 * torch.rand(3, side, side, generator=draws) - 1) for _ in range(2)]
     torch.manual_seed(4)  # dropout

@@ -71,7 +71,7 @@ def both(base):
 def run_of(base: Path, folder: Path, **changes) -> tuple:
     """A short run that has learned something strong, and its events."""
     project = Project(folder)
-    tiny.save_pictures(project.dataset, repeats=2)
+    tiny.save_images(project.dataset, repeats=2)
     run = project.run("mine")
     changes = {
         "data": {"trigger": "mofu"},
@@ -332,7 +332,7 @@ def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, famil
     text_rates = [1e-5 * (i + 1) for i in range(len(rates) - 1)]
     learned = dict(zip(rates.values(), [1e-3, *text_rates], strict=True))
     config = configure({"model": {"family": family, "source": str(base)}, "optimizer": learned})
-    found = stages(config, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
+    found = stages(config, tiny.save_images(tmp_path / "project" / "dataset").parent)
     model = models.family(family).Model(config.model, torch.device("cpu"), torch.float32)
     told = metadata(found, model, 1, "mine")
     assert told["ss_unet_lr"] == "0.001"
@@ -354,7 +354,7 @@ def test_a_file_tells_only_the_settings_of_times_that_were_read(anima, tmp_path,
     model, _ = anima
     source = {"family": "anima", "source": model.config.source}
     config = configure({"model": source, "loss": {"timestep_sampling": sampling}})
-    found = stages(config, tiny.save_pictures(tmp_path / "project" / "dataset").parent)
+    found = stages(config, tiny.save_images(tmp_path / "project" / "dataset").parent)
     told = metadata(found, model, 1, "mine")
     keys = {key for key in told if re.match("ss_(timestep_sampling|sigmoid|logit|discrete)", key)}
     assert keys == {"ss_timestep_sampling"} | wanted
@@ -470,7 +470,7 @@ def test_diffusers_loads_every_module_with_the_trained_change(tmp_path, monkeypa
 
 
 def painted(pipeline: StableDiffusionPipeline) -> np.ndarray:
-    picture = pipeline(
+    made = pipeline(
         PROMPT,
         negative_prompt=NEGATIVE,
         width=LOOK["width"],
@@ -479,7 +479,7 @@ def painted(pipeline: StableDiffusionPipeline) -> np.ndarray:
         guidance_scale=LOOK["guidance_scale"],
         generator=torch.Generator("cpu").manual_seed(LOOK["seed"]),
     ).images[0]
-    return np.asarray(picture).astype(int)
+    return np.asarray(made).astype(int)
 
 
 def sample_of(run, events) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sittings import HARD, assert_same_end, at, family_settings, merged, new_run, until, warnings
-from tiny import save_pictures, save_sd15, settings
+from tiny import save_images, save_sd15, settings
 
 from lorakit import models
 from lorakit.events import Saved, Started
@@ -47,7 +47,7 @@ def lora(file, base, *changes, rank=4, alpha=3.0, form="kohya", parts=None):
 
 def begun(folder, file, base, *changes, **own) -> Session:
     """A session of a new run from the file, right before its first step."""
-    save_pictures(folder / "dataset")
+    save_images(folder / "dataset")
     run = Project(folder).run("r")
     from_weights(run, str(file), settings(base, **merged(*changes, own)))
     session = Session(run)
@@ -186,7 +186,7 @@ def test_a_run_needs_its_file_until_its_first_state_and_ends_bitwise_where_an_un
     lora(file, sd15)
     run, uncut = Project(tmp_path / "p").run("r"), Project(tmp_path / "q").run("r")
     for made in (run, uncut):
-        save_pictures(made.project.dataset)
+        save_images(made.project.dataset)
         from_weights(made, str(file), settings(sd15, **SHORT))
     list(train(uncut))
     until(run, at(Started, 0))

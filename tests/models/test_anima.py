@@ -171,15 +171,15 @@ def test_in_float16_the_parts_that_are_read_once_are_float32(base):
     assert torch.equal(hidden(model, "mofu, girl"), hidden(exact, "mofu, girl").half())
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_encoded_and_normalised_as_diffusers_does(base, pipeline):
-    picture = Image.effect_mandelbrot((64, 96), (-2, -1, 1, 1), 50).convert("RGB")
+def test_images_are_encoded_and_normalised_as_diffusers_does(base, pipeline):
+    image = Image.effect_mandelbrot((64, 96), (-2, -1, 1, 1), 50).convert("RGB")
     vae, model = pipeline.vae, opened(base)
     with torch.no_grad():
-        posterior = vae.encode(VaeImageProcessor().preprocess(picture)[:, :, None]).latent_dist
-    encoded = model.encode_image(to_tensor(picture))
+        posterior = vae.encode(VaeImageProcessor().preprocess(image)[:, :, None]).latent_dist
+    encoded = model.encode_image(to_tensor(image))
     torch.testing.assert_close(encoded["mean"], posterior.mean[0, :, 0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(encoded["std"], posterior.std[0, :, 0], rtol=1e-5, atol=1e-6)
     x0 = model.latents([encoded] * 2, torch.Generator().manual_seed(3))
@@ -191,7 +191,7 @@ def test_pictures_are_encoded_and_normalised_as_diffusers_does(base, pipeline):
     torch.testing.assert_close(x0, (sample - centre) / width, rtol=1e-5, atol=1e-6)
 
 
-def test_the_vae_for_pictures_decodes_as_diffusers_does_and_keeps_one_tap_in_time(base, pipeline):
+def test_the_vae_for_images_decodes_as_diffusers_does_and_keeps_one_tap_in_time(base, pipeline):
     latents, vae = torch.randn(2, 16, 6, 4, generator=torch.Generator().manual_seed(1)), opened(base).load("vae")
     with torch.no_grad():
         expected = pipeline.vae.decode(latents[:, :, None]).sample[:, :, 0]
@@ -202,7 +202,7 @@ def test_the_vae_for_pictures_decodes_as_diffusers_does_and_keeps_one_tap_in_tim
 
 @pytest.mark.parametrize("shift", (0.0, 1.5))
 @pytest.mark.parametrize("guidance_scale", (4.0, 1.0))
-def test_a_picture_is_that_of_diffusers_pipeline(base, pipeline, shift, guidance_scale):
+def test_an_image_is_that_of_diffusers_pipeline(base, pipeline, shift, guidance_scale):
     model = opened(base)
     look = {"width": 64, "height": 96, "seed": 7, "steps": 4, "guidance_scale": guidance_scale, "sampler": "euler"}
     texts = [{"hidden": hidden(model, caption)} for caption in ("mofu, girl", "hat")]
@@ -215,7 +215,7 @@ def test_a_picture_is_that_of_diffusers_pipeline(base, pipeline, shift, guidance
     assert np.abs(np.asarray(ours, int) - np.asarray(other, int)).max() > 1
 
 
-def test_the_pipeline_with_the_exported_file_paints_the_trainers_picture(base, pipeline, tmp_path):
+def test_the_pipeline_with_the_exported_file_paints_the_trainers_image(base, pipeline, tmp_path):
     model = opened(base, trained=("transformer", "text_conditioner"))
     adapter = Adapter(AdapterConfig(rank=2, alpha=3), model, sorted(model.trained), 1)
     off = painted(pipeline)
@@ -231,7 +231,7 @@ def test_the_pipeline_with_the_exported_file_paints_the_trainers_picture(base, p
 
 
 def painted(pipeline) -> np.ndarray:
-    """The pipeline's picture of fixed words and noise."""
+    """The pipeline's image of fixed words and noise."""
     images = pipeline(
         prompt="mofu, girl",
         negative_prompt="hat",
@@ -244,7 +244,7 @@ def painted(pipeline) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sampler", anima.Config.samplers)
-def test_a_picture_depends_on_its_seed_and_words_alone(base, sampler):
+def test_an_image_depends_on_its_seed_and_words_alone(base, sampler):
     model = opened(base)
     look = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 4.0, "sampler": sampler, "shift": 0.0}
     girl, boy, none = ({"hidden": hidden(model, caption)} for caption in ("girl", "boy, red hat", ""))

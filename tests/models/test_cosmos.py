@@ -30,7 +30,7 @@ def transformer() -> nn.Module:
 
 
 def inputs(dtype: torch.dtype, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """xt, t and text; the picture is not square."""
+    """xt, t and text; the image is not square."""
     generator = torch.Generator().manual_seed(2)
     xt, text = (torch.randn(*shape, generator=generator) for shape in ((batch, 16, 6, 8), (batch, 7, 16)))
     return xt.to(_cosmos.stream_dtype(dtype)), torch.tensor([0.3, 0.9])[:batch], text.to(dtype)
@@ -157,14 +157,14 @@ def test_float16_learns_what_float32_learns(base, transformer, how):
 
 
 @pytest.mark.parametrize("sampler", anima.Config.samplers)
-def test_pictures_in_float16_are_those_of_float32(base, transformer, sampler):
-    noise, pictures = loud(copy.deepcopy(transformer), 1.0), []
+def test_images_in_float16_are_those_of_float32(base, transformer, sampler):
+    noise, images = loud(copy.deepcopy(transformer), 1.0), []
     look = {"width": 64, "height": 64, "seed": 7, "steps": 4, "guidance_scale": 4.0, "sampler": sampler, "shift": 0.0}
     for dtype in (torch.float32, torch.float16):
         model, _ = trained(base, noise, dtype, "plain")
         texts = [model.condition([model.encode_text(words)], [Size.whole(64, 64)]) for words in ("girl, hat", "")]
-        pictures.append(np.asarray(tiny.painted(model, *texts, **look), int))
-    exact, found = pictures
+        images.append(np.asarray(tiny.painted(model, *texts, **look), int))
+    exact, found = images
     assert found.std() > 10 and np.abs(found - exact).mean() < 2  # of 255
 
 

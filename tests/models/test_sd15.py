@@ -103,7 +103,7 @@ def test_min_snr_weights_are_those_of_diffusers_compute_snr(bases, prediction_ty
     torch.testing.assert_close(weighted / plain, weight, rtol=1e-4, atol=0)
 
 
-def test_noise_offset_shifts_each_channel_of_each_picture_and_nothing_else(bases):
+def test_noise_offset_shifts_each_channel_of_each_image_and_nothing_else(bases):
     model, x0 = opened(bases["epsilon"]), torch.zeros(64, 4, 8, 8)
     eps, t = model.draw(x0, torch.Generator().manual_seed(5), LossConfig())
     shifted, same_t = model.draw(x0, torch.Generator().manual_seed(5), LossConfig(noise_offset=0.1))
@@ -175,16 +175,16 @@ def test_captions_encoded_together_are_those_encoded_alone(bases):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_encoded_as_diffusers_does(bases):
-    picture = Image.effect_mandelbrot((64, 96), (-2, -1, 1, 1), 50).convert("RGB")
+def test_images_are_encoded_as_diffusers_does(bases):
+    image = Image.effect_mandelbrot((64, 96), (-2, -1, 1, 1), 50).convert("RGB")
     vae = AutoencoderKL.from_pretrained(bases["epsilon"], subfolder="vae")
     with torch.no_grad():
-        posterior = vae.encode(VaeImageProcessor().preprocess(picture).contiguous()).latent_dist
+        posterior = vae.encode(VaeImageProcessor().preprocess(image).contiguous()).latent_dist
     model = opened(bases["epsilon"])
-    encoded = model.encode_image(to_tensor(picture))
+    encoded = model.encode_image(to_tensor(image))
     torch.testing.assert_close(encoded["mean"], posterior.mean[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(encoded["std"], posterior.std[0], rtol=1e-5, atol=1e-6)
     x0 = model.latents([encoded], torch.Generator().manual_seed(3))
@@ -193,7 +193,7 @@ def test_pictures_are_encoded_as_diffusers_does(bases):
 
 
 @pytest.mark.parametrize("sampler", sd15.Config.samplers)
-def test_a_picture_depends_on_its_seed_alone(bases, sampler):
+def test_an_image_depends_on_its_seed_alone(bases, sampler):
     model = opened(bases["epsilon"])
     look = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 5.0, "sampler": sampler, "shift": 0.0}
     with torch.no_grad(), model.painting():

@@ -111,7 +111,7 @@ def test_min_snr_weights_are_those_of_diffusers_and_finite_at_pure_noise(bases, 
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_each_size_that_a_picture_comes_from_counts(base, part):
+def test_each_size_that_an_image_comes_from_counts(base, part):
     model, (x0, eps, t) = opened(base), drawn()
     numbers = [list(pair) for pair in (SIZES[0].original, SIZES[0].crop, SIZES[0].target)]
     numbers[part][1] += 8
@@ -235,23 +235,23 @@ def test_a_single_file_is_the_folder_bit_for_bit(base, tmp_path, monkeypatch):
     save_file(original_state(base), tmp_path / "model.safetensors")
     monkeypatch.setattr(sdxl, "SDXL", replace(SDXL, settings=base))
     x0, eps, t = drawn()
-    losses, pictures = [], []
+    losses, latents = [], []
     for source in (base, tmp_path / "model.safetensors"):
         model = opened(source)
         with torch.no_grad():
             losses.append(model.loss(x0, eps, t, conditioning(model, CAPTIONS), LossConfig()))
-        pictures.append(model.encode_image(torch.linspace(-1, 1, 3 * 64 * 64).view(3, 64, 64))["mean"])
-    assert torch.equal(*losses) and torch.equal(*pictures)
+        latents.append(model.encode_image(torch.linspace(-1, 1, 3 * 64 * 64).view(3, 64, 64))["mean"])
+    assert torch.equal(*losses) and torch.equal(*latents)
 
 
 def test_another_vae_encodes_decodes_and_counts_as_another_part(base, tmp_path):
     other = save_sdxl(tmp_path / "other", seed=7)
     plain, changed = opened(base), opened(base, vae=str(other / "vae"))
-    picture = Image.effect_mandelbrot((64, 96), (-2, -1, 1, 1), 50).convert("RGB")
+    image = Image.effect_mandelbrot((64, 96), (-2, -1, 1, 1), 50).convert("RGB")
     vae = AutoencoderKL.from_pretrained(other, subfolder="vae")
     with torch.no_grad():
-        expected = vae.encode(to_tensor(picture)[None]).latent_dist
-    encoded = changed.encode_image(to_tensor(picture))
+        expected = vae.encode(to_tensor(image)[None]).latent_dist
+    encoded = changed.encode_image(to_tensor(image))
     torch.testing.assert_close(encoded["mean"], expected.mean[0], rtol=1e-5, atol=1e-6)
     x0 = changed.latents([encoded], torch.Generator().manual_seed(3))
     sample = expected.sample(torch.Generator().manual_seed(3)) * 0.13025
@@ -284,13 +284,13 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_sizes_exact(base):
     torch.testing.assert_close(*losses, rtol=0.03, atol=0)
 
 
-# ---- pictures out ----------------------------------------------------------------------------------------------------
+# ---- images out ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "sampler"), (("epsilon", "euler_a"), ("epsilon", "ddim"), ("ztsnr", "euler"), ("ztsnr", "dpmpp_2m"))
 )
-def test_a_picture_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_path, name, sampler):
+def test_an_image_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_path, name, sampler):
     # before 0.41 diffusers puts no LoRA on the text encoders of transformers 5.6 and later
     parts = (
         ("unet", "text_encoder", "text_encoder_2") if Version(diffusers.__version__) >= Version("0.41") else ("unet",)
@@ -303,7 +303,7 @@ def test_a_picture_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_pat
     loaded = sum(hasattr(m, "lora_A") for part in parts for m in getattr(pipeline, part).modules())
     assert matched == f"{loaded}/{len(adapter.layers)}" and loaded == len(adapter.layers)
 
-    pipeline.scheduler = type(sdxl._ddpm.scheduler(sampler, {})).from_config(
+    pipeline.scheduler = type(sdxl.ddpm.scheduler(sampler, {})).from_config(
         pipeline.scheduler.config, **({"timestep_spacing": "trailing"} if name == "ztsnr" else {})
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -325,7 +325,7 @@ def test_a_picture_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_pat
 @pytest.mark.parametrize("sampler", sdxl.Config.samplers)
 def test_sampling_begins_at_pure_noise_where_training_ends_there(bases, sampler):
     for name in BASES:
-        scheduler = sdxl._ddpm.scheduler(sampler, opened(bases[name]).scheduler_config)
+        scheduler = sdxl.ddpm.scheduler(sampler, opened(bases[name]).scheduler_config)
         scheduler.set_timesteps(4)
         assert (int(scheduler.timesteps[0]) == 999) == (name == "ztsnr")
         assert bool(scheduler.config.rescale_betas_zero_snr) == (name == "ztsnr")
@@ -350,7 +350,7 @@ def test_slim_blocks_give_what_plain_ones_give(base):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_picture_too_large_to_decode_whole_is_decoded_in_tiles_and_pictures_stay_encoded_whole(base, monkeypatch):
+def test_an_image_too_large_to_decode_whole_is_decoded_in_tiles_and_images_stay_encoded_whole(base, monkeypatch):
     from diffusers import AutoencoderKL
 
     model, decode, tiled = opened(base), AutoencoderKL.decode, []

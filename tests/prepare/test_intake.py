@@ -1,4 +1,4 @@
-"""Getting pictures in: whatever they come in arrives whole, overwrites nothing, and what is left out is told."""
+"""Getting images in: whatever they come in arrives whole, overwrites nothing, and what is left out is told."""
 
 import io
 import os
@@ -15,16 +15,16 @@ from lorakit.prepare.intake import USED, IntakeError, add
 from lorakit.project import Project
 
 PILE = {
-    "pictures/a.png": b"a",
-    "pictures/a.txt": b"mofu, hat",
-    "pictures/b.JPG": b"b",
-    "pictures/b.caption": "帽子".encode(),
-    "pictures/meta_cap.json": b"{}",
-    "pictures/sub/c.webp": b"c",
+    "images/a.png": b"a",
+    "images/a.txt": b"mofu, hat",
+    "images/b.JPG": b"b",
+    "images/b.caption": "帽子".encode(),
+    "images/meta_cap.json": b"{}",
+    "images/sub/c.webp": b"c",
 }
 LONE = {"10_mofu/a.png": b"a", "10_mofu/a.txt": b"mofu"}
 KOHYA = {"10_mofu/a.png": b"a", "10_mofu/a.txt": b"mofu", "reg/1_girl/r.png": b"r", "captions.json": b"{}"}
-USELESS = {"pictures/.DS_Store": b"x", "pictures/readme.md": b"x", "pictures/more.zip": b"x", "__MACOSX/._a.png": b"x"}
+USELESS = {"images/.DS_Store": b"x", "images/readme.md": b"x", "images/more.zip": b"x", "__MACOSX/._a.png": b"x"}
 
 
 @pytest.fixture
@@ -84,10 +84,10 @@ HOW = pytest.mark.parametrize("how", ["zip", "tar", "folder", "upload"])
 @HOW
 def test_a_pile_arrives_whole_without_the_folder_that_holds_it_all_and_what_is_left_out_is_told(how, project, tmp_path):
     told = notes(add(project, given(how, tmp_path, {**PILE, **USELESS})))
-    assert dataset(project) == {name.removeprefix("pictures/"): data for name, data in PILE.items()}
+    assert dataset(project) == {name.removeprefix("images/"): data for name, data in PILE.items()}
     assert len(told["left out"]) == len(USELESS)
     assert all(any(Path(name).name in line for line in told["left out"]) for name in ("readme.md", "more.zip"))
-    assert told["added"][0] == "dataset: 2 pictures added, 3 captions and metadata added."
+    assert told["added"][0] == "dataset: 2 images added, 3 captions and metadata added."
 
 
 @HOW
@@ -153,7 +153,7 @@ def test_what_cannot_be_a_concept_folder_is_refused(project, tmp_path, into, rep
     assert not project.folder.exists()
 
 
-def test_another_picture_of_the_same_name_gets_a_new_name_together_with_its_caption(project, tmp_path):
+def test_another_image_of_the_same_name_gets_a_new_name_together_with_its_caption(project, tmp_path):
     fill(project.dataset, {"a.png": b"mine", "a.txt": b"my caption"})
     told = notes(add(project, fill(tmp_path / "x", {"a.png": b"other", "a.txt": b"its caption"})))
     mine, other = {"a.png": b"mine", "a.txt": b"my caption"}, {"a-2.png": b"other", "a-2.txt": b"its caption"}
@@ -161,14 +161,14 @@ def test_another_picture_of_the_same_name_gets_a_new_name_together_with_its_capt
     assert len(told["renamed"]) == 2 and "a-2.png" in told["renamed"][0]
 
 
-def test_a_picture_does_not_come_to_share_the_caption_of_another(project, tmp_path):
-    fill(project.dataset, {"a.jpg": b"mine", "a.txt": b"my caption", "b.txt": b"of a picture that is gone"})
+def test_an_image_does_not_come_to_share_the_caption_of_another(project, tmp_path):
+    fill(project.dataset, {"a.jpg": b"mine", "a.txt": b"my caption", "b.txt": b"of an image that is gone"})
     list(add(project, fill(tmp_path / "x", {"a.png": b"other", "b.png": b"b", "b.txt": b"of b"})))
     assert dataset(project) == {
         "a.jpg": b"mine",
         "a.txt": b"my caption",
         "a-2.png": b"other",
-        "b.txt": b"of a picture that is gone",
+        "b.txt": b"of an image that is gone",
         "b-2.png": b"b",
         "b-2.txt": b"of b",
     }
@@ -182,7 +182,7 @@ def test_captions_that_were_corrected_since_stay(project, tmp_path):
     assert dataset(project) == {"a.png": b"a", "a.txt": b"right"} and "a.txt" in told["caption kept"][0]
 
 
-def test_a_picture_that_changed_takes_its_caption_along_and_the_old_one_keeps_its_own(project, tmp_path):
+def test_an_image_that_changed_takes_its_caption_along_and_the_old_one_keeps_its_own(project, tmp_path):
     source = fill(tmp_path / "x", {"a.png": b"a", "a.txt": b"same"})
     list(add(project, source))
     (source / "a.png").write_bytes(b"changed")
@@ -270,7 +270,7 @@ def test_an_upload_is_several_files_and_archives_and_its_names_are_names_only(pr
     assert dataset(project) == {"a.png": b"a", "b.png": b"b", "b.txt": b"bee", "c.png": b"c"}
 
 
-def test_one_picture_brings_its_caption(project, tmp_path):
+def test_one_image_brings_its_caption(project, tmp_path):
     source = fill(tmp_path / "x", {"a.png": b"a", "a.txt": b"mofu", "b.png": b"b"})
     list(add(project, source / "a.png", "mofu"))
     assert dataset(project) == {"1_mofu/a.png": b"a", "1_mofu/a.txt": b"mofu"}
@@ -284,16 +284,14 @@ def test_what_cannot_be_added_is_refused_with_a_sentence(project, tmp_path, what
     assert dataset(project) == {"a.png": b"a"}
 
 
-def test_pictures_beside_concept_folders_are_told(project, tmp_path):
+def test_images_beside_concept_folders_are_told(project, tmp_path):
     fill(project.dataset, {"loose.png": b"x", "more/y.png": b"y"})
     assert "loose.png, more" in notes(add(project, fill(tmp_path / "k", KOHYA)))["beside"][0]
 
 
-def test_a_moving_picture_is_not_said_to_be_none(project, tmp_path):
+def test_a_moving_image_is_not_said_to_be_none(project, tmp_path):
     told = notes(add(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.gif": b"x"})))
-    assert told["left out"] == [
-        f"wave.gif: left out, no picture or caption of a kind that is used ({', '.join(USED)})."
-    ]
+    assert told["left out"] == [f"wave.gif: left out, no image or caption of a kind that is used ({', '.join(USED)})."]
 
 
 def test_what_a_killed_process_left_is_removed(project, tmp_path):

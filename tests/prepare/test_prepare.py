@@ -20,8 +20,8 @@ DATA = DataConfig(trigger="mofu")
 PLAIN = PrepareConfig(resize="none", duplicates="keep")
 
 
-def picture(width: int, height: int, seed: int = 0, **kind) -> Image.Image:
-    """A picture that looks like no other of another seed."""
+def make_image(width: int, height: int, seed: int = 0, **kind) -> Image.Image:
+    """An image that looks like no other of another seed."""
     made = Image.new("RGB", (width, height), (40 * seed % 256, 90, 200))
     draw = ImageDraw.Draw(made)
     for i in range(6):
@@ -32,12 +32,12 @@ def picture(width: int, height: int, seed: int = 0, **kind) -> Image.Image:
 
 @pytest.fixture
 def project(tmp_path):
-    """Three pictures in a concept folder, one of them a JPEG, and a regularization picture."""
+    """Three images in a concept folder, one of them a JPEG, and a regularization image."""
     made = Project(tmp_path / "project")
     for name, seed in (("3_mofu/a.png", 1), ("3_mofu/b.jpg", 2), ("3_mofu/c.webp", 3), ("reg/1_girl/r.png", 4)):
         file = made.dataset / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture(96, 64, seed).save(file)
+        make_image(96, 64, seed).save(file)
         file.with_suffix(".txt").write_text(f"mofu, {file.stem}\n", encoding="utf-8")
     return made
 
@@ -58,7 +58,7 @@ def opened(project, name: str) -> Image.Image:
     return Image.open(project.folder / FOLDER / name)
 
 
-# ---- one picture -----------------------------------------------------------------------------------------------------
+# ---- one image -----------------------------------------------------------------------------------------------------
 
 
 def png(folder: Path, image: Image.Image) -> Path:
@@ -67,20 +67,20 @@ def png(folder: Path, image: Image.Image) -> Path:
 
 
 def test_without_settings_the_pixels_are_those_of_the_file(tmp_path):
-    image = picture(50, 30)
+    image = make_image(50, 30)
     assert prepared(png(tmp_path, image), None, PLAIN).tobytes() == image.tobytes()
 
 
 def test_a_box_cuts_out_what_is_in_it_and_is_clipped_at_the_edges(tmp_path):
-    image = picture(50, 30)
+    image = make_image(50, 30)
     made = prepared(png(tmp_path, image), Box(40, -5, 30, 20), PLAIN)
     assert made.tobytes() == image.crop((40, 0, 50, 15)).tobytes()
 
 
 @pytest.mark.parametrize("box", [Box(60, 0, 20, 20), Box(0, 0, 7, 20), Box(45, 0, 20, 20), Box(5, 5, -9, 9)])
-def test_a_box_with_next_to_nothing_inside_the_picture_is_refused_with_a_sentence(tmp_path, box):
+def test_a_box_with_next_to_nothing_inside_the_image_is_refused_with_a_sentence(tmp_path, box):
     with pytest.raises(BoxError, match="50 x 30 px: draw it again"):
-        prepared(png(tmp_path, picture(50, 30)), box, PLAIN)
+        prepared(png(tmp_path, make_image(50, 30)), box, PLAIN)
 
 
 @pytest.mark.parametrize("size, shape, wanted", [
@@ -88,7 +88,7 @@ def test_a_box_with_next_to_nothing_inside_the_picture_is_refused_with_a_sentenc
     ((60, 30), "2x3", (60, 90)), ((10, 90), "2x3", (60, 90)), ((31, 20), "16x9", (36, 20)),
 ])  # fmt: skip
 def test_padding_fills_up_to_the_shape_in_the_colour_and_cuts_nothing(tmp_path, size, shape, wanted):
-    image = picture(*size)
+    image = make_image(*size)
     made = prepared(png(tmp_path, image), None, replace(PLAIN, pad=shape, background="#102030"))
     left, top = (made.width - size[0]) // 2, (made.height - size[1]) // 2
     assert made.size == wanted
@@ -102,7 +102,7 @@ def test_padding_fills_up_to_the_shape_in_the_colour_and_cuts_nothing(tmp_path, 
     ("longest", 800, (400, 200)), ("area", 800, (400, 200)),
 ])  # fmt: skip
 def test_resizing_shrinks_to_the_size_and_enlarges_only_when_asked(tmp_path, how, size, wanted):
-    file = png(tmp_path, picture(400, 200))
+    file = png(tmp_path, make_image(400, 200))
     assert prepared(file, None, replace(PLAIN, resize=how, size=size)).size == wanted
     if size == 800:
         larger = prepared(file, None, replace(PLAIN, resize=how, size=size, enlarge=True)).size
@@ -110,13 +110,13 @@ def test_resizing_shrinks_to_the_size_and_enlarges_only_when_asked(tmp_path, how
 
 
 def test_resizing_is_lanczos(tmp_path):
-    image = picture(400, 200)
+    image = make_image(400, 200)
     made = prepared(png(tmp_path, image), None, replace(PLAIN, resize="longest", size=100))
     assert made.tobytes() == image.resize((100, 50), Image.Resampling.LANCZOS).tobytes()
 
 
 def test_transparency_is_laid_on_the_colour_or_kept_with_transparent_padding(tmp_path):
-    image = picture(40, 20)
+    image = make_image(40, 20)
     mask = Image.new("L", (40, 20), 0)
     mask.paste(255, (0, 0, 20, 20))
     image.putalpha(mask)
@@ -130,11 +130,11 @@ def test_transparency_is_laid_on_the_colour_or_kept_with_transparent_padding(tmp
     kept = prepared(file, None, replace(PLAIN, transparency="keep", pad="1x1"))
     assert kept.mode == "RGBA" and kept.size == (40, 40)
     assert kept.getchannel("A").getbbox() == (0, 10, 20, 30), "neither the hole nor the padding is trained"
-    assert prepared(png(tmp_path, picture(9, 9)), None, replace(PLAIN, transparency="keep")).mode == "RGB"
+    assert prepared(png(tmp_path, make_image(9, 9)), None, replace(PLAIN, transparency="keep")).mode == "RGB"
 
 
-def test_a_picture_held_upright_by_its_exif_is_cropped_upright(tmp_path):
-    image, exif = picture(40, 20), Image.Exif()
+def test_an_image_held_upright_by_its_exif_is_cropped_upright(tmp_path):
+    image, exif = make_image(40, 20), Image.Exif()
     exif[0x0112] = 6  # turned a quarter to the right when shown
     image.save(tmp_path / "x.png", exif=exif)
     made = prepared(tmp_path / "x.png", Box(0, 0, 20, 10), PLAIN)
@@ -149,7 +149,7 @@ def test_a_colour_that_is_none_is_refused():
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-def test_every_picture_is_there_as_png_in_the_same_folders_with_its_caption_and_can_be_trained_on(project):
+def test_every_image_is_there_as_png_in_the_same_folders_with_its_caption_and_can_be_trained_on(project):
     events = list(prepare(project, DATA, PLAIN))
     names = {f"3_mofu/{stem}{end}" for stem in "abc" for end in (".png", ".txt")}
     assert set(there(project)) == names | {"reg/1_girl/r.png", "reg/1_girl/r.txt"}
@@ -179,7 +179,7 @@ def test_again_nothing_is_written(project):
 def test_only_what_changed_is_made_anew(project):
     list(prepare(project, DATA, PLAIN))
     stamps = {path: path.stat().st_mtime_ns for path in (project.folder / FOLDER).rglob("*.*")}
-    picture(96, 64, 9).save(project.dataset / "3_mofu/a.png")
+    make_image(96, 64, 9).save(project.dataset / "3_mofu/a.png")
     (project.dataset / "3_mofu/b.txt").write_text("mofu, corrected")
     Boxes(project).add("3_mofu/c.webp", Box(0, 0, 30, 20))
     list(prepare(project, DATA, PLAIN))
@@ -212,7 +212,7 @@ def test_captions_that_were_changed_there_are_kept_whatever_happens_to_the_origi
     assert mine.read_text() == "mofu, by hand" and (project.folder / FOLDER / "3_mofu/a.png").exists()
 
 
-def test_pictures_that_a_person_put_or_changed_there_are_kept(project):
+def test_images_that_a_person_put_or_changed_there_are_kept(project):
     folder = project.folder / FOLDER / "3_mofu"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(b"mine")
@@ -224,9 +224,9 @@ def test_pictures_that_a_person_put_or_changed_there_are_kept(project):
     assert found == {"a.png": b"mine", "b.png": b"painted over", "other.png": b"mine too"}
 
 
-def test_several_boxes_make_several_pictures_whose_names_do_not_collide(project):
-    picture(96, 64, 7).save(project.dataset / "3_mofu/a-2.png")
-    picture(96, 64, 8).save(project.dataset / "3_mofu/a.bmp")  # shares its caption with a.png
+def test_several_boxes_make_several_images_whose_names_do_not_collide(project):
+    make_image(96, 64, 7).save(project.dataset / "3_mofu/a-2.png")
+    make_image(96, 64, 8).save(project.dataset / "3_mofu/a.bmp")  # shares its caption with a.png
     Boxes(project).set("3_mofu/a.png", (Box(0, 0, 9, 9), Box(0, 0, 10, 10), Box(0, 0, 11, 11, "her face/left")))
     list(prepare(project, DATA, PLAIN))
     found = {name: opened(project, name).size for name in there(project) if name.endswith(".png")}
@@ -239,7 +239,7 @@ def test_several_boxes_make_several_pictures_whose_names_do_not_collide(project)
     assert len(captions) == 4 and set(captions.values()) == {b"mofu, a\n"}
 
 
-def test_a_picture_that_fails_is_named_and_the_rest_is_made(project):
+def test_an_image_that_fails_is_named_and_the_rest_is_made(project):
     (project.dataset / "3_mofu/broken.png").write_bytes(b"\x89PNG no")
     Boxes(project).add("3_mofu/a.png", Box(500, 500, 50, 50))
     Boxes(project).add("3_mofu/gone.png", Box(0, 0, 50, 50))
@@ -252,9 +252,9 @@ def test_a_picture_that_fails_is_named_and_the_rest_is_made(project):
     }
 
 
-def test_of_pictures_that_look_alike_the_largest_stays(project):
+def test_of_images_that_look_alike_the_largest_stays(project):
     pytest.importorskip("imagehash")
-    large = picture(96, 64, 1).resize((384, 256), Image.Resampling.LANCZOS)
+    large = make_image(96, 64, 1).resize((384, 256), Image.Resampling.LANCZOS)
     large.save(project.dataset / "3_mofu/large.png")
     large.resize((100, 67)).save(project.dataset / "3_mofu/small.jpg", quality=60)
     (project.dataset / "3_mofu/twin.png").write_bytes((project.dataset / "3_mofu/b.jpg").read_bytes())
@@ -266,21 +266,21 @@ def test_of_pictures_that_look_alike_the_largest_stays(project):
     assert "3_mofu/large.png" in there(project) and "3_mofu/small.png" not in there(project)
 
 
-def test_the_same_drawing_in_other_colours_is_another_picture(project):
+def test_the_same_drawing_in_other_colours_is_another_image(project):
     pytest.importorskip("imagehash")
     red, green, blue = Image.open(project.dataset / "3_mofu/a.png").split()
     Image.merge("RGB", (green, blue, red)).save(project.dataset / "3_mofu/other.png")
     assert not notes(prepare(project, DATA, replace(PLAIN, duplicates="near")))
 
 
-def test_a_regularization_picture_is_no_duplicate_of_a_training_picture(project):
+def test_a_regularization_image_is_no_duplicate_of_a_training_image(project):
     (project.dataset / "reg/1_girl/a.png").write_bytes((project.dataset / "3_mofu/a.png").read_bytes())
     assert not notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))
     assert {"3_mofu/a.png", "reg/1_girl/a.png"} <= there(project).keys()
 
 
-def test_a_picture_with_a_box_stays_before_a_larger_one_without(project):
-    picture(96, 64, 1).save(project.dataset / "3_mofu/again.png")
+def test_an_image_with_a_box_stays_before_a_larger_one_without(project):
+    make_image(96, 64, 1).save(project.dataset / "3_mofu/again.png")
     Boxes(project).add("3_mofu/again.png", Box(0, 0, 20, 20))
     [told] = notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))["duplicate"]
     assert told.startswith("3_mofu/a.png")
@@ -323,7 +323,7 @@ def _cut_at_write(project, how, number, monkeypatch) -> None:
     monkeypatch.setattr(copies, "write_whole", write)
 
 
-def test_closed_between_two_pictures_it_goes_on(project, monkeypatch):
+def test_closed_between_two_images_it_goes_on(project, monkeypatch):
     monkeypatch.setattr("lorakit.prepare.crop.AHEAD", 1)
     running = prepare(project, DATA, PLAIN)
     next(running)
@@ -345,7 +345,7 @@ def test_two_at_once_do_not_take_each_others_work_for_a_persons(project):
 
 def test_a_name_as_long_as_names_can_be_is_prepared_with_its_caption(project):
     for name in ("x" * 251, "\u732b" * 83):
-        picture(80, 60, len(name)).save(project.dataset / f"3_mofu/{name}.png")
+        make_image(80, 60, len(name)).save(project.dataset / f"3_mofu/{name}.png")
         (project.dataset / f"3_mofu/{name}.txt").write_text("mofu", encoding="utf-8")
     assert notes(prepare(project, DATA, PLAIN)) == {}
     assert {f"3_mofu/{'x' * 251}.png", f"3_mofu/{'x' * 251}.txt", f"3_mofu/{chr(0x732B) * 83}.txt"} <= {*there(project)}
@@ -383,12 +383,12 @@ def test_a_full_disk_is_told_as_such(project, monkeypatch):
         list(prepare(project, DATA, PLAIN))
 
 
-def test_without_pictures_that_is_said(tmp_path):
+def test_without_images_that_is_said(tmp_path):
     with pytest.raises(DataError):
         list(prepare(Project(tmp_path), DATA, PLAIN))
 
 
-def test_how_pictures_are_prepared_is_remembered(project):
+def test_how_images_are_prepared_is_remembered(project):
     assert read_prepare(project) == PrepareConfig()
     write_prepare(project, replace(PLAIN, pad="3x4", background="black"))
     assert read_prepare(Project(project.folder)) == replace(PLAIN, pad="3x4", background="black")

@@ -1,4 +1,4 @@
-"""A run does not go on with another config, data set or base; it names what differs and the ways on."""
+"""A run does not go on with another config, dataset or base; it names what differs and the ways on."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ def change_prediction(folder, base):
 
 
 INPUTS = {
-    "picture": (repaint, "1_mofu/00.png"),
+    "image": (repaint, "1_mofu/00.png"),
     "caption": (recaption, "mofu, boy"),
     "repeats": (rename_repeats, "2_mofu/00.png"),
-    "added picture": (add, "1_mofu/new.png"),
-    "removed picture": (remove, "1_mofu/00.png"),
+    "added image": (add, "1_mofu/new.png"),
+    "removed image": (remove, "1_mofu/00.png"),
     "unet": (change_weights("unet"), "base.unet"),
     "vae": (change_weights("vae"), "base.vae"),
     "text encoder": (change_weights("text_encoder"), "base.text_encoder"),
@@ -168,7 +168,7 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("change, named", INPUTS.values(), ids=INPUTS)
-def test_a_run_does_not_go_on_with_other_pictures_or_another_base(tmp_path, base, half, uncut, change, named):
+def test_a_run_does_not_go_on_with_other_images_or_another_base(tmp_path, base, half, uncut, change, named):
     mine = Path(shutil.copytree(base, tmp_path / "base"))
     run = new_run(tmp_path / "project", mine, HARD, TEXT)
     until(run, at(Saved, 2))

@@ -18,7 +18,7 @@ from sittings import (
     until,
     warnings,
 )
-from tiny import save_pictures, save_sd15, settings
+from tiny import save_images, save_sd15, settings
 
 from lorakit.config import ConfigError
 from lorakit.data.scan import READ, scan
@@ -79,7 +79,7 @@ def test_a_run_of_stages_that_is_cut_ends_bitwise_where_an_uncut_one_does(tmp_pa
 
 
 def test_further_stages_with_nothing_else_are_the_same_run(tmp_path, sd15):
-    """The order of the pictures, the noise and the counting go on over the border."""
+    """The order of the images, the noise and the counting go on over the border."""
     even = merged(HARD, {"schedule": {"name": "constant", "warmup": 0}})
     whole = new_run(tmp_path / "whole", sd15, even)
     parts = new_run(tmp_path / "parts", sd15, even, ONE, {"stages": [{"loop": {"epochs": 1}}, {"loop": {"steps": 2}}]})
@@ -170,8 +170,8 @@ def test_text_parts_that_stopped_learn_again_in_a_stage_that_stops_later_or_neve
 
 
 def two_folders(folder, base, *changes):
-    """A run whose second stage has a data set of its own, which has other pictures."""
-    save_pictures(folder / "better", sizes=((64, 64), (96, 96)))
+    """A run whose second stage has a dataset of its own, which has other images."""
+    save_images(folder / "better", sizes=((64, 64), (96, 96)))
     stage = {"loop": {"epochs": 2}, "data": {"folder": "better", "resolution": 96}}
     return new_run(folder, base, HARD, ONE, *changes, {"stages": [stage]})
 
@@ -187,7 +187,7 @@ def test_a_stage_may_have_another_data_set_and_all_is_encoded_before_the_first_s
     assert session.model.loaded() == ()
 
 
-def test_a_run_does_not_go_on_with_other_pictures_in_a_stage_that_has_begun(tmp_path, sd15):
+def test_a_run_does_not_go_on_with_other_images_in_a_stage_that_has_begun(tmp_path, sd15):
     run = two_folders(tmp_path, sd15, {"save": {"every_steps": 1}})
     until(run, at(Saved, 2))
     caption = tmp_path / "better" / "1_mofu" / "00.txt"
@@ -206,7 +206,7 @@ def test_a_scan_reads_no_other_settings_than_those_by_which_stages_share_it(tmp_
             for name in READ:
                 setattr(self, name, getattr(config, name))
 
-    save_pictures(tmp_path / "dataset")
+    save_images(tmp_path / "dataset")
     data = configure(settings("somewhere")).data
     assert scan(Only(data), tmp_path) == scan(data, tmp_path)
 
@@ -275,7 +275,7 @@ def test_a_run_does_not_go_on_with_other_stages(tmp_path, sd15):
 
 
 def test_a_file_tells_the_stages_up_to_its_own_and_no_path(tmp_path, sd15):
-    save_pictures(tmp_path / "secretfolder")
+    save_images(tmp_path / "secretfolder")
     two = {"loop": {"epochs": 1}, "data": {"folder": str(tmp_path / "secretfolder"), "resolution": 96}}
     run = new_run(tmp_path / "p", sd15, HARD, ONE, {"stages": [two, THREE]})
     list(train(run))

@@ -16,9 +16,9 @@ LEFT = {
     "tags/history.jsonl": b'{"number": 1}\n',
     "tags/captions.v1.json": b"{}",
     "tags/scores/wd.jsonl": b'{"categories": {}}\n',
-    "prepared/2_mofu/000.png": b"prepared picture",
+    "prepared/2_mofu/000.png": b"prepared image",
     "prepared/2_mofu/000.txt": b"mofu, prepared",
-    "dataset/reg/1_girl/000.png": b"regularization picture",
+    "dataset/reg/1_girl/000.png": b"regularization image",
     "boxes.yaml": b"000.png: []\n",
     "tagging.yaml": b"tagger: wd14\n",
     "prepare.yaml": b"size: 512\n",
@@ -28,7 +28,7 @@ LEFT = {
 
 @pytest.fixture
 def project(tmp_path):
-    """A project of a home, its pictures already there."""
+    """A project of a home, its images already there."""
     save_data(tmp_path / "drive/mofu/dataset")
     made = opened(tmp_path / "drive/mofu", tmp_path / "machine")
     mirrored(made)
@@ -48,7 +48,7 @@ def elsewhere(project, root):
 
 
 def set_aside(project, name: str) -> None:
-    """As fixes move pictures out of the data set."""
+    """As fixes move images out of the dataset."""
     target = project.folder / "set-aside/001-duplicates" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     (project.dataset / name).rename(target)
@@ -118,8 +118,8 @@ def test_captions_edited_on_two_machines_are_told_and_joined_by_opening_again(pr
 
 
 @pytest.mark.parametrize("way", ["set aside", "restored"])
-def test_a_picture_that_moves_is_at_home_at_every_moment(project, way):
-    """However early the machine is lost: nothing of the data set is missing from all archives at home."""
+def test_an_image_that_moves_is_at_home_at_every_moment(project, way):
+    """However early the machine is lost: nothing of the dataset is missing from all archives at home."""
     set_aside(project, "2_mofu/000.png")
     if way == "restored":
         mirrored(project)
@@ -133,7 +133,7 @@ def test_a_picture_that_moves_is_at_home_at_every_moment(project, way):
     assert (project.home / packs.ARCHIVES / "set-aside.json").exists()
 
 
-def test_a_picture_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_get_there(project):
+def test_an_image_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_get_there(project):
     set_aside(project, "2_mofu/000.png")
     before = at_home(project)
     packs.manifest(project.home, "set-aside").mkdir()  # where no list can be written
@@ -144,8 +144,8 @@ def test_a_picture_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_
     assert before <= at_home(project)
 
 
-def test_what_comes_picture_by_picture_does_not_send_all_others_again_for_each(project, monkeypatch):
-    monkeypatch.setattr(packs, "LARGE", 1000)  # bytes; the four pictures there have 400 each
+def test_what_comes_image_by_image_does_not_send_all_others_again_for_each(project, monkeypatch):
+    monkeypatch.setattr(packs, "LARGE", 1000)  # bytes; the four images there have 400 each
 
     def is_due(quiet: float, folder: str = "dataset", **hurry) -> bool:
         watching = service.Mirror(project, QUICK, 0)

@@ -16,7 +16,7 @@ from lorakit.sync.workspace import notes
 
 @pytest.fixture
 def home(tmp_path) -> Path:
-    """A home with a run of two states and a data set, whose machine is gone."""
+    """A home with a run of two states and a dataset, whose machine is gone."""
     (tmp_path / "drive/lorakit").mkdir(parents=True)
     home = tmp_path / "drive/lorakit/mofu"
     save_data(home / "dataset")

@@ -259,7 +259,7 @@ def test_whoever_asks_a_hanging_disk_who_trains_does_not_hang(disk, project, mon
 
 
 @fuse
-def test_opening_many_small_pictures_on_a_slow_disk(disk, tmp_path):
+def test_opening_many_small_images_on_a_slow_disk(disk, tmp_path):
     """Once from the folder, many at a time; from then on from two archives."""
     home = disk.at / "mofu"
     save_data(disk.backing / "mofu/dataset", 40)
@@ -275,7 +275,7 @@ def test_opening_many_small_pictures_on_a_slow_disk(disk, tmp_path):
 
 
 @fuse
-def test_a_picture_that_cannot_be_read_is_named_and_taken_when_it_can(disk, tmp_path):
+def test_an_image_that_cannot_be_read_is_named_and_taken_when_it_can(disk, tmp_path):
     files = save_data(disk.backing / "mofu/dataset")
     disk.set(broken=["000.png"])
     project = opened(disk.at / "mofu", tmp_path / "local")

@@ -13,7 +13,7 @@ from homes import opened, serving
 from homes import until as until_standing
 from sittings import HARD, assert_same_end, at, copy_of, new_run, until
 from slow_disk import SlowDisk, mountable
-from tiny import save_pictures, save_sd15, settings
+from tiny import save_images, save_sd15, settings
 
 from lorakit import events
 from lorakit.events import Failed, Finished, Saved, Stepped
@@ -59,7 +59,7 @@ def seconds_waited(run: Run) -> float:
 def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, tiny, tmp_path):
     """Home hangs from the first step to the last state of the first machine; then the disk is back, that machine is
     lost with all of its files, and another one goes on from home."""
-    save_pictures(disk.backing / "lorakit/mofu/dataset")
+    save_images(disk.backing / "lorakit/mofu/dataset")
     home = disk.at / "lorakit/mofu"
     project = opened(home, tmp_path / "first")
     run = run_in(project, tiny)

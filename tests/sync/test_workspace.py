@@ -35,7 +35,7 @@ def mirrored(project: Project) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A home with a run of two states and a data set, and what the machine had that made it."""
+    """A home with a run of two states and a dataset, and what the machine had that made it."""
     folder = tmp_path_factory.mktemp("made")
     home = folder / "mofu"
     save_data(home / "dataset")
@@ -248,7 +248,7 @@ def test_three_way_joins():
     }  # fmt: skip
 
 
-# ---- data sets -------------------------------------------------------------------------------------------------------
+# ---- datasets -------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_user_does_at_home_by_hand_is_taken(home, tmp_path, trained):
@@ -268,16 +268,16 @@ def test_captions_written_here_win_over_older_ones_at_home(home, tmp_path, train
     (project.dataset / "2_mofu/003.png").unlink()
     (project.dataset / "2_mofu/more.txt").write_text("more")
     mirrored(opened(home, tmp_path / "new"))
-    pictures = next((home / "archives").glob("dataset-pictures-*"))
+    images = next((home / "archives").glob("dataset-pictures-*"))
     other = opened(home, tmp_path / "newer")
     assert content(other.dataset) == content(project.dataset)
-    assert content(other.dataset)["2_mofu/000.txt"] == b"by hand" and pictures.exists() and notes(other) == ()
+    assert content(other.dataset)["2_mofu/000.txt"] == b"by hand" and images.exists() and notes(other) == ()
 
 
-def test_a_corrected_caption_sends_no_picture_again(home, tmp_path, trained):
+def test_a_corrected_caption_sends_no_image_again(home, tmp_path, trained):
     project = opened(home, tmp_path / "new")
-    pictures = next((home / "archives").glob("dataset-pictures-*"))
-    before = (pictures, pictures.stat().st_mtime_ns)
+    images = next((home / "archives").glob("dataset-pictures-*"))
+    before = (images, images.stat().st_mtime_ns)
     (project.dataset / "2_mofu/000.txt").write_text("by hand")
     mirrored(project)
     assert [(p, p.stat().st_mtime_ns) for p in (home / "archives").glob("dataset-pictures-*")] == [before]
@@ -315,7 +315,7 @@ def test_the_folder_at_home_may_go_once_it_is_packed(home, tmp_path, trained):
     assert "is empty or gone; what its archive holds is kept" in notes(project)[0]
 
 
-@pytest.mark.parametrize("inside", ["", "dataset/", "my pictures/"])
+@pytest.mark.parametrize("inside", ["", "dataset/", "my images/"])
 def test_a_zip_at_home_is_a_data_set(inside, home, tmp_path):
     home.mkdir()
     files = save_data(tmp_path / "in")
@@ -353,7 +353,7 @@ def test_a_damaged_zip_is_named_and_the_rest_opens(home, tmp_path):
 
 
 def test_large_files_and_foreign_folders_stay_at_home_and_are_named(home, tmp_path, monkeypatch):
-    (home / "pictures for later").mkdir(parents=True)
+    (home / "images for later").mkdir(parents=True)
     (home / "base.safetensors").write_bytes(bytes(2000))
     (home / "preferences.json").write_text("{}")
     monkeypatch.setattr(workspace, "SMALL", 1000)

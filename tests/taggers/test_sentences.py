@@ -1,4 +1,4 @@
-"""Sentences about pictures: from models of transformers, and from a server whose key is told to nobody else."""
+"""Sentences about images: from models of transformers, and from a server whose key is told to nobody else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = "sk-verysecret123"
 
 
 MODELS = {save_blip: "BLIP", save_florence: "Florence-2", save_llava: "LLaVA", save_qwen: "Qwen2-VL"}
-IMAGE = {"save_llava": "<image>", "save_qwen": "<|image_pad|>"}  # what stands for a picture in a chat
+IMAGE = {"save_llava": "<image>", "save_qwen": "<|image_pad|>"}  # what stands for an image in a chat
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=MODELS.values())
@@ -57,18 +57,18 @@ def test_a_sentence_is_what_a_plain_call_of_transformers_says_after_the_question
 
     processor, plain = (c.from_pretrained(model) for c in (AutoProcessor, AutoModelForImageTextToText))
     is_chat = model.name in IMAGE
-    text = f"user {IMAGE[model.name]} describe this picture assistant" if is_chat else "describe this picture"
+    text = f"user {IMAGE[model.name]} describe this image assistant" if is_chat else "describe this image"
     inputs = processor(images=[RED], text=[text], return_tensors="pt")
     tokens = plain.generate(**inputs, max_new_tokens=8, do_sample=False)[0]
     answer = processor.decode(tokens[inputs.input_ids.shape[1] if is_chat else 0 :], skip_special_tokens=True)
-    assert answer and asked(model, prompt="describe this picture").read([RED]) == [answer]
+    assert answer and asked(model, prompt="describe this image").read([RED]) == [answer]
 
 
 def test_sentences_are_no_longer_than_they_may_be(model):
     assert all(len(text.split()) <= 3 for text in asked(model, prompt="a", max_new_tokens=2).read([RED, BLUE]))
 
 
-def test_a_batch_says_what_pictures_alone_would(model):
+def test_a_batch_says_what_images_alone_would(model):
     mine = [RED, BLUE, RED.convert("L"), BLUE.convert("RGBA")]
     assert asked(model, batch_size=3).read(mine) == [asked(model).read([image])[0] for image in mine]
 
@@ -122,7 +122,7 @@ def remote(chat, **settings) -> server.Tagger:
 
 
 def refusal(chat, **settings) -> str:
-    """The sentence that one picture ends with; the key is neither in it nor in what is printed with it."""
+    """The sentence that one image ends with; the key is neither in it nor in what is printed with it."""
     with pytest.raises(TaggerError) as refused:
         remote(chat, **settings).read([RED])
     printed = "".join(traceback.format_exception(refused.value))
@@ -130,7 +130,7 @@ def refusal(chat, **settings) -> str:
     return str(refused.value)
 
 
-def test_a_picture_is_sent_with_the_prompt_as_the_protocol_has_it(chat):
+def test_an_image_is_sent_with_the_prompt_as_the_protocol_has_it(chat):
     tagger = remote(chat, prompt="Who is it?", request={"temperature": 0, "seed": 7}, longest_side=64)
     assert tagger.read([Image.new("RGBA", (200, 100), "red")]) == ["a girl"]
     ((path, headers, body),) = chat.asked

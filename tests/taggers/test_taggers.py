@@ -1,4 +1,4 @@
-"""Every tagger answers each picture alike, alone or among others; a WD file's scores are those of a plain call."""
+"""Every tagger answers each image alike, alone or among others; a WD file's scores are those of a plain call."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from lorakit.taggers import TaggerError
 from lorakit.taggers.wd14 import read_tags, squared
 
 
-def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+def make_image(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
     """Noise, in any mode of 8 bits."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
     image = Image.fromarray(noise, "RGBA")
     return image if mode == "RGBA" else image.convert("RGB").convert(mode)
 
 
-def pictures() -> dict[str, Image.Image]:
+def images() -> dict[str, Image.Image]:
     """One of each kind that taggers meet."""
-    palette = picture(20, 30, "P")
+    palette = make_image(20, 30, "P")
     palette.info["transparency"] = 3
     return {
-        "square": picture(16, 16),
-        "wide": picture(300, 7),
-        "tall": picture(9, 700),
-        "one pixel": picture(1, 1),
-        "transparent": picture(31, 17, "RGBA"),
-        "gray": picture(13, 21, "L"),
-        "gray with alpha": picture(40, 41, "RGBA").convert("LA"),
+        "square": make_image(16, 16),
+        "wide": make_image(300, 7),
+        "tall": make_image(9, 700),
+        "one pixel": make_image(1, 1),
+        "transparent": make_image(31, 17, "RGBA"),
+        "gray": make_image(13, 21, "L"),
+        "gray with alpha": make_image(40, 41, "RGBA").convert("LA"),
         "palette": palette,
-        "black and white": picture(12, 12, "1"),
-        "CMYK": picture(12, 24, "CMYK"),
+        "black and white": make_image(12, 12, "1"),
+        "CMYK": make_image(12, 24, "CMYK"),
     }
 
 
@@ -76,7 +76,7 @@ def test_every_tagger_has_settings_with_help_and_suggestions_that_fit_them(name)
     assert all(f.metadata["help"] for f in fields.values())
     needed = {n: "x" for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     for field, f in fields.items():
-        for value in f.metadata["suggestions"]:
+        for value in f.metadata["ui"].suggestions:
             from_dict(config_class, {**needed, field: value})
 
 
@@ -101,9 +101,9 @@ def test_a_tagger_says_its_name_where_it_runs_and_what_it_gives(tagger):
     assert bool(tagger.categories) == (tagger.output == "tags")
 
 
-def test_every_picture_has_its_answer_whatever_its_form(tagger):
-    answers = tagger.read(list(pictures().values()))
-    assert len(answers) == len(pictures())
+def test_every_image_has_its_answer_whatever_its_form(tagger):
+    answers = tagger.read(list(images().values()))
+    assert len(answers) == len(images())
     for answer in answers:
         if tagger.output == "tags":
             assert list(answer) == list(tagger.categories) and all(0 <= score <= 1 for score in answer.values())
@@ -112,8 +112,8 @@ def test_every_picture_has_its_answer_whatever_its_form(tagger):
     assert tagger.read([]) == []
 
 
-def test_an_answer_is_the_same_again_and_beside_other_pictures(tagger):
-    mine, other = picture(33, 20), picture(15, 50, seed=1)
+def test_an_answer_is_the_same_again_and_beside_other_images(tagger):
+    mine, other = make_image(33, 20), make_image(15, 50, seed=1)
     (alone,) = tagger.read([mine])
     beside = tagger.read([other, mine, other])[1]
     if tagger.output == "tags":
@@ -123,8 +123,8 @@ def test_an_answer_is_the_same_again_and_beside_other_pictures(tagger):
     assert tagger.read([mine]) == [alone]
 
 
-def test_pictures_are_as_they_were_after_they_were_read(tagger):
-    for name, image in pictures().items():
+def test_images_are_as_they_were_after_they_were_read(tagger):
+    for name, image in images().items():
         before = image.copy()
         tagger.read([image])
         assert image.size == before.size and image.tobytes() == before.tobytes(), name
@@ -157,21 +157,21 @@ def test_scores_are_those_of_a_plain_call_with_the_published_preprocessing(batch
     given = session.get_inputs()[0]
     with open(folder / "selected_tags.csv", encoding="utf-8") as file:
         names = [row["name"] for row in csv.DictReader(file)]
-    for (kind, image), scores in zip(pictures().items(), tagger.read(list(pictures().values())), strict=True):
+    for (kind, image), scores in zip(images().items(), tagger.read(list(images().values())), strict=True):
         x = np.repeat(published(image, given.shape[1]), batch if batch == 3 else 1, axis=0)
         plain = session.run(None, {given.name: x})[0][0]
         assert list(scores) == names
         assert np.abs(np.array(list(scores.values())) - plain).max() < 1e-5, kind
 
 
-@pytest.mark.parametrize("kind", pictures())
-def test_what_the_model_sees_is_the_published_picture_to_the_bit(kind):
-    image = pictures()[kind]
+@pytest.mark.parametrize("kind", images())
+def test_what_the_model_sees_is_the_published_image_to_the_bit(kind):
+    image = images()[kind]
     for side in (8, 448):
         assert (squared(image, side)[None, :, :, ::-1] == published(image, side)).all()
 
 
-def test_a_very_long_picture_is_read_without_a_square_of_its_length():
+def test_a_very_long_image_is_read_without_a_square_of_its_length():
     long = squared(Image.new("RGB", (60_000, 2), "black"), 64)  # as a square 11 GB
     assert long.shape == (64, 64, 3) and (long == 255).mean() > 0.9
 
@@ -219,7 +219,7 @@ def test_a_torn_model_is_explained(share, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"shape": (3, SIDE, SIDE)}, r"a WD tagger takes \(pictures, side, side, 3\)"),
+        ({"shape": (3, SIDE, SIDE)}, r"a WD tagger takes \(images, side, side, 3\)"),
         ({"shape": (SIDE, SIDE, 4)}, r"takes \['n', 8, 8, 4\]"),
         ({"last": "Neg"}, "no probabilities"),
     ],
@@ -313,7 +313,7 @@ def test_scores_of_torch_are_those_of_timms_own_preprocessing(tmp_path):
     tagger = taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch", "batch_size": 3})
     assert tagger.runs_on.startswith("torch, ")
     transform = create_transform(**resolve_data_config(told["pretrained_cfg"], model=model))
-    for (kind, image), scores in zip(pictures().items(), tagger.read(list(pictures().values())), strict=True):
+    for (kind, image), scores in zip(images().items(), tagger.read(list(images().values())), strict=True):
         side = max(image.size)
         square = Image.fromarray(published(image, side)[0, :, :, ::-1].astype(np.uint8))
         with torch.inference_mode():

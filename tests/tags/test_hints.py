@@ -13,12 +13,12 @@ CATEGORIES = {**dict.fromkeys(GENERAL, "general"), "mofurin": "character"}
 
 
 def opinion(**scores) -> Opinion:
-    """A tagger's scores of picture "a": tags with underscores for spaces."""
+    """A tagger's scores of image "a": tags with underscores for spaces."""
     return Opinion({"a": {tag.replace("_", " "): score for tag, score in scores.items()}}, CATEGORIES)
 
 
 def kinds(found) -> dict[str, str]:
-    return {hint.tag: hint.kind for hint in found if hint.picture == "a"}
+    return {hint.tag: hint.kind for hint in found if hint.image == "a"}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_tag_that_others_have_is_missed_where_the_tagger_is_sure_of_it(score, 
 def test_what_most_captions_leave_out_is_not_missed():
     scores = {name: {"fox ears": 0.99} for name in "abcd"}
     captions = {"a": "", "b": "", "c": "", "d": "fox ears"}
-    assert not suspicious(captions, Opinion(scores, CATEGORIES))[1:], "but one picture alone has it"
+    assert not suspicious(captions, Opinion(scores, CATEGORIES))[1:], "but one image alone has it"
     captions |= {"b": "fox ears", "c": "fox ears"}
     assert kinds(suspicious(captions, Opinion(scores, CATEGORIES))) == {"fox ears": "missed"}
 
@@ -70,7 +70,7 @@ def test_a_colour_word_is_doubted_only_when_that_colour_is_practically_absent(ta
     assert [hint.kind for hint in found] == ["colour"] * is_wrong
 
 
-def test_a_tag_of_one_picture_is_named_in_a_data_set_of_some_size():
+def test_a_tag_of_one_image_is_named_in_a_data_set_of_some_size():
     captions = {"a": "hat, smile", "b": "smile", "c": "smile", "d": "smile"}
     assert kinds(suspicious(captions)) == {"hat": "once"}
     assert not suspicious({"a": "hat", "b": "smile"})

@@ -33,7 +33,7 @@ FILES = {  # as people have them
 
 @pytest.fixture
 def project(tmp_path):
-    """Eight pictures with captions of many kinds."""
+    """Eight images with captions of many kinds."""
     folder = tmp_path / "dataset"
     folder.mkdir()
     for number, (name, data) in enumerate(FILES.items()):
@@ -262,7 +262,7 @@ def test_each_tag_knows_who_set_it(project):
     assert book.removed("f.png") == set() and "dog" in TagBook(project, CONFIG).origin("f.png")
 
 
-def test_pictures_that_go_or_are_renamed_do_not_break_it(project):
+def test_images_that_go_or_are_renamed_do_not_break_it(project):
     book = TagBook(project, CONFIG)
     book.change("add", everywhere(book, Add("x")))
     (project.dataset / "a.png").rename(project.dataset / "new.png")
@@ -298,7 +298,7 @@ def test_a_caption_of_a_json_file_gets_its_own_file_and_undo_takes_that_away(pro
     assert not (project.dataset / "h.txt").exists() and TagBook(project, CONFIG).captions["h.png"] == "girl, from json"
 
 
-def test_pictures_that_share_a_caption_file_change_together(project):
+def test_images_that_share_a_caption_file_change_together(project):
     shutil.copy(project.dataset / "a.png", project.dataset / "a.jpg")
     Image.new("RGB", (16, 16), "red").save(project.dataset / "a.jpg")
     book = TagBook(project, CONFIG)
@@ -404,7 +404,7 @@ def test_a_caption_can_be_emptied_and_comes_back(project):
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
-def test_regularization_pictures_are_no_taggers_and_not_edited(project):
+def test_regularization_images_are_no_taggers_and_not_edited(project):
     reg = project.dataset / "reg/1_girl"
     reg.mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(reg / "r.png")
@@ -438,9 +438,9 @@ def test_the_difference_reads_as_a_diff_and_counts_begin_with_the_rarest(project
     }
 
 
-def test_names_of_no_picture_and_texts_of_no_encoding_are_refused(project):
+def test_names_of_no_image_and_texts_of_no_encoding_are_refused(project):
     book = TagBook(project, CONFIG)
-    with pytest.raises(TagBookError, match="no training picture"):
+    with pytest.raises(TagBookError, match="no training image"):
         book.change("x", {"nobody.png": "x"})
     with pytest.raises(TagBookError, match="UTF-8"):
         book.change("x", {"a.png": "\ud800"})

@@ -1,4 +1,4 @@
-"""Taggers write captions where no person did, are asked once of each picture, and their words are spelled as wanted."""
+"""Taggers write captions where no person did, are asked once of each image, and their words are spelled as wanted."""
 
 import json
 import shutil
@@ -47,11 +47,11 @@ class Writer:
 
     def read(self, images):
         self.asked += len(images)
-        return [f"A picture, {image.width} pixels\nwide." for image in images]
+        return [f"An image, {image.width} pixels\nwide." for image in images]
 
 
 class Broken:
-    """A tagger that fails after so many pictures."""
+    """A tagger that fails after so many images."""
 
     def __init__(self, tagger, after):
         self._tagger, self._left = tagger, after
@@ -74,7 +74,7 @@ def demo():
 
 @pytest.fixture
 def project(tmp_path):
-    """The demo's pictures; four have lost their captions, and one has an empty one."""
+    """The demo's images; four have lost their captions, and one has an empty one."""
     shutil.copytree(DATASET, tmp_path / "dataset")
     files = sorted((tmp_path / "dataset").rglob("*.txt"))
     for file in files[:4]:
@@ -87,7 +87,7 @@ def written(project):
     return {sample.name: sample.written for sample in scan(CONFIG, project.folder).samples}
 
 
-def test_only_pictures_without_a_caption_get_one_and_it_begins_with_the_trigger(project, demo):
+def test_only_images_without_a_caption_get_one_and_it_begins_with_the_trigger(project, demo):
     before = {name: text for name, text in written(project).items() if text}
     events = list(tag(project, CONFIG, demo, TaggingConfig()))
     after = written(project)
@@ -118,7 +118,7 @@ def test_what_another_tagger_of_the_same_name_said_is_not_taken_for_this_ones(pr
 
 
 class Choosy(Writer):
-    """A writer that refuses some pictures."""
+    """A writer that refuses some images."""
 
     batch = 1
 
@@ -130,28 +130,28 @@ class Choosy(Writer):
         self.asked += 1
         if self.asked in self._refused:
             raise Refused("HTTP 400, not that one")
-        return [f"A picture, {self.asked}."]
+        return [f"An image, {self.asked}."]
 
 
-def test_a_refused_picture_keeps_no_other_from_its_caption(project):
+def test_a_refused_image_keeps_no_other_from_its_caption(project):
     book = TagBook(project, CONFIG)
     book.unlock(book.samples)
     everyone = TaggingConfig(which="unlocked")
-    with pytest.raises(UserError, match=r"^2 pictures got no answer, all others did: .*HTTP 400"):
+    with pytest.raises(UserError, match=r"^2 images got no answer, all others did: .*HTTP 400"):
         list(tag(project, CONFIG, Choosy((1, 4)), everyone))
     captions = TagBook(project, CONFIG).captions.values()
-    assert sum("A picture" in caption for caption in captions) == len(captions) - 2
+    assert sum("An image" in caption for caption in captions) == len(captions) - 2
     again = Choosy(())
     list(tag(project, CONFIG, again, everyone))
     assert again.asked == 2
 
 
-def test_a_picture_that_goes_while_others_are_asked_about_keeps_none_from_its_caption(project, demo):
+def test_an_image_that_goes_while_others_are_asked_about_keeps_none_from_its_caption(project, demo):
     work = tag(project, CONFIG, Broken(demo, after=99), TaggingConfig())
     next(work)
     *_, last = [sample for sample in scan(CONFIG, project.folder).samples if not sample.written]
     last.path.unlink()
-    with pytest.raises(UserError, match=f"^1 pictures got no answer, all others did: {last.path.name}"):
+    with pytest.raises(UserError, match=f"^1 images got no answer, all others did: {last.path.name}"):
         list(work)
     assert all(written(project).values())
 
@@ -163,8 +163,8 @@ def test_two_taggings_at_once_leave_one_sentence(project):
     next(work)
     list(tag(project, CONFIG, second, TaggingConfig()))
     list(work)
-    sentences = [tags_of(caption) for caption in written(project).values() if "A picture" in caption]
-    assert [len(parts) for parts in sentences] == 5 * [len([TRIGGER, "A picture", "512 pixels wide."])]
+    sentences = [tags_of(caption) for caption in written(project).values() if "An image" in caption]
+    assert [len(parts) for parts in sentences] == 5 * [len([TRIGGER, "An image", "512 pixels wide."])]
 
 
 def test_a_tagger_that_would_be_taken_for_a_person_is_refused(project):
@@ -199,7 +199,7 @@ def test_thresholds_change_without_asking_the_tagger_again_and_what_people_did_s
     assert set(tags) < set(tags_of(loose.captions[first])) and strict.origin(first)["mine"] == "person"
 
 
-def test_a_tagger_is_asked_of_all_pictures_without_writing_any_caption(project, demo):
+def test_a_tagger_is_asked_of_all_images_without_writing_any_caption(project, demo):
     before = written(project)
     list(ask(project, CONFIG, demo))
     scores = Scores(project, demo.name)
@@ -213,11 +213,11 @@ def test_tags_and_a_sentence_are_mixed_as_wanted(project, demo):
     book, writer = TagBook(project, CONFIG), Writer()
     names = [name for name in book.samples if not book.is_locked(name)]
     list(tag(project, CONFIG, writer, TaggingConfig()))
-    sentence = "A picture, 512 pixels wide."
+    sentence = "An image, 512 pixels wide."
     sentence = sentence.replace("512", str(book.samples[names[0]].width))
     mixed = TagBook(project, CONFIG)
     assert mixed.captions[names[0]] == f"{book.captions[names[0]]}, {sentence}" and writer.asked == len(names)
-    assert known_writers(project) == ["writer"] and mixed.origin(names[0])["A picture"] == "writer"
+    assert known_writers(project) == ["writer"] and mixed.origin(names[0])["An image"] == "writer"
     list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked", mix="sentence, tags")))
     begin = TagBook(project, CONFIG).captions[names[0]]
     assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
@@ -360,7 +360,7 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
     assert "captions: 5 of 5" in told and "wrote or locked them: 25" in told
     before = written(project)
     lorakit_tag("edit", here, "--with", "forest", "--rename", "forest", "woods")
-    lorakit_tag("edit", here, "--pictures", "*1.png", "--add-first", "best", *trigger)
+    lorakit_tag("edit", here, "--images", "*1.png", "--add-first", "best", *trigger)
     assert all(
         tags_of(text)[:2] == [TRIGGER, "best"] for name, text in written(project).items() if name.endswith("1.png")
     )
@@ -385,8 +385,8 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
 def test_what_the_doctor_wrote_for_want_of_a_caption_is_filled_by_a_tagger(project, demo, config):
     (bare,) = [finding for finding in examine(project, config).findings if finding.kind == "no-caption"]
     mend(project, config, bare)
-    written = {name: TagBook(project, config).captions[name] for name in bare.pictures}
+    written = {name: TagBook(project, config).captions[name] for name in bare.images}
     assert all(written.values())
     list(tag(project, config, demo, TaggingConfig()))
     book = TagBook(project, config)
-    assert all(len(tags_of(book.captions[name])) > len(tags_of(written[name])) for name in bare.pictures)
+    assert all(len(tags_of(book.captions[name])) > len(tags_of(written[name])) for name in bare.images)

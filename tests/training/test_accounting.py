@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from sittings import new_run
-from tiny import save_pictures, save_sd15
+from tiny import save_images, save_sd15
 
 from lorakit.data.scan import Sample, Scan
 from lorakit.events import Finished, Started, Stepped
@@ -27,7 +27,7 @@ def base(tmp_path_factory):
 
 
 def random_case(seed):
-    """A random data set, and the plan of a random run over it."""
+    """A random dataset, and the plan of a random run over it."""
     draw = random.Random(seed)
     samples = tuple(
         Sample(str(i), Path(), "", draw.choice((512, 640, 768)), draw.choice((512, 640, 768)), "", draw.randint(1, 5))
@@ -146,9 +146,9 @@ def test_a_step_of_uneven_batches_has_the_gradient_of_one_big_batch(tmp_path, ba
         torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_loss_of_a_step_is_the_mean_over_its_samples_with_regularization_pictures_weighted(tmp_path, base):
-    pictures = save_pictures(tmp_path / "dataset", sizes=((64, 64),) * 5)
-    save_pictures(pictures / "reg", repeats=2, sizes=((64, 64),) * 2)
+def test_the_loss_of_a_step_is_the_mean_over_its_samples_with_regularization_images_weighted(tmp_path, base):
+    folder = save_images(tmp_path / "dataset", sizes=((64, 64),) * 5)
+    save_images(folder / "reg", repeats=2, sizes=((64, 64),) * 2)
     loop = {"batch_size": 2, "gradient_accumulation_steps": 9}
     session, event, _, losses, _ = first_step(
         new_run(tmp_path, base, {"loop": loop, "loss": {"prior_loss_weight": 0.25}})

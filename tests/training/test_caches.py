@@ -25,7 +25,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory, base):
-    """A run whose caches are full: 7 pictures, 6 different captions; only to be copied."""
+    """A run whose caches are full: 7 images, 6 different captions; only to be copied."""
     run = new_run(tmp_path_factory.mktemp("filled") / "project", base, ONE_STEP)
     list(train(run))
     return run
@@ -46,7 +46,7 @@ def next_run(run, base, *changes):
 
 def test_everything_is_encoded_once_however_often_it_is_repeated(tmp_path, base):
     run = new_run(tmp_path, base, ONE_STEP, repeats=5)
-    assert encoded(run) == {"pictures": 7, "captions": 6}
+    assert encoded(run) == {"images": 7, "captions": 6}
     assert encoded(next_run(run, base)) == {}
 
 
@@ -54,8 +54,8 @@ def test_everything_is_encoded_once_however_often_it_is_repeated(tmp_path, base)
     "changes, expected",
     [
         ([{"optimizer": {"learning_rate": 1e-3}, "adapter": {"rank": 3}, "loss": {"noise_offset": 0.1}}], {}),
-        ([{"data": {"flip_aug": True}}], {"pictures": 7}),
-        ([{"data": {"enable_bucket": False}}], {"pictures": 1}),  # only one is in another bucket
+        ([{"data": {"flip_aug": True}}], {"images": 7}),
+        ([{"data": {"enable_bucket": False}}], {"images": 1}),  # only one is in another bucket
         ([{"model": {"clip_skip": 2}}], {"captions": 6}),
         ([{"model": {"max_token_length": 150}}], {"captions": 6}),
         ([{"data": {"caption_dropout_rate": 0.5}}], {"captions": 1}),
@@ -69,7 +69,7 @@ def test_another_run_encodes_only_what_depends_on_its_changes(tmp_path, base, fi
     assert encoded(next_run(copy_of(filled, tmp_path / "p"), base, *changes)) == expected
 
 
-def add_a_picture(folder):
+def add_an_image(folder):
     Image.new("RGB", (64, 64), "navy").save(folder / "new.png")
     shutil.copy(folder / "00.txt", folder / "new.txt")
 
@@ -84,7 +84,7 @@ def rename(folder):
         (folder / f"00.{ending}").rename(folder / f"z.{ending}")
 
 
-def edit_a_picture(folder):
+def edit_an_image(folder):
     Image.open(folder / "00.png").rotate(90).save(folder / "00.png")
 
 
@@ -95,10 +95,10 @@ def edit_a_caption(folder):
 @pytest.mark.parametrize(
     "edit, expected",
     [
-        (add_a_picture, {"pictures": 1}),
+        (add_an_image, {"images": 1}),
         (add_a_copy, {}),
         (rename, {}),
-        (edit_a_picture, {"pictures": 1}),
+        (edit_an_image, {"images": 1}),
         (edit_a_caption, {"captions": 1}),
         (lambda folder: (folder / "00.png").touch(), {}),
         (lambda folder: folder.rename(folder.with_name("9_other")), {}),
@@ -179,7 +179,7 @@ def test_a_damaged_cache_file_is_made_again(tmp_path, base, filled, damage):
     assert len(contents) == 7 + 6
     for kind in ("latents", "text"):
         damage(next(file for file in contents if kind in file.parts))
-    assert encoded(next_run(run, base)) == {"pictures": 1, "captions": 1}
+    assert encoded(next_run(run, base)) == {"images": 1, "captions": 1}
     assert {file: file.read_bytes() for file in sorted(run.project.cache.rglob("*.safetensors"))} == contents
 
 

@@ -141,7 +141,7 @@ def test_dropping_every_caption_is_training_on_empty_captions(tmp_path, base, ha
     assert losses[:2] == losses[2:]
 
 
-# ---- files and pictures ----------------------------------------------------------------------------------------------
+# ---- files and images ----------------------------------------------------------------------------------------------
 
 
 def test_every_file_of_a_run_is_put_on_the_base_as_it_was_trained(settings, uncut):
@@ -176,7 +176,7 @@ def test_a_grid_shows_the_base_and_what_was_learned(uncut, base, settings):
     )
     axes = Axis("checkpoint", (OFF, 2, 6)), Axis("strength", (1.0,))
     *painted, done = grid(uncut, *axes, prompt="mofu, girl", look=look)
-    assert isinstance(done, Done) and done.picture.exists()
+    assert isinstance(done, Done) and done.image.exists()
     assert len({event.file.read_bytes() for event in painted}) == 3
     assert "secretfolder" not in done.record.read_text()
 
@@ -221,7 +221,7 @@ def test_a_grid_that_does_not_fit_ends_with_one_message(uncut, monkeypatch):
 
     monkeypatch.setattr(type(Painter(uncut).model), "paint", full)
     look = PaintConfig(width=64, height=64, steps=2, sampler=Painter(uncut).config.model.samplers[0])
-    with pytest.raises(OutOfMemory, match="(?s)Out of memory while painting.*smaller pictures"):
+    with pytest.raises(OutOfMemory, match="(?s)Out of memory while painting.*smaller images"):
         list(grid(uncut, Axis("checkpoint", (OFF,)), Axis("strength", (1.0,)), prompt="new", look=look, name="full"))
 
 
@@ -325,10 +325,10 @@ def adapted(base, settings: dict, dropout: float = 0.0):
 
 
 def losses(model) -> torch.Tensor:
-    """Of two captions on a fixed picture."""
+    """Of two captions on a fixed image."""
     draws = torch.Generator().manual_seed(4)
-    picture = model.encode_image(torch.rand(3, 64, 64, generator=draws) * 2 - 1)
-    x0 = model.latents([picture] * 2, draws)
+    encoded = model.encode_image(torch.rand(3, 64, 64, generator=draws) * 2 - 1)
+    x0 = model.latents([encoded] * 2, draws)
     eps, t = model.draw(x0, draws, LossConfig())
     return model.loss(x0, eps, t, conditioning(model, CAPTIONS), LossConfig())
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from sittings import HARD, family_settings, merged, new_run, rates
-from tiny import save_base, save_pictures, settings
+from tiny import save_base, save_images, settings
 
 from lorakit import events, hub
 from lorakit.errors import UserError
@@ -75,15 +75,15 @@ def test_what_is_encoded_is_counted_before_and_found_after(family, base, tmp_pat
     hard, _ = family_settings(family, base)
     run = new_run(tmp_path, base, hard, {"loop": {"steps": 1}})
     before = told(run)
-    assert before.pictures.there == before.texts.there == 0
+    assert before.images.there == before.texts.there == 0
     list(train(run))
-    for cached, what in ((before.pictures, "latents"), (before.texts, "text")):
+    for cached, what in ((before.images, "latents"), (before.texts, "text")):
         written = sizes_of(run.project.cache, f"{what}/*/*.safetensors")
         assert cached.total == len(written)
         assert cached.each == pytest.approx(sum(written) / len(written), rel=0.3)  # headers weigh much in tiny files
     after = told(run)
-    assert after.pictures.there == after.pictures.total and after.texts.there == after.texts.total
-    assert after.done == after.steps and row(after, "pictures").needed == row(after, "loras").needed == 0
+    assert after.images.there == after.images.total and after.texts.there == after.texts.total
+    assert after.done == after.steps and row(after, "images").needed == row(after, "loras").needed == 0
 
 
 def test_nothing_is_hashed_while_nothing_is_cached(family, base, tmp_path, monkeypatch):
@@ -96,10 +96,10 @@ def test_nothing_is_hashed_while_nothing_is_cached(family, base, tmp_path, monke
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_steps_and_pictures_are_those_of_the_plan(seed, tmp_path):
+def test_steps_and_images_are_those_of_the_plan(seed, tmp_path):
     draw = random.Random(seed)
     some = tuple((draw.choice((64, 96, 200)), draw.choice((64, 96))) for _ in range(draw.randint(1, 9)))
-    save_pictures(tmp_path / "dataset", repeats=draw.randint(1, 4), sizes=some)
+    save_images(tmp_path / "dataset", repeats=draw.randint(1, 4), sizes=some)
     loop = {
         "epochs": draw.randint(1, 4),
         "steps": draw.choice((0, 0, draw.randint(1, 30))),
@@ -114,27 +114,27 @@ def test_steps_and_pictures_are_those_of_the_plan(seed, tmp_path):
         steps = range(plan.last - plan.steps + 1, plan.last + 1)
         assert stage.images == sum(len(batch) for step in steps for batch in plan.micro_batches(step))
         assert stage.epochs == len({plan.epoch_of(step) for step in steps})
-        assert sum(bucket.pictures for bucket in stage.buckets) == len(some)
-        assert sum(c.pictures * c.repeats for c in stage.concepts) == sum(bucket.samples for bucket in stage.buckets)
+        assert sum(bucket.images for bucket in stage.buckets) == len(some)
+        assert sum(c.images * c.repeats for c in stage.concepts) == sum(bucket.samples for bucket in stage.buckets)
         for step in steps:
             whole = sum(plan.ends_epoch(s) for s in steps if s <= step) + plan.epochs_before
             assert found.whole_epochs(step) in (whole, whole + (step == plan.last))
 
 
 def test_buckets_tell_what_is_enlarged_and_what_is_cropped(tmp_path):
-    save_pictures(tmp_path / "dataset", sizes=((64, 64), (40, 40), (128, 32), (100, 64)))
+    save_images(tmp_path / "dataset", sizes=((64, 64), (40, 40), (128, 32), (100, 64)))
     data = {"bucket_no_upscale": False}
     config = configure(settings(tmp_path / "none", data=data))
     (stage,) = forecast.forecast(config, Project(tmp_path)).stages
     square = next(bucket for bucket in stage.buckets if bucket.size == (64, 64))
-    assert (square.pictures, square.enlarged, square.cropped) == (3, 1, 1)  # 40 x 40, and 100 x 64 of no other shape
+    assert (square.images, square.enlarged, square.cropped) == (3, 1, 1)  # 40 x 40, and 100 x 64 of no other shape
     assert sum(bucket.cropped for bucket in stage.buckets) == 1
 
 
 def test_left_out_files_and_cut_captions_are_told(family, base, tmp_path):
     run = new_run(tmp_path, base, family_settings(family, base)[0])
     concept = next(run.project.dataset.iterdir())
-    (concept / "broken.png").write_bytes(b"no picture")
+    (concept / "broken.png").write_bytes(b"no image")
     (concept / "00.txt").write_text("mofu, " + "girl, " * 900)
     notes = told(run).notes
     assert any("broken.png" in note for note in notes)
@@ -145,7 +145,7 @@ def test_left_out_files_and_cut_captions_are_told(family, base, tmp_path):
 
 
 def test_a_base_that_is_elsewhere_leaves_sizes_unknown_and_is_not_downloaded(tmp_path, monkeypatch):
-    save_pictures(tmp_path / "dataset")
+    save_images(tmp_path / "dataset")
     monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("a download"))
     for source in ("somebody/model", "somebody/model/file.safetensors", "http://127.0.0.1:9/model.safetensors"):
         config = configure(settings(tmp_path / "none", model={"source": source}))
@@ -184,6 +184,6 @@ def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(sd15, t
     list(train(run))
 
 
-def test_a_run_without_pictures_is_refused_with_the_folder(tmp_path):
+def test_a_run_without_images_is_refused_with_the_folder(tmp_path):
     with pytest.raises(UserError, match="dataset does not exist"):
         forecast.forecast(configure(settings(tmp_path)), Project(tmp_path))

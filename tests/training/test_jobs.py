@@ -58,7 +58,7 @@ def uncut(tmp_path_factory, base):
 
 def elsewhere(code: str, run: Run) -> subprocess.Popen:
     """Python code about `run` in a process (group) of its own; it prints lines."""
-    code = f"import sys, time\nfrom lorakit import jobs\nfrom lorakit.project import Project\n{code}"
+    code = f"import sys, time\nfrom lorakit.training import jobs\nfrom lorakit.project import Project\n{code}"
     return subprocess.Popen(
         [sys.executable, "-c", code.replace("RUN", f"Project({str(run.project.folder)!r}).run({run.name!r})")],
         cwd=ROOT,
@@ -330,7 +330,9 @@ def test_a_trainer_in_this_process_excludes_all_others_and_says_who_it_is(tmp_pa
     with pytest.raises(jobs.RunBusy, match="this very process .* since 20.*lorakit stop"):
         next(train(run))
     assert run.log.read_bytes() == log  # the other's log tells nothing of it
-    code = "from lorakit import claim\ntry:\n    claim.locked(RUN)\nexcept jobs.RunBusy as error:\n    print(error)"
+    code = (
+        "from lorakit.project import lock\ntry:\n    lock.locked(RUN)\nexcept jobs.RunBusy as error:\n    print(error)"
+    )
     with elsewhere(code, run) as other:
         assert f"by process {os.getpid()} on" in other.stdout.read()
     sitting.close()
@@ -394,7 +396,8 @@ def test_a_new_start_forgets_how_the_last_one_ended(tmp_path, base):
 
 
 def test_nothing_heavy_is_loaded_to_start_watch_and_stop(orphan):
-    code = "from lorakit import status\nrun = RUN\nlist(jobs.follow(run)), jobs.fate(run), status.run_status(run)\n"
+    code = "from lorakit.training import status\nrun = RUN\n"
+    code += "list(jobs.follow(run)), jobs.fate(run), status.run_status(run)\n"
     heavy = ("torch", "numpy", "PIL", "diffusers", "transformers", "yaml")
     with elsewhere(code + f"print([name for name in {heavy} if name in sys.modules])", orphan[0]) as process:
         assert process.stdout.read().strip() == "[]"

@@ -32,9 +32,9 @@ def probed(tmp_path_factory):
     return run, tried, list(probe(read_config(tried), tried.project))
 
 
-def stepped(step: int, pictures: float) -> Stepped:
+def stepped(step: int, count: float) -> Stepped:
     figures = {"loss": 0.1, "lr": 1e-3, "grad_norm": 1.0, "skipped": 0, "memory_gb": 1.0, "epoch": 1}
-    return Stepped(step=step, images_per_second=pictures, **figures)
+    return Stepped(step=step, images_per_second=count, **figures)
 
 
 def result(**figures: float) -> Probed:
@@ -55,7 +55,7 @@ def result(**figures: float) -> Probed:
 def test_it_ends_with_its_figures(probed):
     *before, last = probed[2]
     assert isinstance(last, Probed) and all(isinstance(event, Progress) for event in before)
-    assert {"start", "pictures", "captions", "load", "steps"} == {event.what for event in before}
+    assert {"start", "images", "captions", "load", "steps"} == {event.what for event in before}
     assert last.seconds_per_step > 0 and last.images_per_second > 0 and last.seconds_per_sample > 0
     assert 0 < last.seconds_per_save and 0.1 < last.peak_memory_gb < last.total_memory_gb
 
@@ -71,8 +71,8 @@ def test_it_leaves_only_the_cache_and_its_figures(probed):
 
 def test_a_probed_run_is_the_same_run_bit_for_bit(probed, tmp_path):
     run, tried = copy_of(probed[0], tmp_path / "a"), copy_of(probed[1], tmp_path / "b")
-    pictures = [event for event in train(tried) if isinstance(event, Progress) and event.what == "pictures"]
-    assert not pictures  # what the probe encoded was not lost
+    count = [event for event in train(tried) if isinstance(event, Progress) and event.what == "images"]
+    assert not count  # what the probe encoded was not lost
     list(train(run))
     assert_same_end(tried, run)
 
@@ -145,7 +145,7 @@ def test_closing_it_ends_its_process_and_leaves_no_folder(probed, tmp_path, monk
 
 def test_the_first_steps_do_not_count_and_phases_add_up():
     begun = Started(step=0, steps=9, steps_per_epoch=3, images=6, precision="fp32", device="cpu")
-    encoded = [Progress(what="pictures", done=done, total=2) for done in (1, 2)]
+    encoded = [Progress(what="images", done=done, total=2) for done in (1, 2)]
     steps = [stepped(step, 2 / seconds) for step, seconds in enumerate((9, 5, 1, 2, 3), 1)]
     events = [None, *encoded, begun, *steps, Saved(step=5, state="", lora="", matched=""), None]
     events[-1] = Sampled(step=5, prompt="a", image="")
@@ -160,7 +160,7 @@ def test_the_first_steps_do_not_count_and_phases_add_up():
 @pytest.mark.parametrize("hours", [0.5, 1.0, 3.0])
 def test_sessions_lead_to_the_end_of_the_run(probed, hours):
     run = probed[0]
-    told = forecast(read_config(run), run.project)  # 4 epochs of 2 steps, 7 pictures each
+    told = forecast(read_config(run), run.project)  # 4 epochs of 2 steps, 7 images each
     slow = result(images_per_second=1 / 360, seconds_to_first_step=60.0)
     found = outlook(told, slow, hours)
     assert found.seconds == pytest.approx(28 * 360)

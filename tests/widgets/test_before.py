@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sittings import new_run
-from tiny import save_base, save_pictures, settings
+from tiny import save_base, save_images, settings
 
 from lorakit.errors import UserError
 from lorakit.events import Progress
@@ -61,7 +61,7 @@ def cell(monkeypatch):
 
 
 def words(text: str) -> str:
-    """The text of HTML, pictures left out."""
+    """The text of HTML, images left out."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
 
 
@@ -71,8 +71,8 @@ def rendered(told: Forecast, run, **how) -> str:
 
 def test_steps_data_sizes_and_space_are_told(told, run):
     text = rendered(told, run)
-    assert "24 steps" in text and "6 epochs" in text and "42 pictures seen" in text
-    assert "7 pictures × 1" in text and "64 × 64 px" in text and "0 of 7 encoded already" in text
+    assert "24 steps" in text and "6 epochs" in text and "42 images seen" in text
+    assert "7 images × 1" in text and "64 × 64 px" in text and "0 of 7 encoded already" in text
     assert "saved states 3 ×" in text and "LoRA files 6 ×" in text and "free" in text
     assert "not known yet" in text  # time and memory
 
@@ -122,7 +122,7 @@ def test_the_precision_is_told_with_its_reason(told, precision, asked, capabilit
 
 
 def test_a_base_that_is_not_there_leaves_sizes_open_and_the_rest_told(tmp_path):
-    save_pictures(tmp_path / "dataset")
+    save_images(tmp_path / "dataset")
     config = configure(settings(tmp_path / "none", model={"source": "somebody/model"}))
     text = words(view.render(forecast(config, Project(tmp_path)), config))
     assert "8 steps" in text and "not on this machine yet" in text and "Not known until the base is there" in text
@@ -146,7 +146,7 @@ def test_all_of_it_is_said_in_chinese(told, run):
 
 
 def test_the_whole_view_stays_small_for_a_long_run(tmp_path):
-    save_pictures(tmp_path / "dataset")
+    save_images(tmp_path / "dataset")
     config = configure(settings(tmp_path / "none", loop={"steps": 10_000}))
     assert len(view.render(forecast(config, Project(tmp_path)), config, MEASURED)) < 30_000
 
@@ -164,7 +164,7 @@ def test_a_probe_draws_what_it_does_and_then_its_figures(run, cell, monkeypatch)
 
 
 def test_drawings_come_at_most_once_a_second(run, cell, monkeypatch):
-    seen = [Progress(what="pictures", done=done, total=500) for done in range(1, 500)]
+    seen = [Progress(what="images", done=done, total=500) for done in range(1, 500)]
     monkeypatch.setattr(view, "try_steps", lambda config, project: iter([*seen, MEASURED]))
     view.probe(run)
     assert len(cell) <= 4

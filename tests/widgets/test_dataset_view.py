@@ -1,4 +1,4 @@
-"""A data set in a cell: what is there is told, files are checked."""
+"""A dataset in a cell: what is there is told, files are checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from widgets.project import base_model, loras
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Everything that a cell shows, one after the other: HTML as text, pictures as they are."""
+    """Everything that a cell shows, one after the other: HTML as text, images as they are."""
     found = []
 
     def display(thing, display_id=False):
@@ -34,16 +34,16 @@ def shown(monkeypatch):
 
 @pytest.fixture
 def project(tmp_path):
-    """The demo's pictures, and a run with its settings that has not begun."""
+    """The demo's images, and a run with its settings that has not begun."""
     project = Project(tmp_path / "project")
     shutil.copytree(DATASET, project.dataset)
     start(project.run("r"), configure(settings()))
     return project
 
 
-def test_the_pictures_are_counted_shown_and_those_left_out_are_named(project, shown):
-    (project.dataset / "10_mofurin" / "broken.png").write_bytes(b"no picture")
-    dataset.pictures(project)
+def test_the_images_are_counted_shown_and_those_left_out_are_named(project, shown):
+    (project.dataset / "10_mofurin" / "broken.png").write_bytes(b"no image")
+    dataset.images(project)
     counts, sheet, notes = shown
     assert "10_mofurin" in counts and ">30<" in counts and "× 10" in counts and ">300<" in counts
     assert sheet.size[0] == dataset.WIDTH
@@ -54,15 +54,15 @@ def test_what_is_left_out_is_told_before_what_lacks_a_caption_and_nothing_is_kep
     for caption in project.dataset.rglob("*.txt"):
         caption.unlink()
     shutil.copy(next(project.dataset.rglob("*.png")), project.dataset)
-    dataset.pictures(project)
+    dataset.images(project)
     notes = shown[-1]
-    assert notes.index("1 pictures left out") < notes.index("no .txt file") and notes.count("no .txt file") == 30
+    assert notes.index("1 images left out") < notes.index("no .txt file") and notes.count("no .txt file") == 30
 
 
-def test_a_project_without_pictures_is_told_where_they_go(tmp_path, shown):
+def test_a_project_without_images_is_told_where_they_go(tmp_path, shown):
     project = Project(tmp_path)
     project.dataset.mkdir()
-    for view in (dataset.pictures, dataset.tags):
+    for view in (dataset.images, dataset.tags):
         view(project)
         assert str(project.dataset) in shown[-1]
 
@@ -74,7 +74,7 @@ def test_tags_are_counted_and_captions_without_the_trigger_are_told(project, sho
     dataset.tags(project)
     (told,) = shown
     assert "mofurin <b>30</b>" in told, "the trigger is put into every caption"
-    assert "Pictures without a caption: 1." in told and "do not begin with the trigger mofurin: 1." in told
+    assert "Images without a caption: 1." in told and "do not begin with the trigger mofurin: 1." in told
     assert "&lt;b&gt;odd&lt;/b&gt;" in told and "<b>odd" not in told
 
 
@@ -99,7 +99,7 @@ def test_the_newest_run_comes_with_its_files_and_the_way_they_come_is_told(proje
     run = project.run("r")
 
     def bringing(brought):
-        yield Copied("LoRA files and pictures", 1_000_000, 2_000_000, "")
+        yield Copied("LoRA files and images", 1_000_000, 2_000_000, "")
         run.loras.mkdir()
         run.lora_file(3).write_bytes(b"x")
 

@@ -261,7 +261,7 @@ def test_every_setting_and_part_has_label_and_help_in_chinese_and_none_is_left_o
     for family in models.names():
         wanted |= {path.replace("model.", f"{family}.") for path in places(family)}
         owning |= {owner for owner, _ in owners(family) if owner}
-    wanted |= {f"{owner}.{f.name}" for owner, c in OUTSIDE.items() for f in fields(c) if not f.metadata["hidden"]}
+    wanted |= {f"{owner}.{f.name}" for owner, c in OUTSIDE.items() for f in fields(c) if not f.metadata["ui"].hidden}
     assert set(told) == wanted and set(parts) == owning
     for label, help in (*told.values(), *parts.values()):
         assert label.strip() and help.strip()

@@ -27,11 +27,11 @@ MOST = 1_500_000  # bytes that a notebook keeps of a report
 
 @pytest.fixture
 def project(tmp_path):
-    """The demo's pictures as the demo trains them, one of them broken, one a copy, one without its trigger."""
+    """The demo's images as the demo trains them, one of them broken, one a copy, one without its trigger."""
     project = Project(tmp_path)
     shutil.copytree(DATASET, project.dataset)
     folder = project.dataset / "10_mofurin"
-    (folder / "01.png").write_bytes(b"no <picture>")
+    (folder / "01.png").write_bytes(b"no <image>")
     shutil.copy(folder / "02.png", folder / "co<i>py.png")
     (folder / "03.txt").write_text("1girl, <b>bold</b>, forest")
     start(project.run("r"), configure(settings()))
@@ -59,12 +59,12 @@ def opened(project: Project) -> Examination:
     return view
 
 
-def test_findings_stand_worst_first_with_their_pictures_and_the_settings_of_the_next_run(project):
+def test_findings_stand_worst_first_with_their_images_and_the_settings_of_the_next_run(project):
     data, model, loop = _chosen(project)
     assert (data.trigger, data.resolution, model.source, loop.batch_size) == ("mofurin", 128, "demo", 4)
     told = shown(opened(project))
-    titles = ["Files that cannot be read as pictures: 1", "Captions without the trigger mofurin: 1"]
-    titles += ["Pictures that are alike: 2", "Tags in a single picture"]
+    titles = ["Files that cannot be read as images: 1", "Captions without the trigger mofurin: 1"]
+    titles += ["Images that are alike: 2", "Tags in a single image"]
     assert sorted(titles, key=told.index) == titles
     assert (
         told.count("data:image/jpeg") >= 4
@@ -88,12 +88,12 @@ def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(proj
 
 def test_a_data_set_that_cannot_be_trained_on_is_a_finding(tmp_path):
     told = shown(opened(Project(tmp_path)))
-    assert "The data set cannot be trained on" in told and "does not exist" in told
+    assert "The dataset cannot be trained on" in told and "does not exist" in told
 
 
 def test_a_report_of_everything_stays_small(project):
     dice = random.Random(1)
-    for i in range(60):  # noise is what JPEG packs worst; each picture has many findings
+    for i in range(60):  # noise is what JPEG packs worst; each image has many findings
         noise = Image.frombytes("RGB", (100, 90), dice.randbytes(27_000))
         frame = Image.new("RGB", (100, 110), "black")
         frame.paste(noise, (0, 10))

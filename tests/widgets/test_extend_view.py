@@ -60,13 +60,13 @@ def texts(cell: list) -> str:
     return re.sub(r"<[^>]+>", " ", " ".join(found))
 
 
-def test_each_way_has_a_picture_a_sentence_and_a_button_and_nothing_is_done(run, cell):
+def test_each_way_has_an_image_a_sentence_and_a_button_and_nothing_is_done(run, cell):
     before = run.config_file.read_bytes()
     view.more_epochs(run, 5)
     assert list(buttons(cell)) and set(buttons(cell)) == {"Stretch", "Hold", "New stage"}
     drawn = [view.render(run, 5, way) for way in view.WAYS]
-    assert all("<img" in picture and "planned until now" in picture for picture in drawn)
-    assert len({re.sub(r"<[^>]+>", " ", picture) for picture in drawn}) == 3
+    assert all("<img" in image and "planned until now" in image for image in drawn)
+    assert len({re.sub(r"<[^>]+>", " ", image) for image in drawn}) == 3
     assert run.config_file.read_bytes() == before
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lorakit import models, presets
-from lorakit.config import Config, ConfigError, part, setting
+from lorakit.config import Config, ConfigError, Field, Slider, part, setting
 from lorakit.lora import adapter
 from lorakit.project import Project
 from lorakit.run import config as runs
@@ -91,12 +91,12 @@ def test_kinds_of_settings_have_their_widgets(made):
 class NewConfig(Config):
     """A part that no form has heard of."""
 
-    speed: float = setting(2.5, help="how fast", unit="km/h", minimum=0, maximum=9, slider=(0, 5, 0.5))
-    colour: str = setting("red", help="which colour", choices=("red", "blue"), basic=True)
+    speed: float = setting(2.5, help="how fast", unit="km/h", range=(0, 9), ui=Slider(0, 5, 0.5))
+    colour: str = setting("red", help="which colour", choices=("red", "blue"), ui=Field(basic=True))
     names: tuple[str, ...] = setting((), help="all names")
     table: dict = setting({}, help="a table")
-    twice: bool = setting(False, help="do it twice", when=("colour", ("blue",)))
-    noted: int = setting(0, help="what a verb wrote", hidden=True)
+    twice: bool = setting(False, help="do it twice", ui=Field(when=("colour", ("blue",))))
+    noted: int = setting(0, help="what a verb wrote", ui=Field(hidden=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,13 +279,13 @@ def test_another_preset_tells_what_it_changed_and_what_stays(made):
     assert made.changes[1] == ["adapter.rank"] and "Stays as set by hand:</b> Rank" in made.head._why.value
 
 
-def test_the_pictures_there_are_choose_the_size_and_the_epochs(made, project):
+def test_the_images_there_are_choose_the_size_and_the_epochs(made, project):
     folder = project.dataset / "10_mofu"
     folder.mkdir(parents=True)
     for i in range(20):
         Image.new("RGB", (8, 8)).save(folder / f"{i}.png")
     made.head._purpose.value = "character"
-    assert (made.draft.choice.size, made.draft.choice.pictures) == ("small", 200)
+    assert (made.draft.choice.size, made.draft.choice.images) == ("small", 200)
     assert made.value.loop.epochs == 16
     assert Form(project).value == made.value
     Image.new("RGB", (8, 8)).save(folder / "more.png")

@@ -32,7 +32,7 @@ CAPTIONS = {
 
 @pytest.fixture
 def project(tmp_path) -> Project:
-    """Four pictures with captions, and a trigger."""
+    """Four images with captions, and a trigger."""
     project = Project(tmp_path / "project")
     fill(project, CAPTIONS)
     Draft(project).set("data.trigger", "mofurin")
@@ -64,7 +64,7 @@ def press(view: Gallery, action) -> None:
 
 
 def shown(view: Gallery) -> list[str]:
-    return re.findall(r'title="(\w+)\.png"', view.sheet.pictures.value)
+    return re.findall(r'title="(\w+)\.png"', view.sheet.images.value)
 
 
 def test_a_tag_that_is_clicked_shows_who_has_it_and_who_has_not(project):
@@ -78,10 +78,10 @@ def test_a_tag_that_is_clicked_shows_who_has_it_and_who_has_not(project):
     assert shown(view) == ["a", "b", "c", "d"]
 
 
-def test_an_edit_reaches_the_selected_pictures_and_no_others(project):
+def test_an_edit_reaches_the_selected_images_and_no_others(project):
     view = Gallery(project)
-    click(view, "picture", "a.png")
-    click(view, "picture", "c.png")
+    click(view, "image", "a.png")
+    click(view, "image", "c.png")
     view.editor.tag.value = "outdoors, day"
     press(view, view.editor.add)
     assert on_disk(project) == {
@@ -89,16 +89,16 @@ def test_an_edit_reaches_the_selected_pictures_and_no_others(project):
         "a": "mofurin, smile, red boots, outdoors, day",
         "c": "mofurin, hat, outdoors, day",
     }
-    assert "pictures: 2" in view.told.value
+    assert "images: 2" in view.told.value
 
 
 def test_who_selects_means_the_selection_and_who_ends_it_means_all(project):
     view = Gallery(project)
     assert len(view.editor.names()) == 4
-    click(view, "picture", "a.png")
+    click(view, "image", "a.png")
     assert view.editor.names() == ["a.png"] and view.editor.where.widget.value == "selected"
     view.editor.where.widget.value = "all"
-    click(view, "picture", "b.png")
+    click(view, "image", "b.png")
     assert len(view.editor.names()) == 4, "what was chosen by hand stays"
     view.sheet.none.click()
     assert view.editor.where.widget.value == "all"
@@ -107,7 +107,7 @@ def test_who_selects_means_the_selection_and_who_ends_it_means_all(project):
 def test_a_pattern_renames_many_tags_once_and_never_the_trigger(project):
     view = Gallery(project)
     view.editor.tag.value = "* boots"
-    assert "In 2 of these 4 pictures: red boots, blue boots" in view.editor.told.value
+    assert "In 2 of these 4 images: red boots, blue boots" in view.editor.told.value
     view.editor.into.value = "boots"
     press(view, view.editor.rename)
     assert on_disk(project)["a"] == "mofurin, smile, boots" and on_disk(project)["b"] == "mofurin, smile, boots"
@@ -126,7 +126,7 @@ def test_who_has_a_tag_or_what_a_pattern_names_is_seen_without_a_click_on_a_tag(
     assert shown(view) == ["a", "b", "c"]
 
 
-def test_a_doubted_tag_goes_from_all_its_pictures_as_one_change(project):
+def test_a_doubted_tag_goes_from_all_its_images_as_one_change(project):
     view = Gallery(project)
     click(view, "take", "smile", "a.png", "b.png")
     assert [name for name, text in on_disk(project).items() if "smile" in text] == ["d"]
@@ -188,8 +188,8 @@ def test_what_was_undone_before_another_change_is_not_offered_again(project):
 
 def test_one_caption_is_edited_as_text_and_locked_against_taggers(project):
     view = Gallery(project)
-    click(view, "picture", "b.png")
-    panel = view.panels["picture"]
+    click(view, "image", "b.png")
+    panel = view.panels["image"]
     panel.text.value = "mofurin,\nby hand"
     press(view, panel.write)
     assert on_disk(project) == {**CAPTIONS, "b": "mofurin, by hand"}
@@ -204,8 +204,8 @@ def test_one_caption_is_edited_as_text_and_locked_against_taggers(project):
 
 def test_a_caption_that_is_being_typed_stays_while_other_things_are_done(project):
     view = Gallery(project)
-    click(view, "picture", "b.png")
-    panel = view.panels["picture"]
+    click(view, "image", "b.png")
+    panel = view.panels["image"]
     panel.text.value = "mofurin, half a sent"
     click(view, "tag", "smile")
     press(view, panel.switch)
@@ -216,8 +216,8 @@ def test_a_caption_that_is_being_typed_stays_while_other_things_are_done(project
     assert panel.text.value == view.state.book.captions["a.png"]
 
 
-@pytest.mark.parametrize("message", [("look",), ("picture",), ("take", "smile"), ("give", "hat")])
-def test_a_click_on_a_picture_that_is_gone_does_nothing(project, message):
+@pytest.mark.parametrize("message", [("look",), ("image",), ("take", "smile"), ("give", "hat")])
+def test_a_click_on_an_image_that_is_gone_does_nothing(project, message):
     view = Gallery(project)
     (project.dataset / "a.png").unlink()
     view.again.click()
@@ -233,18 +233,18 @@ def test_what_is_typed_into_the_hidden_field_by_hand_does_nothing(project):
     assert shown(view) == ["a", "b", "c", "d"] and not view.state.selected
 
 
-def test_selecting_sends_no_picture_again(project):
+def test_selecting_sends_no_image_again(project):
     view = Gallery(project)
     sent = []
-    view.sheet.pictures.observe(lambda change: sent.append(change), "value")
-    click(view, "picture", "a.png")
-    click(view, "picture", "b.png")
+    view.sheet.images.observe(lambda change: sent.append(change), "value")
+    click(view, "image", "a.png")
+    click(view, "image", "b.png")
     assert view.state.selected == {"a.png", "b.png"} and not sent and view.sheet.marks.value.count("outline") == 2
-    click(view, "picture", "a.png")
+    click(view, "image", "a.png")
     assert view.state.selected == {"b.png"}
 
 
-def test_pictures_are_chosen_by_number_where_clicks_do_not_arrive(project):
+def test_images_are_chosen_by_number_where_clicks_do_not_arrive(project):
     view = Gallery(project)
     view.sheet.numbers.value = "1, 3-9"
     assert view.state.selected == {"a.png", "c.png", "d.png"} and view.state.focus == "d.png"
@@ -276,10 +276,10 @@ def test_names_and_tags_cannot_write_html(project):
     for name in view.panels:
         view._turn_to(name)
     click(view, "look", "<i>e&'\".png")
-    press(view, view.panels["picture"].switch)
+    press(view, view.panels["image"].switch)
     view._turn_to("history")
-    written = [part.value for part in (view.table.rows, view.sheet.pictures, view.editor.told, view.sheet.marks)]
-    written += [view.panels["picture"].tags.value, view.panels["picture"].image.value]
+    written = [part.value for part in (view.table.rows, view.sheet.images, view.editor.told, view.sheet.marks)]
+    written += [view.panels["image"].tags.value, view.panels["image"].image.value]
     written += [view.panels["doubts"].list.value, view.panels["history"].list.value, view.told.value]
     assert not any("<i>" in text or "<b>odd" in text for text in written)
     assert any("&lt;b&gt;odd" in text for text in written)
@@ -290,16 +290,16 @@ def test_what_a_tagger_doubts_comes_first_with_its_score(project):
     scores = {sample.digest: {"smile": 0.9, "hat": 0.2, "red_boots": 0.37} for sample in book.samples.values()}
     Scores(project, "robot").add(scores, {"smile": "general", "hat": "general", "red_boots": "general"})
     view = Gallery(project)
-    kinds = {(hint.picture[0], hint.tag): hint.kind for hint in view.state.hints if hint.kind != "once"}
+    kinds = {(hint.image[0], hint.tag): hint.kind for hint in view.state.hints if hint.kind != "once"}
     assert kinds == {("c", "hat"): "unseen", ("c", "smile"): "missed", ("a", "red boots"): "close"}
     view.table.sort.value = "suspicious"
     assert [row.tag for row in view.state.rows()][0] == "hat"
     assert view.state.rows()[-1].tag == "mofurin" and "0.20" in view.table.rows.value
     click(view, "look", "c.png")
-    assert "+ smile" in view.panels["picture"].tags.value and "+ hat" not in view.panels["picture"].tags.value
+    assert "+ smile" in view.panels["image"].tags.value and "+ hat" not in view.panels["image"].tags.value
     click(view, "take", "hat", "c.png")
     click(view, "give", "smile", "c.png")
-    assert "+ smile" not in view.panels["picture"].tags.value
+    assert "+ smile" not in view.panels["image"].tags.value
     assert {hint.kind for hint in view.state.hints} <= {"close", "once"}
     click(view, "take", "smile", "c.png")
     assert not any(hint.kind == "missed" for hint in view.state.hints), "a person took it out"
@@ -333,7 +333,7 @@ def test_only_a_person_chooses():
     assert chosen == ["a"]
 
 
-def test_many_pictures_come_a_page_at_a_time(project):
+def test_many_images_come_a_page_at_a_time(project):
     fill(project, {f"n{i:03d}": "mofurin" for i in range(3 * PAGE)})
     view = Gallery(project)
     assert len(shown(view)) == PAGE and "1–24 of 76" in view.sheet.where.value and view.sheet.back.disabled
@@ -354,7 +354,7 @@ def test_what_others_write_meanwhile_is_kept_and_seen(project):
     for file in project.dataset.glob("*.png"):
         file.unlink()
     view.again.click()
-    assert "No usable picture" in view.told.value
+    assert "No usable image" in view.told.value
 
 
 def test_a_tag_that_nobody_has_any_more_is_no_longer_chosen(project):

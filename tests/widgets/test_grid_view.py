@@ -54,12 +54,12 @@ def drawn(monkeypatch):
     return shown
 
 
-def pictures(html: str) -> list[Image.Image]:
+def images(html: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"jpeg;base64,([^\"]+)", html)]
 
 
 def fake(folder: Path, columns: int, rows: int, side: int, *, stop: int = -1):
-    """The events of a grid of noise, row by row; the interrupt button is pressed after `stop` pictures."""
+    """The events of a grid of noise, row by row; the interrupt button is pressed after `stop` images."""
     for place in range(columns * rows):
         if place == stop:
             os.kill(os.getpid(), signal.SIGINT)
@@ -74,16 +74,16 @@ def fake(folder: Path, columns: int, rows: int, side: int, *, stop: int = -1):
 
 def test_the_sheet_grows_with_empty_places_and_ends_whole(tmp_path, drawn):
     view.show(fake(tmp_path, 3, 2, 64))
-    growing = [html for html in drawn if "picture " in html]
-    assert [re.search(r"picture (\d) / 6", html)[1] for html in growing] == ["1", "2", "3", "4", "5"]
-    assert len({picture.size for html in growing[2:] for picture in pictures(html)}) <= 2, "it keeps its shape"
-    assert str(tmp_path / "grid.png") in drawn[-1] and len(pictures(drawn[-1])) == 1
+    growing = [html for html in drawn if "image " in html]
+    assert [re.search(r"image (\d) / 6", html)[1] for html in growing] == ["1", "2", "3", "4", "5"]
+    assert len({image.size for html in growing[2:] for image in images(html)}) <= 2, "it keeps its shape"
+    assert str(tmp_path / "grid.png") in drawn[-1] and len(images(drawn[-1])) == 1
 
 
-def test_axes_that_are_known_label_the_sheet_from_the_first_picture(tmp_path, drawn):
+def test_axes_that_are_known_label_the_sheet_from_the_first_image(tmp_path, drawn):
     x, y = Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2))
     view.show(view.Painting(x, y, fake(tmp_path, 3, 2, 64)))
-    sizes = {pictures(html)[0].size for html in drawn if "picture " in html}
+    sizes = {images(html)[0].size for html in drawn if "image " in html}
     assert len(sizes) == 1, "all of its places are there from the beginning"
     (width, height) = sizes.pop()
     assert width > 3 * 64 and height > 2 * 64
@@ -92,33 +92,33 @@ def test_axes_that_are_known_label_the_sheet_from_the_first_picture(tmp_path, dr
 def test_what_is_left_in_the_notebook_is_bounded_however_large_the_grid_is(tmp_path, drawn):
     view.show(fake(tmp_path, 5, 3, 512))
     assert max(map(len, drawn)) < 600_000
-    assert pictures(drawn[-1])[0].width <= 1600
+    assert images(drawn[-1])[0].width <= 1600
 
 
 def test_the_interrupt_button_leaves_what_is_painted_and_no_error(tmp_path, drawn):
     painting = fake(tmp_path, 3, 2, 64, stop=4)
     view.show(painting)
-    assert "4 of 6 pictures are painted and kept" in drawn[-1] and len(pictures(drawn[-1])) == 1
+    assert "4 of 6 images are painted and kept" in drawn[-1] and len(images(drawn[-1])) == 1
 
 
 def test_the_interrupt_button_pressed_twice_leaves_no_error_either(tmp_path, drawn, monkeypatch):
     monkeypatch.setattr(view, "_give_back", lambda painting: signal.raise_signal(signal.SIGINT))
     view.show(fake(tmp_path, 3, 2, 64, stop=0))
-    assert "What was painted before is kept" in drawn[-1] and not pictures(drawn[-1])
+    assert "What was painted before is kept" in drawn[-1] and not images(drawn[-1])
 
 
 def test_a_painter_that_waits_is_let_go_when_the_interrupt_button_is_pressed(tmp_path, drawn, monkeypatch):
     painting, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
     monkeypatch.setattr(view.Sheet, "put", lambda self, event: (put(self, event), signal.raise_signal(signal.SIGINT)))
     view.show(view.Painting(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), painting))
-    assert "1 of 6 pictures" in drawn[-1] and painting.gi_frame is None
+    assert "1 of 6 images" in drawn[-1] and painting.gi_frame is None
 
 
 def test_the_form_paints_what_it_says(trained, drawn):
     form = GridForm(trained)
     form.strengths.value = "0.5，1"
     form.sampling.value, form.seed.value = 1, 7
-    assert "4 columns × 2 rows = 8 pictures" in form.told.value
+    assert "4 columns × 2 rows = 8 images" in form.told.value
     view.show(form.paint())
     folder = trained.grids / "checkpoint-strength"
     assert str(folder / "grid.png") in drawn[-1] and len(list((folder / "cells").iterdir())) == 7, "off is off twice"
@@ -167,7 +167,7 @@ def test_suggested_prompts_test_what_was_learned_and_what_leaks(trained):
     form = GridForm(trained)
     found = suggested(trained, form.config)
     assert found[0] == "mofu", "the trigger alone"
-    assert any("moon" in prompt for prompt in found) and "mofu" not in found[-1], "far from the pictures; a leak"
+    assert any("moon" in prompt for prompt in found) and "mofu" not in found[-1], "far from the images; a leak"
     assert len(found) == len(set(found)) >= 5
 
 

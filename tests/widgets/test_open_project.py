@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from sittings import new_run, until
-from tiny import save_pictures, save_sd15
+from tiny import save_images, save_sd15
 
 from lorakit import doctor
 from lorakit.doctor import Finding
@@ -125,12 +125,12 @@ def test_the_card_tells_what_the_project_holds_and_where(cell, tmp_path, base):
     until(run, lambda event: isinstance(event, Stepped))
     entry.open_project("fox")
     assert str(tmp_path / FOLDER / "fox") in cell.html
-    assert "7 pictures" in cell.html and "r: cut off, step 1 of 8" in cell.html
+    assert "7 images" in cell.html and "r: cut off, step 1 of 8" in cell.html
 
 
-def test_an_empty_project_says_where_pictures_go(cell, tmp_path):
+def test_an_empty_project_says_where_images_go(cell, tmp_path):
     entry.open_project("new")
-    assert f"No pictures yet: they go into {tmp_path / FOLDER / 'new' / 'dataset'} · no runs yet" in cell.html
+    assert f"No images yet: they go into {tmp_path / FOLDER / 'new' / 'dataset'} · no runs yet" in cell.html
 
 
 def test_problems_stand_open_with_their_cure_and_what_is_well_is_folded(cell):
@@ -274,37 +274,37 @@ def test_who_does_not_give_drive_is_told_that_all_is_lost_and_goes_on(colab):
 
 def test_what_was_made_without_drive_moves_there_when_it_is_mounted(colab):
     colab.answer = "no"
-    save_pictures(entry.open_project().dataset)
+    save_images(entry.open_project().dataset)
     colab.answer = "yes"
     project = entry.open_project()
     assert (project.folder, project.home) == (colab.disk / "my-lora", colab.drive / "my-lora")
-    assert "7 pictures" in colab.html and "lost" not in colab.html
+    assert "7 images" in colab.html and "lost" not in colab.html
 
 
 def test_a_namesake_made_without_drive_keeps_its_files_and_is_told_of(colab):
-    save_pictures(colab.disk / "my-lora" / "dataset")
+    save_images(colab.disk / "my-lora" / "dataset")
     (colab.drive / "my-lora" / "dataset").mkdir(parents=True)
     project = entry.open_project()
     assert project.home == colab.drive / "my-lora" and project.folder != colab.disk / "my-lora"
     assert f"{colab.disk / 'my-lora'} is another project of that name, made without Drive." in colab.html
     (colab.disk / "my-lora").rename(colab.disk / "other")
-    assert entry.open_project("other").home == colab.drive / "other" and "7 pictures" in colab.html
+    assert entry.open_project("other").home == colab.drive / "other" and "7 images" in colab.html
 
 
 def test_when_drive_is_lost_the_copy_on_this_machine_is_opened(colab):
     project = entry.open_project()
-    save_pictures(project.dataset)
+    save_images(project.dataset)
     subprocess.run(["rm", "-r", colab.drive.parents[1]], check=True)
     colab.answer = "no"
     assert entry.open_project().folder == project.folder
-    assert "is out of reach" in colab.html and "7 pictures" in colab.html
+    assert "is out of reach" in colab.html and "7 images" in colab.html
 
 
 def test_what_is_brought_is_told_once_a_second(colab, monkeypatch):
     entry.open_project()
-    monkeypatch.setattr(entry, "opening", lambda *_: (Copied("pictures", done, 10**6) for done in range(1000)))
+    monkeypatch.setattr(entry, "opening", lambda *_: (Copied("images", done, 10**6) for done in range(1000)))
     entry.open_project()
-    assert sum("bringing pictures" in shown for shown in View.shown) in (1, 2)
+    assert sum("bringing images" in shown for shown in View.shown) in (1, 2)
 
 
 def test_what_copies_lack_is_told_folded(colab):
@@ -356,7 +356,7 @@ def test_with_all_files_local_nothing_but_this_machine_is_called(cell, tmp_path,
     project = entry.open_project(home=tmp_path / "offline")
     assert set(called) <= {"huggingface.co"}, "the doctor asks whether the hub is there, and nothing else does"
     called.clear()
-    save_pictures(project.dataset)
+    save_images(project.dataset)
     run = new_run(project.folder, base, {"loop": {"epochs": 1}})
     assert isinstance(list(train(run))[-1], Finished) and called == []
 

@@ -10,7 +10,7 @@ from widgets.plot import PAIRS, SIZE, Curve, bars, lines, number, spark
 
 
 def drawn(html: str) -> str:
-    """The SVG of all its pictures."""
+    """The SVG of all its images."""
     return "".join(base64.b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", html))
 
 

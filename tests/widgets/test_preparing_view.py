@@ -1,4 +1,4 @@
-"""Bringing pictures in, boxes, preparing and buckets as widgets: what is clicked is on disk, what is wrong is told."""
+"""Bringing images in, boxes, preparing and buckets as widgets: what is clicked is on disk, what is wrong is told."""
 
 import io
 import shutil
@@ -17,7 +17,7 @@ from lorakit.sync import service
 from widgets import i18n
 from widgets.data.boxes import BoxForm
 from widgets.data.boxes import boxes as show_boxes
-from widgets.data.intake import IntakeForm, add_pictures, uploaded
+from widgets.data.intake import IntakeForm, add_images, uploaded
 from widgets.data.prepare import PrepareForm, buckets_preview
 from widgets.project.draft import Draft
 
@@ -31,7 +31,7 @@ def no_mirror(monkeypatch):
 
 @pytest.fixture
 def project(tmp_path):
-    """Four pictures of the demo, of 128 px."""
+    """Four images of the demo, of 128 px."""
     made = Project(tmp_path / "project")
     for name in ("01", "02", "03", "04"):
         for end in (".png", ".txt"):
@@ -49,7 +49,7 @@ def displayed(monkeypatch):
     return found
 
 
-# ---- getting pictures in ---------------------------------------------------------------------------------------------
+# ---- getting images in ---------------------------------------------------------------------------------------------
 
 
 def test_an_upload_is_the_same_in_ipywidgets_7_and_8():
@@ -77,7 +77,7 @@ def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_pat
     form.into.value, form.repeats.value = "mofu", 5
     upload(form, {"a.png": b"a", "a.txt": b"mofu", "more.zip": packed.getvalue()})
     assert sorted(p.name for p in (tmp_path / "dataset/5_mofu").iterdir()) == ["a.png", "a.txt", "b.png"]
-    assert not form.upload.value and "2 pictures added" not in form.told.value and "added" in form.told.value
+    assert not form.upload.value and "2 images added" not in form.told.value and "added" in form.told.value
     upload(form, {"c.png": b"c"})
     assert (tmp_path / "dataset/5_mofu/c.png").read_bytes() == b"c"
 
@@ -92,12 +92,12 @@ def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, proje
     (project.dataset / "<b>.md").write_text("x")
     form.source.value = f'"{project.dataset}"'  # as some systems copy a path
     form.button.click()
-    assert "4 pictures added" in form.told.value and "&lt;b&gt;.md" in form.told.value
+    assert "4 images added" in form.told.value and "&lt;b&gt;.md" in form.told.value
     form.button.click()
     assert "8 files were there already" in form.told.value
 
 
-def test_what_is_added_beside_prepared_pictures_is_said_not_to_be_trained_yet(project, tmp_path):
+def test_what_is_added_beside_prepared_images_is_said_not_to_be_trained_yet(project, tmp_path):
     form, told = IntakeForm(project), "prepare them again"
     (tmp_path / "more").mkdir()
     for name in ("new1.png", "new2.png"):
@@ -108,8 +108,8 @@ def test_what_is_added_beside_prepared_pictures_is_said_not_to_be_trained_yet(pr
 
 
 def test_a_source_in_code_is_added_at_once(project, tmp_path, displayed):
-    add_pictures(Project(tmp_path / "other"), project.dataset / "10_mofurin", "reg/girl")
-    assert "4 pictures added" in displayed[0].value
+    add_images(Project(tmp_path / "other"), project.dataset / "10_mofurin", "reg/girl")
+    assert "4 images added" in displayed[0].value
     assert len(list((tmp_path / "other/dataset/reg/1_girl").glob("*.png"))) == 4
 
 
@@ -130,7 +130,7 @@ def test_drawing_and_sliders_are_about_the_same_box_which_is_on_disk_at_once(pro
     assert Boxes(project).of(FIRST) == (Box(8, 64, 64, 32),)
     assert "left:6.250%" in form._over.value
     form._sliders["width"].value = 128
-    assert Boxes(project).of(FIRST) == (Box(8, 64, 120, 32),), "clipped at the picture's edge"
+    assert Boxes(project).of(FIRST) == (Box(8, 64, 120, 32),), "clipped at the image's edge"
     assert form._sliders["width"].value == 120
 
 
@@ -141,7 +141,7 @@ def test_a_slip_of_the_hand_is_no_box(project):
     assert not form._trouble.value
 
 
-def test_a_box_that_slides_out_of_the_picture_is_refused_and_the_sliders_go_back(project):
+def test_a_box_that_slides_out_of_the_image_is_refused_and_the_sliders_go_back(project):
     form = BoxForm(project)
     drag(form, 0.25, 0.5, 0.5, 0.25)
     form._sliders["left"].value = 127
@@ -167,7 +167,7 @@ def test_several_boxes_are_chosen_named_taken_away_and_brought_back(project):
     assert form.name == FIRST and len(form.boxes) == 2, "it goes where it was changed"
 
 
-def test_the_pictures_are_leafed_through_in_a_circle_and_say_which_have_boxes(project):
+def test_the_images_are_leafed_through_in_a_circle_and_say_which_have_boxes(project):
     Boxes(project).add(SECOND, Box(0, 0, 20, 20))
     form = BoxForm(project)
     form.turn(1)
@@ -186,7 +186,7 @@ def test_a_change_elsewhere_is_kept_by_the_next_one_here(project):
     assert Boxes(project).names() == [FIRST, SECOND]
 
 
-def test_without_pictures_or_with_a_damaged_list_that_is_told(project, tmp_path, displayed):
+def test_without_images_or_with_a_damaged_list_that_is_told(project, tmp_path, displayed):
     show_boxes(Project(tmp_path / "none"))
     (project.folder / "boxes.yaml").write_text("a.png: [1]")
     show_boxes(project)
@@ -206,17 +206,17 @@ def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
     assert form.button.layout.display != "none"
     form.button.click()
     assert Image.open(project.folder / FOLDER / FIRST).size == (128, 192)
-    assert "4 pictures are in" in form.told.value and form.use.layout.display == ""
+    assert "4 images are in" in form.told.value and form.use.layout.display == ""
 
 
-def test_the_next_run_trains_on_the_prepared_pictures_and_on_the_originals_again(project):
+def test_the_next_run_trains_on_the_prepared_images_and_on_the_originals_again(project):
     Draft(project).set("data.folder", str(project.dataset))
     form = PrepareForm(project)
     form.button.click()
     form.use.click()
     assert Draft(project).data.folder == FOLDER and f"trains on {FOLDER}" in form.told.value
     form.button.click()
-    assert "4 pictures are in" in form.told.value, "they are made of the originals still"
+    assert "4 images are in" in form.told.value, "they are made of the originals still"
     PrepareForm(project).use.click()
     assert Draft(project).data.folder == str(project.dataset)
 
@@ -229,11 +229,11 @@ def test_a_wrong_colour_is_told_beside_its_field_and_the_last_right_one_holds(pr
     assert not form.rows["background"].trouble and read_prepare(project).background == "#000000"
 
 
-def test_a_picture_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(project, tmp_path):
+def test_an_image_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(project, tmp_path):
     Boxes(project).add(FIRST, Box(500, 500, 50, 50))
     form = PrepareForm(project)
     form.button.click()
-    assert "3 pictures are in" in form.told.value and "draw it again" in form.told.value
+    assert "3 images are in" in form.told.value and "draw it again" in form.told.value
     other = PrepareForm(Project(tmp_path / "none"))
     other.button.click()
     assert "does not exist" in other.told.value
@@ -242,7 +242,7 @@ def test_a_picture_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(
 # ---- buckets ---------------------------------------------------------------------------------------------------------
 
 
-def test_buckets_tell_how_many_pictures_they_have_what_is_cut_off_and_what_is_enlarged(project, displayed):
+def test_buckets_tell_how_many_images_they_have_what_is_cut_off_and_what_is_enlarged(project, displayed):
     Image.new("RGB", (900, 300), "red").save(project.dataset / "10_mofurin/wide.png")
     Image.new("RGB", (40, 40), "blue").save(project.dataset / "10_mofurin/tiny.png")
     Draft(project).set("data.resolution", 128)
@@ -251,18 +251,18 @@ def test_buckets_tell_how_many_pictures_they_have_what_is_cut_off_and_what_is_en
     Draft(project).set("loop.batch_size", 16)
     buckets_preview(project)
     text = displayed[0]
-    assert "6 pictures" in text and "128 × 128 px" in text and "192 × 64 px" in text
+    assert "6 images" in text and "128 × 128 px" in text and "192 × 64 px" in text
     assert "× 1.6" in text, "64 px from 40"
-    assert "fewer pictures than a batch of 16" in text
+    assert "fewer images than a batch of 16" in text
     assert text.count("<img") == 6 and text.count('src="data:image/jpeg') == 6
 
 
-def test_of_many_pictures_some_are_shown_and_the_others_counted(project, displayed):
+def test_of_many_images_some_are_shown_and_the_others_counted(project, displayed):
     buckets_preview(project, shown=2)
     assert displayed[0].count("<img") == 2 and "and 2 more" in displayed[0]
 
 
-def test_without_pictures_the_preview_says_so(tmp_path, displayed):
+def test_without_images_the_preview_says_so(tmp_path, displayed):
     buckets_preview(Project(tmp_path))
     assert "does not exist" in displayed[0]
 

@@ -26,7 +26,7 @@ from lorakit.training import jobs
 from widgets.train import live
 from widgets.train.history import History
 
-PICTURE = re.compile(r"data:image/jpeg;base64,[^\"]+")
+IMAGE = re.compile(r"data:image/jpeg;base64,[^\"]+")
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def interrupt():
 
 def test_a_run_of_10000_steps_leaves_little_behind_and_is_drawn_quickly(run):
     html = live.render(long_run(run, 10_000))
-    pictures = sum(map(len, PICTURE.findall(html)))
-    assert len(html) - pictures < 40_000, "200 KB are allowed beside pictures"
-    assert 0 < pictures < 400_000
+    images = sum(map(len, IMAGE.findall(html)))
+    assert len(html) - images < 40_000, "200 KB are allowed beside images"
+    assert 0 < images < 400_000
     history, spent = History(run.log).read_on(), []
     with claim(run):  # as while it is trained
         for _ in range(3):
@@ -163,10 +163,10 @@ def test_a_living_trainer_is_told_step_by_step_from_its_first_second(run):
     with claim(run):
         html = live.render(run)
         assert "loading the model" in html and "left, done about" not in html
-        events.append(run.log, Progress(what="pictures", done=3, total=12), time=time.time())
+        events.append(run.log, Progress(what="images", done=3, total=12), time=time.time())
         html = live.render(run)
-        assert "preparing: pictures 3 / 12" in html and "width:25.0%" in html
-        events.append(run.log, Progress(what="pictures", done=12, total=12), time=time.time())
+        assert "preparing: images 3 / 12" in html and "width:25.0%" in html
+        events.append(run.log, Progress(what="images", done=12, total=12), time=time.time())
         assert "loading the model" in live.render(run)
         events.append(run.log, started(1, 9), time=time.time())
         for step in (2, 3):
@@ -183,9 +183,9 @@ def test_the_time_left_goes_by_the_clock_of_this_sitting(run):
 
 def test_samples_are_the_newest_of_each_prompt_and_bounded(run):
     told = [event for step in range(10, 100, 10) for event in sampled(run, step, count=6)]
-    (run.folder / told[-6].image).unlink()  # a picture that did not come along
+    (run.folder / told[-6].image).unlink()  # an image that did not come along
     html = live.render(write(run, started(0, 100), stepped(1), *told))
-    assert len(PICTURE.findall(html)) == 4 * 6 - 1
+    assert len(IMAGE.findall(html)) == 4 * 6 - 1
     assert "step 90" in html and "step 40" in html and "step 30" not in html
     assert PROMPTS[3] in html and PROMPTS[4] not in html and "and 2 more prompts" in html
 
@@ -198,8 +198,8 @@ def test_warnings_are_counted_and_only_the_newest_are_shown(run):
 
 
 def test_nothing_that_a_user_wrote_becomes_html(run):
-    picture = sampled(run, 5)[0]
-    evil = events.Sampled(step=5, prompt="<script>1</script>", image=picture.image)
+    shown = sampled(run, 5)[0]
+    evil = events.Sampled(step=5, prompt="<script>1</script>", image=shown.image)
     html = live.render(write(run, started(0, 9), Warned(text="<img src=x>"), evil, Failed(reason="<b>no")))
     assert "<script" not in html and "<img src=x>" not in html and "<b>no" not in html
 
@@ -261,7 +261,7 @@ def test_outside_of_a_notebook_it_says_what_to_do(run):
 def test_a_run_that_nobody_trains_is_shown_and_left_at_once(run, cell):
     begun = time.monotonic()
     live.watch(write(run, started(0, 9), stepped(1), *sampled(run, 1), Stopped(step=1, reason="")))
-    assert time.monotonic() - begun < 3 and "stopped" in cell.told and len(PICTURE.findall(cell.told)) == 1
+    assert time.monotonic() - begun < 3 and "stopped" in cell.told and len(IMAGE.findall(cell.told)) == 1
 
 
 def test_the_interrupt_button_stops_once_and_watches_until_all_is_saved(run, cell, later, monkeypatch):

@@ -1,4 +1,4 @@
-"""Regularization pictures in a cell: told before, shown while they are made, stopped and gone on with."""
+"""Regularization images in a cell: told before, shown while they are made, stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from IPython import display as ipython_display
-from tiny import save_pictures, save_sd15
+from tiny import save_images, save_sd15
 
 from lorakit.project import Project
 from widgets.data import regularize as widget
@@ -17,12 +17,12 @@ DATA = {"resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 64, "bucket_
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Every page that the cell showed, as HTML; the interrupt button is pressed when the second picture is there."""
+    """Every page that the cell showed, as HTML; the interrupt button is pressed when the second image is there."""
     found = []
 
     def update(page):
         found.append(page.data)
-        if "picture 2 / 3" in page.data and not any("Stopped" in earlier for earlier in found):
+        if "image 2 / 3" in page.data and not any("Stopped" in earlier for earlier in found):
             raise KeyboardInterrupt
 
     def display(thing, display_id):
@@ -37,7 +37,7 @@ def shown(monkeypatch):
 @pytest.fixture
 def project(tmp_path):
     project = Project(tmp_path / "p")
-    save_pictures(project.dataset, sizes=((64, 64),) * 3)
+    save_images(project.dataset, sizes=((64, 64),) * 3)
     draft = Draft(project)
     for name, value in {**{f"data.{name}": value for name, value in DATA.items()}, "sample.steps": 2}.items():
         draft.set(name, value)
@@ -47,17 +47,17 @@ def project(tmp_path):
 
 def test_the_cell_says_what_is_made_shows_the_newest_and_goes_on_where_it_was_stopped(project, shown):
     widget.regularize(project)
-    assert "3 regularization pictures" in shown[1] and "64 × 64 px" in shown[1] and "loading" in shown[1]
-    assert "Stopped. What is painted is kept" in shown[-1] and "picture 2 / 3" in shown[-1]
+    assert "3 regularization images" in shown[1] and "64 × 64 px" in shown[1] and "loading" in shown[1]
+    assert "Stopped. What is painted is kept" in shown[-1] and "image 2 / 3" in shown[-1]
     assert "data:image/jpeg" in shown[-1] and "girl, blue hair" in shown[-1]
     widget.regularize(project)
-    assert "3 regularization pictures are there, 1 of them new" in shown[-1]
+    assert "3 regularization images are there, 1 of them new" in shown[-1]
     assert len(list((project.dataset / "reg/1_1girl").glob("*.png"))) == 3
 
 
 def test_nothing_is_painted_before_it_is_asked_for(project, shown):
     widget.regularize(project, paint=False)
-    assert "3 regularization pictures" in shown[-1] and "paint=True" in shown[-1]
+    assert "3 regularization images" in shown[-1] and "paint=True" in shown[-1]
     assert not (project.dataset / "reg").exists()
 
 

@@ -34,13 +34,13 @@ def shown(monkeypatch):
 
     monkeypatch.setattr(ipython_display, "display", display)
     monkeypatch.setattr(tagging, "REDRAW", 0.0)
-    monkeypatch.setattr(tagging.mirror, "start", lambda project: False)
+    monkeypatch.setattr(tagging.service, "start", lambda project: False)
     return found
 
 
 @pytest.fixture
 def project(tmp_path):
-    """The demo's pictures, some without captions, and the demo tagger, which reads two pictures at once."""
+    """The demo's images, some without captions, and the demo tagger, which reads two images at once."""
     project = Project(tmp_path / "project")
     shutil.copytree(DATASET, project.dataset)
     for file in captions(project)[:MISSING]:
@@ -131,9 +131,9 @@ def test_captions_are_written_and_told_with_the_locked_ones_and_an_example(proje
     assert len(new) == MISSING and {file: file.read_text() for file in before} == before
     told = shown[-1]
     assert f"captions written: {MISSING}" in told and "wrote or locked them: 26" in told
-    assert "demo (onnxruntime, CPU) read 4 pictures" in told
+    assert "demo (onnxruntime, CPU) read 4 images" in told
     assert "data:image/jpeg;base64," in told and new[0].read_text().strip() in told
-    assert any("2 of 4 pictures" in text for text in shown)
+    assert any("2 of 4 images" in text for text in shown)
 
 
 def test_the_button_does_the_same(project, shown):
@@ -142,11 +142,11 @@ def test_the_button_does_the_same(project, shown):
     assert f"captions written: {MISSING}" in form.told.value and len(captions(project)) == 30
 
 
-def test_no_tagger_is_fetched_when_no_picture_wants_a_caption(project, shown):
+def test_no_tagger_is_fetched_when_no_image_wants_a_caption(project, shown):
     tag(project)
     write_tagging(project, "wd14", {"source": "nobody/has-this-tagger"}, TaggingConfig())
     tag(project)
-    assert "No picture wants a caption." in shown[-1] and "the tag editor unlocks it" in shown[-1]
+    assert "No image wants a caption." in shown[-1] and "the tag editor unlocks it" in shown[-1]
 
 
 def test_the_form_says_which_trigger_is_written(project):
@@ -155,11 +155,11 @@ def test_the_form_says_which_trigger_is_written(project):
     assert "No trigger is chosen" in TaggingForm(project).trigger.value
 
 
-def test_only_asking_writes_nothing_and_asks_about_locked_pictures_too(project, shown):
+def test_only_asking_writes_nothing_and_asks_about_locked_images_too(project, shown):
     before = {file: file.read_text() for file in captions(project)}
     tag(project, only_ask=True)
     assert {file: file.read_text() for file in captions(project)} == before
-    assert "read 30 pictures" in shown[-1] and "captions written: 0" in shown[-1]
+    assert "read 30 images" in shown[-1] and "captions written: 0" in shown[-1]
 
 
 def test_an_interrupted_tagging_says_so_and_asks_only_for_the_rest(project, shown, monkeypatch):
@@ -173,7 +173,7 @@ def test_an_interrupted_tagging_says_so_and_asks_only_for_the_rest(project, show
 
     monkeypatch.setattr(taggers.wd14.Tagger, "read", interrupted)
     tag(project)
-    assert "Stopped after 2 pictures" in shown[-1] and len(captions(project)) == 30 - MISSING
+    assert "Stopped after 2 images" in shown[-1] and len(captions(project)) == 30 - MISSING
     tag(project)
     assert asked == [2, 2, 2] and f"captions written: {MISSING}" in shown[-1]
 
@@ -184,7 +184,7 @@ def test_a_server_that_fails_halfway_is_told_and_its_answers_are_kept(project, s
         write_tagging(project, "server", {"address": chat.address, "model": "m"}, TaggingConfig())
         chat.answer = lambda number, body: said("a girl") if number < 3 else (402, {}, b"<b>no</b>")
         tag(project)
-        assert "HTTP 402, &lt;b&gt;no" in shown[-1] and "What 2 pictures were answered is kept." in shown[-1]
+        assert "HTTP 402, &lt;b&gt;no" in shown[-1] and "What 2 images were answered is kept." in shown[-1]
         chat.answer = lambda number, body: said("a girl in a forest")
         tag(project)
         assert len(chat.asked) == 3 + 2 and "captions written: 4" in shown[-1]

@@ -1,4 +1,4 @@
-"""Thumbnails: made once, anew for a changed picture, and never a reason to fail."""
+"""Thumbnails: made once, anew for a changed image, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def samples(project: Project) -> tuple[Sample, ...]:
     return scan(DataConfig(), project.folder).samples
 
 
-def test_thumbnails_are_made_once_and_anew_for_a_changed_picture(project):
+def test_thumbnails_are_made_once_and_anew_for_a_changed_image(project):
     thumbnails = Thumbnails(project)
 
     def small() -> tuple[list[str], dict[Path, int]]:
@@ -48,7 +48,7 @@ def test_thumbnails_are_not_sent_home(project):
     assert not packs.stamps(project.cache)
 
 
-def test_a_picture_that_vanished_leaves_an_empty_place(project):
+def test_an_image_that_vanished_leaves_an_empty_place(project):
     before = samples(project)
     (project.dataset / "a.png").unlink()
     assert [bool(src) for src in Thumbnails(project).sources(before)] == [False, True, True, True]

@@ -1,4 +1,4 @@
-"""Boxes drawn on the pictures of a data set with the mouse, a finger or sliders: what preparation crops by."""
+"""Boxes drawn on the images of a dataset with the mouse, a finger or sliders: what preparation crops by."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from widgets.page import AMBER, GREY, RED, box
 from widgets.plot import BLUE
 from widgets.project.draft import Draft
 
-SIDE = 960  # px of the longer side of the picture that is drawn on
+SIDE = 960  # px of the longer side of the image that is drawn on
 SHOWN = 560  # px of its longer side on the page at most
 EDGES = ("left", "top", "width", "height")
-# Where the pointer is, as shares of the picture; `this` is the element around it.
+# Where the pointer is, as shares of the image; `this` is the element around it.
 _AT = (
     "const r = this.getBoundingClientRect(); const at = [(event.clientX - r.left) / r.width, "
     "(event.clientY - r.top) / r.height].map((share) => Math.min(1, Math.max(0, share))); "
@@ -41,7 +41,7 @@ _CANCEL = "this.begun = this.drawn = null; this.lastElementChild.style.width = 0
 
 
 def boxes(project: Project) -> None:
-    """Show the pictures one after the other, to draw boxes on; each is on disk at once, in the project's boxes.yaml."""
+    """Show the images one after the other, to draw boxes on; each is on disk at once, in the project's boxes.yaml."""
     from IPython.display import HTML, display
 
     try:
@@ -51,9 +51,9 @@ def boxes(project: Project) -> None:
 
 
 class BoxForm:
-    """The widget: `widget` is to be displayed. Raises UserError without pictures, or for a damaged list of boxes.
+    """The widget: `widget` is to be displayed. Raises UserError without images, or for a damaged list of boxes.
 
-    Drawing gives a picture without boxes its first; afterwards it draws the chosen one anew.
+    Drawing gives an image without boxes its first; afterwards it draws the chosen one anew.
     """
 
     def __init__(self, project: Project):
@@ -70,14 +70,14 @@ class BoxForm:
 
     @property
     def boxes(self) -> tuple[Box, ...]:
-        """Those of the picture that is shown, as they are on disk."""
+        """Those of the image that is shown, as they are on disk."""
         self._kept.refresh()
         return self._kept.of(self.name)
 
     # ---- what its user does ------------------------------------------------------------------------------------------
 
     def turn(self, by: int) -> None:
-        """Show another picture, so many further."""
+        """Show another image, so many further."""
         names = list(self.samples)
         self._turn(names[(names.index(self.name) + by) % len(names)])
 
@@ -89,7 +89,7 @@ class BoxForm:
         self._change((*self.boxes, middle.within(sample.width, sample.height)))
 
     def place(self, where: Box) -> None:
-        """Put the chosen box, or the first, elsewhere. Raises BoxError for one outside the picture."""
+        """Put the chosen box, or the first, elsewhere. Raises BoxError for one outside the image."""
         where = where.within(self._sample.width, self._sample.height)
         there = list(self.boxes) or [where]
         self.chosen = min(self.chosen, len(there) - 1)
@@ -103,7 +103,7 @@ class BoxForm:
         self._change(there[:index] + there[index + 1 :])
 
     def rename(self, index: int, name: str) -> None:
-        """Call a box something, which its picture will be called by."""
+        """Call a box something, which its image will be called by."""
         there = list(self.boxes)
         old = there[index]
         there[index] = Box(old.left, old.top, old.width, old.height, name.strip())
@@ -138,7 +138,7 @@ class BoxForm:
         sample = self._sample
         scale = SHOWN / max(sample.width, sample.height)
         self._canvas.layout.max_width = f"{max(120, round(sample.width * scale))}px"
-        self._picture.value = (
+        self._image.value = (
             f'<div style="{self._shape()};touch-action:none;user-select:none;cursor:crosshair" {self._events()}>'
             f'<img src="{source}" draggable="false" style="width:100%;height:100%;display:block;margin:0" '
             f'alt="{html.escape(name)}">'
@@ -156,7 +156,7 @@ class BoxForm:
         return " ".join(f'onpointer{name}="{html.escape(script)}"' for name, script in scripts.items())
 
     def _drawn(self, told: Any) -> None:
-        """A drag has ended: its box as shares of the picture. What is too small was a slip of the hand."""
+        """A drag has ended: its box as shares of the image. What is too small was a slip of the hand."""
         self._drag = int(told["drag"])
         sizes = (self._sample.width, self._sample.height) * 2
         drawn = Box(*(round(share * size) for share, size in zip(told["box"], sizes, strict=True)))
@@ -186,20 +186,20 @@ class BoxForm:
         row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
         self._names = ipywidgets.Dropdown(layout=ipywidgets.Layout(flex="1 1 160px", width="auto", min_width="0"))
         self._names.observe(lambda change: self._act(lambda: self._turn(change["new"])), "value")
-        self._picture, self._over, self._told, self._trouble = (ipywidgets.HTML() for _ in range(4))
-        for layer in (self._picture, self._over):  # one above the other
+        self._image, self._over, self._told, self._trouble = (ipywidgets.HTML() for _ in range(4))
+        for layer in (self._image, self._over):  # one above the other
             layer.layout = ipywidgets.Layout(grid_area="1 / 1 / 2 / 2", width="auto", margin="0", min_width="0")
         self._over.add_class(f"{self._clicks.name}-over")
         self._canvas = ipywidgets.GridBox(
-            [self._picture, self._over],
+            [self._image, self._over],
             layout=ipywidgets.Layout(grid_template_columns="100%", width="100%", margin="6px 0", overflow="hidden"),
         )
         self._sliders = {edge: self._slider(words) for edge, words in zip(EDGES, _words(), strict=True)}
         self._list = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%"))
         head = [
-            _button("", "chevron-left", lambda: self._act(lambda: self.turn(-1)), say("the picture before"), "38px"),
+            _button("", "chevron-left", lambda: self._act(lambda: self.turn(-1)), say("the image before"), "38px"),
             self._names,
-            _button("", "chevron-right", lambda: self._act(lambda: self.turn(1)), say("the next picture"), "38px"),
+            _button("", "chevron-right", lambda: self._act(lambda: self.turn(1)), say("the next image"), "38px"),
         ]
         acts = [
             _button(say("One box more"), "plus", lambda: self._act(self.add), "", "auto"),
@@ -252,11 +252,11 @@ class BoxForm:
 
     def _words(self, own: tuple[Box, ...]) -> str:
         n = sum(name in self.samples for name in self._kept.names())
-        told = say("{n} of {total} pictures have boxes.", n=n, total=len(self.samples))
+        told = say("{n} of {total} images have boxes.", n=n, total=len(self.samples))
         if own:
             told += " " + say("Drawing places the chosen box anew.")
         else:
-            told += " " + say("Without a box the whole picture is used: draw one with the mouse or a finger.")
+            told += " " + say("Without a box the whole image is used: draw one with the mouse or a finger.")
         sample = self._sample
         return (
             f'<div style="line-height:1.5">{html.escape(told)} '
@@ -264,7 +264,7 @@ class BoxForm:
         )
 
     def _rectangles(self, own: tuple[Box, ...]) -> str:
-        """The boxes above the picture, and what hides the one that was just dragged, as it is among them."""
+        """The boxes above the image, and what hides the one that was just dragged, as it is among them."""
         name, sample = self._clicks.name, self._sample
         shapes = ""
         # the chosen one first: it darkens all that is not in it, but for the others

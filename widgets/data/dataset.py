@@ -1,4 +1,4 @@
-"""A data set in a cell: its pictures and its tags."""
+"""A dataset in a cell: its images and its tags."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from widgets.i18n import say
 from widgets.page import AMBER, aside, box
 from widgets.project.draft import Draft
 
-SHOWN, COLUMNS, WIDTH = 42, 7, 840  # pictures on the sheet, in a row, px
+SHOWN, COLUMNS, WIDTH = 42, 7, 840  # images on the sheet, in a row, px
 TAGS, CAPTIONS = 80, 8  # lines of each at most
 
 
-def pictures(project: Project) -> None:
-    """Show the training pictures: how many there are, a sheet of them, and what is left out and why."""
+def images(project: Project) -> None:
+    """Show the training images: how many there are, a sheet of them, and what is left out and why."""
     from IPython.display import HTML, display
 
     from lorakit.generation import contact_sheet
@@ -32,13 +32,13 @@ def pictures(project: Project) -> None:
         return
     display(HTML(_counts(found)))
     files = [sample.path for sample in found.samples if not sample.is_reg]
-    step = max(1, len(files) // SHOWN)  # of many pictures every nth
+    step = max(1, len(files) // SHOWN)  # of many images every nth
     display(contact_sheet.sheet(files[::step][:SHOWN], columns=COLUMNS, width=WIDTH))
     display(HTML(_notes(found.notes)))
 
 
 def tags(project: Project) -> None:
-    """Show the tags and how many pictures have each, some captions, and which pictures have none."""
+    """Show the tags and how many images have each, some captions, and which images have none."""
     from IPython.display import HTML, display
 
     config = _config(project)
@@ -54,7 +54,7 @@ def _config(project: Project) -> DataConfig:
 
 
 def _scanned(config: DataConfig, project: Project) -> Scan | None:
-    """The scan, or None after saying what is wrong with the data set."""
+    """The scan, or None after saying what is wrong with the dataset."""
     from IPython.display import HTML, display
 
     from lorakit.data.scan import DataError
@@ -67,7 +67,7 @@ def _scanned(config: DataConfig, project: Project) -> Scan | None:
 
 
 def _counts(found: Scan) -> str:
-    """A line for each folder: pictures, repeats, and how many pictures an epoch shows."""
+    """A line for each folder: images, repeats, and how many images an epoch shows."""
     folders: dict[str, list[Sample]] = {}
     for sample in found.samples:
         folders.setdefault(str(Path(sample.name).parent), []).append(sample)
@@ -77,7 +77,7 @@ def _counts(found: Scan) -> str:
         f"{_cell(say('regularization') if samples[0].is_reg else '')}</tr>"
         for name, samples in folders.items()
     )
-    return _table(_heads(say("folder"), say("pictures"), say("repeats"), say("seen an epoch"), ""), rows)
+    return _table(_heads(say("folder"), say("images"), say("repeats"), say("seen an epoch"), ""), rows)
 
 
 def _heads(*heads: str) -> str:
@@ -105,7 +105,7 @@ def _tag_table(found: Scan) -> str:
         f"{html.escape(name)} <b>{count}</b></span>"
         for name, count in list(counts.items())[:TAGS]
     )
-    told = say("{tags} tags in {pictures} pictures", tags=len(counts), pictures=_trained(found))
+    told = say("{tags} tags in {images} images", tags=len(counts), images=_trained(found))
     more = say("and {n} more", n=len(counts) - TAGS) if len(counts) > TAGS else ""
     return f"<div style='font-size:13px;max-width:{WIDTH}px'><b>{told}</b><div>{pills}{more}</div></div>"
 
@@ -115,13 +115,13 @@ def _trained(found: Scan) -> int:
 
 
 def _captions(found: Scan, trigger: str) -> str:
-    """Some captions as they are trained, and how many pictures have none or lack the trigger."""
+    """Some captions as they are trained, and how many images have none or lack the trigger."""
     mine = [sample for sample in found.samples if not sample.is_reg]
     bare = sum(not sample.is_captioned for sample in mine)
     late = [sample for sample in mine if trigger and tags_of(sample.caption)[:1] != [trigger]]
-    told = [say("Pictures without a caption: {n}.", n=bare)] if bare else [say("Every picture has a caption.")]
+    told = [say("Images without a caption: {n}.", n=bare)] if bare else [say("Every image has a caption.")]
     if late:
         told.append(say("Captions that do not begin with the trigger {trigger}: {n}.", n=len(late), trigger=trigger))
     rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in mine[:CAPTIONS])
-    heads = _heads(say("picture"), say("caption"))
+    heads = _heads(say("image"), say("caption"))
     return f"<p style='font-size:13px'>{html.escape(' '.join(told))}</p>" + _table(heads, rows)

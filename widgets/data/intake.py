@@ -1,4 +1,4 @@
-"""Getting pictures in, in a cell: from a path or an upload, into the data set or a concept folder of it."""
+"""Getting images in, in a cell: from a path or an upload, into the dataset or a concept folder of it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ REDRAW = 0.5  # s
 ACCEPTED = ",".join((*USED, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
 
 
-def add_pictures(project: Project, source: str | Path = "", into: str = "", repeats: int = 0) -> None:
-    """Show a form that brings pictures in, or, with a `source`, bring that in at once: a zip or tar, a folder (also on
-    Drive), or a picture; `into` and `repeats` as for `lorakit.prepare.intake.add`.
+def add_images(project: Project, source: str | Path = "", into: str = "", repeats: int = 0) -> None:
+    """Show a form that brings images in, or, with a `source`, bring that in at once: a zip or tar, a folder (also on
+    Drive), or an image; `into` and `repeats` as for `lorakit.prepare.intake.add`.
     """
     from IPython.display import display
 
@@ -48,7 +48,7 @@ class IntakeForm:
         style = {"description_width": "112px"}
         self.source = ipywidgets.Text(
             description=say("from"),
-            placeholder=say("path of a zip, tar, folder or picture, e.g. on Drive"),
+            placeholder=say("path of a zip, tar, folder or image, e.g. on Drive"),
             style=style,
             layout=ipywidgets.Layout(**wide),
         )
@@ -80,7 +80,7 @@ class IntakeForm:
         self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width=f"{WIDTH}px"))
 
     def add(self, source: str | Path | Mapping[str, bytes], into: str = "", repeats: int = 0) -> None:
-        """Bring pictures in, and tell what became of them; what cannot be added is told too."""
+        """Bring images in, and tell what became of them; what cannot be added is told too."""
         notes, drawn = [], 0.0
         try:
             for event in add(self.project, source, into, repeats):
@@ -101,14 +101,14 @@ class IntakeForm:
         done = [str(note) for note in notes if note.kind == "added"]
         others = [str(note) for note in notes if note.kind != "added"]
         if done and Draft(self.project).data.folder == FOLDER:
-            others.append(say("Training uses the prepared pictures: prepare them again, or these are not among them."))
+            others.append(say("Training uses the prepared images: prepare them again, or these are not among them."))
         self.told.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(others)
 
     def _clicked(self) -> None:
         if source := self.source.value.strip().strip("\"'"):  # as a path is copied
             self.add(source, self.into.value, self.repeats.value)
         else:
-            self.told.value = box(say("Write where the pictures are, or upload some."), GREY)
+            self.told.value = box(say("Write where the images are, or upload some."), GREY)
 
     def _uploaded(self, change: dict) -> None:
         if files := uploaded(change["new"]):

@@ -1,4 +1,4 @@
-"""Preparing the pictures in a cell: a form for how, what was made of them, and what training will make of these."""
+"""Preparing the images in a cell: a form for how, what was made of them, and what training will make of these."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from widgets.project.draft import Draft
 REDRAW = 0.5  # s
 NOTES = 12  # lines of notes at most
 HEIGHT = 96  # px of a thumbnail
-CUT = 0.1  # share of a picture that is cut off, from which on it is told
+CUT = 0.1  # share of an image that is cut off, from which on it is told
 
 
 def prepare(project: Project) -> None:
-    """Show the form in which it is chosen what copies are made of the pictures, with a button that makes them."""
+    """Show the form in which it is chosen what copies are made of the images, with a button that makes them."""
     from IPython.display import HTML, display
 
     try:
@@ -41,7 +41,7 @@ def prepare(project: Project) -> None:
 
 
 def buckets_preview(project: Project, shown: int = 60) -> None:
-    """Show how many pictures are trained at which size, and of up to `shown` pictures what is cut off (darkened)."""
+    """Show how many images are trained at which size, and of up to `shown` images what is cut off (darkened)."""
     from IPython.display import HTML, display
 
     draft = Draft(project)
@@ -59,12 +59,12 @@ class PrepareForm:
     def __init__(self, project: Project):
         self.project, self.how = project, read_prepare(project)
         looks = Looks()
-        names = [f.name for f in fields(PrepareConfig) if not f.metadata["hidden"]]
+        names = [f.name for f in fields(PrepareConfig) if not f.metadata["ui"].hidden]
         self.rows = {
             name: Row(looks, f"prepare.{name}", PrepareConfig, name, self._changed, self._undone) for name in names
         }
         self.button = ipywidgets.Button(
-            description=say("Prepare the pictures"), button_style="primary", layout=ipywidgets.Layout(width="auto")
+            description=say("Prepare the images"), button_style="primary", layout=ipywidgets.Layout(width="auto")
         )
         self.button.on_click(lambda _: self.make())
         self.use = ipywidgets.Button(layout=ipywidgets.Layout(width="auto"))
@@ -76,7 +76,7 @@ class PrepareForm:
         self._show()
 
     def make(self) -> None:
-        """Prepare the pictures; stopped, it goes on when the button is pressed again."""
+        """Prepare the images; stopped, it goes on when the button is pressed again."""
         notes, drawn, done, failed = [], 0.0, 0, 0
         try:
             for event in preparing(self.project, Draft(self.project).data, self.how):
@@ -87,7 +87,7 @@ class PrepareForm:
                 done = event.done
                 if time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
-                    told = say("{done} of {total} pictures prepared", done=done, total=event.total)
+                    told = say("{done} of {total} images prepared", done=done, total=event.total)
                     self.told.value = html.escape(told) + bar(done / max(1, event.total))
         except UserError as error:
             self.told.value = box(str(error), RED)
@@ -101,7 +101,7 @@ class PrepareForm:
 
     def _result(self, made: int, notes: list[str]) -> str:
         folder = self.project.folder / FOLDER
-        told = say("{n} pictures are in {folder}; the originals are as they were.", n=made, folder=folder)
+        told = say("{n} images are in {folder}; the originals are as they were.", n=made, folder=folder)
         return f'<div style="line-height:1.5">{html.escape(told)}</div>' + told_notes(notes)
 
     def _changed(self, row: Row) -> None:
@@ -123,7 +123,7 @@ class PrepareForm:
         self._show()
 
     def _toggle(self) -> None:
-        """Let the next run train on the prepared pictures, or on the originals again."""
+        """Let the next run train on the prepared images, or on the originals again."""
         draft = Draft(self.project)
         if self._is_used():
             draft.set("data.folder", self.how.folder)
@@ -144,7 +144,7 @@ class PrepareForm:
             row.show(value, by_hand=value != getattr(usual, name), trouble="")
             row.hide(row.when is not None and getattr(self.how, row.when[0]) not in row.when[1])
         is_used = self._is_used()
-        self.use.description = say("Train on the originals again") if is_used else say("Train on the prepared pictures")
+        self.use.description = say("Train on the originals again") if is_used else say("Train on the prepared images")
         self.use.tooltip = say("sets the folder of the next run; its form shows it")
         is_there = is_used or (self.project.folder / FOLDER).is_dir()
         self.use.layout.display = "" if is_there else "none"
@@ -164,56 +164,56 @@ def told_notes(notes: list[str]) -> str:
 
 
 def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int) -> str:
-    """Buckets as HTML: what is amiss with them, then each with its pictures, those first of which most is cut off."""
-    pictures = [fitted for bucket in buckets for fitted in bucket.pictures]
+    """Buckets as HTML: what is amiss with them, then each with its images, those first of which most is cut off."""
+    images = [fitted for bucket in buckets for fitted in bucket.images]
     each = max(2, shown // len(buckets))
     blocks = "".join(_block(bucket, max(b.seen for b in buckets), thumbnails, each) for bucket in buckets)
     told = [
-        say("{n} pictures", n=len(pictures)),
+        say("{n} images", n=len(images)),
         say("{n} buckets", n=len(buckets)),
         say("{n} seen an epoch", n=sum(bucket.seen for bucket in buckets)),
     ]
-    warnings = "".join(box(text, AMBER) for text in _warnings(buckets, pictures, batch))
+    warnings = "".join(box(text, AMBER) for text in _warnings(buckets, images, batch))
     return f'<div style="max-width:{WIDTH}px;font-size:13px">{facts(told)}{warnings}{blocks}</div>'
 
 
-def _warnings(buckets: list[Bucket], pictures: list[Fitted], batch: int) -> list[str]:
+def _warnings(buckets: list[Bucket], images: list[Fitted], batch: int) -> list[str]:
     few = [bucket for bucket in buckets if bucket.seen < batch]
-    enlarged = [fitted.scale for fitted in pictures if fitted.scale > 1]
-    cut = [fitted for fitted in pictures if fitted.lost >= CUT]
+    enlarged = [fitted.scale for fitted in images if fitted.scale > 1]
+    cut = [fitted for fitted in images if fitted.lost >= CUT]
     found = []
     if few:
         text = say(
-            "Buckets with fewer pictures than a batch of {batch}: {n}. Some steps train fewer at once: crop these "
-            "pictures to more common shapes, repeat them, or choose a larger bucket step.",
+            "Buckets with fewer images than a batch of {batch}: {n}. Some steps train fewer at once: crop these "
+            "images to more common shapes, repeat them, or choose a larger bucket step.",
             n=len(few),
             batch=batch,
         )
         found.append(text)
     if enlarged:
         text = say(
-            "Pictures that are enlarged and get blurred: {n}, up to {factor} times. Find larger ones, or lower the "
+            "Images that are enlarged and get blurred: {n}, up to {factor} times. Find larger ones, or lower the "
             "resolution.",
             n=len(enlarged),
             factor=f"{max(enlarged):.2g}",
         )
         found.append(text)
     if cut:
-        text = say("Pictures that lose a tenth or more of their area at the edges: {n}.", n=len(cut))
+        text = say("Images that lose a tenth or more of their area at the edges: {n}.", n=len(cut))
         found.append(text)
     return found
 
 
 def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
-    """A bucket: its size, how full it is, and some of its pictures."""
-    first = sorted(bucket.pictures, key=lambda fitted: -fitted.lost)[:each]
+    """A bucket: its size, how full it is, and some of its images."""
+    first = sorted(bucket.images, key=lambda fitted: -fitted.lost)[:each]
     sources = thumbnails.sources([fitted.sample for fitted in first])
     told = [
         "{} × {} px".format(*bucket.size),
-        say("{n} pictures", n=len(bucket.pictures)),
+        say("{n} images", n=len(bucket.images)),
         say("{n} seen an epoch", n=bucket.seen),
     ]
-    left = len(bucket.pictures) - len(first)
+    left = len(bucket.images) - len(first)
     more = aside(say("and {n} more", n=left)) if left else ""
     small = "".join(_small(fitted, source) for fitted, source in zip(first, sources, strict=True))
     return (

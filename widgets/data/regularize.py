@@ -1,4 +1,4 @@
-"""Regularization pictures in a cell: what will be made, how far it is, and the newest picture."""
+"""Regularization images in a cell: what will be made, how far it is, and the newest image."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from widgets.plot import BLUE
 from widgets.project.draft import Draft
 
 REDRAW = 1.0  # s between two drawings at least
-SIDE = 320  # px of the newest picture
+SIDE = 320  # px of the newest image
 NOTES = 8  # lines at most
 
 
 def regularize(
     project: Project, class_name: str = "1girl", *, use_captions: bool = True, seed: int = 420, paint: bool = True
 ) -> None:
-    """Paint a regularization picture for each training picture with the base model that the form names; or only tell
+    """Paint a regularization image for each training image with the base model that the form names; or only tell
     what would be made, with `paint=False`, since it takes long and what is made is trained on.
 
-    From each picture's caption without the trigger, or all from `class_name`. The interrupt button stops it without an
+    From each image's caption without the trigger, or all from `class_name`. The interrupt button stops it without an
     error; what is painted is kept, and the same cell goes on there.
     """
     from IPython.display import HTML, display
 
-    view = display(HTML(say("reading the pictures…")), display_id=True)
+    view = display(HTML(say("reading the images…")), display_id=True)
     try:
         with suppress(KeyboardInterrupt):  # pressed again while what painted is let go
             how = RegularizeConfig(class_name=class_name, use_captions=use_captions, seed=seed)
@@ -46,7 +46,7 @@ def regularize(
 
 
 class View:
-    """What the cell shows while pictures are made."""
+    """What the cell shows while images are made."""
 
     def __init__(self, project: Project, how: RegularizeConfig, draw: Callable[[str], None]):
         self.project, self.how, self.draw = project, how, draw
@@ -54,14 +54,14 @@ class View:
         self.wanted = wanted(project, self.config, how)
         self.newest: Made | None = None
         self.notes: list[str] = []
-        self.new, self.began = 0, 0.0  # pictures painted in this sitting, when the first of them was there
+        self.new, self.began = 0, 0.0  # images painted in this sitting, when the first of them was there
 
     def tell(self) -> None:
         """Show what would be made."""
         self.draw(self._page(say("Nothing is painted yet: write paint=True and run the cell again."), BLUE))
 
     def follow(self) -> None:
-        """Make all pictures, or as many as there are until the interrupt button is pressed."""
+        """Make all images, or as many as there are until the interrupt button is pressed."""
         self.draw(self._page())
         events, drawn = regularizing(self.project, self.config, self.how), 0.0
         try:
@@ -88,7 +88,7 @@ class View:
             self.began = self.began or time.monotonic()
 
     def _left(self) -> list[str]:
-        """How long it takes yet, once two pictures tell."""
+        """How long it takes yet, once two images tell."""
         if self.new < 2:
             return []
         each = (time.monotonic() - self.began) / (self.new - 1)
@@ -96,9 +96,9 @@ class View:
 
     def _done(self) -> str:
         if not self.newest:
-            return say("No picture could be made.")
+            return say("No image could be made.")
         return say(
-            "{n} regularization pictures are there, {new} of them new. New runs train on them as well, in twice as "
+            "{n} regularization images are there, {new} of them new. New runs train on them as well, in twice as "
             "many steps.",
             n=self.newest.total,
             new=self.new,
@@ -109,7 +109,7 @@ class View:
         sizes = sorted({(one.look.width, one.look.height) for one in self.wanted})
         size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
         head = [
-            say("{n} regularization pictures", n=len(self.wanted)),
+            say("{n} regularization images", n=len(self.wanted)),
             size,
             str(self.wanted[0].file.parent.name) + "/",
         ]
@@ -119,8 +119,8 @@ class View:
         if made:
             parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')
             left = [] if told else self._left()
-            parts.append(facts([say("picture {done} / {total}", done=made.done, total=made.total), *left]))
-            parts.append(_picture(made.wanted))
+            parts.append(facts([say("image {done} / {total}", done=made.done, total=made.total), *left]))
+            parts.append(_image(made.wanted))
         if not told and not self.new:
             parts.append(aside(say("loading the base model…")))
         parts += [box(told, colour)] if told else []
@@ -128,8 +128,8 @@ class View:
         return f'<div style="max-width:{WIDTH}px">{"".join(parts)}</div>'
 
 
-def _picture(one: Wanted) -> str:
-    """A picture above the prompt that it was painted from."""
+def _image(one: Wanted) -> str:
+    """An image above the prompt that it was painted from."""
     shown = f'<img alt="" style="max-width:100%;display:block;margin:6px 0" src="{thumbnail(one.file, SIDE)}">'
     return shown + aside(one.prompt)
 

@@ -1,4 +1,4 @@
-"""The doctor's report on a data set in a cell: findings with their pictures, and a button for what can be mended."""
+"""The doctor's report on a dataset in a cell: findings with their images, and a button for what can be mended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLOURS = {"wrong": RED, "look": AMBER, "tip": BLUE}
 
 
 def examination(project: Project) -> None:
-    """Show what is wrong with a project's data set, what to look at, and buttons that mend it."""
+    """Show what is wrong with a project's dataset, what to look at, and buttons that mend it."""
     from IPython.display import display
 
     view = Examination(project)
@@ -56,12 +56,12 @@ class Examination:
         )
 
     def examine(self) -> None:
-        """Look at the data set as it is now, with the settings that are chosen for the next run."""
+        """Look at the dataset as it is now, with the settings that are chosen for the next run."""
         self.config, model, loop = _chosen(self.project)
         drawn = time.monotonic()
         for progress in measure(self.project, self.config):
             if time.monotonic() - drawn > REDRAW:
-                told = say("looking at every picture: {done} of {total}", done=progress.done, total=progress.total)
+                told = say("looking at every image: {done} of {total}", done=progress.done, total=progress.total)
                 self.head.value = aside(told) + bar(progress.done / progress.total)
                 drawn = time.monotonic()
         self._draw(examine(self.project, self.config, model, loop))
@@ -116,10 +116,10 @@ class Examination:
         self.examine()
 
     def _told(self, finding: Finding, report: Report) -> str:
-        """One finding as HTML: what, and unfolded why, its pictures, and what its button does."""
+        """One finding as HTML: what, and unfolded why, its images, and what its button does."""
         title, why = say(finding.text, **finding.fields), say(finding.reason, **finding.fields)
         help = f" <i>{html.escape(say(FIXES[finding.fix].help))}</i>" if finding.fix else ""
-        names = list(dict.fromkeys([*finding.pictures, *finding.details]))
+        names = list(dict.fromkeys([*finding.images, *finding.details]))
         seen = [name for name in names if name in report.samples][:SHOWN]
         lines = [name for name in names if name not in report.samples][:LINES]
         sources = self.thumbnails.sources([report.samples[name] for name in seen], SIDE)
@@ -151,12 +151,12 @@ def _chosen(project: Project) -> tuple[DataConfig, Config | None, LoopConfig]:
 
 
 def _numbers(report: Report) -> str:
-    """The set in a line: pictures, how often they are seen, steps, buckets, tags."""
+    """The set in a line: images, how often they are seen, steps, buckets, tags."""
     if not report.numbers:
         return ""
     n = report.numbers
-    told = [say("{n} pictures", n=n["pictures"])]
-    told += [say("{n} regularization pictures", n=n["regularization"])] if n["regularization"] else []
+    told = [say("{n} images", n=n["images"])]
+    told += [say("{n} regularization images", n=n["regularization"])] if n["regularization"] else []
     told += [
         say("{n} seen an epoch, with repeats", n=n["seen"]),
         say("{n} steps an epoch", n=n["steps"]),

@@ -1,4 +1,4 @@
-"""Small copies of a data set's pictures, made once and kept on disk by what the pictures hold."""
+"""Small copies of a dataset's images, made once and kept on disk by what the images hold."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lorakit.project import Project
 from widgets.images import SIDE, jpeg, source
 
 QUALITY = 80  # of JPEG
-LARGE = 480  # px of the longer side of one picture that is looked at
+LARGE = 480  # px of the longer side of one image that is looked at
 THREADS = 4  # Pillow lets others run while it decodes
 
 
 class Thumbnails:
-    """The thumbnails of a project, below `<cache>/.thumbnails/`; a picture that changes gets another one.
+    """The thumbnails of a project, below `<cache>/.thumbnails/`; an image that changes gets another one.
 
     Hidden, so that the project's mirror does not send the whole cache again for them.
     """
@@ -29,7 +29,7 @@ class Thumbnails:
         self._ahead = ThreadPoolExecutor(THREADS, thread_name_prefix="thumbnails")
 
     def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
-        """`src` of an <img> for each picture, its longer side `side` px; "" for one that cannot be read (any more)."""
+        """`src` of an <img> for each image, its longer side `side` px; "" for one that cannot be read (any more)."""
         found = self._ahead.map(lambda sample: self._made(sample, side), samples)
         return [source(data) if data else "" for data in found]
 

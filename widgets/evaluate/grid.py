@@ -71,7 +71,7 @@ def _show(painting: Iterable[Painted | Done], draw: Callable[[str], None]) -> No
 
 
 class Sheet:
-    """The pictures painted so far, each in its place, as small copies in a folder of their own."""
+    """The images painted so far, each in its place, as small copies in a folder of their own."""
 
     def __init__(self, folder: Path, painting: Iterable[Painted | Done]):
         axes = (painting.x, painting.y) if isinstance(painting, Painting) else None
@@ -79,19 +79,19 @@ class Sheet:
         self.folder, self.places, self.done, self.total = folder, {}, 0, 0
 
     def put(self, painted: Painted) -> None:
-        """Take a picture in."""
+        """Take an image in."""
         cell: Cell = painted.cell
         self.columns += [""] * (cell.column + 1 - len(self.columns))  # of a grid whose axes nobody told
         self.rows += [""] * (cell.row + 1 - len(self.rows))
         self.done, self.total = painted.done, painted.total
-        with Image.open(painted.file) as picture:
-            small = picture.convert("RGB")
+        with Image.open(painted.file) as image:
+            small = image.convert("RGB")
         side = max(64, SHEET // len(self.columns))
         small.thumbnail((side, side))
         file = self.places[cell.column, cell.row] = self.folder / f"{cell.column}-{cell.row}.png"
         small.save(file, compress_level=1)
 
-    def picture(self) -> bytes:
+    def image(self) -> bytes:
         """JPEG of the sheet with empty places for what is missing."""
         empty = self.folder / "empty.png"
         with Image.open(next(iter(self.places.values()))) as one:
@@ -102,31 +102,31 @@ class Sheet:
 
 
 def _growing(sheet: Sheet, pace: deque[tuple[float, int]]) -> str:
-    told = [say("picture {done} / {total}", done=sheet.done, total=sheet.total)]
+    told = [say("image {done} / {total}", done=sheet.done, total=sheet.total)]
     (begun, first), (now, last) = pace[0], pace[-1]
     if last > first:
         told.append(say("{span} left", span=span((now - begun) / (last - first) * (sheet.total - last))))
     head = (
         f'<div style="max-width:{WIDTH}px">{facts(told)}<div style="margin:6px 0">{bar(last / sheet.total)}</div></div>'
     )
-    return head + _shown(sheet.picture())
+    return head + _shown(sheet.image())
 
 
 def _interrupted(sheet: Sheet) -> str:
     told = say("What was painted before is kept. Run the cell again: it goes on there.")
     if sheet.places:
         told = say(
-            "{done} of {total} pictures are painted and kept. Run the cell again: it goes on there.",
+            "{done} of {total} images are painted and kept. Run the cell again: it goes on there.",
             done=sheet.done,
             total=sheet.total,
         )
-    return box(told, BLUE, say("Stopped")) + (_shown(sheet.picture()) if sheet.places else "")
+    return box(told, BLUE, say("Stopped")) + (_shown(sheet.image()) if sheet.places else "")
 
 
 def _finished(done: Done) -> str:
-    with Image.open(done.picture) as picture:
-        data = bounded(picture.convert("RGB"), SHEET, SHEET_BYTES)
-    return _shown(data) + aside(say("In full size: {file}", file=done.picture))
+    with Image.open(done.image) as image:
+        data = bounded(image.convert("RGB"), SHEET, SHEET_BYTES)
+    return _shown(data) + aside(say("In full size: {file}", file=done.image))
 
 
 def _shown(data: bytes) -> str:

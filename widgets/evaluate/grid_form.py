@@ -21,8 +21,8 @@ from widgets.page import GREY, RED
 
 NAMES = {"checkpoint": "checkpoints", "strength": "strengths", "prompt": "prompts", "seed": "seeds"}  # of axes
 COLUMNS = 8  # checkpoints that are compared at first
-CAPTIONS = 2  # of the data set among the suggested prompts
-ELSEWHERE = "full body, spacesuit, holding a flag, on the moon"  # surely in no data set
+CAPTIONS = 2  # of the dataset among the suggested prompts
+ELSEWHERE = "full body, spacesuit, holding a flag, on the moon"  # surely in no dataset
 
 
 def grid_form(run: Run) -> GridForm:
@@ -36,7 +36,7 @@ def grid_form(run: Run) -> GridForm:
 
 def suggested(run: Run, config: RunConfig) -> list[str]:
     """Prompts that tell what a LoRA has learned: the trigger alone, captions that it has seen, sample prompts that it
-    has not, something far from its pictures, and a caption without the trigger (does it leak?).
+    has not, something far from its images, and a caption without the trigger (does it leak?).
     """
     data, trigger = config.data, config.data.trigger
     folder = run.project.folder / data.folder
@@ -95,7 +95,7 @@ class GridForm:
         return self._axis(self.x.value), self._axis(self.y.value)
 
     def paint(self) -> Painting:
-        """The grid, ready to be shown: `show(choice.paint())`. Pictures that were painted before are not painted again.
+        """The grid, ready to be shown: `show(choice.paint())`. Images that were painted before are not painted again.
 
         Raises ConfigError for what cannot be painted.
         """
@@ -144,7 +144,7 @@ class GridForm:
             self.told.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
             return
         told = say(
-            "{x} columns × {y} rows = {n} pictures. Paint them in the next cell: {code}",
+            "{x} columns × {y} rows = {n} images. Paint them in the next cell: {code}",
             x=len(x.values),
             y=len(y.values),
             n=len(x.values) * len(y.values),

@@ -30,7 +30,7 @@ HEAD = "# What is chosen for the next run; the form writes this file on every ch
 class Choice:
     """All that is on disk: what was chosen, not what follows from it.
 
-    pictures    those of an epoch (repeats counted) when the preset was chosen, 0: unknown
+    images    those of an epoch (repeats counted) when the preset was chosen, 0: unknown
     settings    path -> value, of all that was set by hand but the base model's
     models      family -> its `model` settings that were set by hand
     """
@@ -40,7 +40,7 @@ class Choice:
     card: str = ""
     purpose: str = ""
     size: str = ""
-    pictures: int = 0
+    images: int = 0
     expert: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -260,7 +260,7 @@ def underneath(choice: Choice) -> dict[str, Any]:
 
 def _preset(choice: Choice) -> dict[str, Any]:
     row = presets.find(choice.family, choice.purpose, choice.size)
-    return flattened(presets.settings_for(row, choice.pictures)) if row else {}
+    return flattened(presets.settings_for(row, choice.images)) if row else {}
 
 
 def _default(config_class: type[Config], name: str) -> Any:
@@ -275,6 +275,7 @@ def read_choice(told: dict[str, Any]) -> tuple[Choice, list[str]]:
 
     Raises UserError when nothing of it can be used.
     """
+    told = {"images" if name == "pictures" else name: value for name, value in told.items()}  # as 0.1 wrote it
     plain = Choice()
     for name, value in told.items():
         if not hasattr(plain, name) or type(value) is not type(getattr(plain, name)):

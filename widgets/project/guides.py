@@ -12,7 +12,7 @@ from widgets.project.draft import Draft
 
 
 def guides(project: Project, topic: str) -> None:
-    """Show what the guides say of "pictures", "tags" or "settings" for the project's model family."""
+    """Show what the guides say of "images", "tags" or "settings" for the project's model family."""
     from IPython.display import HTML, display
 
     display(HTML(advice_tables(Draft(project).choice.family, topic)))

@@ -45,12 +45,12 @@ def _where(project: Project, place: Place) -> str:
 
 
 def _holds(project: Project) -> str:
-    """Pictures and runs, a line for each run."""
+    """Images and runs, a line for each run."""
     reg = project.dataset / "reg"
     files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
-    pictures = sum(reg not in file.parents for file in files)
+    count = sum(reg not in file.parents for file in files)
     wanted = (project.home or project.folder) / "dataset"
-    told = say("{n} pictures", n=pictures) if pictures else say("No pictures yet: they go into {folder}", folder=wanted)
+    told = say("{n} images", n=count) if count else say("No images yet: they go into {folder}", folder=wanted)
     runs = [_state(run) for run in project_status(project)]
     lines = [told, *runs] if runs else [f"{told} · {say('no runs yet')}"]
     return f'<div style="margin:6px 0">{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'

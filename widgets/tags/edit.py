@@ -1,4 +1,4 @@
-"""Where tags are typed: add, remove, rename and merge, on the selected pictures or on all, and the lock."""
+"""Where tags are typed: add, remove, rename and merge, on the selected images or on all, and the lock."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Editor:
         if bool(selected) != self._were_selected:
             self.scope, self._were_selected = ("selected" if selected else "all"), bool(selected)
         options = [
-            (say("selected pictures: {n}", n=selected), "selected"),
-            (say("all pictures: {n}", n=len(state.names)), "all"),
+            (say("selected images: {n}", n=selected), "selected"),
+            (say("all images: {n}", n=len(state.names)), "all"),
         ]
         self.where.draw(options, self.scope)
         self.told.value = self._preview()
 
     def names(self) -> list[str]:
-        """The pictures that are meant."""
+        """The images that are meant."""
         state = self._state
         return [name for name in state.names if self.scope == "all" or name in state.selected]
 
@@ -99,16 +99,16 @@ class Editor:
         return self._state.edit(what, rules, self.names())
 
     def _preview(self) -> str:
-        """Which tags of the pictures that are meant the field names, and in how many of them they are."""
+        """Which tags of the images that are meant the field names, and in how many of them they are."""
         state, meant = self._state, set(self.names())
         if not tags_of(self.tag.value):
             return aside(say("Several tags are parted by commas; * stands for any text, as in * footwear."))
         named = [tag for tag in state.named(self.tag.value) if state.holders[tag] & meant]
         if not named:
-            return aside(say("None of these {n} pictures has that.", n=len(meant)))
+            return aside(say("None of these {n} images has that.", n=len(meant)))
         having = meant & state.having(self.tag.value)
         tags = ", ".join(named[:NAMED]) + (" …" if len(named) > NAMED else "")
-        return aside(say("In {k} of these {n} pictures: {tags}", k=len(having), n=len(meant), tags=tags))
+        return aside(say("In {k} of these {n} images: {tags}", k=len(having), n=len(meant), tags=tags))
 
     def _typed(self, change: dict) -> None:
         change["owner"].options = self._state.offered(change["new"])

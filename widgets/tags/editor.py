@@ -1,4 +1,4 @@
-"""The tag editor: pictures and tags side by side, with undo; every change is in the caption files at once."""
+"""The tag editor: images and tags side by side, with undo; every change is in the caption files at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from widgets.page import AMBER, GREEN, RED, box, facts
 from widgets.tags.choice import Choice
 from widgets.tags.edit import Editor
 from widgets.tags.history import Past, told
-from widgets.tags.image import Picture
+from widgets.tags.image import Image
 from widgets.tags.sheet import Sheet
 from widgets.tags.state import State
 from widgets.tags.suspects import Doubts, Suggestions
@@ -27,7 +27,7 @@ from widgets.tags.table import TagTable
 
 
 def gallery(project: Project) -> None:
-    """Show the tag editor of a project's training pictures."""
+    """Show the tag editor of a project's training images."""
     from IPython.display import HTML, display
 
     try:
@@ -38,7 +38,7 @@ def gallery(project: Project) -> None:
 
 class Gallery:
     """The editor: `widget` is to be displayed. It holds nothing but what is looked at: captions, locks and history are
-    the tag book's, on disk. Raises DataError without usable pictures, TagBookError while another holds the book."""
+    the tag book's, on disk. Raises DataError without usable images, TagBookError while another holds the book."""
 
     def __init__(self, project: Project):
         self.state = State(project)
@@ -52,12 +52,12 @@ class Gallery:
         self.sheet = Sheet(self.state, self.clicks, thumbnails, self.draw)
         self.editor = Editor(self.state, self.draw, self.do)
         self.panels = {
-            "picture": Picture(self.state, self.clicks, thumbnails, self.do),
+            "image": Image(self.state, self.clicks, thumbnails, self.do),
             "doubts": Doubts(self.state, self.clicks, thumbnails),
             "suggestions": Suggestions(self.state, self.clicks),
             "history": Past(self.state),
         }
-        self.panel = "picture"
+        self.panel = "image"
         self.panes = Choice(self._turn_to)
         self.panes.widget.layout.margin = "12px 0 0 0"
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
@@ -84,7 +84,7 @@ class Gallery:
         """Show everything as it is now; what is the same as before is not sent again."""
         state, changes = self.state, self.state.book.history()
         head = [
-            say("{n} pictures", n=len(state.names)),
+            say("{n} images", n=len(state.names)),
             say("locked: {n}", n=sum(map(state.book.is_locked, state.names))),
         ]
         asked = len(state.opinion.scores) if state.opinion else 0
@@ -113,14 +113,14 @@ class Gallery:
         service.start(self.state.project)
 
     def _clicked(self, message: list[str]) -> None:
-        """A click on HTML: what is to be done, then the picture, or the tag and pictures. A click on a picture that is
+        """A click on HTML: what is to be done, then the image, or the tag and images. A click on an image that is
         gone, from a page that was drawn before, does nothing."""
         what, *rest = message
         if not self.state.numbers.keys() >= set(rest[what in ("tag", "take", "give", "absorb") :]):
             return
         {
             "tag": self._choose,
-            "picture": self._toggle,
+            "image": self._toggle,
             "look": self._look,
             "take": self._take,
             "give": self._give,
@@ -137,7 +137,7 @@ class Gallery:
         self.draw()
 
     def _look(self, name: str) -> None:
-        self.state.focus, self.panel = name, "picture"
+        self.state.focus, self.panel = name, "image"
         self.draw()
 
     def _take(self, tag: str, *names: str) -> None:
@@ -158,7 +158,7 @@ class Gallery:
 
     def _draw_panel(self) -> None:
         words = {
-            "picture": say("this picture"),
+            "image": say("this image"),
             "doubts": f"{say('suspicious tags')} {len(self.state.hints)}",
             "suggestions": say("suggestions"),
             "history": say("history"),

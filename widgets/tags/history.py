@@ -62,11 +62,11 @@ class Past:
 
 
 def told(change: Change) -> list[str]:
-    """What was done, in how many pictures, and how many were left alone, as plain texts."""
+    """What was done, in how many images, and how many were left alone, as plain texts."""
     words = {"lock": say("locked"), "unlock": say("unlocked"), "changed elsewhere": say("changed elsewhere")}
-    pictures = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
+    images = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
     kept = [say("left as they were: {n}", n=len(change.kept))] if change.kept else []
-    return [words.get(change.what, change.what), say("pictures: {n}", n=pictures), *kept]
+    return [words.get(change.what, change.what), say("images: {n}", n=images), *kept]
 
 
 def _row(change: Change) -> str:

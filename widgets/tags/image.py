@@ -1,4 +1,4 @@
-"""One picture at large: its tags with who set them and the tagger's confidence, its caption as text, its lock."""
+"""One image at large: its tags with who set them and the tagger's confidence, its caption as text, its lock."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from widgets.tags.suspects import sentence
 SEEN = 12  # tags that the tagger sees and the caption has not, at most
 
 
-class Picture:
-    """The widget; clicks tell `["tag", tag]`, `["take", tag, picture]` and `["give", tag, picture]`."""
+class Image:
+    """The widget; clicks tell `["tag", tag]`, `["take", tag, image]` and `["give", tag, image]`."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Picture:
     ):
         self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
         self.image = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 240px", max_width="400px", min_width="0"))
-        self._drawn: tuple[str, str] | None = None  # picture and caption that the field shows, or was typed over
+        self._drawn: tuple[str, str] | None = None  # image and caption that the field shows, or was typed over
         self.tags = ipywidgets.HTML()
         self.text = ipywidgets.Textarea(rows=4, layout=ipywidgets.Layout(width="98%"))
         write = ipywidgets.Button(description=say("write this caption"), layout=ipywidgets.Layout(width="auto"))
@@ -48,7 +48,7 @@ class Picture:
         )
 
     def draw(self) -> None:
-        """Show the picture that is looked at."""
+        """Show the image that is looked at."""
         state, name = self._state, self._state.focus
         sample = state.book.samples[name]
         is_locked = state.book.is_locked(name)

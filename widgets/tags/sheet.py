@@ -1,4 +1,4 @@
-"""A page of pictures as thumbnails: what is selected, locked or has the chosen tag is seen on them."""
+"""A page of images as thumbnails: what is selected, locked or has the chosen tag is seen on them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ GREY = "background-color:rgba(75,85,99,0.85)"
 
 
 class Sheet:
-    """The widget; a click on a picture tells `["picture", its name]`. Marks are a style sheet of their own, so that the
-    pictures need not be sent again when one is selected."""
+    """The widget; a click on an image tells `["image", its name]`. Marks are a style sheet of their own, so that the
+    images need not be sent again when one is selected."""
 
     def __init__(self, state: State, clicks: Clicks, thumbnails: Thumbnails, changed: Callable[[], None]):
         self._state, self._clicks, self._thumbnails, self._changed = state, clicks, thumbnails, changed
         self.show = Choice(self._look)
         self.marks = ipywidgets.HTML(layout=ipywidgets.Layout(height="0", margin="0"))
-        self.pictures = ipywidgets.HTML()
+        self.images = ipywidgets.HTML()
         self.back = _button("‹", lambda _: self._turn(-1))
         self.on = _button("›", lambda _: self._turn(1))
         self.where = ipywidgets.HTML()
@@ -44,19 +44,19 @@ class Sheet:
         tools = [self.back, self.where, self.on, self.every, self.none, self.numbers]
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", width="100%")
         self.widget = ipywidgets.VBox(
-            [self.show.widget, self.marks, self.pictures, ipywidgets.Box(tools, layout=row)],
+            [self.show.widget, self.marks, self.images, ipywidgets.Box(tools, layout=row)],
             layout=ipywidgets.Layout(width="100%"),
         )
 
     def draw(self) -> None:
-        """Show the pictures and their marks as they are now."""
+        """Show the images and their marks as they are now."""
         state, shown = self._state, self._state.shown()
         pages = max(1, -(-len(shown) // PAGE))
         state.page = min(state.page, pages - 1)
         begin = state.page * PAGE
         names, have = shown[begin : begin + PAGE], state.having(state.tag)
         self._draw_choice()
-        self.pictures.value = self._page(names) if names else aside(say("No picture here."))
+        self.images.value = self._page(names) if names else aside(say("No image here."))
         self.marks.value = f"<style>{''.join(self._mark(name, have) for name in names)}</style>"
         self.where.value = say("{a}–{b} of {n}", a=begin + bool(names), b=begin + len(names), n=len(shown))
         self.back.disabled, self.on.disabled = state.page == 0, state.page == pages - 1
@@ -87,7 +87,7 @@ class Sheet:
         image = f'<img src="{source}" alt="" style="max-width:100%;max-height:100%;border-radius:4px;margin:0">'
         shown = image if source else aside(say("cannot be read"))
         return (
-            f'<div {said(["picture", name])} data-number="{number}" title="{spelled}" style="position:relative;'
+            f'<div {said(["image", name])} data-number="{number}" title="{spelled}" style="position:relative;'
             f'cursor:pointer;border-radius:6px;padding:3px;min-width:0"><div style="height:{SIDE}px;display:flex;'
             f'align-items:center;justify-content:center">{shown}</div><div style="font-size:11px;line-height:1.4;'
             f'opacity:0.75;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"><b>{number}</b> '
@@ -95,7 +95,7 @@ class Sheet:
         )
 
     def _mark(self, name: str, have: set[str]) -> str:
-        """The style rules of one picture: frame, lock, and whether it is among those that have the chosen tag."""
+        """The style rules of one image: frame, lock, and whether it is among those that have the chosen tag."""
         state = self._state
         place = f'.{self._clicks.name}-sheet [data-number="{state.numbers[name]}"]'
         rules = []

@@ -19,13 +19,13 @@ from lorakit.tags.tagging import read_tagging
 from lorakit.tags.vocabulary import spelled
 from widgets.project.draft import Draft
 
-PAGE = 24  # pictures on a page
+PAGE = 24  # images on a page
 OFFERED = 30  # tags that are offered while one is typed
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tag of the data set: how many pictures have it, in how many it is doubted, and the tagger's mean score (0 to 1)
+    """A tag of the dataset: how many images have it, in how many it is doubted, and the tagger's mean score (0 to 1)
     in those that have it, None when the tagger does not know it."""
 
     tag: str
@@ -41,12 +41,12 @@ class State:
         self.project = project
         self.tag, self.sort, self.show, self.wanted = "", "rarest", "all", ""
         self.selected: set[str] = set()
-        self.focus = ""  # the picture that is looked at
+        self.focus = ""  # the image that is looked at
         self.page = 0
         self.read()
 
     def read(self) -> None:
-        """Read the data set, and what taggers said of it, as they are now."""
+        """Read the dataset, and what taggers said of it, as they are now."""
         self.config = Draft(self.project).data
         self.book = TagBook(self.project, self.config)
         self.tagger, self.opinion = self._opinion()
@@ -56,7 +56,7 @@ class State:
         self.derive()
 
     def derive(self) -> None:
-        """What follows from the pictures and captions as the book has them now."""
+        """What follows from the images and captions as the book has them now."""
         self.names = list(self.book.samples)
         self.numbers = {name: number for number, name in enumerate(self.names, 1)}
         self.holders: dict[str, set[str]] = {}
@@ -68,7 +68,7 @@ class State:
         self.doubts = Counter(hint.tag for hint in self.hints)
         self.doubted: dict[str, list[Hint]] = {}
         for hint in self.hints:
-            self.doubted.setdefault(hint.picture, []).append(hint)
+            self.doubted.setdefault(hint.image, []).append(hint)
         if self.tag and not self.having(self.tag):
             self.choose(self.tag)  # nobody has it any more
         self.selected &= set(self.names)
@@ -76,10 +76,10 @@ class State:
 
     def _is_settled(self, hint: Hint) -> bool:
         """Whether a person took out what the tagger misses."""
-        return hint.kind in suspects.ABSENT and hint.tag in self.book.removed(hint.picture)
+        return hint.kind in suspects.ABSENT and hint.tag in self.book.removed(hint.image)
 
     def _opinion(self) -> tuple[str, Opinion | None]:
-        """The tagger whose scores are there for most pictures, and what it says; ("", None) before any was asked."""
+        """The tagger whose scores are there for most images, and what it says; ("", None) before any was asked."""
         _, _, config = read_tagging(self.project)
         best: tuple[str, Opinion | None] = ("", None)
         for tagger in known(self.project):
@@ -114,18 +114,18 @@ class State:
         return sorted(rows, key=orders[self.sort])
 
     def named(self, text: str) -> list[str]:
-        """The tags of the data set that a text names: one, several with commas, or patterns."""
+        """The tags of the dataset that a text names: one, several with commas, or patterns."""
         if text in self.holders:
             return [text]
         named = [matcher(tag, self.config.trigger) for tag in tags_of(text)]
         return [tag for tag in self.holders if any(is_named(tag) for is_named in named)]
 
     def having(self, text: str) -> set[str]:
-        """The pictures with any of the tags that a text names."""
+        """The images with any of the tags that a text names."""
         return {name for tag in self.named(text) for name in self.holders[tag]}
 
     def shown(self, show: str = "") -> list[str]:
-        """The pictures that are to be seen, on all pages; `show`, such as "locked", instead of the chosen ones."""
+        """The images that are to be seen, on all pages; `show`, such as "locked", instead of the chosen ones."""
         have = self.having(self.tag)
         is_shown = {
             "all": lambda name: True,
@@ -138,13 +138,13 @@ class State:
         return [name for name in self.names if is_shown(name)]
 
     def score(self, name: str, tag: str) -> float | None:
-        """What the tagger gives a tag in a picture, 0 to 1; None when it does not know the tag or the picture."""
+        """What the tagger gives a tag in an image, 0 to 1; None when it does not know the tag or the image."""
         if self.opinion is None or tag not in self.opinion.categories or name not in self.opinion.scores:
             return None
         return self.opinion.scores[name].get(tag, 0.0)
 
     def offered(self, text: str) -> list[str]:
-        """Tags that go on with the last of those typed in `text`, all of which stay: the data set's most frequent
+        """Tags that go on with the last of those typed in `text`, all of which stay: the dataset's most frequent
         first, then the tagger's."""
         before, comma, typed = text.rpartition(",")
         begun, lead = typed.strip().lower(), f"{before}{comma} " if comma else ""
@@ -162,27 +162,27 @@ class State:
     # ---- what is done ------------------------------------------------------------------------------------------------
 
     def choose(self, tag: str) -> None:
-        """Look at a tag, or at what a pattern names: the pictures that have it; chosen again, at all of them."""
+        """Look at a tag, or at what a pattern names: the images that have it; chosen again, at all of them."""
         self.tag = "" if tag == self.tag else tag
         self.look("with" if self.tag else "all")
 
     def look(self, show: str) -> None:
-        """Show other pictures, from their first page."""
+        """Show other images, from their first page."""
         self.show, self.page = show, 0
 
     def toggle(self, name: str) -> None:
-        """Select a picture, or no longer; it is the one that is looked at."""
+        """Select an image, or no longer; it is the one that is looked at."""
         self.selected ^= {name}
         self.focus = name
 
     def edit(self, what: str, rules: Sequence[Rule], names: Iterable[str]) -> Change | None:
-        """Apply rules, one after the other, to the captions of these pictures; None when that changes nothing."""
+        """Apply rules, one after the other, to the captions of these images; None when that changes nothing."""
         captions = self.book.captions
         return self.write(
             what, {name: reduce(lambda text, rule: rule.apply(text), rules, captions[name]) for name in names}
         )
 
     def write(self, what: str, captions: dict[str, str]) -> Change | None:
-        """Write captions by picture; None when that changes nothing."""
+        """Write captions by image; None when that changes nothing."""
         changed = {name: text for name, text in captions.items() if text != self.book.captions[name]}
         return self.book.change(what, changed) if changed else None

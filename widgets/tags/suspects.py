@@ -16,7 +16,7 @@ from widgets.tags.choice import Choice
 from widgets.tags.state import State
 
 SHOWN = 30  # rows at a time
-BESIDE = 4  # pictures in a row
+BESIDE = 4  # images in a row
 ASK = "tag(project, only_ask=True)"  # of widgets/tagging.py; writes no captions
 SIDE = 44  # px of a thumbnail
 ROW = "display:flex;gap:10px;align-items:center;padding:3px 0"
@@ -36,7 +36,7 @@ def link(message: list[str], words: str) -> str:
 
 
 class Doubts:
-    """Suspicious tags with their pictures, the gravest first; clicks tell "tag", "look", "take" and "give"."""
+    """Suspicious tags with their images, the gravest first; clicks tell "tag", "look", "take" and "give"."""
 
     def __init__(self, state: State, clicks: Clicks, thumbnails: Thumbnails):
         self._state, self._clicks, self._thumbnails = state, clicks, thumbnails
@@ -55,7 +55,7 @@ class Doubts:
             "close": say("close to the threshold"),
             "nearly": say("just below the threshold"),
             "double": say("said by another tag already"),
-            "once": say("in one picture only"),
+            "once": say("in one image only"),
         }
         there = [(f"{word} ({counts[kind]})", kind) for kind, word in words.items() if counts[kind]]
         self._kind = self._kind if self._kind in counts else ""
@@ -82,11 +82,11 @@ class Doubts:
         self.list.value = f'<div style="{style}" {self._clicks.attributes()}>{rows}</div>'
 
     def _row(self, hints: list[Hint]) -> str:
-        """The pictures in which a tag is doubted for the same reason, that of the first, and what can be done."""
-        first, names = hints[0], [hint.picture for hint in hints]
+        """The images in which a tag is doubted for the same reason, that of the first, and what can be done."""
+        first, names = hints[0], [hint.image for hint in hints]
         samples = [self._state.book.samples[name] for name in names[:BESIDE]]
         images = "".join(map(self._image, names, self._thumbnails.sources(samples, SIDE)))
-        more = f" · {html.escape(say('pictures: {n}', n=len(names)))}" if len(names) > 1 else ""
+        more = f" · {html.escape(say('images: {n}', n=len(names)))}" if len(names) > 1 else ""
         if first.kind in ABSENT:
             act = link(["give", first.tag, *names], say("add"))
         else:
@@ -126,7 +126,7 @@ class Suggestions:
             f'<div style="font-size:13px;line-height:1.6;max-width:{WIDTH}px" {self._clicks.attributes()}>'
             f"{_head(say('For the trigger: what is always there'))}{taken or aside(say('Nothing: no such tag.'))}"
             f"{_head(say('To stay tagged: what you will want to change'))}{self._groups(stay)}"
-            f"{_head(say('Hard to change: in nearly every picture')) + fixed if fixed else ''}</div>"
+            f"{_head(say('Hard to change: in nearly every image')) + fixed if fixed else ''}</div>"
         )
 
     def _told(self, hint: Hint) -> str:

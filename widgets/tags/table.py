@@ -1,4 +1,4 @@
-"""The table of tags: how many pictures have each, what the tagger thinks of it, and where it is doubted."""
+"""The table of tags: how many images have each, what the tagger thinks of it, and where it is doubted."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TagTable:
         )
 
     def _none(self) -> str:
-        found = say("No tag holds that.") if self._state.wanted else say("No picture has a tag yet.")
+        found = say("No tag holds that.") if self._state.wanted else say("No image has a tag yet.")
         return aside(found)
 
     def _search(self, change: dict) -> None:

@@ -27,7 +27,7 @@ from widgets.page import AMBER, RED, WIDTH, aside, bar, box, facts, span
 from widgets.project.draft import Draft
 
 REDRAW = 0.5  # s
-EXAMPLES = 3  # pictures with their captions at the end
+EXAMPLES = 3  # images with their captions at the end
 FOR_SENTENCES = ("which", "mix", "profile")  # of TaggingConfig; the rest is about tags
 
 
@@ -42,9 +42,9 @@ def tagging(project: Project) -> None:
 
 
 def tag(project: Project, only_ask: bool = False) -> None:
-    """Ask the chosen tagger about the pictures, and write captions, as the form says.
+    """Ask the chosen tagger about the images, and write captions, as the form says.
 
-    only_ask    of all pictures, also of locked ones, and write none: the tag editor shows what the tagger thinks
+    only_ask    of all images, also of locked ones, and write none: the tag editor shows what the tagger thinks
 
     Interrupted, it goes on where it was when the cell is run again.
     """
@@ -61,15 +61,15 @@ def _run(project: Project, only_ask: bool, show: Callable[[str], None]) -> None:
         for text in _steps(project, only_ask, work):
             show(text)
     except UserError as error:
-        kept = aside(say("What {n} pictures were answered is kept.", n=work.done)) if work.done else ""
+        kept = aside(say("What {n} images were answered is kept.", n=work.done)) if work.done else ""
         show(box(str(error), RED) + kept)
     except KeyboardInterrupt:
-        show(aside(say("Stopped after {n} pictures, which are kept; run it again to go on.", n=work.done)))
+        show(aside(say("Stopped after {n} images, which are kept; run it again to go on.", n=work.done)))
     service.start(project)
 
 
 class Work:
-    """How far the tagging is: pictures `done`, and the seconds that these took."""
+    """How far the tagging is: images `done`, and the seconds that these took."""
 
     def __init__(self):
         self.done, self.begun = 0, time.monotonic()
@@ -86,7 +86,7 @@ def _steps(project: Project, only_ask: bool, work: Work) -> Iterator[str]:
     book = TagBook(project, data)
     if not only_ask and not captions.wanted(project, book, data.trigger, taggers.output(name), config.which):
         why = aside(say("What a person wrote is locked; the tag editor unlocks it.")) if _locked(book) else ""
-        yield aside(say("No picture wants a caption.")) + facts([say("{n} locked", n=_locked(book))]) + why
+        yield aside(say("No image wants a caption.")) + facts([say("{n} locked", n=_locked(book))]) + why
         return
     yield aside(say("reading the tagger…"))
     tagger = taggers.load(name, settings)
@@ -108,26 +108,26 @@ def _line(event: Progress, seconds: float) -> str:
     """How far it is, how fast, and how long it will take."""
     left = (event.total - event.done) * seconds / event.done
     told = [
-        say("{done} of {total} pictures", done=event.done, total=event.total),
+        say("{done} of {total} images", done=event.done, total=event.total),
         _pace(event.done, seconds),
         say("{time} left", time=span(left)),
     ]
     return f'<div style="max-width:{WIDTH}px">{facts(told)}{bar(event.done / event.total)}</div>'
 
 
-def _pace(pictures: int, seconds: float) -> str:
-    pace = pictures / max(seconds, 1e-3)
+def _pace(images: int, seconds: float) -> str:
+    pace = images / max(seconds, 1e-3)
     return say("{n} a second", n=f"{pace:.0f}" if pace >= 10 else f"{pace:.2g}")
 
 
 def _ending(project: Project, data: DataConfig, tagger: taggers.Tagger, work: Work, written: int) -> str:
-    """What was done, and some of the pictures with their new captions."""
+    """What was done, and some of the images with their new captions."""
     book = TagBook(project, data)
     told = [
         say("captions written: {n}", n=written),
         say("left alone, as a person wrote or locked them: {n}", n=_locked(book)),
-        say("tags in the data set: {n}", n=len(book.counts())),
-        say("{tagger} ({place}) read {n} pictures", tagger=tagger.name, place=tagger.runs_on, n=work.done),
+        say("tags in the dataset: {n}", n=len(book.counts())),
+        say("{tagger} ({place}) read {n} images", tagger=tagger.name, place=tagger.runs_on, n=work.done),
         *([_pace(work.done, work.seconds)] if work.done else []),
     ]
     names = [name for name in book.history()[-1].new if name in book.samples][:EXAMPLES] if written else []
@@ -137,11 +137,11 @@ def _ending(project: Project, data: DataConfig, tagger: taggers.Tagger, work: Wo
 
 
 def _example(name: str, source: str, caption: str) -> str:
-    """A picture beside its caption; below each other where the page is narrow."""
-    picture = f'<img src="{source}" style="max-width:160px;max-height:160px" alt="{html.escape(name)}">'
+    """An image beside its caption; below each other where the page is narrow."""
+    image = f'<img src="{source}" style="max-width:160px;max-height:160px" alt="{html.escape(name)}">'
     return (
         '<div style="display:flex;flex-wrap:wrap;gap:12px;margin:10px 0;align-items:flex-start">'
-        f'<div style="flex:0 0 160px">{picture}</div><div style="flex:1 1 240px;line-height:1.5;'
+        f'<div style="flex:0 0 160px">{image}</div><div style="flex:1 1 240px;line-height:1.5;'
         f'overflow-wrap:anywhere">{aside(name)}{html.escape(caption)}</div></div>'
     )
 
@@ -159,9 +159,9 @@ class TaggingForm:
     def __init__(self, project: Project):
         self.project, self._looks = project, Looks()
         wide = ipywidgets.Layout(width="auto")
-        self.button = ipywidgets.Button(description=say("Tag the pictures"), button_style="primary", layout=wide)
+        self.button = ipywidgets.Button(description=say("Tag the images"), button_style="primary", layout=wide)
         self.button.on_click(lambda _: self.run(only_ask=False))
-        tooltip = say("asks about all pictures and writes nothing; the tag editor shows what the tagger thinks")
+        tooltip = say("asks about all images and writes nothing; the tag editor shows what the tagger thinks")
         self.ask = ipywidgets.Button(description=say("Only ask"), tooltip=tooltip, layout=wide)
         self.ask.on_click(lambda _: self.run(only_ask=True))
         self.told, self.trigger = ipywidgets.HTML(), ipywidgets.HTML()
@@ -173,7 +173,7 @@ class TaggingForm:
         self._make()
 
     def run(self, only_ask: bool) -> None:
-        """Tag the pictures; stopped, it goes on when the button is pressed again."""
+        """Tag the images; stopped, it goes on when the button is pressed again."""
         _run(self.project, only_ask, lambda text: setattr(self.told, "value", text))
 
     def set(self, path: str, value: Any) -> None:

@@ -13,7 +13,8 @@ from widgets.project.draft import Draft, flattened
 
 CODE = """\
 from lorakit.project import Project
-from lorakit.run import configure, start
+from lorakit.run.config import configure
+from lorakit.run.create import start
 
 run = Project({folder!r}).run({run!r})
 config = configure({settings}{card})

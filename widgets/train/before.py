@@ -27,13 +27,13 @@ FILES = {
     "states": "saved states",
     "loras": "LoRA files",
     "samples": "samples",
-    "pictures": "encoded pictures",
+    "images": "encoded images",
     "captions": "encoded captions",
 }
 PHASES = {"start": "start", "load": "base model", "first step": "first step"}
 DOING = {
-    "start": "Starting: libraries, pictures, base model…",
-    "pictures": "Encoding pictures",
+    "start": "Starting: libraries, images, base model…",
+    "images": "Encoding images",
     "captions": "Encoding captions",
     "load": "Loading what is trained…",
     "steps": "Trying real steps",
@@ -44,7 +44,7 @@ def before(what: Run | RunConfig, project: Project | None = None, hours: float =
     """Show what a run, or one of these settings in `project`, will be; `hours` is how long a session lasts.
 
     Below it a button that tries a few real steps, and a slider for the hours. Raises UserError for what cannot be
-    trained at all, such as a data set without pictures.
+    trained at all, such as a dataset without images.
     """
     view = _View(what, project, hours)
     view.show()
@@ -178,7 +178,7 @@ def _row(label: str, text: str, share: float | None = None, colour: str = BLUE) 
 def _headline(told: Forecast) -> str:
     images = sum(stage.images for stage in told.stages)
     steps = say("{n} steps", n=f"{told.steps:,}")
-    rest = [say("{n} epochs", n=told.epochs), say("{n} pictures seen", n=f"{images:,}")]
+    rest = [say("{n} epochs", n=told.epochs), say("{n} images seen", n=f"{images:,}")]
     rest += [say("{n} steps are done", n=f"{told.done:,}")] if told.done else []
     return f'<div style="font-size:20px;font-weight:bold">{html.escape(steps)}</div>{facts(rest)}'
 
@@ -243,24 +243,24 @@ def _session(told: Forecast, ahead: Outlook, hours: float) -> str:
 
 def _stage(told: Forecast, stage: StageForecast) -> str:
     """Concept folders and sizes of a stage."""
-    title = say("Pictures and steps")
+    title = say("Images and steps")
     if len(told.stages) > 1:
         first = stage.last - stage.steps + 1
         title = say("Stage of steps {first} to {last}", first=f"{first:,}", last=f"{stage.last:,}")
     rows = [
         _row(
             say("steps an epoch"),
-            say("{n}, each of up to {batch} pictures", n=stage.steps_per_epoch, batch=stage.batch),
+            say("{n}, each of up to {batch} images", n=stage.steps_per_epoch, batch=stage.batch),
         )
     ]
     for concept in stage.concepts:
         name = concept.name or say("data folder")
-        counted = say("{n} pictures × {repeats}", n=concept.pictures, repeats=concept.repeats)
+        counted = say("{n} images × {repeats}", n=concept.images, repeats=concept.repeats)
         rows.append(_row(name, f"{counted} · {say('regularization')}" if concept.is_reg else counted))
     most = max(bucket.samples for bucket in stage.buckets)
     ordered = sorted(stage.buckets, key=lambda bucket: -bucket.samples)
     for bucket in ordered[:BUCKETS]:
-        figures = [say("{n} pictures", n=bucket.pictures)]
+        figures = [say("{n} images", n=bucket.images)]
         figures += [say("{n} enlarged", n=bucket.enlarged)] if bucket.enlarged else []
         figures += [say("{n} lose an edge", n=bucket.cropped)] if bucket.cropped else []
         rows.append(_row(f"{bucket.size[0]} × {bucket.size[1]} px", " · ".join(figures), bucket.samples / most))
@@ -283,7 +283,7 @@ def _notes(told: Forecast) -> str:
         return ""
     items = "".join(f"<div>{html.escape(note)}</div>" for note in told.notes[:NOTES])
     more = aside(say("and {n} more", n=len(told.notes) - NOTES)) if len(told.notes) > NOTES else ""
-    title = html.escape(say("{n} notes on the pictures", n=len(told.notes)))
+    title = html.escape(say("{n} notes on the images", n=len(told.notes)))
     return (
         f'<details style="margin:14px 0 0 0"><summary style="cursor:pointer;color:{AMBER}">{title}</summary>'
         f'<div style="font-size:12px;margin:4px 0 0 16px">{items}{more}</div></details>'
@@ -298,7 +298,7 @@ def _preparation(told: Forecast, config: RunConfig) -> str:
     if told.weights is not None:
         count = say("{n} numbers", n=f"{told.weights:,}")
         rows.append(_row(say("trained"), f"{count}, {config.adapter.kind}, rank {config.adapter.rank}"))
-    for label, cached in ((say("pictures"), told.pictures), (say("captions"), told.texts)):
+    for label, cached in ((say("images"), told.images), (say("captions"), told.texts)):
         if cached is not None and cached.total:
             there = say("{there} of {total} encoded already", there=cached.there, total=cached.total)
             rows.append(_row(label, there, cached.there / cached.total))

@@ -27,7 +27,7 @@ FLAT = 0.02  # share of the highest rate below which steps change next to nothin
 
 
 def more_epochs(run: Run, epochs: int, way: str = "") -> None:
-    """Show what `epochs` epochs in all could mean for a run: a picture, a sentence and a button for each way.
+    """Show what `epochs` epochs in all could mean for a run: an image, a sentence and a button for each way.
 
     With `way` (stretch, hold, stage) it is done at once. Train the run afterwards to go on. For a run of several stages
     epochs are those of its last one. Epochs that are done or planned already are told, and nothing happens.

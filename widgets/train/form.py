@@ -48,7 +48,7 @@ class Form:
             {},
             [],
         )  # by the preset chosen last: what changed, what stayed
-        self.pictures = self._count()
+        self.images = self._count()
         self.widget = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%", max_width="1240px"))
         self._make()
 
@@ -115,12 +115,12 @@ class Form:
     def choose(self, **changes: Any) -> None:
         """Choose `run` (its name), `family`, `card`, `purpose`, `size` or `expert`; what was set by hand stays.
 
-        A purpose without a size takes that of the pictures there are. Raises ConfigError for what there is not.
+        A purpose without a size takes that of the images there are. Raises ConfigError for what there is not.
         """
         choice = self.draft.choice
         if {"purpose", "size", "family"} & changes.keys():
-            self.pictures = self._count()
-            images, changes["pictures"] = self.pictures
+            self.images = self._count()
+            images, changes["images"] = self.images
             purpose, family = changes.get("purpose", choice.purpose), changes.get("family", choice.family)
             if "size" not in changes:
                 changes["size"] = (presets.size_for(family, purpose, images) or "middle") if purpose else ""
@@ -268,14 +268,14 @@ class Form:
         return small(f"✓ {say('The settings are complete.')} {saved}")
 
     def _count(self) -> tuple[int, int]:
-        """(pictures, pictures in an epoch) of the data set, as far as names tell."""
+        """(images, images in an epoch) of the dataset, as far as names tell."""
         shown = self.draft.shown
         return count(DataConfig(folder=shown["data.folder"], repeats=shown["data.repeats"]), self.draft.project.folder)
 
 
 def is_hidden(config_class: type[Config], name: str) -> bool:
     """Whether nobody sees a setting."""
-    return config_class.__dataclass_fields__[name].metadata["hidden"]
+    return config_class.__dataclass_fields__[name].metadata["ui"].hidden
 
 
 def group_title(part: str, by_hand: int) -> str:

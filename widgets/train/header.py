@@ -17,7 +17,7 @@ from widgets.project.draft import usable
 MARGIN = "2px 40px 2px 2px"  # ends where fields with a button beside them end
 TOLD = 8  # changes told after a preset was chosen
 PURPOSES = {"character": "character", "style": "style", "concept": "concept"}
-SIZES = {"small": "few", "middle": "some", "large": "many"}  # pictures
+SIZES = {"small": "few", "middle": "some", "large": "many"}  # images
 
 
 class Header:
@@ -98,21 +98,19 @@ class Header:
         return small(html.escape(say("Its folder is {folder}.", folder=f"runs/{run.name}")))
 
     def _about_preset(self) -> str:
-        choice, (images, pictures) = self._form.draft.choice, self._form.pictures
+        choice, (images, an_epoch) = self._form.draft.choice, self._form.images
         row = presets.find(choice.family, choice.purpose, choice.size)
-        there = say("There are {n} pictures, {m} an epoch.", n=images, m=pictures) if images else ""
+        there = say("There are {n} images, {m} an epoch.", n=images, m=an_epoch) if images else ""
         if row is None:
             return small(
-                html.escape(
-                    f"{say('Settings of a guide for what is trained and how many pictures there are.')} {there}"
-                )
+                html.escape(f"{say('Settings of a guide for what is trained and how many images there are.')} {there}")
             )
         lines = [small(f"{html.escape(say(row.why))} <i>{html.escape(row.source)}</i>")]
-        if images and pictures != choice.pictures:
+        if images and an_epoch != choice.images:
             text = say(
-                "Its epochs are for {m} pictures an epoch; now there are {n}: choose it again.",
-                m=choice.pictures,
-                n=pictures,
+                "Its epochs are for {m} images an epoch; now there are {n}: choose it again.",
+                m=choice.images,
+                n=an_epoch,
             )
             lines.append(sentence(text, AMBER))
         elif there:

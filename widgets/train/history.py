@@ -30,7 +30,7 @@ class History:
     ended: Stopped | Finished | Failed | None = None  # None while the newest sitting goes on, or was cut
     steps: dict[int, Stepped] = field(default_factory=dict)  # as they were done last
     sittings: list[int] = field(default_factory=list)  # steps after which training went on
-    samples: dict[int, dict[str, Sampled]] = field(default_factory=dict)  # step -> prompt -> picture
+    samples: dict[int, dict[str, Sampled]] = field(default_factory=dict)  # step -> prompt -> image
     warnings: Counter[str] = field(default_factory=Counter)  # text -> how often; the newest stand last
     pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=PACE))  # (time, step) of this sitting
 

@@ -27,7 +27,7 @@ STATES = {
     "failed": "failed",
     "cut": "cut off",
 }
-KINDS = {"pictures": "pictures", "captions": "captions"}  # of things that are prepared
+KINDS = {"images": "images", "pictures": "images", "captions": "captions"}  # of things that are prepared
 ENDING = 0.5  # s after an interrupt in which a kernel that is to end has been told so
 HICCUP, LONG = 5, 60  # s that trouble at home may last before it is told, and before it is alarming
 
@@ -313,18 +313,18 @@ def samples(run: Run, history: History) -> str:
         for step in steps:
             event, epoch = history.samples[step].get(prompt), history.epoch_of(step)
             titles = [say("step {n}", n=step), *([say("epoch {n}", n=epoch)] if epoch else [])]
-            cells.append(picture(thumbnail(run.folder / event.image) if event else "", titles))
+            cells.append(image_cell(thumbnail(run.folder / event.image) if event else "", titles))
         head = f'<div style="font-size:12px;margin-top:6px">{html.escape(prompt)}</div>'
         rows.append(f"{head}<div>{''.join(cells)}</div>")
     if not rows:
         return ""
     more = [say("and {n} more prompts", n=len(prompts) - PROMPTS)] if len(prompts) > PROMPTS else []
-    told = " · ".join([*more, say("whole pictures: {folder}", folder=run.samples)])
+    told = " · ".join([*more, say("whole images: {folder}", folder=run.samples)])
     head = f'<div style="font-size:12px;margin-top:8px"><b>{html.escape(say("Samples"))}</b></div>'
     return f'<div style="max-width:{WIDTH}px;line-height:1.5">{head}{"".join(rows)}{aside(told)}</div>'
 
 
-def picture(source: str, titles: list[str]) -> str:
+def image_cell(source: str, titles: list[str]) -> str:
     """A thumbnail, or an empty place of the same width, above its titles, a line each."""
     shown = (
         f'<img src="{source}" style="width:100%;border-radius:4px">' if source else '<div style="height:72px"></div>'

@@ -35,7 +35,7 @@ def render(loss: LossConfig) -> str:
     title = say("Times trained: {kind}, mean t {mean}", kind=kind, mean=f"{mean:.2f}")
     told = [
         timesteps.TIMESTEPS[kind].help,
-        say("dashed: every time alike; t = 0: nearly the picture, details; t = 1: nearly noise, composition"),
+        say("dashed: every time alike; t = 0: nearly the image, details; t = 1: nearly noise, composition"),
     ]
     lines = "".join(f"<div>{html.escape(line)}</div>" for line in told)
     return f'{bars(found, 0, 1, title=title, x_label="t =", level=1)}<div style="color:{GREY}">{lines}</div>'
