@@ -13,7 +13,7 @@ from lorakit.cli.train import project_at, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
-    from lorakit.tags.editor import Change, TagBook
+    from lorakit.tags.editor import CaptionEditor, Change
     from lorakit.tags.rules import Rule
 
 SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
@@ -60,7 +60,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from lorakit import taggers
     from lorakit.config import from_dict, to_dict
-    from lorakit.tags.editor import TagBook
+    from lorakit.tags.editor import CaptionEditor
     from lorakit.tags.tagging import TaggingConfig, read_tagging, tag, write_tagging
 
     project = project_at(options.project)
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     for event in tag(project, data, taggers.load(name, settings), config):
         if event.what == "captions" or event.done == event.total or event.done % EVERY == 0:
             print(f"{event.what}: {event.done} of {event.total}", flush=True)
-    book = TagBook(project, data)
+    book = CaptionEditor(project, data)
     if locked := sum(map(book.is_locked, book.samples)):
         print(f"left alone, as a person wrote or locked them: {locked}; `lorakit tag unlock` lets taggers write them")
     return 0
@@ -168,13 +168,13 @@ def _data(settings: dict) -> DataConfig:
     return from_dict(DataConfig, data, "data.")
 
 
-def _book(options: argparse.Namespace) -> TagBook:
-    from lorakit.tags.editor import TagBook
+def _book(options: argparse.Namespace) -> CaptionEditor:
+    from lorakit.tags.editor import CaptionEditor
 
-    return TagBook(project_at(options.project), _settings(options))
+    return CaptionEditor(project_at(options.project), _settings(options))
 
 
-def _chosen(options: argparse.Namespace) -> tuple[TagBook, list[str]]:
+def _chosen(options: argparse.Namespace) -> tuple[CaptionEditor, list[str]]:
     """The book, and the names of the images that --with and --images choose."""
     from lorakit.data.captions import tags_of
     from lorakit.errors import UserError

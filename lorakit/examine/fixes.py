@@ -18,7 +18,7 @@ from lorakit.examine.finding import Finding
 from lorakit.prepare.boxes import Box, Boxes
 from lorakit.project import Project
 from lorakit.tags.authors import DOCTOR, PERSON
-from lorakit.tags.editor import TagBook
+from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.rules import Remove
 
 
@@ -96,7 +96,7 @@ def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer
 
 
 def _write_captions(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    book = TagBook(project, config)
+    book = CaptionEditor(project, config)
     trained = {name: book.samples[name].caption for name in finding.images if name in book.samples}
     bare = {name: text for name, text in trained.items() if not book.captions[name]}
     return _changed(book, finding, bare, by=DOCTOR)
@@ -107,14 +107,14 @@ def _trigger_first(project: Project, config: DataConfig, finding: Finding, answe
         others = [tag for tag in tags_of(caption) if tag != config.trigger]
         return ", ".join([config.trigger, *others])
 
-    return _each(TagBook(project, config), finding, first)
+    return _each(CaptionEditor(project, config), finding, first)
 
 
 def _ordinary_commas(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
     def with_commas(caption: str) -> str:
         return ", ".join(tags_of(caption.replace("，", ",").replace("、", ",")))
 
-    return _each(TagBook(project, config), finding, with_commas)
+    return _each(CaptionEditor(project, config), finding, with_commas)
 
 
 def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
@@ -125,16 +125,16 @@ def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str)
             caption = rule.apply(caption)
         return caption
 
-    book = TagBook(project, config)
+    book = CaptionEditor(project, config)
     return _changed(book, finding, {name: without(caption) for name, caption in book.captions.items()})
 
 
-def _each(book: TagBook, finding: Finding, change: Callable[[str], str]) -> Done:
+def _each(book: CaptionEditor, finding: Finding, change: Callable[[str], str]) -> Done:
     captions = {name: book.captions[name] for name in finding.images if name in book.captions}
     return _changed(book, finding, {name: change(caption) for name, caption in captions.items() if caption})
 
 
-def _changed(book: TagBook, finding: Finding, captions: dict[str, str], by: str = PERSON) -> Done:
+def _changed(book: CaptionEditor, finding: Finding, captions: dict[str, str], by: str = PERSON) -> Done:
     wanted = {name: text for name, text in captions.items() if text != book.captions[name]}
     change = book.change(FIXES[finding.fix].label, wanted, by)
     done = change.new.keys() | change.old.keys() if change else set()

@@ -21,11 +21,11 @@ from lorakit.project import Project
 from lorakit.tags.authors import PERSON, Change, Ledger
 from lorakit.tags.history import (
     BETWEEN,
+    CaptionEditError,
     Edit,
     Entry,
     FirstCaptions,
     History,
-    TagBookError,
     content_of,
     fsync,
     held,
@@ -37,7 +37,7 @@ PART = ".lorakit-caption.part"  # a caption on its way to its file; one at a tim
 FSYNCS = 16  # files at once: a disk takes many along with one
 
 
-class TagBook:
+class CaptionEditor:
     """All training images' captions; the truth is their caption files, the history `tags/history.jsonl`."""
 
     samples: dict[str, Sample]  # name -> training image (no regularization)
@@ -46,7 +46,7 @@ class TagBook:
     def __init__(self, project: Project, config: DataConfig):
         """Read the dataset. What was changed elsewhere since is a change by "person"; a cut change is finished.
 
-        Raises DataError as `scan` does, TagBookError when another process holds the book for long.
+        Raises DataError as `scan` does, CaptionEditError when another process holds the book for long.
         """
         self._project, self._config = project, config
         self._folder = project.folder / "tags"
@@ -99,7 +99,7 @@ class TagBook:
 
         A tagger's change leaves locked images out (`Change.kept`). Where somebody else changed a caption since this
         book saw it, only the tags that differ from what it saw are put in and taken out.
-        Raises TagBookError for names that are no training image, and when captions could not be written.
+        Raises CaptionEditError for names that are no training image, and when captions could not be written.
         """
         self._check(captions)
         wanted = {name: _one_line(text) for name, text in captions.items()}
@@ -157,7 +157,7 @@ class TagBook:
 
     def _check(self, names: Iterable[str]) -> None:
         if strangers := [name for name in names if name not in self.captions]:
-            raise TagBookError(
+            raise CaptionEditError(
                 f"{strangers[0]!r} is no training image of {self._config.folder}; name it by its path inside that "
                 "folder, as the table of images does."
             )
@@ -180,7 +180,7 @@ class TagBook:
         self._ledger.play(entry)
         self._show()
         if error is not None:
-            raise TagBookError(
+            raise CaptionEditError(
                 f"{len(left)} captions could not be written ({error.strerror}) and are as they were; "
                 f"{len(entry.edits)} are written. Free some space, or allow writing there, and do it again."
             )
@@ -317,11 +317,11 @@ def _one_line(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TagBookError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
+        raise CaptionEditError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
     lines = (re.sub(r"^\s+|[\s,]+$", "", line) for line in re.sub("[\0\ufeff]", "", text).splitlines())
     caption = BETWEEN.join(filter(None, lines))
     if (size := len(plain(caption).encode())) > MAX_BYTES:
-        raise TagBookError(
+        raise CaptionEditError(
             f"A caption of {size / 1e6:.1f} MB ({caption[:40]}…) is longer than any that is read again: "
             f"at most {MAX_BYTES / 1e6:.0f} MB."
         )

@@ -22,7 +22,7 @@ NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of folders, on some net
 BETWEEN = ", "  # an edit cuts a caption here, and only here, so that it can be put together again to the letter
 
 
-class TagBookError(UserError):
+class CaptionEditError(UserError):
     """Captions cannot be changed; the message says which and why."""
 
 
@@ -173,7 +173,9 @@ class History:
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.file, size)  # a torn line would have to be ended before anything can be read
-            raise TagBookError(f"{self.file} cannot be written ({error.strerror}): free some space there.") from error
+            raise CaptionEditError(
+                f"{self.file} cannot be written ({error.strerror}): free some space there."
+            ) from error
         if is_new:
             fsync(self.file.parent)
 
@@ -224,7 +226,9 @@ class FirstCaptions:
         try:
             write_whole(self.file, _json(everything, indent=1))
         except OSError as error:
-            raise TagBookError(f"{self.file} cannot be written ({error.strerror}): free some space there.") from error
+            raise CaptionEditError(
+                f"{self.file} cannot be written ({error.strerror}): free some space there."
+            ) from error
         self._seen.update(captions)
         self._look = self._stat()
 
@@ -236,7 +240,7 @@ class FirstCaptions:
         try:
             return json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise TagBookError(
+            raise CaptionEditError(
                 f"{self.file} is damaged ({error}). It keeps the first captions of all images: bring it back from a "
                 f"copy, or move the folder {self.file.parent} away; the captions themselves stay."
             ) from None
@@ -246,18 +250,18 @@ class FirstCaptions:
 def held(folder: Path) -> Iterator[None]:
     """Hold a book, so that no other process or kernel reads or writes it meanwhile.
 
-    Raises TagBookError when another holds it for long, and where nothing can be written.
+    Raises CaptionEditError when another holds it for long, and where nothing can be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "book.lock", "ab")
     except OSError as error:
-        raise TagBookError(f"{folder} cannot be written ({error.strerror}), and it keeps all changes.") from error
+        raise CaptionEditError(f"{folder} cannot be written ({error.strerror}), and it keeps all changes.") from error
     end = time.monotonic() + PATIENCE
     with lock:
         while not _taken(lock.fileno()):
             if time.monotonic() > end:
-                raise TagBookError(
+                raise CaptionEditError(
                     f"Another process has been reading or writing the captions of {folder.parent} for a minute: wait "
                     "for it, or end it, and try again."
                 )

@@ -19,7 +19,7 @@ class ScoresError(UserError):
     """What a tagger said cannot be kept; the message says why."""
 
 
-class Scores:
+class ScoreFile:
     """A tagger's scores of images, in `tags/scores/<tagger>.jsonl`, which only grows."""
 
     def __init__(self, project: Project, tagger: str):
@@ -49,7 +49,7 @@ class Scores:
         self._scores |= kept
 
 
-class Sentences:
+class SentenceFile:
     """A tagger's sentences about images on one prompt, in `tags/sentences/<tagger>.jsonl`, which only grows."""
 
     def __init__(self, project: Project, tagger: str, prompt: str):
@@ -71,12 +71,12 @@ class Sentences:
         self._sentences |= sentences
 
 
-def known(project: Project) -> list[str]:
+def taggers_with_scores(project: Project) -> list[str]:
     """The taggers that gave scores in this project, by name."""
     return _known(project, "scores")
 
 
-def known_writers(project: Project) -> list[str]:
+def taggers_with_sentences(project: Project) -> list[str]:
     """The taggers that wrote sentences in this project, by name."""
     return _known(project, "sentences")
 

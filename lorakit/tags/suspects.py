@@ -91,7 +91,7 @@ class Hint:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class TaggerScores:
     """What a tagger says: image -> {tag as captions spell it: 0..1} (what is not there is below 0.05), the category
     of every tag it knows, and from which score on it would write a tag."""
 
@@ -107,7 +107,7 @@ class Opinion:
 
 def suspicious(
     captions: Mapping[str, str],
-    opinion: Opinion | None = None,
+    opinion: TaggerScores | None = None,
     colours: Mapping[str, Mapping[str, float]] | None = None,
     trigger: str = "",
 ) -> list[Hint]:
@@ -186,7 +186,7 @@ def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> I
             yield Hint("colour", tag, name, {"colour": words[-2]})
 
 
-def _usual(counts: Mapping[str, int], opinion: Opinion) -> set[str]:
+def _usual(counts: Mapping[str, int], opinion: TaggerScores) -> set[str]:
     """The tags that captions have in at least half of the images in which the tagger sees them."""
     seen = Counter(
         tag for scores in opinion.scores.values() for tag, score in scores.items() if score >= opinion.threshold(tag)
@@ -194,7 +194,7 @@ def _usual(counts: Mapping[str, int], opinion: Opinion) -> set[str]:
     return {tag for tag, count in counts.items() if 2 * count >= seen[tag]}
 
 
-def _disagreed(name: str, tags: list[str], opinion: Opinion, usual: set[str]) -> Iterator[Hint]:
+def _disagreed(name: str, tags: list[str], opinion: TaggerScores, usual: set[str]) -> Iterator[Hint]:
     """Where caption and tagger differ, or the tagger nearly decided otherwise."""
     scores, there = opinion.scores[name], set(tags)
     for tag in tags:

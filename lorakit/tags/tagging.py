@@ -17,9 +17,9 @@ from lorakit.project import Project
 from lorakit.taggers import Refused, Tagger, TaggerError
 from lorakit.tags import vocabulary
 from lorakit.tags.authors import DOCTOR
-from lorakit.tags.editor import PERSON, TagBook
+from lorakit.tags.editor import PERSON, CaptionEditor
 from lorakit.tags.rules import matcher
-from lorakit.tags.scores import Scores, Sentences, known_writers
+from lorakit.tags.scores import ScoreFile, SentenceFile, taggers_with_sentences
 from lorakit.tags.vocabulary import ORDER, implied, spelled
 
 PROFILES = ("sd", "anima")
@@ -123,12 +123,12 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
 
     Yields Progress of "images asked" (none when all were asked before), and at last one of "captions": `done` of
     `total` were written, the others are the same already. Cut anywhere, the next call goes on where it was.
-    Raises TaggerError and what TagBook raises. Where the tagger refused some images and not others, or some went bad
-    meanwhile, TaggerError comes at the end, when the captions of the others are written.
+    Raises TaggerError and what CaptionEditor raises. Where the tagger refused some images, or some became unreadable,
+    TaggerError comes at the end, when the captions of the others are written.
     """
     if config.mix in ("tags", "sentence") and config.mix != tagger.output:
         raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
-    book = TagBook(project, data_config)
+    book = CaptionEditor(project, data_config)
     names = wanted(project, book, data_config.trigger, tagger.output, config.which)
     answers = _answers_of(project, tagger)
     left = yield from _ask(book, names, tagger, answers)
@@ -143,7 +143,7 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
 def ask(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator[Progress]:
     """Ask a tagger of all images that it was never shown, locked ones too, and write no caption: for what the editor
     says of tags. Yields and raises as `tag` does."""
-    book = TagBook(project, data_config)
+    book = CaptionEditor(project, data_config)
     answers = _answers_of(project, tagger)
     left = yield from _ask(book, list(book.samples), tagger, answers)
     if left:
@@ -226,16 +226,16 @@ def _replaced(tag: str, config: TaggingConfig) -> list[str]:
     return [text for text in texts if not any(matcher(spelled(pattern))(text) for pattern in config.blacklist)]
 
 
-def _answers(project: Project, tagger: str, output: str, prompt: str) -> Scores | Sentences:
-    return Scores(project, tagger) if output == "tags" else Sentences(project, tagger, prompt)
+def _answers(project: Project, tagger: str, output: str, prompt: str) -> ScoreFile | SentenceFile:
+    return ScoreFile(project, tagger) if output == "tags" else SentenceFile(project, tagger, prompt)
 
 
-def _answers_of(project: Project, tagger: Tagger) -> Scores | Sentences:
+def _answers_of(project: Project, tagger: Tagger) -> ScoreFile | SentenceFile:
     """What this very tagger said before. Raises TaggerError where that was another one of the same name."""
     if tagger.name in (PERSON, DOCTOR):
         raise TaggerError(f"A tagger named {tagger.name!r} would be taken for another: give its folder another name.")
     answers = _answers(project, tagger.name, tagger.output, tagger.prompt)
-    if isinstance(answers, Scores) and (others := answers.categories.keys() - tagger.categories.keys()):
+    if isinstance(answers, ScoreFile) and (others := answers.categories.keys() - tagger.categories.keys()):
         raise TaggerError(
             f"{answers.file} keeps what another tagger named {tagger.name!r} said, with tags that this one does not "
             f"know ({min(others)}, …): give this one's folder another name, or move that file away."
@@ -244,7 +244,7 @@ def _answers_of(project: Project, tagger: Tagger) -> Scores | Sentences:
 
 
 def _ask(
-    book: TagBook, names: list[str], tagger: Tagger, answers: Scores | Sentences
+    book: CaptionEditor, names: list[str], tagger: Tagger, answers: ScoreFile | SentenceFile
 ) -> Generator[Progress, None, TaggerError | None]:
     """Ask of the images that were never asked of; returns what is to be said of those without an answer."""
     paths = {book.samples[name].digest: book.samples[name].path for name in names}
@@ -264,7 +264,7 @@ def _ask(
             if 2 * len(left) > begin + len(batch) + MOST_REFUSED:
                 raise
             continue
-        if isinstance(answers, Scores):
+        if isinstance(answers, ScoreFile):
             answers.add(said, tagger.categories)
         else:
             answers.add(said)
@@ -275,9 +275,9 @@ def _ask(
     return TaggerError(f"{len(left)} images got no answer, all others did: {few}. {next(reversed(left.values()))}")
 
 
-def wanted(project: Project, book: TagBook, trigger: str, output: str, which: str) -> list[str]:
+def wanted(project: Project, book: CaptionEditor, trigger: str, output: str, which: str) -> list[str]:
     """The images that get captions from a tagger with this output."""
-    names, writers = [name for name in book.samples if not book.is_locked(name)], known_writers(project)
+    names, writers = [name for name in book.samples if not book.is_locked(name)], taggers_with_sentences(project)
     if which == "unlocked":
         return names
 
@@ -290,16 +290,16 @@ def wanted(project: Project, book: TagBook, trigger: str, output: str, which: st
 
 def _write(
     project: Project,
-    book: TagBook,
+    book: CaptionEditor,
     names: list[str],
     trigger: str,
-    answers: Scores | Sentences,
+    answers: ScoreFile | SentenceFile,
     config: TaggingConfig,
 ) -> Progress:
-    writers, captions = known_writers(project), {}
+    writers, captions = taggers_with_sentences(project), {}
     for name in names:
         answer = answers.get(book.samples[name].digest)
-        if isinstance(answers, Scores):
+        if isinstance(answers, ScoreFile):
             answer = tags_from(answer, answers.categories, config)
         captions[name] = compose(book.origin(name), book.removed(name), answer, config, trigger, writers)
     change = book.change(f"tagged with {answers.tagger}", captions, by=answers.tagger)

@@ -20,19 +20,19 @@ CELLS = (
     "from widgets.project.draft import Draft\n\n"
     "data, tagger = Draft(project).data, load('wd14', {'source': 'demo'})\n"
     "*_, progress = tag(project, data, tagger, TaggingConfig())\nprint(progress)\nprint(*ask(project, data, tagger))",
-    "from widgets.tags.editor import gallery\n\ngallery(project)",
+    "from widgets.tags.editor import tag_editor\n\ntag_editor(project)",
 )
-FIRST, TAG, GALLERY = range(3)
+FIRST, TAG, EDITOR = range(3)
 MANY = 500  # images
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
     """The demo's images, half of them without a caption, one with a wrong tag; a notebook beside the project."""
-    folder = tmp_path_factory.mktemp("gallery")
+    folder = tmp_path_factory.mktemp("tag_editor")
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "gallery.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "tag_editor.ipynb")
     project = Project(folder / "project")
     quickstart.fill(project)
     Draft(project).set("data.trigger", quickstart.TRIGGER)
@@ -77,52 +77,52 @@ def press(book: lab.Notebook, words: str) -> None:
 
 def looks(book: lab.Notebook, name: str) -> None:
     """Images in both themes and at a phone's width."""
-    book.image(name, first=GALLERY)
+    book.image(name, first=EDITOR)
     book.theme("JupyterLab Dark")
-    book.image(f"{name}-dark", first=GALLERY)
-    book.image(f"{name}-phone", 390, first=GALLERY)
+    book.image(f"{name}-dark", first=EDITOR)
+    book.image(f"{name}-phone", 390, first=EDITOR)
     book.theme("JupyterLab Light")
 
 
 def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
-    book = notebook("gallery")
+    book = notebook("tag_editor")
     book.run(FIRST)
     assert "done=15, total=15" in book.run(TAG), "images with captions of their own are left alone"
-    book.run(GALLERY)
+    book.run(EDITOR)
     tagged = captions(project)
     assert len(tagged) == 30 and having(project, "glasses") == 4
     book.page.locator('.jp-OutputArea [data-say*="glasses"]').first.click()
-    book.until(GALLERY, "has it not 26", 20)
+    book.until(EDITOR, "has it not 26", 20)
     for place in range(2):
         book.page.locator("[data-number]").nth(place).click()
-        book.until(GALLERY, f"selected images: {place + 1}", 20)
+        book.until(EDITOR, f"selected images: {place + 1}", 20)
     looks(book, "selected")
     press(book, "remove")
     wait_for(lambda: having(project, "glasses") == 2, "the tag is taken out of the two selected images")
     press(book, "select none")
     book.page.get_by_placeholder("tag, tags with commas").fill("* hoodie")
     book.page.get_by_placeholder("new name").fill("hoodie")
-    book.until(GALLERY, "of these 30 images", 20)
+    book.until(EDITOR, "of these 30 images", 20)
     press(book, "rename")
     wait_for(lambda: having(project, "hoodie") > 5, "a pattern renames in all images")
     edited |= captions(project)
     for n in (1, 2):
         press(book, "undo")
-        book.until(GALLERY, "undone: renamed" if n == 1 else "undone: removed glasses", 20)
+        book.until(EDITOR, "undone: renamed" if n == 1 else "undone: removed glasses", 20)
     assert captions(project) == tagged
     press(book, "suspicious tags")
-    book.until(GALLERY, "“witch hat”, but the tagger does not see it", 20)
+    book.until(EDITOR, "“witch hat”, but the tagger does not see it", 20)
     for panel in ("suspicious tags", "suggestions", "history"):
         press(book, panel)
-        book.image(panel.replace(" ", "-"), first=GALLERY)
+        book.image(panel.replace(" ", "-"), first=EDITOR)
 
 
 def test_after_a_reload_and_in_a_new_kernel_it_goes_on_where_it_was(notebook, project, edited):
-    book = notebook("gallery")
+    book = notebook("tag_editor")
     tagged = captions(project)
     book.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     book.run(FIRST)
-    book.run(GALLERY)
+    book.run(EDITOR)
     press(book, "redo")
     wait_for(lambda: having(project, "glasses") == 2, "a new kernel repeats what another undid")
     press(book, "redo")
@@ -130,13 +130,13 @@ def test_after_a_reload_and_in_a_new_kernel_it_goes_on_where_it_was(notebook, pr
     book.command("docmanager:save")
     book.page.wait_for_timeout(1500)
     book.open()
-    book.until(GALLERY, "select these", 30)
+    book.until(EDITOR, "select these", 30)
     book.page.get_by_placeholder("tag, tags with commas").fill("hand made")
     press(book, "add")
     wait_for(lambda: having(project, "hand made") == 30, "the reloaded page goes on without a cell being run")
     press(book, "history")
-    book.until(GALLERY, "added hand made", 20)
-    book.image("reloaded", first=GALLERY)
+    book.until(EDITOR, "added hand made", 20)
+    book.image("reloaded", first=EDITOR)
 
 
 def test_many_images_stay_fluid(notebook, project):
@@ -148,16 +148,16 @@ def test_many_images_stay_fluid(notebook, project):
             image.putpixel((0, 0), (i % 256, i // 256, 9))
             image.save(source.with_name(f"n{i:03d}.png"), compress_level=1)
             Path(source.with_name(f"n{i:03d}.txt")).write_text(f"mofurin, 1girl, number {i % 60}")
-    book = notebook("gallery")
+    book = notebook("tag_editor")
     book.run(FIRST)
-    book.run(GALLERY)
+    book.run(EDITOR)
     begun = time.monotonic()
     press(book, "›")
-    book.until(GALLERY, f"25–48 of {MANY}", 20)
+    book.until(EDITOR, f"25–48 of {MANY}", 20)
     page = time.monotonic() - begun
     book.page.locator("[data-number]").nth(3).click()
     begun = time.monotonic()
-    book.until(GALLERY, "selected images: 1", 20)
+    book.until(EDITOR, "selected images: 1", 20)
     print(f"{MANY} images: a page after {page:.2f} s, a selection after {time.monotonic() - begun:.2f} s")
     assert page < 3, "far more than it takes, far less than a person waits"
-    book.image("many", first=GALLERY)
+    book.image("many", first=EDITOR)

@@ -21,7 +21,7 @@ from lorakit.examine import excluded
 from lorakit.examine.checks import CHECKS
 from lorakit.examine.fixes import FIXES, mend
 from lorakit.prepare.boxes import Boxes
-from lorakit.tags.editor import TagBook
+from lorakit.tags.editor import CaptionEditor
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_fix_mends_changes_no_image_and_can_be_taken_back(kind, healthy, monke
     elif finding.fix == "crop_borders":
         assert Boxes(healthy.project).undo()
     else:
-        assert TagBook(healthy.project, config).undo()
+        assert CaptionEditor(healthy.project, config).undo()
     after = contents(healthy.folder)
     if finding.fix != "write_captions":  # which leaves a caption file where none was
         assert {name: after[name] for name in before if not name.endswith(".txt")} == {

@@ -18,8 +18,8 @@ from lorakit.examine import examine
 from lorakit.examine.fixes import mend
 from lorakit.project import Project
 from lorakit.taggers import Refused
-from lorakit.tags.editor import TagBook
-from lorakit.tags.scores import Scores, Sentences, known, known_writers
+from lorakit.tags.editor import CaptionEditor
+from lorakit.tags.scores import ScoreFile, SentenceFile, taggers_with_scores, taggers_with_sentences
 from lorakit.tags.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_tagging
 
 CONFIG = DataConfig(trigger=TRIGGER)
@@ -96,7 +96,7 @@ def test_only_images_without_a_caption_get_one_and_it_begins_with_the_trigger(pr
     for name in after.keys() - before.keys():
         assert tags_of(after[name])[:2] == [TRIGGER, "1girl"]
     assert [event.done for event in tag(project, CONFIG, demo, TaggingConfig())] == [0]
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.undo()
     assert {name: text for name, text in written(project).items() if text} == before
 
@@ -111,7 +111,7 @@ def test_a_cut_tagging_goes_on_where_it_stopped(project, demo):
 
 
 def test_what_another_tagger_of_the_same_name_said_is_not_taken_for_this_ones(project, demo):
-    Scores(project, demo.name).add({"0" * 64: {"fox": 0.9}}, {"fox": "general"})
+    ScoreFile(project, demo.name).add({"0" * 64: {"fox": 0.9}}, {"fox": "general"})
     for work in (tag(project, CONFIG, demo, TaggingConfig()), ask(project, CONFIG, demo)):
         with pytest.raises(UserError, match=r"another tagger named .* does not know \(fox, …\): give this one"):
             list(work)
@@ -134,12 +134,12 @@ class Choosy(Writer):
 
 
 def test_a_refused_image_keeps_no_other_from_its_caption(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.unlock(book.samples)
     everyone = TaggingConfig(which="unlocked")
     with pytest.raises(UserError, match=r"^2 images got no answer, all others did: .*HTTP 400"):
         list(tag(project, CONFIG, Choosy((1, 4)), everyone))
-    captions = TagBook(project, CONFIG).captions.values()
+    captions = CaptionEditor(project, CONFIG).captions.values()
     assert sum("An image" in caption for caption in captions) == len(captions) - 2
     again = Choosy(())
     list(tag(project, CONFIG, again, everyone))
@@ -175,7 +175,7 @@ def test_a_tagger_that_would_be_taken_for_a_person_is_refused(project):
 
 
 def test_a_tagger_that_refuses_whatever_it_is_asked_is_soon_left_alone(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.unlock(book.samples)
     always = Choosy(range(1000))
     with pytest.raises(UserError, match="^HTTP 400, not that one$"):
@@ -185,14 +185,14 @@ def test_a_tagger_that_refuses_whatever_it_is_asked_is_soon_left_alone(project):
 
 def test_thresholds_change_without_asking_the_tagger_again_and_what_people_did_stays(project, demo):
     list(tag(project, CONFIG, demo, TaggingConfig()))
-    loose = TagBook(project, CONFIG)
+    loose = CaptionEditor(project, CONFIG)
     first, second, *_ = [name for name in loose.samples if not loose.is_locked(name)]
     loose.change("by hand", {first: loose.captions[first].replace(", 1girl", "") + ", mine"})
     loose.unlock([first])
     loose.change("by hand", {second: "only mine"})
     *asked, done = tag(project, CONFIG, demo, TaggingConfig(which="unlocked", general_threshold=0.999))
     assert done.done > 0 and not asked
-    strict = TagBook(project, CONFIG)
+    strict = CaptionEditor(project, CONFIG)
     assert strict.captions[second] == "only mine"
     tags = tags_of(strict.captions[first])
     assert tags[0] == TRIGGER and "mine" in tags and "1girl" not in tags
@@ -202,27 +202,31 @@ def test_thresholds_change_without_asking_the_tagger_again_and_what_people_did_s
 def test_a_tagger_is_asked_of_all_images_without_writing_any_caption(project, demo):
     before = written(project)
     list(ask(project, CONFIG, demo))
-    scores = Scores(project, demo.name)
-    assert written(project) == before and scores.categories == demo.categories and known(project) == [demo.name]
+    scores = ScoreFile(project, demo.name)
+    assert (
+        written(project) == before
+        and scores.categories == demo.categories
+        and taggers_with_scores(project) == [demo.name]
+    )
     assert all(scores.get(sample.digest) is not None for sample in scan(CONFIG, project.folder).samples)
     assert min(score for s in scan(CONFIG, project.folder).samples for score in scores.get(s.digest).values()) >= 0.05
 
 
 def test_tags_and_a_sentence_are_mixed_as_wanted(project, demo):
     list(tag(project, CONFIG, demo, TaggingConfig()))
-    book, writer = TagBook(project, CONFIG), Writer()
+    book, writer = CaptionEditor(project, CONFIG), Writer()
     names = [name for name in book.samples if not book.is_locked(name)]
     list(tag(project, CONFIG, writer, TaggingConfig()))
     sentence = "An image, 512 pixels wide."
     sentence = sentence.replace("512", str(book.samples[names[0]].width))
-    mixed = TagBook(project, CONFIG)
+    mixed = CaptionEditor(project, CONFIG)
     assert mixed.captions[names[0]] == f"{book.captions[names[0]]}, {sentence}" and writer.asked == len(names)
-    assert known_writers(project) == ["writer"] and mixed.origin(names[0])["An image"] == "writer"
+    assert taggers_with_sentences(project) == ["writer"] and mixed.origin(names[0])["An image"] == "writer"
     list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked", mix="sentence, tags")))
-    begin = TagBook(project, CONFIG).captions[names[0]]
+    begin = CaptionEditor(project, CONFIG).captions[names[0]]
     assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
     list(tag(project, CONFIG, demo, TaggingConfig(which="unlocked", mix="tags")))
-    assert TagBook(project, CONFIG).captions == book.captions
+    assert CaptionEditor(project, CONFIG).captions == book.captions
     with pytest.raises(ConfigError, match="mix is 'tags', but writer gives sentence"):
         next(tag(project, CONFIG, writer, TaggingConfig(mix="tags")))
 
@@ -284,36 +288,36 @@ def test_the_trigger_stands_once_whoever_came_first(profile):
 
 def test_scores_survive_a_torn_line_and_sentences_know_their_prompt(tmp_path):
     project = Project(tmp_path)
-    Scores(project, "owner/wd").add({"d1": {"a": 0.98765, "b": 0.01}}, {"a": "general", "b": "meta"})
+    ScoreFile(project, "owner/wd").add({"d1": {"a": 0.98765, "b": 0.01}}, {"a": "general", "b": "meta"})
     (file,) = (tmp_path / "tags" / "scores").iterdir()
     file.write_bytes(file.read_bytes() + b'{"digest": "d2", "ta')
-    Scores(project, "owner/wd").add({"d3": {}}, {"a": "general", "b": "meta"})
-    scores = Scores(project, "owner/wd")
+    ScoreFile(project, "owner/wd").add({"d3": {}}, {"a": "general", "b": "meta"})
+    scores = ScoreFile(project, "owner/wd")
     assert scores.get("d1") == {"a": 0.98765} and scores.get("d2") is None and scores.get("d3") == {}
-    assert scores.categories == {"a": "general", "b": "meta"} and known(project) == ["owner/wd"]
-    Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+    assert scores.categories == {"a": "general", "b": "meta"} and taggers_with_scores(project) == ["owner/wd"]
+    SentenceFile(project, "v", "Describe.").add({"d1": "A girl."})
     assert (
-        Sentences(project, "v", "Describe.").get("d1") == "A girl."
-        and Sentences(project, "v", "Tell.").get("d1") is None
+        SentenceFile(project, "v", "Describe.").get("d1") == "A girl."
+        and SentenceFile(project, "v", "Tell.").get("d1") is None
     )
 
 
 def test_a_writer_whose_first_line_was_torn_is_known_all_the_same(tmp_path):
     project = Project(tmp_path)
-    Sentences(project, "v", "Describe.").add({"d1": "A girl."})
+    SentenceFile(project, "v", "Describe.").add({"d1": "A girl."})
     (file,) = (tmp_path / "tags" / "sentences").iterdir()
     for torn in (b"", b'{"tagg'):
         file.write_bytes(torn)
-        assert known_writers(project) == []
-        Sentences(project, "v", "Describe.").add({"d1": "A girl."})
-        Sentences(project, "v", "Describe.").add({"d2": "A cat."})
-        assert known_writers(project) == ["v"] and file.read_bytes().count(b"tagger") == 1
+        assert taggers_with_sentences(project) == []
+        SentenceFile(project, "v", "Describe.").add({"d1": "A girl."})
+        SentenceFile(project, "v", "Describe.").add({"d2": "A cat."})
+        assert taggers_with_sentences(project) == ["v"] and file.read_bytes().count(b"tagger") == 1
 
 
 @pytest.mark.parametrize(("score", "is_written"), [(0.349951, False), (0.35, True), (0.5, True), (0.2, False)])
 def test_a_score_that_was_kept_reaches_a_threshold_if_it_did_before(score, is_written, tmp_path):
-    Scores(Project(tmp_path), "wd").add({"d": {"smile": float(np.float32(score))}}, {"smile": "general"})
-    kept = Scores(Project(tmp_path), "wd")
+    ScoreFile(Project(tmp_path), "wd").add({"d": {"smile": float(np.float32(score))}}, {"smile": "general"})
+    kept = ScoreFile(Project(tmp_path), "wd")
     found = tags_from(kept.get("d"), kept.categories, TaggingConfig(general_threshold=0.35))
     assert (found == {"smile": "general"}) == is_written
 
@@ -322,7 +326,7 @@ def test_a_disk_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeyp
     project = Project(tmp_path)
     project.folder.joinpath("tags").write_text("in the way")
     with pytest.raises(UserError, match="free some space there, or allow writing"):
-        Scores(project, "wd").add({"d": {"smile": 0.5}}, {"smile": "general"})
+        ScoreFile(project, "wd").add({"d": {"smile": 0.5}}, {"smile": "general"})
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -385,8 +389,8 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
 def test_what_the_doctor_wrote_for_want_of_a_caption_is_filled_by_a_tagger(project, demo, config):
     (bare,) = [finding for finding in examine(project, config).findings if finding.kind == "no-caption"]
     mend(project, config, bare)
-    written = {name: TagBook(project, config).captions[name] for name in bare.images}
+    written = {name: CaptionEditor(project, config).captions[name] for name in bare.images}
     assert all(written.values())
     list(tag(project, config, demo, TaggingConfig()))
-    book = TagBook(project, config)
+    book = CaptionEditor(project, config)
     assert all(len(tags_of(book.captions[name])) > len(tags_of(written[name])) for name in bare.images)

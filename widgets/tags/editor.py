@@ -26,19 +26,19 @@ from widgets.tags.suspects import Doubts, Suggestions
 from widgets.tags.table import TagTable
 
 
-def gallery(project: Project) -> None:
+def tag_editor(project: Project) -> None:
     """Show the tag editor of a project's training images."""
     from IPython.display import HTML, display
 
     try:
-        display(Gallery(project).widget)
+        display(TagEditor(project).widget)
     except UserError as error:
         display(HTML(box(str(error), AMBER)))
 
 
-class Gallery:
+class TagEditor:
     """The editor: `widget` is to be displayed. It holds nothing but what is looked at: captions, locks and history are
-    the tag book's, on disk. Raises DataError without usable images, TagBookError while another holds the book."""
+    the tag book's, on disk. Raises DataError without usable images, CaptionEditError while another holds the book."""
 
     def __init__(self, project: Project):
         self.state = State(project)

@@ -11,10 +11,10 @@ from lorakit.data.captions import tags_of
 from lorakit.data.looks import Looks
 from lorakit.project import Project
 from lorakit.tags import suspects
-from lorakit.tags.editor import Change, TagBook
+from lorakit.tags.editor import CaptionEditor, Change
 from lorakit.tags.rules import Rule, matcher
-from lorakit.tags.scores import Scores, known
-from lorakit.tags.suspects import Hint, Opinion
+from lorakit.tags.scores import ScoreFile, taggers_with_scores
+from lorakit.tags.suspects import Hint, TaggerScores
 from lorakit.tags.tagging import read_tagging
 from lorakit.tags.vocabulary import spelled
 from widgets.project.draft import Draft
@@ -48,7 +48,7 @@ class State:
     def read(self) -> None:
         """Read the dataset, and what taggers said of it, as they are now."""
         self.config = Draft(self.project).data
-        self.book = TagBook(self.project, self.config)
+        self.book = CaptionEditor(self.project, self.config)
         self.tagger, self.opinion = self._opinion()
         looks = Looks.of(self.project.folder)
         paths = {sample.path: name for name, sample in self.book.samples.items()}
@@ -78,12 +78,12 @@ class State:
         """Whether a person took out what the tagger misses."""
         return hint.kind in suspects.ABSENT and hint.tag in self.book.removed(hint.image)
 
-    def _opinion(self) -> tuple[str, Opinion | None]:
+    def _opinion(self) -> tuple[str, TaggerScores | None]:
         """The tagger whose scores are there for most images, and what it says; ("", None) before any was asked."""
         _, _, config = read_tagging(self.project)
-        best: tuple[str, Opinion | None] = ("", None)
-        for tagger in known(self.project):
-            kept = Scores(self.project, tagger)
+        best: tuple[str, TaggerScores | None] = ("", None)
+        for tagger in taggers_with_scores(self.project):
+            kept = ScoreFile(self.project, tagger)
             found = {name: kept.get(sample.digest) for name, sample in self.book.samples.items()}
             scores = {
                 name: {spelled(tag): score for tag, score in its.items()}
@@ -93,7 +93,7 @@ class State:
             if scores and (best[1] is None or len(scores) >= len(best[1].scores)):
                 categories = {spelled(tag): category for tag, category in kept.categories.items()}
                 thresholds = config.general_threshold, config.character_threshold
-                best = tagger, Opinion(scores, categories, *thresholds)
+                best = tagger, TaggerScores(scores, categories, *thresholds)
         return best
 
     # ---- what is seen ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from lorakit.events import Progress
 from lorakit.project import Project
 from lorakit.sync import service
 from lorakit.tags import tagging as captions
-from lorakit.tags.editor import TagBook
+from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.tagging import TaggingConfig, read_tagging, write_tagging
 from widgets.data.thumbnails import Thumbnails
 from widgets.fields import Looks, Row, is_basic, small
@@ -83,7 +83,7 @@ def _steps(project: Project, only_ask: bool, work: Work) -> Iterator[str]:
     """Do it; yields what is to be shown now."""
     name, settings, config = read_tagging(project)
     data = Draft(project).data
-    book = TagBook(project, data)
+    book = CaptionEditor(project, data)
     if not only_ask and not captions.wanted(project, book, data.trigger, taggers.output(name), config.which):
         why = aside(say("What a person wrote is locked; the tag editor unlocks it.")) if _locked(book) else ""
         yield aside(say("No image wants a caption.")) + facts([say("{n} locked", n=_locked(book))]) + why
@@ -122,7 +122,7 @@ def _pace(images: int, seconds: float) -> str:
 
 def _ending(project: Project, data: DataConfig, tagger: taggers.Tagger, work: Work, written: int) -> str:
     """What was done, and some of the images with their new captions."""
-    book = TagBook(project, data)
+    book = CaptionEditor(project, data)
     told = [
         say("captions written: {n}", n=written),
         say("left alone, as a person wrote or locked them: {n}", n=_locked(book)),
@@ -146,7 +146,7 @@ def _example(name: str, source: str, caption: str) -> str:
     )
 
 
-def _locked(book: TagBook) -> int:
+def _locked(book: CaptionEditor) -> int:
     return sum(map(book.is_locked, book.samples))
 
 

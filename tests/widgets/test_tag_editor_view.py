@@ -11,14 +11,14 @@ from PIL import Image
 
 from lorakit.data import DataConfig
 from lorakit.project import Project
-from lorakit.tags.editor import TagBook
-from lorakit.tags.scores import Scores
+from lorakit.tags.editor import CaptionEditor
+from lorakit.tags.scores import ScoreFile
 from lorakit.tags.suspects import KINDS
 from widgets import i18n
 from widgets.project.draft import Draft
 from widgets.tags import editor as editor
 from widgets.tags.choice import Choice
-from widgets.tags.editor import Gallery
+from widgets.tags.editor import TagEditor
 from widgets.tags.sheet import numbers
 from widgets.tags.state import OFFERED, PAGE
 
@@ -50,7 +50,7 @@ def on_disk(project: Project) -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(project.dataset.glob("*.txt"))}
 
 
-def click(view: Gallery, *message: str) -> None:
+def click(view: TagEditor, *message: str) -> None:
     """What the browser writes into the hidden field."""
     click.time += 1
     view.clicks.widget.value = json.dumps([click.time, list(message)])
@@ -59,16 +59,16 @@ def click(view: Gallery, *message: str) -> None:
 click.time = 0
 
 
-def press(view: Gallery, action) -> None:
+def press(view: TagEditor, action) -> None:
     view.do(action)
 
 
-def shown(view: Gallery) -> list[str]:
+def shown(view: TagEditor) -> list[str]:
     return re.findall(r'title="(\w+)\.png"', view.sheet.images.value)
 
 
 def test_a_tag_that_is_clicked_shows_who_has_it_and_who_has_not(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     assert shown(view) == ["a", "b", "c", "d"]
     click(view, "tag", "smile")
     assert shown(view) == ["a", "b", "d"] and view.editor.tag.value == "smile"
@@ -79,7 +79,7 @@ def test_a_tag_that_is_clicked_shows_who_has_it_and_who_has_not(project):
 
 
 def test_an_edit_reaches_the_selected_images_and_no_others(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "image", "a.png")
     click(view, "image", "c.png")
     view.editor.tag.value = "outdoors, day"
@@ -93,7 +93,7 @@ def test_an_edit_reaches_the_selected_images_and_no_others(project):
 
 
 def test_who_selects_means_the_selection_and_who_ends_it_means_all(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     assert len(view.editor.names()) == 4
     click(view, "image", "a.png")
     assert view.editor.names() == ["a.png"] and view.editor.where.widget.value == "selected"
@@ -105,7 +105,7 @@ def test_who_selects_means_the_selection_and_who_ends_it_means_all(project):
 
 
 def test_a_pattern_renames_many_tags_once_and_never_the_trigger(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     view.editor.tag.value = "* boots"
     assert "In 2 of these 4 images: red boots, blue boots" in view.editor.told.value
     view.editor.into.value = "boots"
@@ -117,7 +117,7 @@ def test_a_pattern_renames_many_tags_once_and_never_the_trigger(project):
 
 
 def test_who_has_a_tag_or_what_a_pattern_names_is_seen_without_a_click_on_a_tag(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     view.editor.tag.value = "* boots, hat"
     view.editor.who.click()
     assert shown(view) == ["a", "b", "c"]
@@ -127,7 +127,7 @@ def test_who_has_a_tag_or_what_a_pattern_names_is_seen_without_a_click_on_a_tag(
 
 
 def test_a_doubted_tag_goes_from_all_its_images_as_one_change(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "take", "smile", "a.png", "b.png")
     assert [name for name, text in on_disk(project).items() if "smile" in text] == ["d"]
     view.undo.click()
@@ -135,7 +135,7 @@ def test_a_doubted_tag_goes_from_all_its_images_as_one_change(project):
 
 
 def test_a_caption_that_cannot_be_written_is_told(project, monkeypatch):
-    view = Gallery(project)
+    view = TagEditor(project)
     view.editor.tag.value = "new"
 
     def full(*_):
@@ -151,22 +151,22 @@ def test_a_caption_that_cannot_be_written_is_told(project, monkeypatch):
 
 
 def test_several_tags_are_merged_into_one(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     view.editor.tag.value, view.editor.into.value = "smile, hat", "happy"
     press(view, view.editor.rename)
     assert [text.split(", ")[1] for text in on_disk(project).values()] == ["happy"] * 4
 
 
 def test_a_new_kernel_takes_back_and_repeats_what_another_did(project):
-    first = Gallery(project)
+    first = TagEditor(project)
     click(first, "take", "smile", "a.png")
     click(first, "give", "smile", "c.png")
     edited = on_disk(project)
-    second = Gallery(project)
+    second = TagEditor(project)
     second.undo.click()
     second.undo.click()
     assert on_disk(project) == CAPTIONS
-    third = Gallery(project)
+    third = TagEditor(project)
     third.redo.click()
     third.redo.click()
     assert on_disk(project) == edited != CAPTIONS
@@ -177,7 +177,7 @@ def test_a_new_kernel_takes_back_and_repeats_what_another_did(project):
 
 
 def test_what_was_undone_before_another_change_is_not_offered_again(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     assert view.redo.disabled
     click(view, "take", "smile", "a.png")
     view.undo.click()
@@ -187,23 +187,23 @@ def test_what_was_undone_before_another_change_is_not_offered_again(project):
 
 
 def test_one_caption_is_edited_as_text_and_locked_against_taggers(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "image", "b.png")
     panel = view.panels["image"]
     panel.text.value = "mofurin,\nby hand"
     press(view, panel.write)
     assert on_disk(project) == {**CAPTIONS, "b": "mofurin, by hand"}
-    book = TagBook(project, DataConfig(trigger="mofurin"))
+    book = CaptionEditor(project, DataConfig(trigger="mofurin"))
     assert book.is_locked("b.png") and panel.lock.description == "unlock"
     assert book.change("tagged", {"b.png": "mofurin, robot"}, by="robot") is None
     press(view, panel.switch)
-    assert TagBook(project, DataConfig()).change("tagged", {"b.png": "mofurin, robot"}, by="robot") is not None
+    assert CaptionEditor(project, DataConfig()).change("tagged", {"b.png": "mofurin, robot"}, by="robot") is not None
     view.again.click()
     assert panel.text.value == "mofurin, robot" and 'title="robot"' in panel.tags.value, "who set it is told"
 
 
 def test_a_caption_that_is_being_typed_stays_while_other_things_are_done(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "image", "b.png")
     panel = view.panels["image"]
     panel.text.value = "mofurin, half a sent"
@@ -218,7 +218,7 @@ def test_a_caption_that_is_being_typed_stays_while_other_things_are_done(project
 
 @pytest.mark.parametrize("message", [("look",), ("image",), ("take", "smile"), ("give", "hat")])
 def test_a_click_on_an_image_that_is_gone_does_nothing(project, message):
-    view = Gallery(project)
+    view = TagEditor(project)
     (project.dataset / "a.png").unlink()
     view.again.click()
     click(view, *message, "a.png")
@@ -227,14 +227,14 @@ def test_a_click_on_an_image_that_is_gone_does_nothing(project, message):
 
 
 def test_what_is_typed_into_the_hidden_field_by_hand_does_nothing(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     for text in ("x", "1", "[]", "null", '{"a": 1}'):
         view.clicks.widget.value = text
     assert shown(view) == ["a", "b", "c", "d"] and not view.state.selected
 
 
 def test_selecting_sends_no_image_again(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     sent = []
     view.sheet.images.observe(lambda change: sent.append(change), "value")
     click(view, "image", "a.png")
@@ -245,7 +245,7 @@ def test_selecting_sends_no_image_again(project):
 
 
 def test_images_are_chosen_by_number_where_clicks_do_not_arrive(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     view.sheet.numbers.value = "1, 3-9"
     assert view.state.selected == {"a.png", "c.png", "d.png"} and view.state.focus == "d.png"
 
@@ -270,7 +270,7 @@ def test_numbers_are_counted_inside_what_there_is(text, found):
 def test_names_and_tags_cannot_write_html(project):
     (project.dataset / "a.png").rename(project.dataset / "<i>e&'\".png")
     (project.dataset / "a.txt").rename(project.dataset / "<i>e&'\".txt")
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "tag", "<b>odd</b>")
     view.sheet.show.widget.value = "all"
     for name in view.panels:
@@ -286,10 +286,10 @@ def test_names_and_tags_cannot_write_html(project):
 
 
 def test_what_a_tagger_doubts_comes_first_with_its_score(project):
-    book = TagBook(project, DataConfig())
+    book = CaptionEditor(project, DataConfig())
     scores = {sample.digest: {"smile": 0.9, "hat": 0.2, "red_boots": 0.37} for sample in book.samples.values()}
-    Scores(project, "robot").add(scores, {"smile": "general", "hat": "general", "red_boots": "general"})
-    view = Gallery(project)
+    ScoreFile(project, "robot").add(scores, {"smile": "general", "hat": "general", "red_boots": "general"})
+    view = TagEditor(project)
     kinds = {(hint.image[0], hint.tag): hint.kind for hint in view.state.hints if hint.kind != "once"}
     assert kinds == {("c", "hat"): "unseen", ("c", "smile"): "missed", ("a", "red boots"): "close"}
     view.table.sort.value = "suspicious"
@@ -306,16 +306,16 @@ def test_what_a_tagger_doubts_comes_first_with_its_score(project):
 
 
 def test_autocomplete_offers_a_few_tags_of_the_data_set_and_the_tagger(project):
-    digest = next(iter(TagBook(project, DataConfig()).samples.values())).digest
+    digest = next(iter(CaptionEditor(project, DataConfig()).samples.values())).digest
     many = {f"sm_{i}": 0.5 for i in range(2 * OFFERED)}
-    Scores(project, "robot").add({digest: many}, dict.fromkeys(many, "general"))
-    view = Gallery(project)
+    ScoreFile(project, "robot").add({digest: many}, dict.fromkeys(many, "general"))
+    view = TagEditor(project)
     view.editor.tag.value = "hat, SM"
     assert view.editor.tag.options[:2] == ("hat, smile", "hat, sm 0") and len(view.editor.tag.options) == OFFERED
 
 
 def test_a_choice_stays_while_its_words_change(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     view.sheet.show.widget.value = "locked"
     assert len(shown(view)) == 4 and "locked 4" in str(view.sheet.show.widget.options), "a person wrote them"
     press(view, view.editor.unlock)
@@ -335,7 +335,7 @@ def test_only_a_person_chooses():
 
 def test_many_images_come_a_page_at_a_time(project):
     fill(project, {f"n{i:03d}": "mofurin" for i in range(3 * PAGE)})
-    view = Gallery(project)
+    view = TagEditor(project)
     assert len(shown(view)) == PAGE and "1–24 of 76" in view.sheet.where.value and view.sheet.back.disabled
     for _ in range(3):
         view.sheet.on.click()
@@ -343,7 +343,7 @@ def test_many_images_come_a_page_at_a_time(project):
 
 
 def test_what_others_write_meanwhile_is_kept_and_seen(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     (project.dataset / "a.txt").write_text("mofurin, elsewhere", encoding="utf-8")
     view.editor.tag.value = "new"
     press(view, view.editor.add)
@@ -358,14 +358,14 @@ def test_what_others_write_meanwhile_is_kept_and_seen(project):
 
 
 def test_a_tag_that_nobody_has_any_more_is_no_longer_chosen(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "tag", "hat")
     press(view, view.editor.remove)
     assert view.state.tag == "" and len(shown(view)) == 4
 
 
 def test_the_difference_is_exported(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "take", "hat", "c.png")
     view._turn_to("history")
     view.panels["history"].export()
@@ -375,7 +375,7 @@ def test_the_difference_is_exported(project):
 
 
 def test_a_difference_that_cannot_be_written_is_shown_all_the_same(project):
-    view = Gallery(project)
+    view = TagEditor(project)
     click(view, "take", "hat", "c.png")
     (project.folder / "tags" / "difference.txt").mkdir()
     view.panels["history"].export()
@@ -388,14 +388,14 @@ def test_an_empty_data_set_is_told_not_raised(tmp_path, monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda thing: told.append(thing.data))
     project = Project(tmp_path)
     project.dataset.mkdir()
-    editor.gallery(project)
+    editor.tag_editor(project)
     assert str(project.dataset) in told[0]
 
 
 def test_everything_is_said_in_chinese_too(project):
     i18n.use("zh")
     try:
-        view = Gallery(project)
+        view = TagEditor(project)
         click(view, "take", "hat", "c.png")
         for name in view.panels:
             view._turn_to(name)

@@ -14,7 +14,7 @@ from PIL import Image
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.project import Project
-from lorakit.tags.editor import TagBook, TagBookError
+from lorakit.tags.editor import CaptionEditError, CaptionEditor
 from lorakit.tags.history import Edit
 from lorakit.tags.rules import Add, Remove, Rename
 
@@ -84,7 +84,7 @@ def die_at(count):
 
 def test_every_caption_is_read_and_nothing_is_written_by_opening(project):
     before = files(project)
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     assert book.captions["c.png"] == "girl, boots" and book.captions["e.png"] == "女孩, 靴子, 帽子"
     assert book.captions["h.png"] == "girl, from json" and book.captions["f.png"] == ""
     assert files(project) == before and book.history() == []
@@ -93,7 +93,7 @@ def test_every_caption_is_read_and_nothing_is_written_by_opening(project):
 @pytest.mark.parametrize("seed", range(6))
 def test_any_sequence_is_undone_and_redone_to_the_letter(project, seed):
     rng, start = random.Random(seed), files(project)
-    books = [TagBook(project, CONFIG), TagBook(project, CONFIG)]
+    books = [CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)]
     for step in range(25):
         book, name = rng.choice(books), rng.choice("abcdefgh") + ".png"
         book.refresh()
@@ -113,7 +113,7 @@ def test_any_sequence_is_undone_and_redone_to_the_letter(project, seed):
                 book.redo()
             case 6:
                 book.samples[name].caption_file.write_bytes(f"by hand, {step}".encode() + b"\r\n" * (step % 2))
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     while book.redo():
         pass
     end, locks = files(project), {name: book.is_locked(name) for name in book.samples}
@@ -121,23 +121,23 @@ def test_any_sequence_is_undone_and_redone_to_the_letter(project, seed):
         pass
     assert files(project) == start
     assert all(change.undone for change in book.history()) and book.difference() == ""
-    other = TagBook(project, CONFIG)
+    other = CaptionEditor(project, CONFIG)
     while other.redo():
         pass
     assert files(project) == end and {name: other.is_locked(name) for name in other.samples} == locks
     book.refresh()
-    assert book.captions == other.captions == TagBook(project, CONFIG).captions
+    assert book.captions == other.captions == CaptionEditor(project, CONFIG).captions
 
 
 @pytest.mark.parametrize("what", ["change", "undo", "elsewhere"])
 def test_killed_anywhere_captions_are_whole_and_after_opening_all_old_or_all_new(project, tmp_path, what):
     some = {f"{name}.png" for name in "acfh"}
-    TagBook(project, CONFIG).change("first", dict.fromkeys(some, "first"))
+    CaptionEditor(project, CONFIG).change("first", dict.fromkeys(some, "first"))
     if what == "elsewhere":
         (project.dataset / "b.txt").write_bytes(b"by hand")
 
     def work(here):
-        other = TagBook(here, CONFIG)
+        other = CaptionEditor(here, CONFIG)
         if what == "change":
             other.change("second", {name: f"second, {other.captions[name]}" for name in some})
         elif what == "undo":
@@ -151,10 +151,10 @@ def test_killed_anywhere_captions_are_whole_and_after_opening_all_old_or_all_new
         status = fork(lambda here=here: (die_at(len(found)), work(here)))
         assert status in (0, -signal.SIGKILL)
         torn = files(here)
-        fork(lambda here=here: (die_at(3), TagBook(here, CONFIG)))  # the one that finishes it is killed as well
-        book = TagBook(here, CONFIG)
+        fork(lambda here=here: (die_at(3), CaptionEditor(here, CONFIG)))  # the one that finishes it is killed as well
+        book = CaptionEditor(here, CONFIG)
         found.append((torn, files(here)))
-        assert book.captions == TagBook(here, CONFIG).captions
+        assert book.captions == CaptionEditor(here, CONFIG).captions
         while book.undo():
             pass
         assert files(here) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
@@ -166,18 +166,18 @@ def test_killed_anywhere_captions_are_whole_and_after_opening_all_old_or_all_new
 
 
 def test_what_was_changed_by_hand_in_the_middle_of_a_cut_change_stays(project):
-    TagBook(project, CONFIG)
-    assert fork(lambda: (die_at(2), TagBook(project, CONFIG).change("add", {"a.png": "new", "b.png": "new"}))) < 0
+    CaptionEditor(project, CONFIG)
+    assert fork(lambda: (die_at(2), CaptionEditor(project, CONFIG).change("add", {"a.png": "new", "b.png": "new"}))) < 0
     history = (project.folder / "tags" / "history.jsonl").read_text()
     assert '"what": "add"' in history and '"done"' not in history
     (project.dataset / "a.txt").write_text("by hand")
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     assert (book.captions["a.png"], book.captions["b.png"]) == ("by hand", "new")
     assert [(change.by, set(change.new)) for change in book.history()] == [("person", {"b.png"}), ("person", {"a.png"})]
 
 
 def test_two_books_at_once_lose_no_change(project):
-    one, other = TagBook(project, CONFIG), TagBook(project, CONFIG)
+    one, other = CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)
     other.change("theirs", {"a.png": "girl, smile, theirs"})
     one.change("mine", everywhere(one, Add("mine")))
     assert one.captions["a.png"] == "girl, smile, theirs, mine"
@@ -185,10 +185,10 @@ def test_two_books_at_once_lose_no_change(project):
 
 
 def test_two_processes_at_once_lose_no_change(project):
-    TagBook(project, CONFIG)
+    CaptionEditor(project, CONFIG)
 
     def work(who):
-        book = TagBook(project, CONFIG)
+        book = CaptionEditor(project, CONFIG)
         for number in range(8):  # each from what this book saw last
             book.change("add", everywhere(book, Add(f"{who}{number}")))
 
@@ -197,7 +197,7 @@ def test_two_processes_at_once_lose_no_change(project):
         os._exit(fork(lambda: work("a")))
     assert fork(lambda: work("b")) == 0
     assert os.waitpid(child, 0)[1] == 0
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     wanted = {f"{who}{number}" for who in "ab" for number in range(8)}
     assert all(wanted <= set(tags_of(caption)) for caption in book.captions.values())
     assert all("girl" in book.captions[name] for name in ("a.png", "b.png", "h.png"))
@@ -205,7 +205,7 @@ def test_two_processes_at_once_lose_no_change(project):
 
 
 def test_what_was_changed_elsewhere_becomes_a_persons_and_no_undo_overwrites_it(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("add", everywhere(book, Add("x")))
     (project.dataset / "a.txt").write_text("by hand")
     undone = book.undo()
@@ -220,7 +220,7 @@ def test_what_was_changed_elsewhere_becomes_a_persons_and_no_undo_overwrites_it(
 
 
 def test_redo_overwrites_nothing_that_was_changed_elsewhere(project):
-    book, other = TagBook(project, CONFIG), TagBook(project, CONFIG)
+    book, other = CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)
     book.change("add", everywhere(book, Add("x")))
     book.lock(book.samples)
     book.undo(), book.undo()
@@ -230,7 +230,7 @@ def test_redo_overwrites_nothing_that_was_changed_elsewhere(project):
 
 
 def test_taggers_leave_alone_what_people_wrote_until_it_is_unlocked(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     free = {"f.png", "g.png"}  # nobody wrote anything there
     assert {name for name in book.samples if not book.is_locked(name)} == free
     change = book.change("tagged", dict.fromkeys(book.samples, "cat"), by="wd14")
@@ -239,14 +239,14 @@ def test_taggers_leave_alone_what_people_wrote_until_it_is_unlocked(project):
     assert book.is_locked("f.png") and not book.is_locked("g.png")
     assert book.change("tagged", {"f.png": "bird"}, by="wd14") is None
     book.unlock(["f.png", "a.png"])
-    again = TagBook(project, CONFIG)
+    again = CaptionEditor(project, CONFIG)
     assert not again.is_locked("f.png") and not again.is_locked("a.png") and again.is_locked("b.png")
     book.undo()
     assert book.is_locked("f.png") and book.is_locked("a.png")
 
 
 def test_each_tag_knows_who_set_it(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("tagged", {"f.png": "cat, dog, bird"}, by="wd14")
     book.change("by hand", {"f.png": "cat, bird, mouse"})
     assert book.origin("f.png") == {"cat": "wd14", "bird": "wd14", "mouse": "person"}
@@ -259,16 +259,16 @@ def test_each_tag_knows_who_set_it(project):
     book.change("moved", {"f.png": "mouse, bird, cat"})
     assert book.origin("f.png") == {"mouse": "person", "bird": "wd14", "cat": "wd14"}
     book.undo(), book.undo()
-    assert book.removed("f.png") == set() and "dog" in TagBook(project, CONFIG).origin("f.png")
+    assert book.removed("f.png") == set() and "dog" in CaptionEditor(project, CONFIG).origin("f.png")
 
 
 def test_images_that_go_or_are_renamed_do_not_break_it(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("add", everywhere(book, Add("x")))
     (project.dataset / "a.png").rename(project.dataset / "new.png")
     (project.dataset / "a.txt").rename(project.dataset / "new.txt")
     (project.dataset / "b.png").unlink()
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     assert book.captions["new.png"] == "girl, boots, smile, x" and "b.png" not in book.captions
     assert set(book.undo().kept) == {"a.png", "b.png"}
     assert (
@@ -280,47 +280,52 @@ def test_images_that_go_or_are_renamed_do_not_break_it(project):
     "tail", [b'{"number": 2, "at": "2', b"\xff\xfe\n", b'{"number": 2}\n[]\n', b'{"done": 7, "of": 1}']
 )
 def test_a_torn_line_of_the_history_is_passed_over(project, tail):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("add", everywhere(book, Add("x")))
     with open(project.folder / "tags" / "history.jsonl", "ab") as file:
         file.write(tail)
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("more", everywhere(book, Add("y")))
-    assert [change.what for change in TagBook(project, CONFIG).history()] == ["add", "more"]
-    assert TagBook(project, CONFIG).undo().what == "more"
+    assert [change.what for change in CaptionEditor(project, CONFIG).history()] == ["add", "more"]
+    assert CaptionEditor(project, CONFIG).undo().what == "more"
 
 
 def test_a_caption_of_a_json_file_gets_its_own_file_and_undo_takes_that_away(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("add", {"h.png": "girl, from me"})
     assert (project.dataset / "h.txt").read_text() == "girl, from me\n"
-    assert TagBook(project, CONFIG).undo() is not None
-    assert not (project.dataset / "h.txt").exists() and TagBook(project, CONFIG).captions["h.png"] == "girl, from json"
+    assert CaptionEditor(project, CONFIG).undo() is not None
+    assert (
+        not (project.dataset / "h.txt").exists()
+        and CaptionEditor(project, CONFIG).captions["h.png"] == "girl, from json"
+    )
 
 
 def test_images_that_share_a_caption_file_change_together(project):
     shutil.copy(project.dataset / "a.png", project.dataset / "a.jpg")
     Image.new("RGB", (16, 16), "red").save(project.dataset / "a.jpg")
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     change = book.change("tagged", {"a.jpg": "one", "a.png": "two"})
     assert change.kept == ("a.png",) and book.captions["a.png"] == book.captions["a.jpg"] == "one"
-    assert TagBook(project, CONFIG).captions == book.captions and len(TagBook(project, CONFIG).history()) == 1
+    assert (
+        CaptionEditor(project, CONFIG).captions == book.captions and len(CaptionEditor(project, CONFIG).history()) == 1
+    )
 
 
 def test_a_caption_file_that_cannot_be_read_is_never_written(project):
     (project.dataset / "f.txt").mkdir()
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     if "f.png" in book.samples:
         assert book.is_locked("f.png") and book.change("add", {"f.png": "x"}) is None
     (project.dataset / "a.txt").write_bytes(b"gar\xe7on, gar\xe7on")
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     assert "a.png" not in book.samples or book.is_locked("a.png")
     book.change("add", everywhere(book, Add("x")))
     assert (project.dataset / "a.txt").read_bytes() == b"gar\xe7on, gar\xe7on" and (project.dataset / "f.txt").is_dir()
 
 
 def test_a_full_disk_is_told_and_what_was_not_written_is_as_it_was(project, monkeypatch):
-    book, real = TagBook(project, CONFIG), os.replace
+    book, real = CaptionEditor(project, CONFIG), os.replace
 
     def full(part, file):
         if Path(file).name == "b.txt":
@@ -328,19 +333,19 @@ def test_a_full_disk_is_told_and_what_was_not_written_is_as_it_was(project, monk
         real(part, file)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(TagBookError, match="1 caption.*No space left"):
+    with pytest.raises(CaptionEditError, match="1 caption.*No space left"):
         book.change("add", everywhere(book, Add("x")))
     monkeypatch.undo()
     assert not list(project.dataset.glob(".*.part")), "what was begun is gone"
     assert book.captions["b.png"] == "girl, boots, röd" and book.captions["a.png"].endswith(", x")
-    other = TagBook(project, CONFIG)
+    other = CaptionEditor(project, CONFIG)
     assert other.captions == book.captions and len(other.history()) == 1
     other.undo()
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
 def test_a_line_that_a_full_disk_cut_is_not_in_the_way_of_reading(project, monkeypatch):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("add", everywhere(book, Add("x")))
     history = project.folder / "tags" / "history.jsonl"
     before = history.read_bytes()
@@ -350,10 +355,10 @@ def test_a_line_that_a_full_disk_cut_is_not_in_the_way_of_reading(project, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TagBookError, match="free some space"):
+    with pytest.raises(CaptionEditError, match="free some space"):
         book.change("more", everywhere(book, Add("y")))
     assert history.read_bytes() == before
-    assert TagBook(project, CONFIG).captions["a.png"] == "girl, boots, smile, x", "with a disk that is full still"
+    assert CaptionEditor(project, CONFIG).captions["a.png"] == "girl, boots, smile, x", "with a disk that is full still"
 
 
 def test_a_disk_that_cannot_sync_folders_does_and_one_that_fails_is_told(project, monkeypatch):
@@ -365,17 +370,17 @@ def test_a_disk_that_cannot_sync_folders_does_and_one_that_fails_is_told(project
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     assert len(book.change("add", everywhere(book, Add("x"))).new) == len(FILES)
     monkeypatch.setattr("lorakit.tags.editor.fsync", lambda path: fsync(None, 5))
-    with pytest.raises(TagBookError, match="Input/output error"):
+    with pytest.raises(CaptionEditError, match="Input/output error"):
         book.change("more", everywhere(book, Add("y")))
     monkeypatch.undo()
-    assert len(TagBook(project, CONFIG).history()) == 2 and b"y" in files(project)["a.txt"]
+    assert len(CaptionEditor(project, CONFIG).history()) == 2 and b"y" in files(project)["a.txt"]
 
 
 def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, monkeypatch):
-    book, real, left = TagBook(project, CONFIG), os.replace, iter([True, True, False])
+    book, real, left = CaptionEditor(project, CONFIG), os.replace, iter([True, True, False])
 
     def replace(part, file):
         if not next(left):
@@ -389,15 +394,17 @@ def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, mon
     book.change("more", {"a.png": book.captions["a.png"] + ", y"})
     assert set(tags_of(book.captions["a.png"])) == {"girl", "boots", "smile", "x", "y"}
     assert all("x" in tags_of(caption) for caption in book.captions.values())
-    assert [change.what for change in book.history()] == ["add", "more"] and TagBook(project, CONFIG).refresh() is None
+    assert [change.what for change in book.history()] == ["add", "more"] and CaptionEditor(
+        project, CONFIG
+    ).refresh() is None
     book.undo(), book.undo()
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
 def test_a_caption_can_be_emptied_and_comes_back(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("nothing left", dict.fromkeys(["a.png", "h.png"], ""))
-    again = TagBook(project, CONFIG)
+    again = CaptionEditor(project, CONFIG)
     assert again.captions["a.png"] == again.captions["h.png"] == "" and len(again.history()) == 1
     assert again.is_locked("a.png") and not again.counts().get("smile")
     again.undo()
@@ -409,7 +416,7 @@ def test_regularization_images_are_no_taggers_and_not_edited(project):
     reg.mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(reg / "r.png")
     (reg / "r.txt").write_bytes(b"girl")
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     assert {Path(name).stem for name in book.captions} == {*FILES}
     book.change("add x", everywhere(book, Add("x")), "wd")
     assert (reg / "r.txt").read_bytes() == b"girl"
@@ -417,15 +424,15 @@ def test_regularization_images_are_no_taggers_and_not_edited(project):
 
 def test_two_data_folders_have_a_history_each(project):
     shutil.copytree(project.dataset, project.folder / "prepared")
-    book, other = TagBook(project, CONFIG), TagBook(project, DataConfig(folder="prepared"))
+    book, other = CaptionEditor(project, CONFIG), CaptionEditor(project, DataConfig(folder="prepared"))
     book.change("add", everywhere(book, Add("x")))
     assert other.undo() is None and other.change("add", {"a.png": "y"}).number == 2
     assert book.undo().what == "add" and book.captions["a.png"] == "girl, boots, smile"
-    assert TagBook(project, DataConfig(folder="prepared")).captions["a.png"] == "y"
+    assert CaptionEditor(project, DataConfig(folder="prepared")).captions["a.png"] == "y"
 
 
 def test_the_difference_reads_as_a_diff_and_counts_begin_with_the_rarest(project):
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("rename", {"a.png": "girl, red boots, smile", "f.png": "new"})
     assert book.difference().splitlines() == [
         *("--- a.png", "+++ a.png", "@@ -1 +1 @@", "-girl, boots, smile", "+girl, red boots, smile"),
@@ -439,32 +446,32 @@ def test_the_difference_reads_as_a_diff_and_counts_begin_with_the_rarest(project
 
 
 def test_names_of_no_image_and_texts_of_no_encoding_are_refused(project):
-    book = TagBook(project, CONFIG)
-    with pytest.raises(TagBookError, match="no training image"):
+    book = CaptionEditor(project, CONFIG)
+    with pytest.raises(CaptionEditError, match="no training image"):
         book.change("x", {"nobody.png": "x"})
-    with pytest.raises(TagBookError, match="UTF-8"):
+    with pytest.raises(CaptionEditError, match="UTF-8"):
         book.change("x", {"a.png": "\ud800"})
     book.change("lines", {"a.png": "\ufeffgirl,\nboots, ,\n\n"})
-    assert book.captions["a.png"] == "girl, boots" and TagBook(project, CONFIG).refresh() is None
-    assert len(TagBook(project, CONFIG).history()) == 1
+    assert book.captions["a.png"] == "girl, boots" and CaptionEditor(project, CONFIG).refresh() is None
+    assert len(CaptionEditor(project, CONFIG).history()) == 1
 
 
 @pytest.mark.parametrize("text", ["una ragazza è seduta", "é", "1girl, α", "да", "猫", "帽子, 微笑", "ó, ñ"])
 def test_what_is_written_is_read_again_in_every_language_also_beside_captions_in_gbk(project, text):
     (project.dataset / "b.txt").write_bytes("帽子, 红色头发, 蓝色眼睛, 白色背景, 连衣裙, 室外, 天空".encode("gbk"))
-    book = TagBook(project, CONFIG)
+    book = CaptionEditor(project, CONFIG)
     book.change("written", {"a.png": text})
-    again = TagBook(project, CONFIG)
+    again = CaptionEditor(project, CONFIG)
     assert again.captions["a.png"] == text and len(again.history()) == 1
     again.undo()
     assert files(project)["a.txt"] == FILES["a"]
 
 
 def test_a_caption_that_would_be_too_long_to_be_read_again_is_refused(project):
-    book = TagBook(project, CONFIG)
-    with pytest.raises(TagBookError, match="longer than any that is read again"):
+    book = CaptionEditor(project, CONFIG)
+    with pytest.raises(CaptionEditError, match="longer than any that is read again"):
         book.change("pasted", {"a.png": "x" * 1_000_000})
-    assert book.captions == TagBook(project, CONFIG).captions
+    assert book.captions == CaptionEditor(project, CONFIG).captions
 
 
 @pytest.mark.parametrize("seed", range(20))

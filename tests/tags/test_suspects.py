@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from lorakit.tags import suspects
-from lorakit.tags.suspects import KINDS, Opinion, absorb, must_stay, suspicious
+from lorakit.tags.suspects import KINDS, TaggerScores, absorb, must_stay, suspicious
 from widgets.i18n import translations
 
 GENERAL = ("smile", "boots", "red hair", "hat", "fox ears")
 CATEGORIES = {**dict.fromkeys(GENERAL, "general"), "mofurin": "character"}
 
 
-def opinion(**scores) -> Opinion:
+def opinion(**scores) -> TaggerScores:
     """A tagger's scores of image "a": tags with underscores for spaces."""
-    return Opinion({"a": {tag.replace("_", " "): score for tag, score in scores.items()}}, CATEGORIES)
+    return TaggerScores({"a": {tag.replace("_", " "): score for tag, score in scores.items()}}, CATEGORIES)
 
 
 def kinds(found) -> dict[str, str]:
@@ -37,9 +37,9 @@ def test_a_tag_that_others_have_is_missed_where_the_tagger_is_sure_of_it(score, 
 def test_what_most_captions_leave_out_is_not_missed():
     scores = {name: {"fox ears": 0.99} for name in "abcd"}
     captions = {"a": "", "b": "", "c": "", "d": "fox ears"}
-    assert not suspicious(captions, Opinion(scores, CATEGORIES))[1:], "but one image alone has it"
+    assert not suspicious(captions, TaggerScores(scores, CATEGORIES))[1:], "but one image alone has it"
     captions |= {"b": "fox ears", "c": "fox ears"}
-    assert kinds(suspicious(captions, Opinion(scores, CATEGORIES))) == {"fox ears": "missed"}
+    assert kinds(suspicious(captions, TaggerScores(scores, CATEGORIES))) == {"fox ears": "missed"}
 
 
 def test_what_no_caption_has_or_a_finer_tag_says_is_not_missed():
@@ -95,7 +95,7 @@ def test_the_gravest_come_first():
 def test_what_differs_most_comes_first_among_its_like():
     captions = {"a": "smile, hat", "b": "boots, fox ears"}
     scores = {"a": {"smile": 0.2, "hat": 0.1, "boots": 0.92, "fox ears": 0.98}, "b": {"boots": 0.9, "fox ears": 0.9}}
-    found = suspicious(captions, Opinion(scores, CATEGORIES))
+    found = suspicious(captions, TaggerScores(scores, CATEGORIES))
     assert [hint.tag for hint in found] == ["hat", "smile", "fox ears", "boots"]
 
 
