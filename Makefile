@@ -38,7 +38,8 @@ demo: install
 
 test: lint
 	@echo "Running the fast tests, on up to four cores."
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal \
+		--durations=40 --durations-min=1 --junitxml=build/tests.xml
 
 lab: install
 	@echo "Opening JupyterLab on notebooks/ (Ctrl-C ends it)."

@@ -1,5 +1,6 @@
 """Keeps every test away from the network, the user's model cache and any display; a tiny base of every family."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -13,7 +14,16 @@ os.environ["HF_HOME"] = _cache.name
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: a hidden call to the hub fails at once
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads wait for each other ten times as long
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in a shell's background begins without
+# A shell's background job starts with SIGINT ignored, a job of nohup or cron with SIGHUP; child processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports():
+    """Objects of torch and its friends are left out of garbage collection, which each run asks for several times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=models.names())

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from built_once import built_once
 from PIL import Image, ImageDraw
 
 from lorakit.run.sampling import PaintConfig
@@ -14,6 +15,7 @@ from lorakit.run.sampling import PaintConfig
 WORDS = ["girl", "boy", "red", "blue", "green", "hair", "smile", "hat", "mofu", ","]
 
 
+@built_once
 def save_sd15(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
     """A diffusers folder with random weights: UNet of 2 levels, VAE of 8x, CLIP of 2 layers; under 1 MB."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel

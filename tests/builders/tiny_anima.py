@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from built_once import built_once
 from tiny import WORDS
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's first three
 
 
+@built_once
 def save_anima(folder: Path, *, seed: int = 0) -> Path:
     """A diffusers folder with random weights: 2 DiT blocks, 1 conditioner block, Qwen3 of 2 layers; a few MB."""
     pipeline = anima_pipeline(seed=seed)

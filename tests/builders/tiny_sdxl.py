@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from built_once import built_once
 from tiny import save_tokenizer
 
 
+@built_once
 def save_sdxl(
     folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", rescale_betas_zero_snr: bool = False
 ) -> Path:

@@ -81,6 +81,7 @@ def test_a_run_that_is_cut_ends_bitwise_where_an_uncut_one_does(tmp_path, base, 
     assert_same_end(run, uncut)
 
 
+@pytest.mark.slow
 def test_a_trainer_killed_again_and_again_ends_there_too(tmp_path, base, hard, text):
     new_run(tmp_path / "p", base, hard, text, {"save": {"every_steps": 1}})
     found = killed("often", folder=str(tmp_path / "p"), name="r", kills=4, seed=0)
