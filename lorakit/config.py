@@ -16,6 +16,10 @@ from typing import Any, ClassVar
 
 from lorakit.errors import UserError
 
+# Settings that had another name in an earlier version -> their name now, dotted. What earlier versions stored
+# (config.yaml and fingerprint.json of a run, settings.yaml of a project) is read with it, and so is `--set`.
+RENAMED = {"adapter.kind": "adapter.type"}
+
 
 class ConfigError(UserError):
     """One or more settings are wrong; the message names each with what was given and what is allowed."""
@@ -241,6 +245,23 @@ def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
         return config_class(**values)
     except ConfigError as error:
         raise ConfigError("\n".join(_placed(line, path, fields) for line in str(error).splitlines())) from None
+
+
+def current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, by part, with the present name of each that was renamed (see RENAMED).
+
+    Raises ConfigError when a setting is given under both of its names.
+    """
+    settings = {part: dict(values) if isinstance(values, dict) else values for part, values in settings.items()}
+    for old, new in RENAMED.items():
+        (old_part, old_name), (new_part, new_name) = old.split("."), new.split(".")
+        if not isinstance(settings.get(old_part), dict) or old_name not in settings[old_part]:
+            continue
+        target = settings.setdefault(new_part, {})
+        if new_name in target:
+            raise ConfigError(f"{old} is called {new} now, and both are set; remove {old}.")
+        target[new_name] = settings[old_part].pop(old_name)
+    return settings
 
 
 def _placed(line: str, path: str, fields: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, Slider, setting
+from lorakit.config import Config, Field, Slider, setting
 from lorakit.randomness import seed_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ class Kind:
 class AdapterConfig(Config):
     """What is trained: its kind and size."""
 
-    kind: str = setting("lora", help="kind of adapter", choices=lambda: KINDS)
+    type: str = setting(
+        "lora", help="adapter type", choices=lambda: KINDS, ui=Field(label="adapter type (network module)")
+    )
     rank: int = setting(
         16,
         help="how much can be learned, and the file's size (network dim)",
@@ -87,7 +89,7 @@ class Adapter:
             root, targets = model.load(part), model.targets(part)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, "adapter", part))
-                inject_adapter_in_model(KINDS[config.kind].build(config, targets), root, NAME)
+                inject_adapter_in_model(KINDS[config.type].build(config, targets), root, NAME)
             self.layers |= {(part, name): root.get_submodule(name) for name in targets}
         for _, parameter in self.named():
             # beside a weight that stays in host memory peft makes them there

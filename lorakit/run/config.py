@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lorakit import models
-from lorakit.config import Config, ConfigError, Slider, from_dict, part, read_yaml, setting, to_dict
+from lorakit.config import Config, ConfigError, Slider, current_names, from_dict, part, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.lora.adapter import AdapterConfig
@@ -139,7 +139,9 @@ def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
     family = models.config_class(model["family"])
     if card and card not in family.cards:
         raise ConfigError(f"There is no card {card!r} for {family.family}; its cards are {', '.join(family.cards)}.")
-    merged = dict(settings)
+    merged = current_names(settings)
+    if isinstance(further := merged.get("stages"), (list, tuple)):
+        merged["stages"] = [current_names(stage) if isinstance(stage, dict) else stage for stage in further]
     for under in (family.cards[card] if card else {}, family.defaults):
         for name, values in under.items():
             given = merged.get(name, {})

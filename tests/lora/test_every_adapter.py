@@ -31,7 +31,7 @@ def opened(base: Path, dtype: torch.dtype = torch.float32) -> sd15.Model:
 def adapted(base: Path, *, kind: str, dtype: torch.dtype = torch.float32, seed: int = 1, rank: int = 4):
     """A model with a new adapter whose rank and alpha differ."""
     model = opened(base, dtype)
-    return model, Adapter(AdapterConfig(kind=kind, rank=rank, alpha=3), model, PARTS, seed)
+    return model, Adapter(AdapterConfig(type=kind, rank=rank, alpha=3), model, PARTS, seed)
 
 
 def learned(adapter: Adapter, seed: int = 2) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def answer(model: sd15.Model) -> torch.Tensor:
 def test_a_new_adapter_changes_nothing(base, kind):
     model = opened(base)
     before = answer(model)
-    adapter = Adapter(AdapterConfig(kind=kind, rank=4, alpha=3), model, PARTS, 1)
+    adapter = Adapter(AdapterConfig(type=kind, rank=4, alpha=3), model, PARTS, 1)
     assert torch.equal(answer(model), before)
     assert all(not adapter.delta(*key).any() for key in adapter.layers)
 
@@ -167,7 +167,7 @@ def test_delta_is_the_difference_that_merging_makes(base, kind):
 def test_alpha_0_means_alpha_is_the_rank(base, kind):
     deltas = []
     for alpha in (0, 4, 2):
-        adapter = Adapter(AdapterConfig(kind=kind, rank=4, alpha=alpha), opened(base), ["unet"], 1)
+        adapter = Adapter(AdapterConfig(type=kind, rank=4, alpha=alpha), opened(base), ["unet"], 1)
         adapter.load(learned(adapter))
         deltas.append(adapter.delta(*next(iter(adapter.layers))))
     assert torch.equal(deltas[0], deltas[1])

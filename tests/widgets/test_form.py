@@ -80,7 +80,7 @@ def test_kinds_of_settings_have_their_widgets(made):
     assert type(made.rows["adapter.rank"].control.slider) is ipywidgets.IntSlider
     assert type(made.rows["adapter.alpha"].control.slider) is ipywidgets.FloatSlider
     assert type(made.rows["optimizer.learning_rate"].control.slider) is ipywidgets.FloatLogSlider
-    for path in ("adapter.kind", "optimizer.name", "schedule.name", "loss.weighting", "sample.sampler"):
+    for path in ("adapter.type", "optimizer.name", "schedule.name", "loss.weighting", "sample.sampler"):
         assert kinds[path] is ipywidgets.Dropdown
     assert kinds["data.enable_bucket"] is ipywidgets.Checkbox
     assert kinds["loop.seed"] is ipywidgets.IntText
@@ -121,10 +121,10 @@ def test_a_new_setting_and_a_new_row_appear_without_an_edit_of_the_form(project,
     found.rows["new.table"].control.widget.value = "{a: 1e-4}"
     found.rows["new.names"].control.widget.value = "one\n\n two \n"
     assert found.settings["new"] == {"colour": "blue", "table": {"a": 1e-4}, "names": ["one", "two"]}
-    found.rows["adapter.kind"].control.widget.value = "shiny"
-    assert "a shiny new kind" in found.rows["adapter.kind"]._note.value
+    found.rows["adapter.type"].control.widget.value = "shiny"
+    assert "a shiny new kind" in found.rows["adapter.type"]._note.value
     found.set("model.source", "demo")
-    assert found.value.adapter.kind == "shiny" and found.value.new.names == ("one", "two")
+    assert found.value.adapter.type == "shiny" and found.value.new.names == ("one", "two")
 
 
 # ---- what is typed --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lorakit import models, presets
-from lorakit.config import Config, ConfigError, check, read_yaml, types_of
+from lorakit.config import Config, ConfigError, check, current_names, read_yaml, types_of
 from lorakit.data import DataConfig
 from lorakit.errors import UserError
 from lorakit.files import write_whole
@@ -282,7 +282,7 @@ def read_choice(told: dict[str, Any]) -> tuple[Choice, list[str]]:
             raise ConfigError(f"{name} is {value!r}, which a form does not write.")
     choice = replace(plain, **{**told, "settings": {}, "models": {}})
     _allowed(choice)
-    given = flattened(told.get("settings", {}))
+    given = flattened(current_names(told.get("settings", {})))
     choice.settings, trouble = _sound(given, places(choice.family))
     for family, values in told.get("models", {}).items():
         sound, wrong = _sound(flattened({"model": values}), places(family))

@@ -297,7 +297,7 @@ def _preparation(told: Forecast, config: RunConfig) -> str:
     rows = [_row(say("precision"), precision(told))]
     if told.weights is not None:
         count = say("{n} numbers", n=f"{told.weights:,}")
-        rows.append(_row(say("trained"), f"{count}, {config.adapter.kind}, rank {config.adapter.rank}"))
+        rows.append(_row(say("trained"), f"{count}, {config.adapter.type}, rank {config.adapter.rank}"))
     for label, cached in ((say("images"), told.images), (say("captions"), told.texts)):
         if cached is not None and cached.total:
             there = say("{there} of {total} encoded already", there=cached.there, total=cached.total)
