@@ -200,11 +200,12 @@ def _grid(options: argparse.Namespace) -> int:
     from lorakit.config import from_dict, to_dict
     from lorakit.generation.grid import Done, grid
     from lorakit.run.config import read_config
-    from lorakit.run.sampling import PaintConfig
+    from lorakit.run.sampling import SamplingConfig
 
     run = project_at(options.project).run(options.run)
     config = read_config(run)
-    look = {name: value for name, value in to_dict(config.sample).items() if name in PaintConfig.__dataclass_fields__}
+    fields = SamplingConfig.__dataclass_fields__
+    sampling = {name: value for name, value in to_dict(config.sample).items() if name in fields}
     prompt = options.prompt or next(iter(config.sample.prompts), config.data.trigger)
     for event in grid(
         run,
@@ -212,7 +213,7 @@ def _grid(options: argparse.Namespace) -> int:
         _axis(options.y, run),
         prompt=prompt,
         name=options.name,
-        look=from_dict(PaintConfig, with_changes(look, options.set)),
+        sampling=from_dict(SamplingConfig, with_changes(sampling, options.set)),
     ):
         print(
             f"grid {event.image}\nrecord {event.record}"

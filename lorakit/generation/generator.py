@@ -15,7 +15,7 @@ from lorakit.models import family
 from lorakit.project import ProjectError, Run
 from lorakit.run.config import read_config
 from lorakit.run.memory import explained
-from lorakit.run.sampling import PaintConfig, paint
+from lorakit.run.sampling import SamplingConfig, generate_image
 from lorakit.training.metadata import base_name
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OFF = "off"  # instead of a checkpoint's step: the base model alone
 
 
-class Painter:
+class Generator:
     """Paints with any checkpoint of a run at any strength; the base is loaded once."""
 
     def __init__(self, run: Run):
@@ -40,7 +40,7 @@ class Painter:
         self._texts: dict[str, dict] = {}
 
     def fingerprint(self) -> list:
-        """What all images depend on beside the LoRA file and the look: the base, how it is used, the precision."""
+        """What all images depend on beside the LoRA file and the sampling: the base, how it is used, the precision."""
         return [
             [self.model.fingerprint(part) for part in self.model.parts],
             to_dict(self.config.model),
@@ -70,12 +70,14 @@ class Painter:
                 self._text(prompt)
         self.model.release(*(part for part in self.model.text_parts if part not in self.config.trained))
 
-    def paint(self, prompt: str, look: PaintConfig) -> Image.Image:
+    def generate(self, prompt: str, sampling: SamplingConfig) -> Image.Image:
         """One image with the weights in use."""
         import torch
 
         with self._explained("while painting"), torch.no_grad(), self.model.painting():
-            return paint(self.model, self._text(prompt), self._text(look.negative_prompt), look, look.seed)
+            return generate_image(
+                self.model, self._text(prompt), self._text(sampling.negative_prompt), sampling, sampling.seed
+            )
 
     def _explained(self, doing: str) -> AbstractContextManager[None]:
         return explained(
@@ -104,7 +106,7 @@ def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, str]:
     `target` is a file name in .safetensors, or a folder; folders that are not there are made.
     """
     file = lora_file(run, step)
-    matched = Painter(run).use(step)
+    matched = Generator(run).use(step)
     target = Path(target)
     if target.suffix != file.suffix:
         target = target / file.name

@@ -14,11 +14,11 @@ from typing import Any
 from lorakit.config import ConfigError, to_dict
 from lorakit.files import write_json
 from lorakit.generation.contact_sheet import labelled
-from lorakit.generation.generator import OFF, Painter, lora_file
+from lorakit.generation.generator import OFF, Generator, lora_file
 from lorakit.hub.fingerprint import file_digest
 from lorakit.project import NAME, ProjectError, Run
 from lorakit.run.config import read_config
-from lorakit.run.sampling import PaintConfig, store, unfit
+from lorakit.run.sampling import SamplingConfig, sampling_problems, save_image
 
 AXES = {  # name -> what its values are, and a check of one
     "checkpoint": (f"steps or {OFF!r}", lambda value: value == OFF or isinstance(value, int)),
@@ -67,7 +67,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Painted:
+class Rendered:
     """A cell is on disk; `done` of `total` are."""
 
     cell: Cell
@@ -90,43 +90,44 @@ def grid(
     y: Axis,
     *,
     prompt: str,
-    look: PaintConfig,
+    sampling: SamplingConfig,
     checkpoint: int | str | None = None,
     strength: float = 1.0,
     name: str = "grid",
-) -> Iterator[Painted | Done]:
+) -> Iterator[Rendered | Done]:
     """Paint a grid of a run's exported LoRA files; yields each cell as it is stored, `Done` at the end.
 
-    `prompt`, `look.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise. Cells
-    with equal seeds start from equal noise. Cells that are on disk are not painted again, so an interrupted grid goes
-    on. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
+    `prompt`, `sampling.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise.
+    Cells with equal seeds start from equal noise. Cells that are on disk are not generated again, so an interrupted
+    grid resumes. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
     """
     if x.name == y.name:
         raise ConfigError(f"Both axes are {x.name}; choose two of {', '.join(AXES)}.")
     if not re.fullmatch(NAME, name):
         raise ProjectError(f"{name!r} cannot be a grid's name: use up to 64 letters, digits, '-', '_' and '.'.")
-    look = PaintConfig(**{f.name: getattr(look, f.name) for f in fields(PaintConfig)})  # nothing else decides an image
-    if problems := unfit(look, read_config(run).model):
+    # a SampleConfig has more fields (prompts, every_epochs), on which no image depends
+    sampling = SamplingConfig(**{f.name: getattr(sampling, f.name) for f in fields(SamplingConfig)})
+    if problems := sampling_problems(sampling, read_config(run).model):
         raise ConfigError("\n".join(problems))
     steps = run.lora_steps()
     if checkpoint is None:
         checkpoint = steps[-1] if steps else OFF
-    cells = _cells(x, y, Cell(0, 0, checkpoint, strength, prompt, look.seed))
+    cells = _cells(x, y, Cell(0, 0, checkpoint, strength, prompt, sampling.seed))
     for cell in cells:
         if cell.checkpoint != OFF:
             lora_file(run, cell.checkpoint)
-    painter = Painter(run)
+    generator = Generator(run)
     folder = run.grids / name
-    if not all(_file(painter, cell, look, folder / "cells").exists() for cell in cells):
-        painter.read(list(dict.fromkeys([*(cell.prompt for cell in cells), look.negative_prompt])))
+    if not all(_file(generator, cell, sampling, folder / "cells").exists() for cell in cells):
+        generator.read(list(dict.fromkeys([*(cell.prompt for cell in cells), sampling.negative_prompt])))
     files = []
     # painted checkpoint by checkpoint, so that each file is read once; stored by place
     for done, cell in enumerate(sorted(cells, key=_order), 1):
-        file = _stored(painter, cell, look, folder / "cells")
+        file = _stored(generator, cell, sampling, folder / "cells")
         files.append((cell, file))
-        yield Painted(cell, file, done, len(cells))
+        yield Rendered(cell, file, done, len(cells))
     files.sort(key=lambda item: (item[0].row, item[0].column))
-    yield _finish(folder, x, y, look, files, painter.base)
+    yield _finish(folder, x, y, sampling, files, generator.base)
 
 
 def _order(cell: Cell) -> tuple[int, float]:
@@ -141,18 +142,20 @@ def _cells(x: Axis, y: Axis, plain: Cell) -> list[Cell]:
     ]
 
 
-def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple[Cell, Path]], base: str) -> Done:
+def _finish(
+    folder: Path, x: Axis, y: Axis, sampling: SamplingConfig, files: list[tuple[Cell, Path]], base: str
+) -> Done:
     sheet_file, record = folder / "grid.png", folder / "grid.json"
     sheet = labelled(
         [file for _, file in files], [x.label(value) for value in x.values], [y.label(value) for value in y.values]
     )
-    store(sheet, sheet_file, {"x": x.name, "y": y.name, **to_dict(look)})
+    save_image(sheet, sheet_file, {"x": x.name, "y": y.name, **to_dict(sampling)})
     write_json(
         record,
         {
             "x": {"name": x.name, "values": x.values},
             "y": {"name": y.name, "values": y.values},
-            "look": to_dict(look),
+            "sampling": to_dict(sampling),
             "base": base,
             "cells": [{**vars(cell), "file": file.relative_to(folder).as_posix()} for cell, file in files],
         },
@@ -160,19 +163,19 @@ def _finish(folder: Path, x: Axis, y: Axis, look: PaintConfig, files: list[tuple
     return Done(sheet_file, record)
 
 
-def _file(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+def _file(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Path) -> Path:
     """Where a cell's image is kept: its name is the hash of all that decides it."""
-    lora = OFF if cell.checkpoint == OFF else file_digest([painter.run.lora_file(cell.checkpoint)])
+    lora = OFF if cell.checkpoint == OFF else file_digest([generator.run.lora_file(cell.checkpoint)])
     strength = 0.0 if cell.checkpoint == OFF else cell.strength
-    decides = [painter.fingerprint(), lora, strength, cell.prompt, {**to_dict(look), "seed": cell.seed}]
+    decides = [generator.fingerprint(), lora, strength, cell.prompt, {**to_dict(sampling), "seed": cell.seed}]
     return folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
 
 
-def _stored(painter: Painter, cell: Cell, look: PaintConfig, folder: Path) -> Path:
+def _stored(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Path) -> Path:
     """The cell's file, painted unless it is there."""
-    file = _file(painter, cell, look, folder)
+    file = _file(generator, cell, sampling, folder)
     if not file.exists():
-        painter.use(cell.checkpoint, cell.strength)
-        image = painter.paint(cell.prompt, replace(look, seed=cell.seed))
-        store(image, file, {**vars(cell), **to_dict(look), "seed": cell.seed, "base": painter.base})
+        generator.use(cell.checkpoint, cell.strength)
+        image = generator.generate(cell.prompt, replace(sampling, seed=cell.seed))
+        save_image(image, file, {**vars(cell), **to_dict(sampling), "seed": cell.seed, "base": generator.base})
     return file

@@ -25,7 +25,7 @@ from lorakit.project import Project
 from lorakit.randomness import seed_of
 from lorakit.run.config import RunConfig
 from lorakit.run.memory import explained
-from lorakit.run.sampling import PaintConfig, paint, store
+from lorakit.run.sampling import SamplingConfig, generate_image, save_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +36,7 @@ KIND = "regularization"  # of notes
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizeConfig(Config):
-    """How regularization images are made; their size is the training's, the rest of their look that of samples."""
+    """How regularization images are made; their size is the training's, the rest of their sampling that of samples."""
 
     class_name: str = setting(
         "1girl",
@@ -63,7 +63,7 @@ class Wanted:
     sample: Sample
     file: Path
     prompt: str
-    look: PaintConfig
+    sampling: SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def prompt_of(sample: Sample, trigger: str, how: RegularizeConfig) -> str:
 
 
 def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> Iterator[Made | Note]:
-    """Paint the regularization images that are missing, or were made of another caption, base or look.
+    """Paint the regularization images that are missing, or were made of another caption, base or sampling.
 
     `config` says the base, the dataset, the size (as it is trained), steps, guidance and negative prompt (as samples
     have them). SD 1.5 and SDXL paint by DDIM, Anima by its own sampler. Stopped anywhere, it goes on when called again:
@@ -126,22 +126,22 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
     all_wanted = wanted(project, config, how)
     yield from _renamed(all_wanted)
     yield from _leftover(all_wanted)
-    painter = _Base(project, config)
+    generator = _Base(project, config)
     before = {one.file: parameters(one.file) for one in all_wanted}
     there, missing = [], []
     for one in all_wanted:
-        if before[one.file] == painter.parameters(one):
+        if before[one.file] == generator.parameters(one):
             there.append(one)
         elif MARK in before[one.file] or not one.file.exists():
             missing.append(one)
         else:
             yield Note(KIND, _name(one.file), "was not made here and stays; no other is made in its place.")
-    painter.read(missing)
+    generator.read(missing)
     for done, one in enumerate([*there, *missing], 1):
         if is_new := done > len(there):
-            image = painter.paint(one)
+            image = generator.generate(one)
             one.file.parent.mkdir(parents=True, exist_ok=True)
-            store(image, one.file, painter.parameters(one))
+            save_image(image, one.file, generator.parameters(one))
         _caption(one, config, before[one.file])
         yield Made(one, done, len(there) + len(missing), is_new)
 
@@ -176,23 +176,25 @@ class _Base:
 
     def parameters(self, one: Wanted) -> dict[str, Any]:
         """What is written into an image: all that decides it, but the machine's precision."""
-        return {"prompt": one.prompt, **to_dict(one.look), "base": self.base, MARK: one.sample.path.name}
+        return {"prompt": one.prompt, **to_dict(one.sampling), "base": self.base, MARK: one.sample.path.name}
 
     def read(self, wanted_images: list[Wanted]) -> None:
         """Encode all prompts, then let go of what encodes them."""
-        prompts = dict.fromkeys([prompt for one in wanted_images for prompt in (one.prompt, one.look.negative_prompt)])
+        prompts = dict.fromkeys(
+            [prompt for one in wanted_images for prompt in (one.prompt, one.sampling.negative_prompt)]
+        )
         with self._explained("while reading prompts"):
             for prompt in prompts:
                 self._text(prompt)
         self.model.release(*self.model.text_parts)
 
-    def paint(self, one: Wanted) -> Image.Image:
+    def generate(self, one: Wanted) -> Image.Image:
         """The image."""
         import torch
 
         with self._explained("while painting"), torch.no_grad(), self.model.painting():
-            prompt, negative = self._text(one.prompt), self._text(one.look.negative_prompt)
-            return paint(self.model, prompt, negative, one.look, one.look.seed)
+            prompt, negative = self._text(one.prompt), self._text(one.sampling.negative_prompt)
+            return generate_image(self.model, prompt, negative, one.sampling, one.sampling.seed)
 
     def _explained(self, doing: str):
         return explained(
@@ -213,11 +215,11 @@ def _concept(sample: Sample, root: Path) -> str:
     return match[2] if match and sample.path.parent.parent == root else ""
 
 
-def _look(config: RunConfig, width: int, height: int, seed: int) -> PaintConfig:
-    as_samples = {f.name: getattr(config.sample, f.name) for f in fields(PaintConfig)}
+def _look(config: RunConfig, width: int, height: int, seed: int) -> SamplingConfig:
+    as_samples = {f.name: getattr(config.sample, f.name) for f in fields(SamplingConfig)}
     samplers = config.model.samplers
     sampler = "ddim" if "ddim" in samplers else samplers[0]
-    return PaintConfig(**{**as_samples, "width": width, "height": height, "seed": seed, "sampler": sampler})
+    return SamplingConfig(**{**as_samples, "width": width, "height": height, "seed": seed, "sampler": sampler})
 
 
 def _renamed(all_wanted: list[Wanted]) -> Iterator[Note]:

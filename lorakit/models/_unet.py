@@ -117,7 +117,7 @@ class UNetModel(Parts):
     # ---- images out --------------------------------------------------------------------------------------------
 
     def painted(self, pipeline: Any, embeddings: dict[str, torch.Tensor], look: Any, seed: int) -> Image.Image:
-        """What a pipeline of diffusers makes of embeddings; `look` is a PaintConfig."""
+        """What a pipeline of diffusers makes of embeddings; `look` is a SamplingConfig."""
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(
             **embeddings,

@@ -318,7 +318,7 @@ class Model(Parts):
     def paint(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One image of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+        """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
 
         Noise and steps are diffusers' own.
         """

@@ -126,7 +126,7 @@ class Model(_unet.UNetModel):
     def paint(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
-        """One image of the current weights from conditionings of a batch of 1; `look` is a PaintConfig.
+        """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
 
         The noise is diffusers' own.
         """

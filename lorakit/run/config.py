@@ -17,7 +17,7 @@ from lorakit.optimizers import RATES, OptimizerConfig
 from lorakit.project import ProjectError, Run
 from lorakit.run.checkpoint import SaveConfig
 from lorakit.run.memory import MemoryConfig
-from lorakit.run.sampling import SampleConfig, unfit
+from lorakit.run.sampling import SampleConfig, sampling_problems
 from lorakit.run.stages import STAGE_PARTS, stage_config
 from lorakit.schedules import ScheduleConfig
 
@@ -87,7 +87,7 @@ class RunConfig(Config):
         ]
         if self.save.form not in ("auto", *family.forms):
             found.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
-        found += [f"sample.{problem}" for problem in unfit(self.sample, family)]
+        found += [f"sample.{problem}" for problem in sampling_problems(self.sample, family)]
         return found or list(self._stage_problems())
 
     def _stage_problems(self) -> Iterator[str]:

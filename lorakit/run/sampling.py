@@ -16,7 +16,7 @@ SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaintConfig(Config):
+class SamplingConfig(Config):
     """How images are painted, in samples and in grids."""
 
     negative_prompt: str = setting("", help="what should not be in the images")
@@ -37,7 +37,7 @@ class PaintConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(PaintConfig):
+class SampleConfig(SamplingConfig):
     """Which samples are painted while training; they change nothing in it."""
 
     prompts: tuple[str, ...] = setting(
@@ -59,27 +59,28 @@ class SampleConfig(PaintConfig):
     )
 
 
-def unfit(look: PaintConfig, family: Any) -> list[str]:
-    """Sentences about what of a look a family (its Config) cannot paint."""
-    found = [
-        f"{name} is {getattr(look, name)}; with {family.family} it must be a multiple of {family.resolution_multiple}."
+def sampling_problems(sampling: SamplingConfig, family: Any) -> list[str]:
+    """Sentences about sampling settings that a family (its Config) does not have."""
+    multiple = family.resolution_multiple
+    problems = [
+        f"{name} is {getattr(sampling, name)}; with {family.family} it must be a multiple of {multiple}."
         for name in ("width", "height")
-        if getattr(look, name) % family.resolution_multiple
+        if getattr(sampling, name) % multiple
     ]
-    if look.sampler not in family.samplers:
-        found.append(f"sampler is {look.sampler}; {family.family} has {', '.join(family.samplers)}.")
-    if look.shift and "sample.shift" in family.refused:
-        found.append(f"shift cannot be used with {family.family}: {family.refused['sample.shift']}")
-    return found
+    if sampling.sampler not in family.samplers:
+        problems.append(f"sampler is {sampling.sampler}; {family.family} has {', '.join(family.samplers)}.")
+    if sampling.shift and "sample.shift" in family.refused:
+        problems.append(f"shift cannot be used with {family.family}: {family.refused['sample.shift']}")
+    return problems
 
 
-def paint(model: Any, prompt: dict, negative: dict, config: PaintConfig, seed: int) -> Image.Image:
+def generate_image(model: Any, prompt: dict, negative: dict, config: SamplingConfig, seed: int) -> Image.Image:
     """One image from encoded captions (`model.encode_text`) with the model's current weights."""
     size = Size.whole(config.width, config.height)
     return model.paint(model.condition([prompt], [size]), model.condition([negative], [size]), config, seed)
 
 
-def store(image: Image.Image, file: Path, parameters: dict[str, Any]) -> None:
+def save_image(image: Image.Image, file: Path, parameters: dict[str, Any]) -> None:
     """Write a PNG with its parameters inside (text chunk `parameters`, JSON), whole or not at all."""
     import json
     import os

@@ -25,7 +25,7 @@ from lorakit.run import checkpoint
 from lorakit.run.config import RunConfig, read_config
 from lorakit.run.memory import OutOfMemory, explained
 from lorakit.run.resume import check_inputs, freeze_inputs, frozen, inputs_of
-from lorakit.run.sampling import paint, store
+from lorakit.run.sampling import generate_image, save_image
 from lorakit.run.stages import cut_captions, stages
 from lorakit.training.metadata import metadata
 from lorakit.training.signals import stop_signals
@@ -358,7 +358,7 @@ class Session:
         config = self.config.sample
         for index, prompt in enumerate(config.prompts):
             text, negative = self.feed.encoded([prompt, config.negative_prompt])
-            image = paint(self.model, text, negative, config, config.seed)
+            image = generate_image(self.model, text, negative, config, config.seed)
             file = self.run.samples / f"{step:06d}-{index:02d}.png"
-            store(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
+            save_image(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
             yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))

@@ -10,7 +10,7 @@ import torch
 from built_once import built_once
 from PIL import Image, ImageDraw
 
-from lorakit.run.sampling import PaintConfig
+from lorakit.run.sampling import SamplingConfig
 
 WORDS = ["girl", "boy", "red", "blue", "green", "hair", "smile", "hat", "mofu", ","]
 
@@ -125,9 +125,9 @@ def conditioning(model, captions: list[str]) -> dict[str, torch.Tensor]:
     return model.condition([model.encode_text(caption) for caption in captions], [Size.whole(64, 64)] * len(captions))
 
 
-def painted(model, text: dict, negative: dict, *, seed: int, **look):
-    """An image of this look (fields of PaintConfig)."""
-    return model.paint(text, negative, PaintConfig(**look), seed)
+def painted(model, text: dict, negative: dict, *, seed: int, **sampling):
+    """An image with these sampling settings (fields of SamplingConfig)."""
+    return model.paint(text, negative, SamplingConfig(**sampling), seed)
 
 
 def settings(base: Path, **changes: dict) -> dict:

@@ -174,7 +174,7 @@ def test_grid_takes_prompts_seeds_checkpoints_and_a_look(trained):
     assert main(["grid", str(trained), *axes]) == 0
     record = json.loads((trained / "runs" / "run1" / "grids" / "two" / "grid.json").read_text())
     assert record["x"]["values"] == ["girl, hat", "boy"] and record["y"]["values"] == [1, 2]
-    assert record["look"]["steps"] == 1 and record["look"]["width"] == 64
+    assert record["sampling"]["steps"] == 1 and record["sampling"]["width"] == 64
     axes = ["--x", "checkpoint=off,4", "--y", "seed=3", "--prompt", "hat", "--name", "three", "--set", "steps=1"]
     assert main(["grid", str(trained), *axes]) == 0
     record = json.loads((trained / "runs" / "run1" / "grids" / "three" / "grid.json").read_text())

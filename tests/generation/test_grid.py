@@ -16,18 +16,18 @@ from PIL import Image
 from lorakit.config import ConfigError
 from lorakit.events import Sampled
 from lorakit.generation.contact_sheet import labelled
-from lorakit.generation.generator import OFF, Painter
-from lorakit.generation.grid import Axis, Done, Painted, grid
+from lorakit.generation.generator import OFF, Generator
+from lorakit.generation.grid import Axis, Done, Rendered, grid
 from lorakit.lora.export import LoraFileError
 from lorakit.project import Project, ProjectError, Run
 from lorakit.run.config import configure, read_config
 from lorakit.run.create import start
-from lorakit.run.sampling import PaintConfig
+from lorakit.run.sampling import SamplingConfig
 from lorakit.training.loop import train
 
 PROMPT = "mofu, girl"
 LOOK = {"width": 64, "height": 64, "steps": 2, "guidance_scale": 4.0, "seed": 11, "negative_prompt": "boy"}
-look = PaintConfig(**LOOK)
+sampling = SamplingConfig(**LOOK)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def no_grids_of_other_tests(project):
         shutil.rmtree(run.grids, ignore_errors=True)
 
 
-def paint_all(run: Run, x: Axis, y: Axis, **options) -> tuple[dict[tuple, np.ndarray], list[Painted], Done]:
+def render_all(run: Run, x: Axis, y: Axis, **options) -> tuple[dict[tuple, np.ndarray], list[Rendered], Done]:
     """{(x value, y value): pixels}, the events of the cells, and the end."""
-    *painted, done = grid(run, x, y, **{"prompt": PROMPT, "look": look, **options})
+    *painted, done = grid(run, x, y, **{"prompt": PROMPT, "sampling": sampling, **options})
     pixels = {
         (x.values[event.cell.column], y.values[event.cell.row]): np.asarray(Image.open(event.file)).astype(int)
         for event in painted
@@ -91,7 +91,7 @@ def different(a: np.ndarray, b: np.ndarray) -> bool:
 
 def test_cells_are_checkpoints_at_strengths_and_off_is_the_base(run):
     first, last = run.lora_steps()
-    pixels, _, _ = paint_all(run, Axis("checkpoint", (OFF, first, last)), Axis("strength", (0.0, 0.5, 1.0)))
+    pixels, _, _ = render_all(run, Axis("checkpoint", (OFF, first, last)), Axis("strength", (0.0, 0.5, 1.0)))
     base = base_image(run)
     assert all(np.array_equal(pixels[OFF, strength], base) for strength in (0.0, 0.5, 1.0))
     assert all(np.array_equal(pixels[step, 0.0], base) for step in (first, last))
@@ -100,19 +100,19 @@ def test_cells_are_checkpoints_at_strengths_and_off_is_the_base(run):
 
 
 def base_image(run: Run) -> np.ndarray:
-    """The prompt painted by a plain pipeline of the base, with the look's numbers."""
+    """The prompt painted by a plain pipeline of the base, with the sampling's numbers."""
     import torch
 
     source = read_config(run).model.source
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
     image = pipeline(
         PROMPT,
-        negative_prompt=look.negative_prompt,
+        negative_prompt=sampling.negative_prompt,
         width=64,
         height=64,
-        num_inference_steps=look.steps,
-        guidance_scale=look.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(look.seed),
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(sampling.seed),
     ).images[0]
     return np.asarray(image).astype(int)
 
@@ -122,17 +122,17 @@ def test_a_cell_is_the_trainers_own_sample_of_that_step(run):
 
     samples = {e.step: run.folder / e.image for _, e in events.read(run.log) if isinstance(e, Sampled)}
     assert list(samples) == run.lora_steps()
-    pixels, _, _ = paint_all(run, Axis("checkpoint", tuple(samples)), Axis("seed", (look.seed,)))
+    pixels, _, _ = render_all(run, Axis("checkpoint", tuple(samples)), Axis("seed", (sampling.seed,)))
     for step, file in samples.items():
-        assert abs(pixels[step, look.seed] - np.asarray(Image.open(file)).astype(int)).max() <= 1
+        assert abs(pixels[step, sampling.seed] - np.asarray(Image.open(file)).astype(int)).max() <= 1
 
 
 def test_seed_and_prompt_axes_change_what_they_say_and_nothing_else(run):
     prompts, seeds = (PROMPT, "boy, hat"), (3, 4)
-    pixels, _, _ = paint_all(run, Axis("prompt", prompts), Axis("seed", seeds))
+    pixels, _, _ = render_all(run, Axis("prompt", prompts), Axis("seed", seeds))
     shown = list(pixels.values())
     assert all(not np.array_equal(a, b) for i, a in enumerate(shown) for b in shown[:i])
-    turned, _, _ = paint_all(run, Axis("seed", seeds), Axis("prompt", prompts), name="turned", prompt="")
+    turned, _, _ = render_all(run, Axis("seed", seeds), Axis("prompt", prompts), name="turned", prompt="")
     assert all(np.array_equal(pixels[prompt, seed], turned[seed, prompt]) for prompt in prompts for seed in seeds)
 
 
@@ -148,7 +148,7 @@ def test_cells_along_an_axis_start_from_the_same_noise(unet, axis):
             return latents
 
         patch.setattr(diffusers.StableDiffusionPipeline, "prepare_latents", recording)
-        paint_all(unet, axis, Axis("seed", (1, 2)))
+        render_all(unet, axis, Axis("seed", (1, 2)))
     assert len(noises) == 2 * len(axis.values) and len(set(noises)) == 2
 
 
@@ -162,7 +162,7 @@ AXES = {
 
 @pytest.mark.parametrize("x, y", tuple(itertools.combinations(AXES, 2)))
 def test_any_two_things_can_be_the_axes(unet, x, y):
-    pixels, painted, done = paint_all(unet, Axis(x, AXES[x](unet)), Axis(y, AXES[y](unet)))
+    pixels, painted, done = render_all(unet, Axis(x, AXES[x](unet)), Axis(y, AXES[y](unet)))
     assert len(pixels) == 4 and [event.done for event in painted] == [1, 2, 3, 4]
     for event in painted:
         assert getattr(event.cell, x) == AXES[x](unet)[event.cell.column]
@@ -172,9 +172,9 @@ def test_any_two_things_can_be_the_axes(unet, x, y):
 
 
 def test_without_a_checkpoint_axis_the_newest_is_painted(unet):
-    pixels, painted, _ = paint_all(unet, Axis("strength", (1.0,)), Axis("seed", (1,)))
+    pixels, painted, _ = render_all(unet, Axis("strength", (1.0,)), Axis("seed", (1,)))
     assert painted[0].cell.checkpoint == unet.lora_steps()[-1]
-    older, _, _ = paint_all(unet, Axis("strength", (1.0,)), Axis("seed", (1,)), checkpoint=unet.lora_steps()[0])
+    older, _, _ = render_all(unet, Axis("strength", (1.0,)), Axis("seed", (1,)), checkpoint=unet.lora_steps()[0])
     assert different(pixels[1.0, 1], older[1.0, 1])
 
 
@@ -191,40 +191,40 @@ def test_the_base_is_loaded_once_for_the_whole_grid(run, monkeypatch):
             return _original(*args, **kwargs)
 
         monkeypatch.setattr(kind, "from_config", counting)
-    paint_all(run, Axis("checkpoint", (OFF, *run.lora_steps())), Axis("strength", (0.5, 1.0)))
+    render_all(run, Axis("checkpoint", (OFF, *run.lora_steps())), Axis("strength", (0.5, 1.0)))
     assert sorted(loads) == ["AutoencoderKL", "UNet2DConditionModel"]
 
 
 def test_checkpoints_are_exchanged_in_place(run):
-    painter, (first, last) = Painter(run), run.lora_steps()
-    assert painter.use(first) == ("66/66" if run.name == "both" else "48/48")
+    generator, (first, last) = Generator(run), run.lora_steps()
+    assert generator.use(first) == ("66/66" if run.name == "both" else "48/48")
 
     def weights() -> dict[str, tuple[int, int]]:
         return {
             f"{part}.{name}": (id(weight), weight.data_ptr())
-            for part in painter.model.loaded()
-            for name, weight in painter.model.load(part).named_parameters()
+            for part in generator.model.loaded()
+            for name, weight in generator.model.load(part).named_parameters()
         }
 
-    before, number = weights(), painter.model.load("unet").mid_block.attentions[0].proj_in.lora_B["default"].weight
+    before, number = weights(), generator.model.load("unet").mid_block.attentions[0].proj_in.lora_B["default"].weight
     value = number.detach().clone()
-    painter.use(last)
-    painter.use(OFF)
+    generator.use(last)
+    generator.use(OFF)
     assert weights() == before
     assert not number.equal(value)
-    painter.use(first)
+    generator.use(first)
     assert weights() == before and number.equal(value)
 
 
 def test_strength_and_off_are_forgotten_when_the_next_cell_says_otherwise(unet):
-    painter, step = Painter(unet), unet.lora_steps()[-1]
-    painter.use(step)
-    trained = painter.paint(PROMPT, look).tobytes()
+    generator, step = Generator(unet), unet.lora_steps()[-1]
+    generator.use(step)
+    trained = generator.generate(PROMPT, sampling).tobytes()
     for checkpoint, strength in ((OFF, 1.0), (step, 0.3), (unet.lora_steps()[0], 1.0)):
-        painter.use(checkpoint, strength)
-        assert painter.paint(PROMPT, look).tobytes() != trained
-    painter.use(step)
-    assert painter.paint(PROMPT, look).tobytes() == trained
+        generator.use(checkpoint, strength)
+        assert generator.generate(PROMPT, sampling).tobytes() != trained
+    generator.use(step)
+    assert generator.generate(PROMPT, sampling).tobytes() == trained
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -233,7 +233,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_an_interrupted_grid_goes_on_and_ends_as_an_uninterrupted_one(run):
     axes = Axis("checkpoint", (OFF, *run.lora_steps())), Axis("strength", (0.5, 1.0))
-    options = {"prompt": PROMPT, "look": look}
+    options = {"prompt": PROMPT, "sampling": sampling}
     painting = grid(run, *axes, **options)
     for _ in range(3):
         next(painting)
@@ -241,10 +241,10 @@ def test_an_interrupted_grid_goes_on_and_ends_as_an_uninterrupted_one(run):
     folder = run.grids / "grid"
     before = snapshot(folder / "cells")
     assert 1 <= len(before) <= 3 and not (folder / "grid.png").exists()
-    paint_all(run, *axes)
+    render_all(run, *axes)
     after = snapshot(folder / "cells")
     assert {name: after[name] for name in before} == before
-    paint_all(run, *axes, name="whole")
+    render_all(run, *axes, name="whole")
     whole = snapshot(run.grids / "whole")
     assert {name: data for name, (_, data) in whole.items()} == {
         name: data for name, (_, data) in snapshot(folder).items()
@@ -259,26 +259,26 @@ def test_a_half_written_cell_is_painted_again(unet, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", failing)
         with pytest.raises(OSError, match="no space left"):
-            list(grid(unet, *axes, prompt=PROMPT, look=look))
+            list(grid(unet, *axes, prompt=PROMPT, sampling=sampling))
     assert list((unet.grids / "grid" / "cells").glob("*.png")) == []
-    paint_all(unet, *axes)
+    render_all(unet, *axes)
 
 
 def test_a_finished_grid_is_not_painted_again_whatever_else_the_run_samples(unet):
     axes = Axis("strength", (0.5, 1.0)), Axis("seed", (1, 2))
-    paint_all(unet, *axes)
+    render_all(unet, *axes)
     before = snapshot(unet.grids / "grid" / "cells")
-    paint_all(unet, *axes, look=read_config(unet).sample)  # the same look beside other settings
+    render_all(unet, *axes, sampling=read_config(unet).sample)  # the same sampling beside other settings
     assert snapshot(unet.grids / "grid" / "cells") == before
 
 
 def test_whatever_decides_an_image_paints_it_anew(unet):
     axes = Axis("strength", (1.0,)), Axis("seed", (1,))
-    files = {event.file for event in paint_all(unet, *axes)[1]}
+    files = {event.file for event in render_all(unet, *axes)[1]}
     for change in ({"steps": 3}, {"guidance_scale": 5.0}, {"negative_prompt": ""}, {"sampler": "euler_a"}):
-        files |= {event.file for event in paint_all(unet, *axes, look=PaintConfig(**{**LOOK, **change}))[1]}
-    files |= {event.file for event in paint_all(unet, *axes, prompt="hat")[1]}
-    files |= {event.file for event in paint_all(unet, *axes, checkpoint=unet.lora_steps()[0])[1]}
+        files |= {event.file for event in render_all(unet, *axes, sampling=SamplingConfig(**{**LOOK, **change}))[1]}
+    files |= {event.file for event in render_all(unet, *axes, prompt="hat")[1]}
+    files |= {event.file for event in render_all(unet, *axes, checkpoint=unet.lora_steps()[0])[1]}
     assert len(files) == 7
 
 
@@ -288,8 +288,8 @@ def test_whatever_decides_an_image_paints_it_anew(unet):
 def test_cells_are_stored_as_they_come_with_their_parameters_inside(unet):
     step = unet.lora_steps()[-1]
     seen = 0
-    for event in grid(unet, Axis("checkpoint", (OFF, step)), Axis("seed", (1, 2)), prompt=PROMPT, look=look):
-        if isinstance(event, Painted):
+    for event in grid(unet, Axis("checkpoint", (OFF, step)), Axis("seed", (1, 2)), prompt=PROMPT, sampling=sampling):
+        if isinstance(event, Rendered):
             seen += 1
             assert event.file.exists() and len(list(event.file.parent.glob("*.png"))) == seen == event.done
             with Image.open(event.file) as image:
@@ -300,7 +300,7 @@ def test_cells_are_stored_as_they_come_with_their_parameters_inside(unet):
 
 def test_the_labelled_image_holds_every_cell_at_its_place(unet):
     step = unet.lora_steps()[-1]
-    pixels, _, done = paint_all(unet, Axis("checkpoint", (OFF, step)), Axis("strength", (0.5, 1.0, 1.5)))
+    pixels, _, done = render_all(unet, Axis("checkpoint", (OFF, step)), Axis("strength", (0.5, 1.0, 1.5)))
     sheet = np.asarray(Image.open(done.image)).astype(int)
     height, width = sheet.shape[:2]
     left, above = width - 2 * (64 + 6), height - 3 * (64 + 6)
@@ -313,18 +313,18 @@ def test_the_labelled_image_holds_every_cell_at_its_place(unet):
 
 def test_the_record_tells_all_and_names_files_relative_to_itself(unet, project):
     step = unet.lora_steps()[-1]
-    _, painted, done = paint_all(unet, Axis("checkpoint", (OFF, step)), Axis("strength", (0.5, 1.0)))
+    _, painted, done = render_all(unet, Axis("checkpoint", (OFF, step)), Axis("strength", (0.5, 1.0)))
     text = done.record.read_text()
     record = json.loads(text)
     assert record["x"] == {"name": "checkpoint", "values": [OFF, step]}
     assert record["y"] == {"name": "strength", "values": [0.5, 1.0]}
-    assert record["look"] == {**LOOK, "sampler": "ddim", "shift": 0.0} and record["base"] == "base-v1"
+    assert record["sampling"] == {**LOOK, "sampler": "ddim", "shift": 0.0} and record["base"] == "base-v1"
     assert [(cell["row"], cell["column"]) for cell in record["cells"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     files = {(event.cell.column, event.cell.row): event.file for event in painted}
     for cell in record["cells"]:
         assert done.record.parent / cell["file"] == files[cell["column"], cell["row"]]
         assert not Path(cell["file"]).is_absolute()
-        assert cell["prompt"] == PROMPT and cell["seed"] == look.seed
+        assert cell["prompt"] == PROMPT and cell["seed"] == sampling.seed
     assert "secretfolder" not in text and str(project.folder) not in text
     assert str(project.folder) not in Image.open(done.image).text["parameters"]
 
@@ -361,7 +361,7 @@ def test_equal_axes_missing_checkpoints_and_odd_names_are_refused_before_anythin
     )
     for kind, told, change in refused:
         with pytest.raises(kind, match=told):
-            next(grid(unet, **{"x": Axis("strength", (1.0,)), "y": seed, "prompt": "", "look": look, **change}))
+            next(grid(unet, **{"x": Axis("strength", (1.0,)), "y": seed, "prompt": "", "sampling": sampling, **change}))
     assert not unet.grids.exists()
 
 
@@ -371,10 +371,10 @@ def test_a_file_of_another_base_or_run_is_refused(project, unet, tmp_path):
     try:
         shutil.copy(project.run("both").lora_file(step), unet.lora_file(step))
         with pytest.raises(LoraFileError, match="18 of 66 modules are not in it, the first is lora_te_text_model"):
-            paint_all(unet, Axis("checkpoint", (step,)), Axis("seed", (1,)))
+            render_all(unet, Axis("checkpoint", (step,)), Axis("seed", (1,)))
         unet.lora_file(step).write_bytes(kept[:-10])
         with pytest.raises(LoraFileError, match="damaged"):
-            paint_all(unet, Axis("checkpoint", (step,)), Axis("seed", (1,)))
+            render_all(unet, Axis("checkpoint", (step,)), Axis("seed", (1,)))
     finally:
         unet.lora_file(step).write_bytes(kept)
 

@@ -17,7 +17,7 @@ from lorakit.data.scan import scan
 from lorakit.generation.regularize import Made, RegularizeConfig, parameters, prompt_of, regularize, wanted
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.sampling import PaintConfig, paint
+from lorakit.run.sampling import SamplingConfig, generate_image
 
 HOW = RegularizeConfig()
 SIZES = ((64, 64), (96, 64), (64, 64))
@@ -81,10 +81,12 @@ def test_an_image_is_what_the_base_paints_and_says_from_what(project, config):
     made(project, config)
     one = wanted(project, config, HOW)[1]
     model = models.family(config.model.family).Model(config.model, torch.device("cpu"), torch.float32)
-    look = PaintConfig(width=96, height=64, steps=2, guidance_scale=config.sample.guidance_scale, seed=420)
-    look = dataclasses.replace(look, sampler="ddim" if "ddim" in config.model.samplers else config.model.samplers[0])
+    sampling = SamplingConfig(width=96, height=64, steps=2, guidance_scale=config.sample.guidance_scale, seed=420)
+    sampling = dataclasses.replace(
+        sampling, sampler="ddim" if "ddim" in config.model.samplers else config.model.samplers[0]
+    )
     with torch.no_grad():
-        image = paint(model, model.encode_text(one.prompt), model.encode_text(""), look, 420)
+        image = generate_image(model, model.encode_text(one.prompt), model.encode_text(""), sampling, 420)
     assert Image.open(one.file).tobytes() == image.tobytes()
     told = parameters(one.file)
     assert told["prompt"] == one.file.with_suffix(".txt").read_text() and told["seed"] == 420
@@ -177,9 +179,9 @@ def test_several_concepts_and_equal_names_have_an_image_each(tmp_path, project, 
 
 @only_sd15
 def test_equal_prompts_start_from_other_noise_and_the_first_from_the_seed(project, config):
-    seeds = [one.look.seed for one in wanted(project, config, RegularizeConfig(use_captions=False))]
+    seeds = [one.sampling.seed for one in wanted(project, config, RegularizeConfig(use_captions=False))]
     assert len(set(seeds)) == 2 and seeds.count(420) == 2  # two of one size, one of another
-    assert {one.look.seed for one in wanted(project, config, HOW)} == {420}
+    assert {one.sampling.seed for one in wanted(project, config, HOW)} == {420}
 
 
 @only_sd15

@@ -26,7 +26,7 @@ from lorakit import cli, models
 from lorakit.config import ConfigError, choices_of
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.events import Finished, Progress, Sampled, Saved
-from lorakit.generation.generator import OFF, Painter
+from lorakit.generation.generator import OFF, Generator
 from lorakit.generation.grid import Axis, Done, grid
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter, AdapterConfig
@@ -34,7 +34,7 @@ from lorakit.models import Size
 from lorakit.project import Project
 from lorakit.run.config import configure
 from lorakit.run.memory import OutOfMemory
-from lorakit.run.sampling import SAMPLERS, PaintConfig
+from lorakit.run.sampling import SAMPLERS, SamplingConfig
 from lorakit.run.stages import cut_captions
 from lorakit.training.loop import Session, train
 
@@ -146,15 +146,15 @@ def test_dropping_every_caption_is_training_on_empty_captions(tmp_path, base, ha
 
 
 def test_every_file_of_a_run_is_put_on_the_base_as_it_was_trained(settings, uncut):
-    painter = Painter(uncut)
+    generator = Generator(uncut)
     trained = Session(uncut)
     trained._attach()
     list(trained._resume())
-    matched = painter.use(6).split("/")
+    matched = generator.use(6).split("/")
     assert matched[0] == matched[1] == str(len(trained.adapter.layers))
     for key in trained.adapter.layers:
         wanted = trained.adapter.delta(*key)
-        assert torch.allclose(painter._adapter.delta(*key), wanted, atol=2e-3 * wanted.abs().max() + 1e-6)
+        assert torch.allclose(generator._adapter.delta(*key), wanted, atol=2e-3 * wanted.abs().max() + 1e-6)
 
 
 def test_every_form_holds_the_trained_change_and_is_proved(tmp_path, base, family, hard, text):
@@ -172,11 +172,11 @@ def test_every_form_holds_the_trained_change_and_is_proved(tmp_path, base, famil
 
 
 def test_a_grid_shows_the_base_and_what_was_learned(uncut, base, settings):
-    look = PaintConfig(
+    sampling = SamplingConfig(
         width=64, height=64, steps=2, sampler=models.config_class(settings["model"]["family"]).samplers[0]
     )
     axes = Axis("checkpoint", (OFF, 2, 6)), Axis("strength", (1.0,))
-    *painted, done = grid(uncut, *axes, prompt="mofu, girl", look=look)
+    *painted, done = grid(uncut, *axes, prompt="mofu, girl", sampling=sampling)
     assert isinstance(done, Done) and done.image.exists()
     assert len({event.file.read_bytes() for event in painted}) == 3
     assert "secretfolder" not in done.record.read_text()
@@ -185,14 +185,14 @@ def test_a_grid_shows_the_base_and_what_was_learned(uncut, base, settings):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_paints_or_is_refused_by_name(uncut, base, settings, sampler):
     config = models.config_class(settings["model"]["family"])
-    look = PaintConfig(width=64, height=64, steps=2, sampler=sampler)
+    sampling = SamplingConfig(width=64, height=64, steps=2, sampler=sampler)
     axes = Axis("checkpoint", (OFF,)), Axis("strength", (1.0,))
     if sampler in config.samplers:
-        *_, done = grid(uncut, *axes, prompt="mofu", look=look, name=sampler)
+        *_, done = grid(uncut, *axes, prompt="mofu", sampling=sampling, name=sampler)
         assert isinstance(done, Done)
     else:
         with pytest.raises(ConfigError, match=f"sampler is {sampler}"):
-            list(grid(uncut, *axes, prompt="mofu", look=look))
+            list(grid(uncut, *axes, prompt="mofu", sampling=sampling))
 
 
 def test_the_terminal_trains_and_exports(tmp_path, base, family, capsys):
@@ -220,10 +220,19 @@ def test_a_grid_that_does_not_fit_ends_with_one_message(uncut, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(type(Painter(uncut).model), "paint", full)
-    look = PaintConfig(width=64, height=64, steps=2, sampler=Painter(uncut).config.model.samplers[0])
+    monkeypatch.setattr(type(Generator(uncut).model), "paint", full)
+    sampling = SamplingConfig(width=64, height=64, steps=2, sampler=Generator(uncut).config.model.samplers[0])
     with pytest.raises(OutOfMemory, match="(?s)Out of memory while painting.*smaller images"):
-        list(grid(uncut, Axis("checkpoint", (OFF,)), Axis("strength", (1.0,)), prompt="new", look=look, name="full"))
+        list(
+            grid(
+                uncut,
+                Axis("checkpoint", (OFF,)),
+                Axis("strength", (1.0,)),
+                prompt="new",
+                sampling=sampling,
+                name="full",
+            )
+        )
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------

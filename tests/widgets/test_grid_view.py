@@ -17,7 +17,7 @@ from sittings import new_run
 from tiny import save_sd15
 
 from lorakit.config import ConfigError
-from lorakit.generation.grid import Axis, Cell, Done, Painted
+from lorakit.generation.grid import Axis, Cell, Done, Rendered
 from lorakit.training.loop import train
 from widgets.evaluate import grid as view
 from widgets.evaluate.grid_form import GridForm, suggested
@@ -66,7 +66,7 @@ def fake(folder: Path, columns: int, rows: int, side: int, *, stop: int = -1):
         row, column = divmod(place, columns)
         file = folder / f"{place}.png"
         Image.effect_noise((side, side), 90).convert("RGB").save(file, compress_level=1)
-        yield Painted(Cell(column, row, 1, 1.0, "", 0), file, place + 1, columns * rows)
+        yield Rendered(Cell(column, row, 1, 1.0, "", 0), file, place + 1, columns * rows)
     sheet = Image.effect_noise((side * columns, side * rows), 90).convert("RGB")
     sheet.save(folder / "grid.png", compress_level=1)
     yield Done(folder / "grid.png", folder / "grid.json")

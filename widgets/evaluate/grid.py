@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorakit.generation.contact_sheet import labelled
-from lorakit.generation.grid import Axis, Cell, Done, Painted
+from lorakit.generation.grid import Axis, Cell, Done, Rendered
 from widgets.i18n import say
 from widgets.images import bounded, source
 from widgets.page import BLUE, WIDTH, aside, bar, box, facts, span
@@ -32,13 +32,13 @@ class Painting:
 
     x: Axis
     y: Axis
-    events: Iterator[Painted | Done]
+    events: Iterator[Rendered | Done]
 
-    def __iter__(self) -> Iterator[Painted | Done]:
+    def __iter__(self) -> Iterator[Rendered | Done]:
         return self.events
 
 
-def show(painting: Iterable[Painted | Done]) -> None:
+def show(painting: Iterable[Rendered | Done]) -> None:
     """Paint a grid in the foreground of a cell and show it as it grows: `show(choice.paint())`, `show(grid(...))`.
 
     The interrupt button ends it without an error; what is painted is kept, and the same cell goes on there.
@@ -50,7 +50,7 @@ def show(painting: Iterable[Painted | Done]) -> None:
         _show(painting, lambda shown: view.update(HTML(shown)))
 
 
-def _show(painting: Iterable[Painted | Done], draw: Callable[[str], None]) -> None:
+def _show(painting: Iterable[Rendered | Done], draw: Callable[[str], None]) -> None:
     drawn, pace = 0.0, deque(maxlen=8)
     with tempfile.TemporaryDirectory() as folder:
         sheet = Sheet(Path(folder), painting)
@@ -73,12 +73,12 @@ def _show(painting: Iterable[Painted | Done], draw: Callable[[str], None]) -> No
 class Sheet:
     """The images painted so far, each in its place, as small copies in a folder of their own."""
 
-    def __init__(self, folder: Path, painting: Iterable[Painted | Done]):
+    def __init__(self, folder: Path, painting: Iterable[Rendered | Done]):
         axes = (painting.x, painting.y) if isinstance(painting, Painting) else None
         self.columns, self.rows = ([axis.label(v) for v in axis.values] for axis in axes) if axes else ([], [])
         self.folder, self.places, self.done, self.total = folder, {}, 0, 0
 
-    def put(self, painted: Painted) -> None:
+    def put(self, painted: Rendered) -> None:
         """Take an image in."""
         cell: Cell = painted.cell
         self.columns += [""] * (cell.column + 1 - len(self.columns))  # of a grid whose axes nobody told
@@ -133,7 +133,7 @@ def _shown(data: bytes) -> str:
     return f'<img alt="{html.escape(say("Grid"))}" style="max-width:100%" src="{source(data)}">'
 
 
-def _give_back(painting: Iterable[Painted | Done]) -> None:
+def _give_back(painting: Iterable[Rendered | Done]) -> None:
     """Let go of the base model that painted, on the GPU, too."""
     events = painting.events if isinstance(painting, Painting) else painting
     if isinstance(events, Iterator) and hasattr(events, "close"):

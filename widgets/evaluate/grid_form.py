@@ -100,7 +100,7 @@ class GridForm:
         Raises ConfigError for what cannot be painted.
         """
         x, y = self.axes()
-        look = replace(
+        sampling = replace(
             self.config.sample,
             width=self.width.value,
             height=self.height.value,
@@ -112,7 +112,7 @@ class GridForm:
             x,
             y,
             prompt=self.prompt.value.strip(),
-            look=look,
+            sampling=sampling,
             checkpoint=self.checkpoint.value,
             strength=self.strength.value,
             name=f"{x.name}-{y.name}",
