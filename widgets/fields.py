@@ -15,12 +15,12 @@ import yaml
 from lorakit.config import Config, Slider, choices_of, helps_of, label_of, load_yaml, types_of
 from lorakit.errors import UserError
 from widgets.i18n import say, words
+from widgets.page import GREY, RED
 
 FAR = 1e9  # numbers beyond it have no place on a slider, of whatever setting
-GREY, AMBER, RED = "#888888", "#b45309", "#dc2626"  # readable on light and on dark pages
 
 
-class Looks:
+class Layouts:
     """Layouts and styles that all rows of a form share: each would be an object of the page, and there are many rows.
 
     On a wide page a row has three columns; on a narrow one they stand below each other.
@@ -28,7 +28,7 @@ class Looks:
 
     def __init__(self):
         layout = ipywidgets.Layout
-        self.row = {"flex_flow": "row wrap", "align_items": "flex-start", "width": "100%", "margin": "0 0 6px 0"}
+        self._row = {"flex_flow": "row wrap", "align_items": "flex-start", "width": "100%", "margin": "0 0 6px 0"}
         self.label = layout(flex="0 0 170px", width="auto", margin="2px 8px 0 0")
         self.middle = layout(flex="0 1 400px", width="auto", min_width="240px", max_width="100%")
         self.note = layout(flex="1 1 300px", width="auto", min_width="240px", margin="2px 0 0 10px")
@@ -44,10 +44,10 @@ class Looks:
         """A widget that shows HTML."""
         return ipywidgets.HTML(value, style=self._text)
 
-    def laid_out(self, label: Any, middle: Any, note: Any) -> Any:
+    def as_row(self, label: Any, middle: Any, note: Any) -> Any:
         """A row of the form."""
         label.layout, middle.layout, note.layout = self.label, self.middle, self.note
-        return ipywidgets.HBox([label, middle, note], layout=ipywidgets.Layout(**self.row))
+        return ipywidgets.HBox([label, middle, note], layout=ipywidgets.Layout(**self._row))
 
 
 class Plain:
@@ -82,11 +82,11 @@ class Choosing(Plain):
 class Suggesting:
     """A text field beside a list of texts that are known to work; choosing one writes it into the field."""
 
-    def __init__(self, field: Any, suggestions: tuple[str, ...], looks: Looks):
+    def __init__(self, field: Any, suggestions: tuple[str, ...], layouts: Layouts):
         told = [(say("known"), ""), *((text if len(text) < 60 else f"{text[:60]}…", text) for text in suggestions)]
-        self.field, self.list = field, ipywidgets.Dropdown(options=told, layout=looks.number)
+        self.field, self.list = field, ipywidgets.Dropdown(options=told, layout=layouts.number)
         self.list.observe(lambda change: self._choose(change["new"]), "value")
-        self.widget = ipywidgets.HBox([field, self.list], layout=looks.wide)
+        self.widget = ipywidgets.HBox([field, self.list], layout=layouts.wide)
 
     def read(self) -> str:
         return self.field.value
@@ -109,7 +109,7 @@ class Sliding:
     A logarithmic slider has 0 at its left end. Values beyond its ends move them.
     """
 
-    def __init__(self, f: dataclasses.Field, wanted: type, looks: Looks):
+    def __init__(self, f: dataclasses.Field, wanted: type, layouts: Layouts):
         ui: Slider = f.metadata["ui"]
         low, high, step = ui.low, ui.high, ui.step
         self._log, self._whole, self._limits = ui.log, wanted is int, f.metadata["range"]
@@ -120,9 +120,9 @@ class Sliding:
         if self._log:
             low, high = math.log10(low) - (step if self._zero else 0), math.log10(high)
             kind, place = ipywidgets.FloatLogSlider, 10**low
-        self.slider = kind(value=place, min=low, max=high, step=step, readout=False, layout=looks.slider)
-        self.text = ipywidgets.Text(continuous_update=False, layout=looks.number)
-        self.widget = ipywidgets.HBox([self.slider, self.text], layout=looks.wide)
+        self.slider = kind(value=place, min=low, max=high, step=step, readout=False, layout=layouts.slider)
+        self.text = ipywidgets.Text(continuous_update=False, layout=layouts.number)
+        self.widget = ipywidgets.HBox([self.slider, self.text], layout=layouts.wide)
 
     def read(self) -> Any:
         return _number(self.text.value)
@@ -169,7 +169,7 @@ class Sliding:
         return abs(place - value) > 0.51 * self.slider.step
 
     def _write(self, value: Any) -> None:
-        self.text.value = _told(value, self._log)
+        self.text.value = _number_text(value, self._log)
 
     def _place(self, value: Any) -> None:
         """Move the slider to a value, and its ends where that lies beyond them."""
@@ -191,7 +191,7 @@ class Sliding:
         return place if self._whole else float(f"{place:.2g}") if self._log else float(f"{place:.6g}")
 
 
-def called(path: str, config_class: type[Config], name: str) -> tuple[str, str]:
+def label_and_help(path: str, config_class: type[Config], name: str) -> tuple[str, str]:
     """Label and help of a setting in the reader's language; those of the base model are translated by family."""
     f = config_class.__dataclass_fields__[name]
     key = f"{config_class.family}.{name}" if path.startswith("model.") else path
@@ -199,14 +199,14 @@ def called(path: str, config_class: type[Config], name: str) -> tuple[str, str]:
     return label[:1].upper() + label[1:], help
 
 
-def told(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value in a sentence."""
     if isinstance(value, bool):
         return say("yes") if value else say("no")
-    return _told(value, True) if isinstance(value, (int, float)) else str(value)
+    return _number_text(value, True) if isinstance(value, (int, float)) else str(value)
 
 
-def _told(value: Any, scientific: bool) -> str:
+def _number_text(value: Any, scientific: bool) -> str:
     """A number as people write it: 1e-4, 0.05, 16."""
     if scientific and 0 < value < 0.01:
         digits, exponent = f"{value:.6e}".split("e")
@@ -225,25 +225,25 @@ def _number(text: str) -> Any:
 
 
 def control(
-    looks: Looks, config_class: type[Config], name: str, options: Iterable[Any] = ()
+    layouts: Layouts, config_class: type[Config], name: str, options: Iterable[Any] = ()
 ) -> Plain | Sliding | Suggesting:
     """What a setting is set with, by its type, its choices (`options`: fewer of them) and its slider."""
     f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
-    wide, short = {"layout": looks.wide}, {"layout": looks.short}
+    wide, short = {"layout": layouts.wide}, {"layout": layouts.short}
     if allowed := tuple(options) or choices_of(f):
         return Choosing(allowed, **wide)
     if wanted is bool:
         return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
     if isinstance(f.metadata["ui"], Slider):
-        return Sliding(f, wanted, looks)
+        return Sliding(f, wanted, layouts)
     if wanted is int:
         return Plain(ipywidgets.IntText(**short), int, int)
     if wanted is float:
-        return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: _told(v, False), _number)
+        return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: _number_text(v, False), _number)
     if wanted is str:
         lines, suggestions = f.metadata["ui"].lines, f.metadata["ui"].suggestions
         field = ipywidgets.Textarea(rows=lines, **wide) if lines > 1 else ipywidgets.Text(**wide)
-        return Suggesting(field, suggestions, looks) if suggestions else Plain(field, str, str)
+        return Suggesting(field, suggestions, layouts) if suggestions else Plain(field, str, str)
     if typing.get_origin(wanted) is tuple and typing.get_args(wanted)[0] is str:
         area = ipywidgets.Textarea(rows=3, placeholder=say("one a line"), **wide)
         return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
@@ -271,7 +271,7 @@ class Row:
 
     def __init__(
         self,
-        looks: Looks,
+        layouts: Layouts,
         path: str,
         config_class: type[Config],
         name: str,
@@ -282,22 +282,22 @@ class Row:
     ):
         f = config_class.__dataclass_fields__[name]
         self.path, self.when = path, f.metadata["ui"].when
-        self.control = control(looks, config_class, name, options)
+        self.control = control(layouts, config_class, name, options)
         self._helps, self._unit = helps_of(f), f.metadata["unit"]
-        self._label, self._help = called(path, config_class, name)
+        self._label, self._help = label_and_help(path, config_class, name)
         self._silent = False
         self._undo = ipywidgets.Button(
             icon="undo",
             tooltip=say("let go of what was set by hand"),
-            layout=looks.no_button,
-            style=looks.button_style,
+            layout=layouts.no_button,
+            style=layouts.button_style,
         )
         self._undo.on_click(lambda button: undone(self))
-        self._looks, self._head, self._note = looks, looks.text(), looks.text()
+        self._layouts, self._head, self._note = layouts, layouts.text(), layouts.text()
         self._trouble: Any = None  # made when there is any
-        self._line = ipywidgets.HBox([*beside, self.control.widget, self._undo], layout=looks.line)
-        self._middle = ipywidgets.VBox([self._line], layout=looks.middle)
-        self.widget = looks.laid_out(self._head, self._middle, self._note)
+        self._line = ipywidgets.HBox([*beside, self.control.widget, self._undo], layout=layouts.line)
+        self._middle = ipywidgets.VBox([self._line], layout=layouts.middle)
+        self.widget = layouts.as_row(self._head, self._middle, self._note)
         self.control.listen(lambda: None if self._silent else changed(self))
 
     def show(self, value: Any, *, by_hand: bool, trouble: str, colour: str = RED, keeps: bool = False) -> None:
@@ -314,10 +314,10 @@ class Row:
         own = self._helps.get(value, "") if isinstance(value, str) else ""
         row = f"<b>{html.escape(value)}</b>: {html.escape(say(own))}" if own else ""
         help = "" if row and self._help.lower() == self._label.lower() else html.escape(self._help)
-        _set(self._note, small(f"{row} · {help}" if row and help else row or help))
+        _set(self._note, help_html(f"{row} · {help}" if row and help else row or help))
         # it keeps its place, so that nothing moves below a hand that drags
-        self._undo.layout = self._looks.button if by_hand else self._looks.no_button
-        self._explain(sentence(trouble, colour))
+        self._undo.layout = self._layouts.button if by_hand else self._layouts.no_button
+        self._explain(problem_html(trouble, colour))
 
     @property
     def trouble(self) -> str:
@@ -326,7 +326,7 @@ class Row:
 
     def _explain(self, trouble: str) -> None:
         if trouble and self._trouble is None:
-            self._trouble = self._looks.text()
+            self._trouble = self._layouts.text()
             self._middle.children = (self._line, self._trouble)
         if self._trouble is not None:
             _set(self._trouble, trouble)
@@ -350,12 +350,12 @@ def _set(widget: Any, text: str) -> None:
         widget.value = text
 
 
-def small(text: str) -> str:
+def help_html(text: str) -> str:
     """Help below or beside a field, as HTML."""
     return f"<div style='color:{GREY};font-size:12px;line-height:1.35'>{text}</div>"
 
 
-def sentence(text: str, colour: str = RED) -> str:
+def problem_html(text: str, colour: str = RED) -> str:
     """What is wrong, as HTML; "" for nothing."""
     lines = "<br>".join(html.escape(line) for line in text.splitlines())
     return f"<div style='color:{colour};font-size:12px;line-height:1.35'>{lines}</div>" if text else ""

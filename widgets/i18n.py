@@ -47,7 +47,7 @@ def words(section: str, path: str, label: str, help: str) -> tuple[str, str]:
 
 @cache
 def translations() -> dict[str, dict[str, Any]]:
-    """All of zh/*.yaml: section (a module below widgets, such as `train.form`, or a table) -> key -> translation."""
+    """All of zh/*.yaml: section (a module below widgets, such as `training.form`, or a table) -> key -> translation."""
     files = sorted((Path(__file__).parent / "zh").glob("*.yaml"))
     return {
         section: entries

@@ -6,10 +6,10 @@ import html
 import time
 
 from widgets.i18n import say
-from widgets.plot import BLUE, GREY
 
-AMBER, RED = "#b45309", "#dc2626"  # for trouble; readable on light and on dark pages
-GREEN = "#16a34a"  # all is well
+# All of them are readable on light and on dark pages.
+GREY, BLUE = "#888888", "#3b82f6"
+GREEN, AMBER, RED = "#16a34a", "#b45309", "#dc2626"  # all is well, a warning, an error
 WIDTH = 720  # px of a view at most
 
 

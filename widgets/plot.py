@@ -7,7 +7,8 @@ import html
 import math
 from dataclasses import dataclass
 
-GREY, BLUE = "#888888", "#3b82f6"  # readable on light and on dark pages
+from widgets.page import BLUE, GREY
+
 PAIRS = 150  # of points of a curve that are drawn at most: the lowest and the highest of each stretch
 SPARK = 24  # the same of a curve as small as a word
 SIZE = 1000  # of the plane that curves are drawn in; it is stretched to the room that there is

@@ -113,7 +113,7 @@ def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise RunChanged(
             f"Run {run.name!r} cannot go on: it was started with something else (old -> new).\n{shown}\n"
             "There are two ways on. Resume this run: put back what it was, and train again. Or start a new run, under "
-            "another name; from these weights: in a notebook going_on(run), in a terminal "
+            "another name; from these weights: in a notebook continue_run(run), in a terminal "
             f"lorakit train {run.project.folder} --run NAME --from-weights {_newest(run)}.\n"
             "For more epochs or another stage there are more_epochs(run, 20) and lorakit extend."
         )

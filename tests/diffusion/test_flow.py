@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from lorakit.diffusion import flow, timesteps
 from lorakit.diffusion.timesteps import TIMESTEPS
 from lorakit.diffusion.weightings import LossConfig
-from widgets.train import timesteps as view
+from widgets.training import timesteps as view
 
 SCHEDULER = dict(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
 DRAWS = 20_000

@@ -17,7 +17,7 @@ from lorakit.run.config import configure, read_config
 from lorakit.training.forecast import Disk, Forecast, forecast
 from lorakit.training.probe import Probed, ProbeFailed
 from widgets import i18n
-from widgets.train import before as view
+from widgets.training import before as view
 
 MEASURED = Probed(
     device="Tesla T4",
@@ -185,7 +185,7 @@ def test_an_interrupt_and_a_refusal_end_in_a_sentence(run, cell, monkeypatch, er
 
 def test_settings_without_a_project_are_refused(run):
     with pytest.raises(UserError, match="project"):
-        view.before(read_config(run))
+        view.before_training(read_config(run))
 
 
 def test_the_slider_moves_the_end_of_the_session(run, cell, monkeypatch):

@@ -22,8 +22,8 @@ from lorakit.tags.tagging import TaggingConfig
 from widgets import i18n
 from widgets.project import draft as drafts
 from widgets.project.draft import Draft, owners, places
-from widgets.train import form
-from widgets.train.form import Form
+from widgets.training import form
+from widgets.training.form import Form
 
 OUTSIDE = {"prepare": PrepareConfig, "tagging": TaggingConfig}  # settings of forms that are no run's
 OUTSIDE |= {name: taggers.config_class(name) for name in taggers.names()}

@@ -16,7 +16,7 @@ from lorakit.run import extend
 from lorakit.run.checkpoint import saved_step
 from lorakit.run.config import read_config
 from lorakit.training.loop import train
-from widgets.train import extend as view
+from widgets.training import extend as view
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_holding_a_rate_that_is_next_to_nothing_is_warned_of(run, trained, tmp_p
 def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypatch):
     started = []
     monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
-    view.going_on(run)
+    view.continue_run(run)
     found = buttons(cell)
     assert set(found) == {"Resume this run", "Start a new run from these weights"}
     found["Start a new run from these weights"].click()
@@ -125,7 +125,7 @@ def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypa
 def test_resuming_starts_the_trainer(run, cell, monkeypatch):
     started = []
     monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
-    view.going_on(run)
+    view.continue_run(run)
     buttons(cell)["Resume this run"].click()
     assert started == ["r"] and "goes on" in texts(cell)
 
@@ -149,7 +149,7 @@ def test_files_that_cannot_be_begun_from_are_refused(run, tmp_path):
 
 
 def test_a_refusal_behind_a_button_is_a_sentence(run, cell):
-    view.going_on(run)
+    view.continue_run(run)
     name = next(w for w in cell[0].children if isinstance(w, ipywidgets.Text))
     name.value = "no/name"
     buttons(cell)["Start a new run from these weights"].click()

@@ -17,8 +17,8 @@ from lorakit.run.config import RunConfig
 from lorakit.run.resume import decisive
 from widgets.project import draft
 from widgets.project.draft import places, underneath, usable
-from widgets.train import form
-from widgets.train.form import Form
+from widgets.training import form
+from widgets.training.form import Form
 
 CHOICES = ("run", "family", "card", "purpose", "size", "expert")
 
@@ -299,7 +299,7 @@ def test_a_field_that_differs_from_what_its_run_began_with_says_so_until_that_is
     made.set("sample.prompts", ("free",))
     assert "complete" in made._end.value
     made.set("adapter.rank", 20)
-    assert "began with “16”" in trouble(made, "adapter.rank") and "1" in made._end.value
+    assert "started with “16”" in trouble(made, "adapter.rank") and "1" in made._end.value
     made.choose(run="other")
     assert not trouble(made, "adapter.rank")
     made.choose(run=begun.name)

@@ -73,7 +73,7 @@ def fake(folder: Path, columns: int, rows: int, side: int, *, stop: int = -1):
 
 
 def test_the_sheet_grows_with_empty_places_and_ends_whole(tmp_path, drawn):
-    view.show(fake(tmp_path, 3, 2, 64))
+    view.show_grid(fake(tmp_path, 3, 2, 64))
     growing = [html for html in drawn if "image " in html]
     assert [re.search(r"image (\d) / 6", html)[1] for html in growing] == ["1", "2", "3", "4", "5"]
     assert len({image.size for html in growing[2:] for image in images(html)}) <= 2, "it keeps its shape"
@@ -82,7 +82,7 @@ def test_the_sheet_grows_with_empty_places_and_ends_whole(tmp_path, drawn):
 
 def test_axes_that_are_known_label_the_sheet_from_the_first_image(tmp_path, drawn):
     x, y = Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2))
-    view.show(view.Painting(x, y, fake(tmp_path, 3, 2, 64)))
+    view.show_grid(view.Painting(x, y, fake(tmp_path, 3, 2, 64)))
     sizes = {images(html)[0].size for html in drawn if "image " in html}
     assert len(sizes) == 1, "all of its places are there from the beginning"
     (width, height) = sizes.pop()
@@ -90,27 +90,27 @@ def test_axes_that_are_known_label_the_sheet_from_the_first_image(tmp_path, draw
 
 
 def test_what_is_left_in_the_notebook_is_bounded_however_large_the_grid_is(tmp_path, drawn):
-    view.show(fake(tmp_path, 5, 3, 512))
+    view.show_grid(fake(tmp_path, 5, 3, 512))
     assert max(map(len, drawn)) < 600_000
     assert images(drawn[-1])[0].width <= 1600
 
 
 def test_the_interrupt_button_leaves_what_is_painted_and_no_error(tmp_path, drawn):
     painting = fake(tmp_path, 3, 2, 64, stop=4)
-    view.show(painting)
+    view.show_grid(painting)
     assert "4 of 6 images are painted and kept" in drawn[-1] and len(images(drawn[-1])) == 1
 
 
 def test_the_interrupt_button_pressed_twice_leaves_no_error_either(tmp_path, drawn, monkeypatch):
     monkeypatch.setattr(view, "_give_back", lambda painting: signal.raise_signal(signal.SIGINT))
-    view.show(fake(tmp_path, 3, 2, 64, stop=0))
+    view.show_grid(fake(tmp_path, 3, 2, 64, stop=0))
     assert "What was painted before is kept" in drawn[-1] and not images(drawn[-1])
 
 
 def test_a_painter_that_waits_is_let_go_when_the_interrupt_button_is_pressed(tmp_path, drawn, monkeypatch):
     painting, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
     monkeypatch.setattr(view.Sheet, "put", lambda self, event: (put(self, event), signal.raise_signal(signal.SIGINT)))
-    view.show(view.Painting(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), painting))
+    view.show_grid(view.Painting(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), painting))
     assert "1 of 6 images" in drawn[-1] and painting.gi_frame is None
 
 
@@ -119,7 +119,7 @@ def test_the_form_paints_what_it_says(trained, drawn):
     form.strengths.value = "0.5，1"
     form.sampling.value, form.seed.value = 1, 7
     assert "4 columns × 2 rows = 8 images" in form.told.value
-    view.show(form.paint())
+    view.show_grid(form.paint())
     folder = trained.grids / "checkpoint-strength"
     assert str(folder / "grid.png") in drawn[-1] and len(list((folder / "cells").iterdir())) == 7, "off is off twice"
     with Image.open(next((folder / "cells").iterdir())) as cell:

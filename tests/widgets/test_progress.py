@@ -23,8 +23,8 @@ from lorakit.project import Project
 from lorakit.project.lock import claim
 from lorakit.sync import service
 from lorakit.training import jobs
-from widgets.train import live
-from widgets.train.history import History
+from widgets.training import live
+from widgets.training.history import History
 
 IMAGE = re.compile(r"data:image/jpeg;base64,[^\"]+")
 
@@ -107,7 +107,7 @@ def test_a_run_of_10000_steps_leaves_little_behind_and_is_drawn_quickly(run):
 def test_a_fresh_process_shows_a_long_run_within_3_seconds_and_needs_no_torch(run):
     long_run(run, 10_000)
     script = (
-        "import sys, time; begun = time.monotonic(); from widgets.train.live import render; "
+        "import sys, time; begun = time.monotonic(); from widgets.training.live import render; "
         f"from lorakit.project import Project; render(Project({str(run.project.folder)!r}).run('r')); "
         "print(time.monotonic() - begun); assert 'torch' not in sys.modules"
     )

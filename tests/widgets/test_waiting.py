@@ -12,7 +12,9 @@ from lorakit.project import lock
 from lorakit.training import jobs
 
 manager = pytest.importorskip("jupyter_client.manager")
-WATCH = "from lorakit.project import Project\nfrom widgets.train.live import watch\nwatch(Project({folder!r}).run('r'))"
+WATCH = (
+    "from lorakit.project import Project\nfrom widgets.training.live import watch\nwatch(Project({folder!r}).run('r'))"
+)
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from lorakit.sync import service
 from widgets.clicks import Clicks
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
-from widgets.page import AMBER, GREY, RED, box
-from widgets.plot import BLUE
+from widgets.page import AMBER, BLUE, GREY, RED, box
 from widgets.project.draft import Draft
 
 SIDE = 960  # px of the longer side of the image that is drawn on

@@ -18,10 +18,9 @@ from lorakit.prepare.crop import prepare as preparing
 from lorakit.project import Project
 from lorakit.sync import service
 from widgets.data.thumbnails import Thumbnails
-from widgets.fields import Looks, Row
+from widgets.fields import Layouts, Row
 from widgets.i18n import say
-from widgets.page import AMBER, RED, WIDTH, aside, bar, box, facts
-from widgets.plot import GREY
+from widgets.page import AMBER, GREY, RED, WIDTH, aside, bar, box, facts
 from widgets.project.draft import Draft
 
 REDRAW = 0.5  # s
@@ -58,10 +57,10 @@ class PrepareForm:
 
     def __init__(self, project: Project):
         self.project, self.how = project, read_prepare(project)
-        looks = Looks()
+        layouts = Layouts()
         names = [f.name for f in fields(PrepareConfig) if not f.metadata["ui"].hidden]
         self.rows = {
-            name: Row(looks, f"prepare.{name}", PrepareConfig, name, self._changed, self._undone) for name in names
+            name: Row(layouts, f"prepare.{name}", PrepareConfig, name, self._changed, self._undone) for name in names
         }
         self.button = ipywidgets.Button(
             description=say("Prepare the images"), button_style="primary", layout=ipywidgets.Layout(width="auto")

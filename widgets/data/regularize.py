@@ -15,8 +15,7 @@ from lorakit.project import Project
 from lorakit.sync import service
 from widgets.i18n import say
 from widgets.images import thumbnail
-from widgets.page import AMBER, GREEN, RED, WIDTH, aside, bar, box, facts, span
-from widgets.plot import BLUE
+from widgets.page import AMBER, BLUE, GREEN, RED, WIDTH, aside, bar, box, facts, span
 from widgets.project.draft import Draft
 
 REDRAW = 1.0  # s between two drawings at least

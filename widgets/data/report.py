@@ -22,8 +22,7 @@ from lorakit.run.config import LoopConfig
 from lorakit.sync import service
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
-from widgets.page import AMBER, GREEN, RED, aside, bar, box, facts
-from widgets.plot import BLUE, GREY
+from widgets.page import AMBER, BLUE, GREEN, GREY, RED, aside, bar, box, facts
 from widgets.project.draft import Draft
 
 SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding

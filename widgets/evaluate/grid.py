@@ -38,8 +38,8 @@ class Painting:
         return self.events
 
 
-def show(painting: Iterable[Rendered | Done]) -> None:
-    """Paint a grid in the foreground of a cell and show it as it grows: `show(choice.paint())`, `show(grid(...))`.
+def show_grid(painting: Iterable[Rendered | Done]) -> None:
+    """Generate a grid in this cell and show it as it grows: `show_grid(choice.paint())`, `show_grid(grid(...))`.
 
     The interrupt button ends it without an error; what is painted is kept, and the same cell goes on there.
     """

@@ -26,7 +26,7 @@ ELSEWHERE = "full body, spacesuit, holding a flag, on the moon"  # surely in no 
 
 
 def grid_form(run: Run) -> GridForm:
-    """Show the form; what it returns paints in a cell of its own: `show(choice.paint())`."""
+    """Show the form; what it returns paints in a cell of its own: `show_grid(choice.paint())`."""
     from IPython.display import display
 
     form = GridForm(run)
@@ -95,7 +95,7 @@ class GridForm:
         return self._axis(self.x.value), self._axis(self.y.value)
 
     def paint(self) -> Painting:
-        """The grid, ready to be shown: `show(choice.paint())`. Images that were painted before are not painted again.
+        """The grid, ready to be shown: `show_grid(choice.paint())`. Images that exist are kept.
 
         Raises ConfigError for what cannot be painted.
         """
@@ -148,7 +148,7 @@ class GridForm:
             x=len(x.values),
             y=len(y.values),
             n=len(x.values) * len(y.values),
-            code="show(choice.paint())",
+            code="show_grid(choice.paint())",
         )
         columns = " · ".join(x.label(value) for value in x.values) if x.name != "prompt" else ""
         self.told.value = (

@@ -19,10 +19,10 @@ from lorakit.project import Project, Run
 from lorakit.training import jobs
 from widgets.i18n import say
 from widgets.images import thumbnail
-from widgets.page import RED, WIDTH, bar, box, facts, span
-from widgets.plot import BLUE, GREY, number, spark
-from widgets.train.history import History
-from widgets.train.live import STATES, kept, render, trouble
+from widgets.page import BLUE, GREY, RED, WIDTH, bar, box, facts, span
+from widgets.plot import number, spark
+from widgets.training.history import History
+from widgets.training.live import STATES, kept, render, trouble
 
 SIDE = 84  # px of the newest sample
 GOES_ON = ("new", "stopped", "failed", "cut")  # states in which a trainer can be started

@@ -6,7 +6,7 @@ import html
 
 from lorakit.guide_tables import tables
 from lorakit.project import Project
-from widgets.fields import small
+from widgets.fields import help_html
 from widgets.i18n import say
 from widgets.project.draft import Draft
 
@@ -32,7 +32,7 @@ def advice_tables(family: str, topic: str) -> str:
         found.append(
             f"<div style='margin:0 0 14px 0;overflow-x:auto;line-height:1.35'><b>{html.escape(say(table.title))}</b> "
             f"<i>{html.escape(table.source)}</i><table style='font-size:12px;line-height:1.35'>"
-            f"<tr>{head}</tr>{rows}</table>{small(html.escape(say(table.note)))}</div>"
+            f"<tr>{head}</tr>{rows}</table>{help_html(html.escape(say(table.note)))}</div>"
         )
     # no wider than the page: what is too wide scrolls in itself
     return f"<div style='width:0;min-width:100%'>{''.join(found)}</div>"

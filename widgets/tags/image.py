@@ -13,8 +13,7 @@ from lorakit.tags.suspects import ABSENT
 from widgets.clicks import Clicks, said
 from widgets.data.thumbnails import LARGE, Thumbnails
 from widgets.i18n import say
-from widgets.page import AMBER, aside
-from widgets.plot import BLUE
+from widgets.page import AMBER, BLUE, aside
 from widgets.tags.state import State
 from widgets.tags.suspects import sentence
 

@@ -11,8 +11,7 @@ import ipywidgets
 from widgets.clicks import Clicks, said
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
-from widgets.page import AMBER, GREEN, aside
-from widgets.plot import BLUE
+from widgets.page import AMBER, BLUE, GREEN, aside
 from widgets.tags.choice import Choice
 from widgets.tags.state import PAGE, State
 

@@ -8,8 +8,7 @@ import ipywidgets
 
 from widgets.clicks import Clicks, said
 from widgets.i18n import say
-from widgets.page import AMBER, aside
-from widgets.plot import BLUE
+from widgets.page import AMBER, BLUE, aside
 from widgets.tags.state import Row, State
 
 ROWS = 300  # at most; the rest is found by typing

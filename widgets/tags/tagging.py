@@ -21,7 +21,7 @@ from lorakit.tags import tagging as captions
 from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.tagging import TaggingConfig, read_tagging, write_tagging
 from widgets.data.thumbnails import Thumbnails
-from widgets.fields import Looks, Row, is_basic, small
+from widgets.fields import Layouts, Row, help_html, is_basic
 from widgets.i18n import say
 from widgets.page import AMBER, RED, WIDTH, aside, bar, box, facts, span
 from widgets.project.draft import Draft
@@ -157,7 +157,7 @@ class TaggingForm:
     """The widget: `widget` is to be displayed; every change is in the project's tagging.yaml at once."""
 
     def __init__(self, project: Project):
-        self.project, self._looks = project, Looks()
+        self.project, self._layouts = project, Layouts()
         wide = ipywidgets.Layout(width="auto")
         self.button = ipywidgets.Button(description=say("Tag the images"), button_style="primary", layout=wide)
         self.button.on_click(lambda _: self.run(only_ask=False))
@@ -166,9 +166,9 @@ class TaggingForm:
         self.ask.on_click(lambda _: self.run(only_ask=True))
         self.told, self.trigger = ipywidgets.HTML(), ipywidgets.HTML()
         options = [(name, name) for name in taggers.names()]
-        self.tagger = ipywidgets.Dropdown(options=options, layout=self._looks.wide)
+        self.tagger = ipywidgets.Dropdown(options=options, layout=self._layouts.wide)
         self.tagger.observe(lambda change: self._choose(change["new"]), "value")
-        self._about = self._looks.text()
+        self._about = self._layouts.text()
         self.widget = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%", max_width="1240px"))
         self._make()
 
@@ -220,15 +220,15 @@ class TaggingForm:
         self.name, self.settings, self.config = read_tagging(self.project)
         self.tagger.value = self.name
         self.rows: dict[str, Row] = {}
-        looks = self._looks
-        line = ipywidgets.HBox([self.tagger, ipywidgets.Button(layout=looks.no_button)], layout=looks.line)
-        plain, more = [looks.laid_out(looks.text(say("Tagger")), ipywidgets.VBox([line]), self._about)], []
+        layouts = self._layouts
+        line = ipywidgets.HBox([self.tagger, ipywidgets.Button(layout=layouts.no_button)], layout=layouts.line)
+        plain, more = [layouts.as_row(layouts.text(say("Tagger")), ipywidgets.VBox([line]), self._about)], []
         for owner, config_class in ((self.name, taggers.config_class(self.name)), ("tagging", TaggingConfig)):
             for f in fields(config_class):
                 if owner == "tagging" and taggers.output(self.name) == "sentence" and f.name not in FOR_SENTENCES:
                     continue
                 path = f"{owner}.{f.name}"
-                row = Row(looks, path, config_class, f.name, self._changed, lambda row: self.reset(row.path))
+                row = Row(layouts, path, config_class, f.name, self._changed, lambda row: self.reset(row.path))
                 self.rows[path] = row
                 (plain if is_basic(config_class, f.name) else more).append(row.widget)
         folded = ipywidgets.Accordion(children=[ipywidgets.VBox(more)], selected_index=None)
@@ -244,7 +244,7 @@ class TaggingForm:
             row.show(None, by_hand=True, trouble=str(error), keeps=True)
 
     def _show(self) -> None:
-        self._about.value = small(html.escape(say(taggers.about(self.name))))
+        self._about.value = help_html(html.escape(say(taggers.about(self.name))))
         none = say("No trigger is chosen, and none is written; the form of notebooks 1 and 4 asks for it.")
         trigger = Draft(self.project).data.trigger
         self.trigger.value = aside(say("The trigger comes first: {trigger}", trigger=trigger) if trigger else none)

@@ -7,13 +7,14 @@ import html
 from lorakit.diffusion import timesteps
 from lorakit.diffusion.weightings import LossConfig
 from widgets.i18n import say
-from widgets.plot import GREY, bars
+from widgets.page import GREY
+from widgets.plot import bars
 
 DRAWS, BARS = 20_000, 40
 
 
-def show(loss: LossConfig) -> None:
-    """Draw how often each time would be trained with these settings: `show(config.loss)`."""
+def show_timesteps(loss: LossConfig) -> None:
+    """Draw how often each time would be trained with these settings: `show_timesteps(config.loss)`."""
     from IPython.display import HTML, display
 
     display(HTML(render(loss)))

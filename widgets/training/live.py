@@ -12,9 +12,9 @@ from lorakit.project import Project, Run
 from lorakit.training import jobs
 from widgets.i18n import say
 from widgets.images import thumbnail
-from widgets.page import AMBER, RED, WIDTH, aside, bar, box, clock, facts, size, span
-from widgets.plot import BLUE, GREY, Curve, lines, number
-from widgets.train.history import History
+from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
+from widgets.plot import Curve, lines, number
+from widgets.training.history import History
 from widgets.waiting import Queue
 
 REDRAW = 1.0  # s between two drawings at least

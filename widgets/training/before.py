@@ -17,8 +17,8 @@ from lorakit.training.forecast import Disk, Forecast, StageForecast, forecast
 from lorakit.training.probe import Outlook, Probed, outlook, remembered
 from lorakit.training.probe import probe as try_steps
 from widgets.i18n import say
-from widgets.page import AMBER, RED, WIDTH, aside, bar, box, clock, facts, size, span
-from widgets.plot import BLUE, GREY, Curve, lines, number
+from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
+from widgets.plot import Curve, lines, number
 
 REDRAW = 1.0  # s between two drawings at least
 BUCKETS, NOTES = 12, 20  # that are shown at most
@@ -40,7 +40,7 @@ DOING = {
 }
 
 
-def before(what: Run | RunConfig, project: Project | None = None, hours: float = 3.0) -> None:
+def before_training(what: Run | RunConfig, project: Project | None = None, hours: float = 3.0) -> None:
     """Show what a run, or one of these settings in `project`, will be; `hours` is how long a session lasts.
 
     Below it a button that tries a few real steps, and a slider for the hours. Raises UserError for what cannot be
@@ -64,7 +64,7 @@ class _View:
     def __init__(self, what: Run | RunConfig, project: Project | None, hours: float):
         self.run = what if isinstance(what, Run) else None
         if self.run is None and project is None:
-            raise UserError("before() needs the project beside settings: before(form.value, project).")
+            raise UserError("before_training() needs the project, too: before_training(form.value, project).")
         self.project = self.run.project if self.run else project
         self.config = read_config(self.run) if self.run else what
         self.hours, self.note = hours, ""

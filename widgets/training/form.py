@@ -22,13 +22,14 @@ from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig
 from lorakit.run.create import start
 from lorakit.run.resume import RunChanged, began_with, decisive
-from widgets.fields import AMBER, RED, Looks, Row, is_basic, sentence, small, told
+from widgets.fields import Layouts, Row, help_html, is_basic, problem_html, value_text
 from widgets.i18n import say, words
+from widgets.page import AMBER, RED
 from widgets.project import draft as drafts
 from widgets.project.draft import Draft, flattened, owners, usable
 from widgets.project.guides import advice_tables
-from widgets.train.as_code import code
-from widgets.train.header import Header
+from widgets.training.as_code import code
+from widgets.training.header import Header
 
 
 class Form:
@@ -144,7 +145,7 @@ class Form:
                 say("The optimizer for this card fails here, so adamw is taken: {reason}", reason=reason)
             ]
 
-    # ---- how it looks ------------------------------------------------------------------------------------------------
+    # ---- how it is shown -------------------------------------------------------------------------------------------
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -158,8 +159,8 @@ class Form:
     def _make(self) -> None:
         """The widgets of the chosen family; those for experts only are made when they are first asked for."""
         self.rows: dict[str, Row] = {}
-        self._looks = Looks()
-        self.head = Header(self, self._looks)
+        self._layouts = Layouts()
+        self.head = Header(self, self._layouts)
         self._basic = [path for path, place in usable(self.draft.choice.family).items() if is_basic(*place)]
         basic = [self._row(path).widget for path in self._basic]
         self._groups: list[tuple[str, list[Row]]] = []
@@ -177,7 +178,7 @@ class Form:
         fewer = {"sample.sampler": family.samplers, "save.form": ("auto", *family.forms)}
         beside = (self.head.family,) if path == "model.source" else ()
         row = Row(
-            self._looks,
+            self._layouts,
             path,
             config_class,
             name,
@@ -234,7 +235,9 @@ class Form:
         self._expert.value = choice.expert
         self.head.show(self._wrong.get("run", ""))
         far = [text for path, text in problems.items() if path not in (*self._basic, "run")]
-        self._top.value = "".join(sentence(text, AMBER) for text in self.draft.notes) + "".join(map(sentence, far))
+        self._top.value = "".join(problem_html(text, AMBER) for text in self.draft.notes) + "".join(
+            map(problem_html, far)
+        )
         self._end.value = self._ending(len(problems))
 
     def _problems(self) -> dict[str, str]:
@@ -256,7 +259,9 @@ class Form:
         old = flattened(decisive(begun)) if begun else {}
         now = json.loads(json.dumps(self.draft.shown))  # lists for tuples, as above
         return {
-            path: say("This run began with “{old}”. Put that back, or give the run another name.", old=told(value))
+            path: say(
+                "This run was started with “{old}”. Change it back, or choose another run name.", old=value_text(value)
+            )
             for path, value in old.items()
             if path in now and now[path] != value
         }
@@ -264,8 +269,8 @@ class Form:
     def _ending(self, troubles: int) -> str:
         saved = say("Every change is saved in {file}.", file=drafts.FILE)
         if troubles:
-            return sentence(say("To put right before the run: {n}.", n=troubles), AMBER) + small(saved)
-        return small(f"✓ {say('The settings are complete.')} {saved}")
+            return problem_html(say("To put right before the run: {n}.", n=troubles), AMBER) + help_html(saved)
+        return help_html(f"✓ {say('The settings are complete.')} {saved}")
 
     def _count(self) -> tuple[int, int]:
         """(images, images in an epoch) of the dataset, as far as names tell."""

@@ -18,8 +18,8 @@ from lorakit.run.create import from_weights
 from lorakit.run.stages import lr_curve, stage_steps
 from lorakit.training import jobs
 from widgets.i18n import say
-from widgets.page import AMBER, GREEN, RED, WIDTH, aside, box
-from widgets.plot import GREY, Curve, lines, number
+from widgets.page import AMBER, GREEN, GREY, RED, WIDTH, aside, box
+from widgets.plot import Curve, lines, number
 
 STAGE = "stage"  # beside extend.WAYS
 WAYS = (*extend.WAYS, STAGE)
@@ -55,7 +55,7 @@ def ways(run: Run, epochs: int) -> tuple[str, ...]:
     return WAYS if _further(run, epochs) > 0 else extend.WAYS  # fewer than planned are no new stage
 
 
-def going_on(run: Run) -> None:
+def continue_run(run: Run) -> None:
     """Two buttons with two names: resume this run, and start a new run from its weights."""
     from IPython.display import display
 

@@ -10,8 +10,9 @@ import ipywidgets
 
 from lorakit import models, presets
 from lorakit.errors import UserError
-from widgets.fields import AMBER, Looks, called, sentence, small, told
+from widgets.fields import Layouts, help_html, label_and_help, problem_html, value_text
 from widgets.i18n import say
+from widgets.page import AMBER
 from widgets.project.draft import usable
 
 MARGIN = "2px 40px 2px 2px"  # ends where fields with a button beside them end
@@ -23,13 +24,13 @@ SIZES = {"small": "few", "middle": "some", "large": "many"}  # images
 class Header:
     """Its rows are `name` and `preset`; the dropdown `family` stands beside the base model. It acts on a Form."""
 
-    def __init__(self, form: Any, looks: Looks):
+    def __init__(self, form: Any, layouts: Layouts):
         self._form, self._silent = form, True
         self._name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="auto", margin=MARGIN))
         self._name.observe(lambda change: self._choose(run=change["new"].strip()), "value")
-        self._begun, self._trouble, self._why = looks.text(), looks.text(), looks.text()
+        self._begun, self._trouble, self._why = layouts.text(), layouts.text(), layouts.text()
         middle = ipywidgets.VBox([self._name, self._trouble])
-        self.name = looks.laid_out(looks.text(say("Run")), middle, self._begun)
+        self.name = layouts.as_row(layouts.text(say("Run")), middle, self._begun)
         narrow = ipywidgets.Layout(width="90px", flex="0 0 90px")
         self.family = self._dropdown("family", {name: name for name in models.names()}, narrow)
         even = ipywidgets.Layout(width="auto", flex="1 1 104px", min_width="104px")
@@ -38,7 +39,7 @@ class Header:
             [self._purpose, self._size, self._card],
             layout=ipywidgets.Layout(width="auto", margin="0 38px 0 0", flex_flow="row wrap"),
         )
-        self.preset = looks.laid_out(looks.text(say("Preset")), ipywidgets.VBox([chosen]), self._why)
+        self.preset = layouts.as_row(layouts.text(say("Preset")), ipywidgets.VBox([chosen]), self._why)
 
     def _dropdown(self, name: str, options: Mapping[str, str], layout: Any) -> Any:
         made = ipywidgets.Dropdown(options=[(text, value) for value, text in options.items()], layout=layout)
@@ -72,7 +73,7 @@ class Header:
             self._purpose.value, self._size.value, self._card.value = choice.purpose, choice.size, choice.card
         finally:
             self._silent = False
-        self._trouble.value = sentence(trouble)
+        self._trouble.value = problem_html(trouble)
         self._begun.value = self._about_name()
         self._why.value = self._about_preset()
 
@@ -94,36 +95,39 @@ class Header:
             text = say(
                 "This run has begun: only memory, save and sample settings may change. Another name is a new run."
             )
-            return sentence(text, AMBER)
-        return small(html.escape(say("Its folder is {folder}.", folder=f"runs/{run.name}")))
+            return problem_html(text, AMBER)
+        return help_html(html.escape(say("Its folder is {folder}.", folder=f"runs/{run.name}")))
 
     def _about_preset(self) -> str:
         choice, (images, an_epoch) = self._form.draft.choice, self._form.images
         row = presets.find(choice.family, choice.purpose, choice.size)
         there = say("There are {n} images, {m} an epoch.", n=images, m=an_epoch) if images else ""
         if row is None:
-            return small(
+            return help_html(
                 html.escape(f"{say('Settings of a guide for what is trained and how many images there are.')} {there}")
             )
-        lines = [small(f"{html.escape(say(row.why))} <i>{html.escape(row.source)}</i>")]
+        lines = [help_html(f"{html.escape(say(row.why))} <i>{html.escape(row.source)}</i>")]
         if images and an_epoch != choice.images:
             text = say(
                 "Its epochs are for {m} images an epoch; now there are {n}: choose it again.",
                 m=choice.images,
                 n=an_epoch,
             )
-            lines.append(sentence(text, AMBER))
+            lines.append(problem_html(text, AMBER))
         elif there:
-            lines.append(small(html.escape(there)))
+            lines.append(help_html(html.escape(there)))
         return "".join(lines) + self._changes()
 
     def _changes(self) -> str:
         """What the preset or card that was chosen last changed, and what it did not."""
         changed, stayed = self._form.changes
         places = usable(self._form.draft.choice.family)
-        lines = [f"{called(path, *places[path])[0]} {told(old)} → {told(new)}" for path, (old, new) in changed.items()]
+        lines = [
+            f"{label_and_help(path, *places[path])[0]} {value_text(old)} → {value_text(new)}"
+            for path, (old, new) in changed.items()
+        ]
         if len(lines) > TOLD:
             lines[TOLD:] = [say("and {n} more", n=len(lines) - TOLD)]
-        kept = ", ".join(called(path, *places[path])[0] for path in stayed)
+        kept = ", ".join(label_and_help(path, *places[path])[0] for path in stayed)
         found = [(say("Changed:"), " · ".join(lines)), (say("Stays as set by hand:"), kept)]
-        return "".join(small(f"<b>{name}</b> {html.escape(text)}") for name, text in found if text)
+        return "".join(help_html(f"<b>{name}</b> {html.escape(text)}") for name, text in found if text)
