@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorakit.data import DataConfig
-from lorakit.data.captions import drawn, variant
+from lorakit.data.captions import training_caption, variant
 from lorakit.data.plan import Plan
 from lorakit.randomness import generator, rng, seed_of
 
@@ -47,7 +47,7 @@ def test_the_draws_of_a_seed_are_what_they_always_were():
 def test_captions_and_order_of_a_run_are_what_they_always_were():
     config = DataConfig(shuffle_caption=True, caption_tag_dropout_rate=0.3)
     assert variant("a, b, c, d, e, f", 2, config, 42) == "a, d, b, c"
-    assert [drawn("a, b, c, d, e, f", config, 42, step, 0) for step in range(3)] == [
+    assert [training_caption("a, b, c, d, e, f", config, 42, step, 0) for step in range(3)] == [
         "a, f, d, b",
         "a, e, c, b",
         "a, e",

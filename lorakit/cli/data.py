@@ -40,37 +40,37 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from lorakit.prepare.intake import add
+    from lorakit.prepare.intake import import_images
     from lorakit.project import Project
 
     for source in options.source:
-        _follow(add(Project(options.project), source, options.into, options.repeats))
+        _follow(import_images(Project(options.project), source, options.into, options.repeats))
     return 0
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from lorakit.config import from_dict, to_dict
-    from lorakit.prepare.crop import FOLDER, PrepareConfig, prepare, read_prepare, write_prepare
+    from lorakit.prepare.crop import FOLDER, PrepareConfig, prepare, read_prepare_config, write_prepare_config
 
     project = project_at(options.project)
-    settings = with_changes({"prepare": to_dict(read_prepare(project))}, options.set)
+    settings = with_changes({"prepare": to_dict(read_prepare_config(project))}, options.set)
     how = from_dict(PrepareConfig, settings.pop("prepare"), "prepare.")
     data = _data(settings)
-    write_prepare(project, how)
+    write_prepare_config(project, how)
     _follow(prepare(project, data, how))
     print(f"{project.folder / FOLDER}\ntrain on it: --set data.folder={FOLDER}")
     return 0
 
 
 def _buckets(options: argparse.Namespace) -> int:
-    from lorakit.data.buckets import overview
+    from lorakit.data.buckets import group_by_bucket
     from lorakit.data.scan import scan
 
     data = _data(with_changes({}, options.set))
-    buckets = overview(scan(data, project_at(options.project).folder).samples, data)
+    buckets = group_by_bucket(scan(data, project_at(options.project).folder).samples, data)
     for bucket in buckets:
         width, height = bucket.size
-        print(f"{width:5} x {height:<5} {len(bucket.images):5} images {bucket.seen:6} seen an epoch")
+        print(f"{width:5} x {height:<5} {len(bucket.images):5} images {bucket.images_per_epoch:6} seen an epoch")
     for fitted in (fitted for bucket in buckets for fitted in bucket.images):
         told = [f"{fitted.lost:.0%} cut off"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
             fitted.scale > 1

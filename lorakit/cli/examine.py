@@ -46,14 +46,14 @@ def _of_project(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace) -> int:
     _, report = _examined(project_at(options.project), options.set)
     settings = [part for change in options.set for part in ("--set", change)]
-    mend = f"lorakit data fix {shlex.join([str(options.project), *settings])}"
-    print(json.dumps(report.as_data(), ensure_ascii=False, indent=1) if options.json else _text(report, mend))
+    fix_command = f"lorakit data fix {shlex.join([str(options.project), *settings])}"
+    print(json.dumps(report.as_data(), ensure_ascii=False, indent=1) if options.json else _text(report, fix_command))
     return 0 if report.is_fine() else 1
 
 
 def _fix(options: argparse.Namespace) -> int:
     from lorakit.errors import UserError
-    from lorakit.examine.fixes import FIXES, mend
+    from lorakit.examine.fixes import FIXES, apply_fix
 
     project = project_at(options.project)
     if options.name == RESTORE:
@@ -63,7 +63,7 @@ def _fix(options: argparse.Namespace) -> int:
     if finding is None:
         there = ", ".join(f.kind for f in report.findings if f.fix) or "none"
         raise UserError(f"There is no finding {options.name!r} here; those with a fix are: {there}.")
-    done = mend(project, data, finding, options.answer)
+    done = apply_fix(project, data, finding, options.answer)
     print("\n".join([*done.kept, f"{FIXES[finding.fix].label}: {done.changed}"]))
     return int(bool(done.kept))
 
@@ -95,8 +95,8 @@ def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]
     return data, examine(project, data, model, from_dict(LoopConfig, settings["loop"], "loop."))
 
 
-def _text(report: Report, mend: str) -> str:
-    """The report as lines: numbers, then each finding with why, some images, and its fix: `mend` and its kind."""
+def _text(report: Report, fix_command: str) -> str:
+    """The report as lines: numbers, then each finding with why, some images, and its fix as a command."""
     from lorakit.examine.fixes import FIXES
 
     lines = ["   ".join(f"{name} {value}" for name, value in report.numbers.items())] if report.numbers else []
@@ -107,7 +107,7 @@ def _text(report: Report, mend: str) -> str:
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
         if finding.fix:
             asks = " --answer ENCODING" * bool(FIXES[finding.fix].answers)
-            lines.append(f"  → {mend} {finding.kind}{asks}\n    {FIXES[finding.fix].help}")
+            lines.append(f"  → {fix_command} {finding.kind}{asks}\n    {FIXES[finding.fix].help}")
     return "\n".join([*lines, "", _verdict(report)]).strip()
 
 

@@ -24,7 +24,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedImage:
     """An image and how it gets into its bucket."""
 
     sample: Sample
@@ -52,28 +52,28 @@ class Bucket:
     """Images that are trained at one size (width, height)."""
 
     size: tuple[int, int]
-    images: tuple[Fitted, ...]
+    images: tuple[FittedImage, ...]
 
     @property
-    def seen(self) -> int:
+    def images_per_epoch(self) -> int:
         """How many images an epoch shows of it (repeats)."""
         return sum(fitted.sample.repeats for fitted in self.images)
 
 
-def overview(samples: Iterable[Sample], config: DataConfig) -> list[Bucket]:
+def group_by_bucket(samples: Iterable[Sample], config: DataConfig) -> list[Bucket]:
     """All images by the bucket that each falls into, the fullest first."""
     known: dict[tuple[int, int], Fit] = {}
-    found: dict[tuple[int, int], list[Fitted]] = {}
+    found: dict[tuple[int, int], list[FittedImage]] = {}
     for sample in samples:
         size = sample.width, sample.height
         if size not in known:
             known[size] = fit(*size, config)
-        found.setdefault(known[size].size, []).append(Fitted(sample, known[size]))
+        found.setdefault(known[size].size, []).append(FittedImage(sample, known[size]))
     made = [Bucket(size, tuple(images)) for size, images in found.items()]
-    return sorted(made, key=lambda bucket: (-bucket.seen, bucket.size))
+    return sorted(made, key=lambda bucket: (-bucket.images_per_epoch, bucket.size))
 
 
-def sizes(config: DataConfig) -> list[tuple[int, int]]:
+def bucket_sizes(config: DataConfig) -> list[tuple[int, int]]:
     """Every bucket (width, height) whose area is at most resolution squared: for each width the tallest that fits."""
     step, area = config.bucket_reso_steps, config.resolution**2
     found = {(config.resolution, config.resolution)}
@@ -92,7 +92,7 @@ def fit(width: int, height: int, config: DataConfig) -> Fit:
         size = (config.resolution, config.resolution)
     else:
         ratio = width / height
-        size = min(sizes(config), key=lambda s: (abs(s[0] / s[1] - ratio), -s[0] * s[1]))
+        size = min(bucket_sizes(config), key=lambda s: (abs(s[0] / s[1] - ratio), -s[0] * s[1]))
         if config.bucket_no_upscale and (width < size[0] or height < size[1]):
             size = _inside(width, height, config)
     scale = max(size[0] / width, size[1] / height)
@@ -109,7 +109,7 @@ def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
     return (long, short) if width >= height else (short, long)
 
 
-def apply(image: Image.Image, how: Fit, *, flip: bool = False) -> Image.Image:
+def resize_and_crop(image: Image.Image, how: Fit, *, flip: bool = False) -> Image.Image:
     """The training image: resized (Lanczos), cropped, mirrored when asked."""
     (left, top), (width, height) = how.crop, how.size
     if image.size != how.resized:

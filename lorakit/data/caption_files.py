@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 1_000_000  # of a caption file
+MAX_CAPTION_BYTES = 1_000_000  # of a caption file
 MAX_BOOK = 64_000_000  # bytes of a file with the captions of many images
 MARKS = (  # what a file may begin with, and the encoding that it then has
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -27,15 +27,15 @@ METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")  # kohya's, the
 
 @dataclass(frozen=True)
 class Caption:
-    """What a file says of an image, on one line. With `trouble`, why it was not read, the text is ""."""
+    """What a file says of an image, on one line. With `error`, why it was not read, the text is ""."""
 
     text: str = ""
     source: Path | None = None  # None: nothing says anything of it
     encoding: str = ""
-    trouble: str = ""
+    error: str = ""
 
 
-class Undecided(ValueError):
+class UnknownEncoding(ValueError):
     """Bytes that are text in no encoding, or in more than one; the message says which might be meant."""
 
 
@@ -43,19 +43,19 @@ def read_captions(files: Iterable[Path]) -> dict[Path, Caption]:
     """What each caption file says. A short one that is Chinese if the others of its folder are is read as they are."""
     found = {file: read_caption(file) for file in files}
     chinese = {file.parent for file, caption in found.items() if caption.encoding == "gb18030"}
-    undecided = [file for file, caption in found.items() if caption.trouble and file.parent in chinese]
+    undecided = [file for file, caption in found.items() if caption.error and file.parent in chinese]
     return found | {file: read_caption(file, among_chinese=True) for file in undecided}
 
 
 def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
     """The text of one caption file on one line; encodings that could be mistaken are reported, never guessed."""
     try:
-        if file.stat().st_size > MAX_BYTES:
-            return Caption("", file, "", f"it has more than {MAX_BYTES / 1e6:.0f} MB, too much for a caption")
+        if file.stat().st_size > MAX_CAPTION_BYTES:
+            return Caption("", file, "", f"it has more than {MAX_CAPTION_BYTES / 1e6:.0f} MB, too much for a caption")
         text, encoding = decode(file.read_bytes(), among_chinese=among_chinese)
     except OSError as error:
         return Caption("", file, "", f"it cannot be read ({error.strerror})")
-    except Undecided as error:
+    except UnknownEncoding as error:
         return Caption("", file, "", str(error))
     return Caption(one_line(text.splitlines()), file, encoding)
 
@@ -75,7 +75,9 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
             try:
                 return data.decode(encoding), encoding
             except UnicodeDecodeError:
-                raise Undecided(f"it begins as {encoding.upper()} but goes on as something else: {ADVICE}") from None
+                raise UnknownEncoding(
+                    f"it begins as {encoding.upper()} but goes on as something else: {ADVICE}"
+                ) from None
     if b"\0" in data:
         return _unmarked_utf16(data)
     try:
@@ -87,17 +89,17 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
     if _is_chinese(data, among_chinese):
         return data.decode("gb18030"), "gb18030"
     if text:
-        raise Undecided(f"it can be read in more than one way, as {_perhaps(data)}: {ADVICE} with a mark (BOM)")
-    raise Undecided(f"it is not UTF-8 text, perhaps {_perhaps(data)}: {ADVICE}")
+        raise UnknownEncoding(f"it can be read in more than one way, as {_perhaps(data)}: {ADVICE} with a mark (BOM)")
+    raise UnknownEncoding(f"it is not UTF-8 text, perhaps {_perhaps(data)}: {ADVICE}")
 
 
-def marked(text: str) -> str:
+def with_bom(text: str) -> str:
     """A text for a file in UTF-8, with a mark where `decode` would take it for another encoding, as of a single "é"."""
     if text.isascii():
         return text
     try:
         return text if decode(text.encode("utf-8", "surrogateescape"))[1] == "utf-8" else MARK + text
-    except Undecided:
+    except UnknownEncoding:
         return MARK + text
 
 
@@ -128,7 +130,7 @@ def _unmarked_utf16(data: bytes) -> tuple[str, str]:
             found.append((sum(char.isascii() for char in text), text, encoding))
     found.sort(reverse=True)
     if not found or found[0][0] == (found[1][0] if found[1:] else 0):
-        raise Undecided(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
+        raise UnknownEncoding(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
     return found[0][1:]
 
 
@@ -184,17 +186,17 @@ def _around(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Book:
+class CaptionJson:
     """The captions of one JSON file by their keys, which are paths, names or stems of images as somebody wrote them;
-    `trouble` when it cannot be read.
+    `error` when it cannot be read.
     """
 
     file: Path
     entries: dict[str, str] = field(default_factory=dict)
-    trouble: str = ""
+    error: str = ""
 
 
-class Names:
+class ImageNames:
     """What the images below one folder may be called in a JSON file there."""
 
     def __init__(self, folder: Path, images: Iterable[Path]):
@@ -224,25 +226,25 @@ def _spelled(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
-def read_book(file: Path) -> Book:
+def read_caption_json(file: Path) -> CaptionJson:
     """A JSON file of captions: {path or stem: a caption, a list of tags, or kohya's {"caption": ..., "tags": ...}}.
 
     Values that are something else are no entries. Source of the format: finetune/ in kohya's sd-scripts.
     """
     try:
         if file.stat().st_size > MAX_BOOK:
-            return Book(file, trouble=f"it has more than {MAX_BOOK / 1e6:.0f} MB")
+            return CaptionJson(file, error=f"it has more than {MAX_BOOK / 1e6:.0f} MB")
         found = json.loads(decode(file.read_bytes())[0])
     except OSError as error:
-        return Book(file, trouble=f"it cannot be read ({error.strerror})")
-    except Undecided as error:
-        return Book(file, trouble=str(error))
+        return CaptionJson(file, error=f"it cannot be read ({error.strerror})")
+    except UnknownEncoding as error:
+        return CaptionJson(file, error=str(error))
     except RecursionError:
-        return Book(file, trouble="it is nested too deep")
+        return CaptionJson(file, error="it is nested too deep")
     except ValueError as error:
-        return Book(file, trouble=f"it is broken ({error})")
+        return CaptionJson(file, error=f"it is broken ({error})")
     told = {key: _told(value) for key, value in found.items()} if isinstance(found, dict) else {}
-    return Book(file, {key: text for key, text in told.items() if text})
+    return CaptionJson(file, {key: text for key, text in told.items() if text})
 
 
 def _told(value: Any) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit.data.caption_files import METADATA, Book, Caption, Names, read_book, read_captions
+from lorakit.data.caption_files import METADATA, Caption, CaptionJson, ImageNames, read_caption_json, read_captions
 from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note
 
 
-class Sources:
+class CaptionSources:
     """Everything that is said of the images of a listing. A caption file wins over JSON, also an empty one, and the
     chosen ending over the other.
     """
@@ -21,9 +21,9 @@ class Sources:
             self._read_files(concept)
         files = [path for concept in listing.concepts for path in concept.files]
         files += [path for path in listing.others if path.parent == listing.root]
-        self.books = [read_book(path) for path in sorted(files, key=_order) if path.suffix.lower() == ".json"]
+        self.books = [read_caption_json(path) for path in sorted(files, key=_order) if path.suffix.lower() == ".json"]
         images = [path for concept in listing.concepts for path in concept.images]
-        names = {folder: Names(folder, images) for folder in {book.file.parent for book in self.books}}
+        names = {folder: ImageNames(folder, images) for folder in {book.file.parent for book in self.books}}
         for book in self.books:
             self._take(book, {key: names[book.file.parent].meant(key) for key in book.entries})
 
@@ -51,10 +51,10 @@ class Sources:
             if first.suffix.lower() != self.extension:
                 self._note("caption choice", first, f"is read, as there is no {self.extension} file.")
 
-    def _take(self, book: Book, meant: dict[str, list[Path]]) -> None:
+    def _take(self, book: CaptionJson, meant: dict[str, list[Path]]) -> None:
         """The captions of a JSON file for images that have none yet."""
-        if book.trouble:
-            return self._note("caption json", book.file, f"left out, {book.trouble}.")
+        if book.error:
+            return self._note("caption json", book.file, f"left out, {book.error}.")
         lost, strangers = 0, [key for key, images in meant.items() if not images]
         if len(strangers) == len(meant) and not _is_named_so(book.file):
             return self._note("foreign", book.file, "left out, no captions of the images here are in it.")

@@ -42,14 +42,14 @@ def variant(caption: str, index: int, config: DataConfig, seed: int) -> str:
     return ", ".join(kept + rest)
 
 
-def drawn(caption: str, config: DataConfig, seed: int, step: int, place: int) -> str:
+def training_caption(caption: str, config: DataConfig, seed: int, step: int, place: int) -> str:
     """The text trained at `place` of `step`: one of the caption's variants, or "" with caption_dropout_rate."""
     if config.caption_dropout_rate and rng(seed, step, place, "caption dropout").random() < config.caption_dropout_rate:
         return ""
     return variant(caption, seed_of(seed, step, place, "variant") % variant_count(config), config, seed)
 
 
-def texts(caption: str, config: DataConfig, seed: int) -> list[str]:
+def possible_captions(caption: str, config: DataConfig, seed: int) -> list[str]:
     """Every text that `drawn` can return for a caption, for filling the cache before the first step."""
     found = [variant(caption, index, config, seed) for index in range(variant_count(config))]
     return found + [""] if config.caption_dropout_rate else found

@@ -57,21 +57,25 @@ class Feed:
         self.prior_loss_weight = prior_loss_weight
         self.latents, self.text = Cache(cache / "latents"), Cache(cache / "text")
 
-    def fill(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
+    def fill_caches(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
         """Encode what the caches lack: images (and mirror images), every text that can be drawn, and `prompts`."""
-        yield from self._fill("images", self.images(), self.latents, lambda item: self._encode_image(*item))
-        yield from self._fill("captions", self.texts(prompts), self.text, self.model.encode_text)
+        yield from self._fill("images", self.cached_images(), self.latents, lambda item: self._encode_image(*item))
+        yield from self._fill("captions", self.cached_texts(prompts), self.text, self.model.encode_text)
 
-    def images(self) -> dict[Path, tuple[Sample, bool]]:
+    def cached_images(self) -> dict[Path, tuple[Sample, bool]]:
         """Cache file -> (sample, mirrored) of everything that is cached of the images."""
         wanted = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
         return {self._image_path(*item): item for item in wanted}
 
-    def texts(self, prompts: tuple[str, ...]) -> dict[Path, str]:
+    def cached_texts(self, prompts: tuple[str, ...]) -> dict[Path, str]:
         """Cache file -> text of everything that is cached of the captions and of `prompts`."""
         if not self.config.cache_text:
             return {}
-        texts = [text for sample in self.samples for text in captions.texts(sample.caption, self.config, self.seed)]
+        texts = [
+            text
+            for sample in self.samples
+            for text in captions.possible_captions(sample.caption, self.config, self.seed)
+        ]
         return {self._text_path(text): text for text in [*texts, *prompts]}
 
     def _fill(self, what: str, wanted: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
@@ -85,16 +89,19 @@ class Feed:
         """The micro-batch of these samples; `first_place` is the number of samples of the step before it."""
         chosen = [(self.samples[index], first_place + place) for place, index in enumerate(indexes)]
         flips = [self._drawn_flip(step, place) for _, place in chosen]
-        images = [self._image(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)]
+        images = [self.image(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)]
         return Batch(
             images,
             [self._size(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)],
-            [captions.drawn(sample.caption, self.config, self.seed, step, place) for sample, place in chosen],
+            [
+                captions.training_caption(sample.caption, self.config, self.seed, step, place)
+                for sample, place in chosen
+            ],
             [self.prior_loss_weight if sample.is_reg else 1.0 for sample, _ in chosen],
             _masks(images),
         )
 
-    def encoded(self, texts: list[str]) -> list[Tensors]:
+    def encode_texts(self, texts: list[str]) -> list[Tensors]:
         """Each text as far as the model's frozen parts bring it."""
         if not self.config.cache_text:
             return [self.model.encode_text(text) for text in texts]
@@ -113,7 +120,7 @@ class Feed:
         left = how.resized[0] - how.size[0] - how.crop[0] if flip else how.crop[0]
         return Size((sample.width, sample.height), (left, how.crop[1]), how.size)
 
-    def _image(self, sample: Sample, flip: bool) -> Tensors:
+    def image(self, sample: Sample, flip: bool) -> Tensors:
         if self.config.cache_latents:
             return self.latents.get(self._image_path(sample, flip), lambda: self._encode_image(sample, flip))
         return {name: tensor.cpu() for name, tensor in self._encode_image(sample, flip).items()}
@@ -128,7 +135,7 @@ class Feed:
         import torch
 
         how = buckets.fit(sample.width, sample.height, self.config)
-        image = buckets.apply(open_rgb(sample.path, self.config.background), how, flip=flip)
+        image = buckets.resize_and_crop(open_rgb(sample.path, self.config.background), how, flip=flip)
         encoded: dict[str, torch.Tensor] = self.model.encode_image(to_tensor(image))
         if not all(torch.isfinite(tensor).all() for tensor in encoded.values()):
             raise DataError(
@@ -138,7 +145,7 @@ class Feed:
         if alpha is None:
             return encoded
         grid = next(iter(encoded.values())).shape[-2:]
-        return {**encoded, MASK: _mask(buckets.apply(alpha, how, flip=flip), grid, sample)}
+        return {**encoded, MASK: _mask(buckets.resize_and_crop(alpha, how, flip=flip), grid, sample)}
 
     # ---- captions ------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
-MOST_REPEATS = 10_000  # of an image in an epoch; a larger number before a folder's name is a date, not repeats
-KINDS = (  # the order in which they are told to people: what is left out comes first
+MAX_REPEATS = 10_000  # of an image in an epoch; a larger number before a folder's name is a date, not repeats
+NOTE_KINDS = (  # the order in which they are told to people: what is left out comes first
     "overlooked folder",  # files beside kohya's folders, counted
     "unreadable",  # an image or folder that cannot be read: left out
     "foreign",  # no image: left out
@@ -144,7 +144,7 @@ class Listing:
                 self.notes.append(Note("link", self.name(path), text))
 
 
-def count(config: DataConfig, project: Path) -> tuple[int, int]:
+def count_images(config: DataConfig, project: Path) -> tuple[int, int]:
     """How many images a folder seems to hold, and how many an epoch sees of them (repeats), regularization left out.
 
     By their names alone, in milliseconds; (0, 0) without a folder.
@@ -160,7 +160,7 @@ def repeats_of(folder: str) -> int:
     "mofu" and "20240131_beach".
     """
     match = re.fullmatch(r"(\d+)_.+", folder, re.DOTALL)
-    return int(match[1]) if match and int(match[1]) <= MOST_REPEATS else 0
+    return int(match[1]) if match and int(match[1]) <= MAX_REPEATS else 0
 
 
 def folder_of(config: DataConfig, project: Path) -> Path:

@@ -15,7 +15,9 @@ NEAR = 24  # of 255: pixels that differ less from a border's colour belong to it
 SMALL = 128  # px: the longest side at which colours are counted
 SHARP = 1024  # px: the longest side below which sharpness is measured, so that it means the same at every size
 CELLS = 20  # a side: the mean colours by which images of one likeness are compared place by place
-APART = 36  # of 255: a copy that is scaled, recompressed, lightened or cropped by a percent differs less at every place
+MAX_COLOUR_DISTANCE = (
+    36  # of 255: a copy that is scaled, recompressed, lightened or cropped by a percent differs less at every place
+)
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 HUES = ((15, 3), (45, 4), (70, 5), (170, 6), (260, 7), (300, 8), (345, 9), (360, 3))  # degrees up to -> COLOURS
 
@@ -47,7 +49,7 @@ def cells(image: Image.Image) -> str:
     return base64.b64encode(image.convert("RGB").resize((CELLS, CELLS), Image.Resampling.BOX).tobytes()).decode()
 
 
-def around(told: str) -> np.ndarray:
+def with_neighbours(told: str) -> np.ndarray:
     """What `cells` told, as int16 [3, CELLS, CELLS, 3]: each place's colour, and the least and most of it beside it."""
     import numpy as np
 
@@ -57,7 +59,7 @@ def around(told: str) -> np.ndarray:
     return np.stack([own, np.minimum.reduce(beside), np.maximum.reduce(beside)])
 
 
-def apart(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+def colour_distance(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How far each of `others` [n, ...] is from one image (both as `around` tells): the colour that differs most, 0
     to 255, from what the other image has at or beside that place. Another pose, dress or face on a white ground, to
     which the hash is blind, is far from it.

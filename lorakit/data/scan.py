@@ -9,14 +9,14 @@ from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.caption_files import Caption
-from lorakit.data.caption_sources import Sources
+from lorakit.data.caption_sources import CaptionSources
 from lorakit.data.captions import tags_of, with_trigger
+from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.images import ENDINGS, EXTENSIONS
 from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note, folder_of
-from lorakit.data.looks import Look, Looks
 from lorakit.errors import UserError
 
-READ = ("folder", "repeats", "trigger", "caption_extension")  # the settings that a scan depends on
+SCAN_SETTINGS = ("folder", "repeats", "trigger", "caption_extension")  # the settings that a scan depends on
 
 
 class DataError(UserError):
@@ -65,9 +65,9 @@ def scan(config: DataConfig, project: Path) -> Scan:
     root = folder_of(config, project)
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist: put the images there or set data.folder.")
-    listing, looks = Listing(root, config.repeats), Looks.of(Path(project))
-    sources = Sources(listing, config.caption_extension)
-    seen = dict(looks.look(path for concept in listing.concepts for path in concept.images))
+    listing, looks = Listing(root, config.repeats), StatsCache.of(Path(project))
+    sources = CaptionSources(listing, config.caption_extension)
+    seen = dict(looks.measure(path for concept in listing.concepts for path in concept.images))
     samples: list[Sample] = []
     notes: list[Note] = []
     for concept in listing.concepts:
@@ -75,13 +75,13 @@ def scan(config: DataConfig, project: Path) -> Scan:
         for path in concept.images:
             name, told = listing.name(path), sources.captions.get(path, Caption())
             notes += [Note(kind, name, text) for kind, text in _notes_on_image(path, seen[path])]
-            if not seen[path].trouble:
+            if not seen[path].error:
                 sample = _sample(path, name, seen[path], told.text, concept, config)
                 notes += [Note(kind, name, text) for kind, text in _notes_on_caption(sample, told)]
-                samples += [sample] * (not told.trouble)
+                samples += [sample] * (not told.error)
     notes += [*sources.notes, *listing.notes, *_overlooked(listing, {book.file for book in sources.books})]
-    if looks.trouble:
-        notes.append(Note("memory", "cache/.looks.json", f"{looks.trouble}."))
+    if looks.error:
+        notes.append(Note("memory", "cache/.looks.json", f"{looks.error}."))
     if not any(not sample.is_reg for sample in samples):
         raise DataError(
             f"No usable image in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
@@ -90,7 +90,7 @@ def scan(config: DataConfig, project: Path) -> Scan:
     return Scan(tuple(samples), tuple(notes))
 
 
-def _sample(path: Path, name: str, look: Look, written: str, concept: Concept, config: DataConfig) -> Sample:
+def _sample(path: Path, name: str, look: ImageStats, written: str, concept: Concept, config: DataConfig) -> Sample:
     caption = written or concept.name.replace("_", " ")
     return Sample(
         name=name,
@@ -121,10 +121,10 @@ def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
             yield Note("foreign", listing.name(path), f"left out, not an image ({', '.join(EXTENSIONS)} are).")
 
 
-def _notes_on_image(path: Path, look: Look) -> Iterator[tuple[str, str]]:
+def _notes_on_image(path: Path, look: ImageStats) -> Iterator[tuple[str, str]]:
     """What is told of an image's content: kind and text."""
-    if look.trouble:
-        yield "unreadable", f"left out, {look.trouble}."
+    if look.error:
+        yield "unreadable", f"left out, {look.error}."
     elif look.format != ENDINGS[path.suffix.lower()]:
         yield "wrong ending", f"is a {look.format} image, whatever its name says; used as what it is."
     if look.frames > 1:
@@ -134,8 +134,8 @@ def _notes_on_image(path: Path, look: Look) -> Iterator[tuple[str, str]]:
 def _notes_on_caption(sample: Sample, told: Caption) -> Iterator[tuple[str, str]]:
     """What is told of an image's caption: kind and text."""
     ending, file = sample.caption_file.suffix, told.source and told.source.name
-    if told.trouble:
-        yield "caption encoding", f"left out because of its caption file {file}: {told.trouble}."
+    if told.error:
+        yield "caption encoding", f"left out because of its caption file {file}: {told.error}."
     elif file and not told.text:
         yield "empty caption", f"nothing is in {file}; trained as {sample.caption!r}."
     elif not told.text:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from lorakit.config import Config
 from lorakit.data import DataConfig
 from lorakit.examine.checks import CHECKS
-from lorakit.examine.facts import gather, measure
-from lorakit.examine.finding import SEVERITIES, Finding, Report
+from lorakit.examine.facts import gather, measure_images
+from lorakit.examine.finding import SEVERITIES, DatasetFinding, Report
 from lorakit.project import Project
 from lorakit.run.config import LoopConfig
 
-__all__ = ["Finding", "Report", "examine", "measure"]
+__all__ = ["DatasetFinding", "Report", "examine", "measure_images"]
 
 
 def examine(

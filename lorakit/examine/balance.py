@@ -12,7 +12,7 @@ from lorakit.data.listing import repeats_of
 from lorakit.data.scan import Sample
 from lorakit.examine.captions import people
 from lorakit.examine.facts import Facts
-from lorakit.examine.finding import Found
+from lorakit.examine.finding import CheckResult
 
 UNEQUAL = 2.0  # how many times more often one concept may be seen than another
 TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25  # images in a tiny bucket; how many of these, with what share, are many
@@ -20,13 +20,13 @@ PLACE = {"no humans", "scenery", "landscape", "cityscape", "background"}
 FEWEST = 15  # images, as the FAQ's table in `guides` has it for families without a table of their own
 
 
-def few(facts: Facts) -> Found | None:
+def few(facts: Facts) -> CheckResult | None:
     """Fewer images than the guides find enough."""
     least, source = _least(facts)
-    if len(facts.samples) >= least or facts.trouble:
+    if len(facts.samples) >= least or facts.error:
         return None
     told = {facts.config.folder: f"{len(facts.samples)} < {least}"}
-    return Found(details=told, fields={"images": len(facts.samples), "least": least, "source": source})
+    return CheckResult(details=told, fields={"images": len(facts.samples), "least": least, "source": source})
 
 
 def _least(facts: Facts) -> tuple[int, str]:
@@ -37,7 +37,7 @@ def _least(facts: Facts) -> tuple[int, str]:
     return FEWEST, guide_tables.FAQ
 
 
-def concepts(facts: Facts) -> Found | None:
+def concepts(facts: Facts) -> CheckResult | None:
     """Concept folders (<repeats>_<name>) that an epoch shows far more often than others."""
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
@@ -53,10 +53,10 @@ def concepts(facts: Facts) -> Found | None:
         balanced = max(1, round(most / len(mine)))
         more = f" → {balanced} × {len(mine)} = {balanced * len(mine)}" if seen[folder] * UNEQUAL < most else ""
         details[folder] = f"{mine[0].repeats} × {len(mine)} = {seen[folder]}{more}"
-    return Found(details=details, fields={"least": min(seen.values()), "most": most})
+    return CheckResult(details=details, fields={"least": min(seen.values()), "most": most})
 
 
-def backgrounds(facts: Facts) -> Found | None:
+def backgrounds(facts: Facts) -> CheckResult | None:
     """More images of places alone than of somebody."""
     places, persons = [], 0
     for sample in facts.samples:
@@ -69,10 +69,10 @@ def backgrounds(facts: Facts) -> Found | None:
     seen = sum(sample.repeats for sample in places)
     if not persons or seen <= persons:
         return None
-    return Found(tuple(sample.name for sample in places), fields={"places": seen, "persons": persons})
+    return CheckResult(tuple(sample.name for sample in places), fields={"places": seen, "persons": persons})
 
 
-def shapes(facts: Facts) -> Found | None:
+def shapes(facts: Facts) -> CheckResult | None:
     """Many buckets that hold hardly an image."""
     sizes = {sample.name: facts.fits[sample.name].size for sample in facts.samples}
     counts = Counter(sizes.values())
@@ -81,4 +81,4 @@ def shapes(facts: Facts) -> Found | None:
     if len(tiny) < TINY_BUCKETS or len(found) < ceil(TINY_SHARE * len(sizes)):
         return None
     details = {name: f"{width} × {height} px" for (width, height), name in found}
-    return Found(tuple(details), details, fields={"tiny": len(tiny), "buckets": len(counts)})
+    return CheckResult(tuple(details), details, fields={"tiny": len(tiny), "buckets": len(counts)})

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from lorakit.examine.facts import Facts
-from lorakit.examine.finding import Found
+from lorakit.examine.finding import CheckResult
 from lorakit.tags import suspects
 
 FEW = 10  # below so many captions, what is in one, or in nearly all of them, says nothing
@@ -20,61 +20,61 @@ MIXED = re.compile(
 )
 
 
-def without(facts: Facts) -> Found:
+def without(facts: Facts) -> CheckResult:
     """Images that have neither a caption file nor an entry elsewhere."""
     return _untold(facts, "no caption")
 
 
-def empty(facts: Facts) -> Found:
+def empty(facts: Facts) -> CheckResult:
     """Images whose caption file holds nothing."""
     return _untold(facts, "empty caption")
 
 
-def _untold(facts: Facts, kind: str) -> Found:
+def _untold(facts: Facts, kind: str) -> CheckResult:
     """Training images that a note of this kind is on, and what they are trained as."""
     names = {note.name for note in facts.notes(kind)}
     found = [sample for sample in facts.samples if sample.name in names]
-    return Found(tuple(s.name for s in found), {s.name: f"→ {s.caption}" for s in found if s.caption})
+    return CheckResult(tuple(s.name for s in found), {s.name: f"→ {s.caption}" for s in found if s.caption})
 
 
-def trigger_missing(facts: Facts) -> Found | None:
+def trigger_missing(facts: Facts) -> CheckResult | None:
     """Captions without the trigger word, which training puts first by itself."""
     trigger = facts.config.trigger
     found = {name: facts.captions[name] for name, tags in facts.tags.items() if trigger and trigger not in tags}
-    return Found(tuple(found), found, fields={"trigger": trigger})
+    return CheckResult(tuple(found), found, fields={"trigger": trigger})
 
 
-def trigger_late(facts: Facts) -> Found | None:
+def trigger_late(facts: Facts) -> CheckResult | None:
     """Captions with the trigger word behind other tags."""
     trigger = facts.config.trigger
     found = {name: facts.captions[name] for name, tags in facts.tags.items() if trigger in tags[1:]}
-    return Found(tuple(found), found, fields={"trigger": trigger})
+    return CheckResult(tuple(found), found, fields={"trigger": trigger})
 
 
-def trigger_unset(facts: Facts) -> Found | None:
+def trigger_unset(facts: Facts) -> CheckResult | None:
     """All captions begin with the same tag, but no trigger is set."""
     first = {tags[0] for tags in facts.tags.values() if tags}
     if facts.config.trigger or len(first) != 1 or len(facts.captions) < len(facts.samples) or len(facts.samples) < 2:
         return None
-    return Found(details={first.pop(): ""}) if not PERSON.fullmatch(min(first)) else None
+    return CheckResult(details={first.pop(): ""}) if not PERSON.fullmatch(min(first)) else None
 
 
-def too_long(facts: Facts) -> Found | None:
+def too_long(facts: Facts) -> CheckResult | None:
     """Captions with a part that the model never reads; the details are that part."""
     if facts.excess is None:
         return None
     cut = {sample.name: facts.excess(sample.caption).strip(" ,") for sample in facts.samples}
     cut = {name: text for name, text in cut.items() if text}
     details = {name: "… " + (text if len(text) <= SHOWN_CUT else f"{text[:SHOWN_CUT]} …") for name, text in cut.items()}
-    return Found(tuple(cut), details, fields={"limit": facts.model.max_token_length})
+    return CheckResult(tuple(cut), details, fields={"limit": facts.model.max_token_length})
 
 
-def unmeasured(facts: Facts) -> Found | None:
+def unmeasured(facts: Facts) -> CheckResult | None:
     """It is not known what of the captions is read."""
-    return Found(details={facts.unmeasured: ""}) if facts.unmeasured and facts.captions else None
+    return CheckResult(details={facts.unmeasured: ""}) if facts.unmeasured and facts.captions else None
 
 
-def once(facts: Facts) -> Found | None:
+def once(facts: Facts) -> CheckResult | None:
     """Tags that a single image has."""
     if len(facts.tags) < FEW:
         return None
@@ -82,39 +82,39 @@ def once(facts: Facts) -> Found | None:
     mine = {name: [tag for tag in tags if counts[tag] == 1] for name, tags in facts.tags.items()}
     mine = {name: tags for name, tags in mine.items() if tags}
     details = {name: ", ".join(tags) for name, tags in mine.items()}
-    return Found(tuple(mine), details, fields={"tags": sum(map(len, mine.values()))})
+    return CheckResult(tuple(mine), details, fields={"tags": sum(map(len, mine.values()))})
 
 
-def always(facts: Facts) -> Found | None:
+def always(facts: Facts) -> CheckResult | None:
     """Tags of nearly all images that the trigger could stand for."""
     if len(facts.tags) < FEW or not facts.config.trigger:
         return None
     found = suspects.absorb(facts.captions, facts.config.trigger)
     details = {hint.tag: f"{hint.facts['n']} / {hint.facts['all']}" for hint in found}
-    return Found(details=details, fields={"tags": len(found)})
+    return CheckResult(details=details, fields={"tags": len(found)})
 
 
-def two_colours(facts: Facts) -> Found | None:
+def two_colours(facts: Facts) -> CheckResult | None:
     """Captions that give one thing two colours, such as "blue hair, red hair"."""
     found = {name: _contradiction(tags) for name, tags in facts.tags.items()}
     found = {name: text for name, text in found.items() if text}
-    return Found(tuple(found), found)
+    return CheckResult(tuple(found), found)
 
 
-def other_colour(facts: Facts) -> Found | None:
+def other_colour(facts: Facts) -> CheckResult | None:
     """Captions with a colour that hardly a pixel has."""
     colours = {name: look.colours for name, look in facts.looks.items() if look.colours}
     found: dict[str, list[str]] = {}
     for hint in suspects.suspicious(facts.captions, None, colours, facts.config.trigger):
         if hint.kind == "colour":
             found.setdefault(hint.image, []).append(hint.tag)
-    return Found(tuple(found), {name: ", ".join(tags) for name, tags in found.items()})
+    return CheckResult(tuple(found), {name: ", ".join(tags) for name, tags in found.items()})
 
 
-def chinese_commas(facts: Facts) -> Found | None:
+def chinese_commas(facts: Facts) -> CheckResult | None:
     """Captions whose tags are parted by commas that training does not know."""
     found = {note.name: facts.captions.get(note.name, "") for note in facts.notes("chinese commas")}
-    return Found(tuple(found), found)
+    return CheckResult(tuple(found), found)
 
 
 def people(tags: list[str]) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorakit.data.listing import KINDS
+from lorakit.data.listing import NOTE_KINDS
 from lorakit.examine import balance, captions, files, images
 from lorakit.examine.facts import Facts
-from lorakit.examine.finding import Finding, Found
+from lorakit.examine.finding import CheckResult, DatasetFinding
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Check:
     text: str
     reason: str
     fix: str
-    look: Callable[[Facts], Found | None]
+    look: Callable[[Facts], CheckResult | None]
 
-    def run(self, facts: Facts) -> Finding | None:
+    def run(self, facts: Facts) -> DatasetFinding | None:
         """The finding, None when there is nothing to say."""
         found = self.look(facts)
         if found is None or not (found.images or found.details):
             return None
-        return Finding(
+        return DatasetFinding(
             kind=self.kind,
             severity=self.severity,
             text=self.text,
@@ -330,6 +330,6 @@ OTHERS = Check(
     "More about the files: {n}",
     "What else was seen while the dataset was read; nothing is left out without a word.",
     "",
-    files.noted(*(kind for kind in KINDS if kind not in SAID)),
+    files.noted(*(kind for kind in NOTE_KINDS if kind not in SAID)),
 )
 CHECKS = {check.kind: check for check in (*FILES, *CAPTIONS, *IMAGES, *WHOLE, OTHERS)}

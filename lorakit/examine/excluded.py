@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_files import marked
+from lorakit.data.caption_files import with_bom
 from lorakit.data.images import EXTENSIONS
 from lorakit.data.listing import CAPTION_EXTENSIONS, Listing, folder_of
 from lorakit.errors import UserError
-from lorakit.files import write_json, write_whole
+from lorakit.files import write_atomic, write_json
 from lorakit.project import Project
 
 FOLDER, RECORD, FILES = "set-aside", "record.json", "files"
@@ -59,9 +59,9 @@ def _read(file: Path) -> Batch | None:
         return None
 
 
-def set_aside(project: Project, config: DataConfig, kind: str, paths: Iterable[Path]) -> list[Path]:
+def exclude(project: Project, config: DataConfig, kind: str, paths: Iterable[Path]) -> list[Path]:
     """Move images, each with its caption file unless an image that stays shares it; returns where they are now."""
-    root = data_folder(project, config)
+    root = editable_folder(project, config)
     wanted = [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
     moved = [*wanted, *_captions(wanted)]
     if not moved:
@@ -70,17 +70,17 @@ def set_aside(project: Project, config: DataConfig, kind: str, paths: Iterable[P
     return [_move(path, batch.held(name)) for path, name in zip(moved, batch.files, strict=True)]
 
 
-def replace(project: Project, config: DataConfig, kind: str, texts: dict[Path, str]) -> None:
+def rewrite(project: Project, config: DataConfig, kind: str, texts: dict[Path, str]) -> None:
     """Write files anew as UTF-8; as they were, they are kept aside."""
-    root = data_folder(project, config)
-    new = {path: marked(text).encode("utf-8") for path, text in texts.items()}
+    root = editable_folder(project, config)
+    new = {path: with_bom(text).encode("utf-8") for path, text in texts.items()}
     names = {path: path.relative_to(root).as_posix() for path in new}
     digests = {names[path]: hashlib.sha256(data).hexdigest() for path, data in new.items()}
     batch = _begin(project, config, kind, list(names.values()), digests)
     for path, name in names.items():
         batch.held(name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(batch.held(name), path.read_bytes())
-        write_whole(path, new[path])
+        write_atomic(batch.held(name), path.read_bytes())
+        write_atomic(path, new[path])
 
 
 def restore(project: Project, batch: Batch) -> list[str]:
@@ -106,7 +106,7 @@ def restore(project: Project, batch: Batch) -> list[str]:
     return told
 
 
-def data_folder(project: Project, config: DataConfig) -> Path:
+def editable_folder(project: Project, config: DataConfig) -> Path:
     """Where the images are that can be fixed. Raises UserError for prepared copies."""
     folder = folder_of(config, project.folder)
     if folder.resolve() == (project.folder / "prepared").resolve():
@@ -119,7 +119,7 @@ def data_folder(project: Project, config: DataConfig) -> Path:
 
 def paths(project: Project, config: DataConfig) -> dict[str, Path]:
     """Every file of the dataset by its name, as `Scan` spells it."""
-    listing = Listing(data_folder(project, config), config.repeats)
+    listing = Listing(editable_folder(project, config), config.repeats)
     files = [*listing.others, *(path for concept in listing.concepts for path in concept.files)]
     return {listing.name(path): path for path in files}
 

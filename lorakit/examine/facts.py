@@ -10,8 +10,8 @@ from lorakit import models
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
 from lorakit.data.captions import tags_of
+from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.listing import Listing, Note, folder_of
-from lorakit.data.looks import Look, Looks
 from lorakit.data.plan import Plan
 from lorakit.data.scan import DataError, Sample, Scan, scan
 from lorakit.errors import UserError
@@ -25,7 +25,7 @@ from lorakit.run.config import LoopConfig
 class Facts:
     """A dataset as it is trained; names are `Sample.name`.
 
-    trouble      why it cannot be read, "" when it can; all else is empty then
+    error        why it cannot be read, "" when it can; all else is empty then
     looks        training image -> what its file is
     boxed        images with a box, by which they are cropped when they are prepared
     excess       caption -> its end that the model does not read; None when that is not known, `unmeasured` says why
@@ -35,9 +35,9 @@ class Facts:
     model: Config | None
     loop: LoopConfig
     scan: Scan
-    looks: dict[str, Look]
+    looks: dict[str, ImageStats]
     boxed: frozenset[str] = frozenset()
-    trouble: str = ""
+    error: str = ""
     excess: Callable[[str], str] | None = None
     unmeasured: str = ""
 
@@ -69,7 +69,7 @@ class Facts:
 
     def numbers(self) -> dict[str, int]:
         """What `Report.numbers` holds."""
-        if self.trouble:
+        if self.error:
             return {}
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, sample in enumerate(self.scan.samples):
@@ -79,14 +79,14 @@ class Facts:
         return {
             "images": len(self.samples),
             "regularization": len(self.scan.samples) - len(self.samples),
-            "seen": sum(map(len, all_buckets)),
-            "steps": plan.steps_per_epoch,
+            "images_per_epoch": sum(map(len, all_buckets)),
+            "steps_per_epoch": plan.steps_per_epoch,
             "buckets": len(by_size),
             "tags": len({tag for tags in self.tags.values() for tag in tags}),
         }
 
 
-def measure(project: Project, config: DataConfig) -> Iterator[Progress]:
+def measure_images(project: Project, config: DataConfig) -> Iterator[Progress]:
     """Look at every image, so that all of them are remembered when the set is examined; yields how many are done.
 
     Stopped anywhere, it goes on where it was. A folder that is missing holds none.
@@ -94,7 +94,7 @@ def measure(project: Project, config: DataConfig) -> Iterator[Progress]:
     root = folder_of(config, project.folder)
     concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
     images = [path for concept in concepts for path in concept.images]
-    for done, _ in enumerate(Looks.of(project.folder).look(images), 1):
+    for done, _ in enumerate(StatsCache.of(project.folder).measure(images), 1):
         yield Progress(what="images", done=done, total=len(images))
 
 
@@ -103,9 +103,9 @@ def gather(project: Project, config: DataConfig, model: Config | None, loop: Loo
     try:
         found = scan(config, project.folder)
     except DataError as error:
-        return Facts(config, model, loop, Scan((), ()), {}, trouble=str(error))
+        return Facts(config, model, loop, Scan((), ()), {}, error=str(error))
     names = {sample.path: sample.name for sample in found.samples if not sample.is_reg}
-    looks = {names[path]: look for path, look in Looks.of(project.folder).look(names)}
+    looks = {names[path]: look for path, look in StatsCache.of(project.folder).measure(names)}
     excess, unmeasured = _excess(model)
     return Facts(config, model, loop, found, looks, _boxed(project), "", excess, unmeasured)
 

@@ -11,7 +11,7 @@ SEVERITIES = ("wrong", "look", "tip")  # worst first
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckResult:
     """What a check saw; without images and details it saw nothing.
 
     images   names of what it is about, as `Scan` spells them; those that belong together follow each other
@@ -27,7 +27,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding(Found):
+class DatasetFinding(CheckResult):
     """One thing that was found.
 
     kind       the row of `CHECKS` that found it
@@ -56,12 +56,12 @@ class Finding(Found):
 class Report:
     """All findings, worst first, and the numbers of the set.
 
-    numbers   images, regularization (images), seen (an epoch, repeats counted), steps (an epoch), buckets, tags;
+    numbers   images, images, regularization, images_per_epoch (with repeats), steps_per_epoch, buckets, tags;
               empty when the set cannot be read
     samples   name -> training image
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[DatasetFinding, ...]
     numbers: dict[str, int]
     samples: dict[str, Sample]
 
@@ -69,7 +69,7 @@ class Report:
         """Whether nothing is wrong; there may be findings to look at."""
         return not any(finding.severity == "wrong" for finding in self.findings)
 
-    def find(self, kind: str) -> Finding | None:
+    def find(self, kind: str) -> DatasetFinding | None:
         """The finding of a kind, None when there is none."""
         return next((finding for finding in self.findings if finding.kind == kind), None)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_sources import Sources
+from lorakit.data.caption_sources import CaptionSources
 from lorakit.data.captions import tags_of
+from lorakit.data.image_stats import StatsCache
 from lorakit.data.listing import Listing
-from lorakit.data.looks import Looks
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
 from lorakit.examine import examine, excluded
-from lorakit.examine.finding import Finding
+from lorakit.examine.finding import DatasetFinding
 from lorakit.prepare.boxes import Box, Boxes
 from lorakit.project import Project
 from lorakit.tags.authors import DOCTOR, PERSON
@@ -23,7 +23,7 @@ from lorakit.tags.rules import Remove
 
 
 @dataclass(frozen=True)
-class Done:
+class FixResult:
     """What a fix did: how many files or captions it changed, and a sentence for each that stayed as it was."""
 
     changed: int
@@ -41,14 +41,14 @@ class Fix:
     name: str
     label: str
     help: str
-    apply: Callable[[Project, DataConfig, Finding, str], Done]
+    apply: Callable[[Project, DataConfig, DatasetFinding, str], FixResult]
     answers: tuple[str, ...] = ()
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+def _set_aside(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     """Only what is still found: files may have been mended, or the best of likenesses removed, since the report."""
     known, again = excluded.paths(project, config), examine(project, config).find(finding.kind)
     still = (again.targets or again.images) if again else ()
@@ -56,15 +56,17 @@ def _set_aside(project: Project, config: DataConfig, finding: Finding, answer: s
     names = [name for name in wanted if name in still]
     if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
         raise UserError("This would set all images aside, and nothing would be left to train on.")
-    moved = excluded.set_aside(project, config, finding.kind, [known[name] for name in names])
+    moved = excluded.exclude(project, config, finding.kind, [known[name] for name in names])
     changed = (name for name in wanted if name not in still)
-    return Done(len(moved), tuple(f"{name}: something changed since it was examined; it stays." for name in changed))
+    return FixResult(
+        len(moved), tuple(f"{name}: something changed since it was examined; it stays." for name in changed)
+    )
 
 
-def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
-    listing = Listing(excluded.data_folder(project, config), config.repeats)
-    told = Sources(listing, config.caption_extension).captions
-    files = {listing.name(image): caption.source for image, caption in told.items() if caption.trouble}
+def _to_utf8(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    listing = Listing(excluded.editable_folder(project, config), config.repeats)
+    told = CaptionSources(listing, config.caption_extension).captions
+    files = {listing.name(image): caption.source for image, caption in told.items() if caption.error}
     texts: dict[Path, str] = {}
     kept = [f"{name}: its caption can be read now, and stays." for name in finding.images if name not in files]
     for name, file in ((name, files[name]) for name in finding.images if name in files):
@@ -75,34 +77,34 @@ def _to_utf8(project: Project, config: DataConfig, finding: Finding, answer: str
         except OSError as error:
             kept.append(f"{name}: its caption cannot be read ({error.strerror}).")
     if texts:
-        excluded.replace(project, config, finding.kind, texts)
-    return Done(len(texts), tuple(kept))
+        excluded.rewrite(project, config, finding.kind, texts)
+    return FixResult(len(texts), tuple(kept))
 
 
-def _crop_borders(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+def _crop_borders(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     """A box inside the border of each image that has no box yet."""
     known, boxes, drawn = excluded.paths(project, config), Boxes(project), {}
     names = {known[name]: name for name in finding.images if name in known and not boxes.of(name)}
-    for path, look in Looks.of(project.folder).look(names):
+    for path, look in StatsCache.of(project.folder).measure(names):
         left, top, right, bottom = look.border
         if not any(look.border):  # another image is there now
             continue
         drawn[names[path]] = (Box(left, top, look.width - left - right, look.height - top - bottom),)
     boxes.update(drawn)
-    return Done(len(drawn))
+    return FixResult(len(drawn))
 
 
 # ---- captions: all through the tag book, whose undo takes them back --------------------------------------------------
 
 
-def _write_captions(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+def _write_captions(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     book = CaptionEditor(project, config)
     trained = {name: book.samples[name].caption for name in finding.images if name in book.samples}
     bare = {name: text for name, text in trained.items() if not book.captions[name]}
     return _changed(book, finding, bare, by=DOCTOR)
 
 
-def _trigger_first(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+def _trigger_first(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     def first(caption: str) -> str:
         others = [tag for tag in tags_of(caption) if tag != config.trigger]
         return ", ".join([config.trigger, *others])
@@ -110,14 +112,14 @@ def _trigger_first(project: Project, config: DataConfig, finding: Finding, answe
     return _each(CaptionEditor(project, config), finding, first)
 
 
-def _ordinary_commas(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+def _ordinary_commas(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     def with_commas(caption: str) -> str:
         return ", ".join(tags_of(caption.replace("，", ",").replace("、", ",")))
 
     return _each(CaptionEditor(project, config), finding, with_commas)
 
 
-def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str) -> Done:
+def _absorb(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     rules = [Remove(tag, config.trigger) for tag in finding.details]
 
     def without(caption: str) -> str:
@@ -129,16 +131,16 @@ def _absorb(project: Project, config: DataConfig, finding: Finding, answer: str)
     return _changed(book, finding, {name: without(caption) for name, caption in book.captions.items()})
 
 
-def _each(book: CaptionEditor, finding: Finding, change: Callable[[str], str]) -> Done:
+def _each(book: CaptionEditor, finding: DatasetFinding, change: Callable[[str], str]) -> FixResult:
     captions = {name: book.captions[name] for name in finding.images if name in book.captions}
     return _changed(book, finding, {name: change(caption) for name, caption in captions.items() if caption})
 
 
-def _changed(book: CaptionEditor, finding: Finding, captions: dict[str, str], by: str = PERSON) -> Done:
+def _changed(book: CaptionEditor, finding: DatasetFinding, captions: dict[str, str], by: str = PERSON) -> FixResult:
     wanted = {name: text for name, text in captions.items() if text != book.captions[name]}
     change = book.change(FIXES[finding.fix].label, wanted, by)
     done = change.new.keys() | change.old.keys() if change else set()
-    return Done(
+    return FixResult(
         len(done), tuple(f"{name}: its caption stays as it is; look at its file." for name in wanted.keys() - done)
     )
 
@@ -183,7 +185,7 @@ ROWS = (
 FIXES = {fix.name: fix for fix in ROWS}
 
 
-def mend(project: Project, config: DataConfig, finding: Finding, answer: str = "") -> Done:
+def apply_fix(project: Project, config: DataConfig, finding: DatasetFinding, answer: str = "") -> FixResult:
     """Do what a finding's fix does. Raises UserError when it has none, when `answer` is none of its `answers`, and for
     a disk that cannot be written.
     """

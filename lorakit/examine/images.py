@@ -7,10 +7,10 @@ from statistics import median
 
 from lorakit.data import measures
 from lorakit.data.captions import tags_of
-from lorakit.data.looks import Look
+from lorakit.data.image_stats import ImageStats
 from lorakit.data.scan import Sample
 from lorakit.examine.facts import Facts
-from lorakit.examine.finding import Found
+from lorakit.examine.finding import CheckResult
 
 SMALL = 0.25  # of the training area: a quarter of the pixels is half of each side
 ENLARGED = 1.5  # times a side
@@ -21,34 +21,34 @@ BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the 
 PLAIN = ("simple background", "white background", "transparent background")
 
 
-def small(facts: Facts) -> Found | None:
+def small(facts: Facts) -> CheckResult | None:
     """Images with less than a quarter of the pixels that training wants."""
     wanted = SMALL * facts.config.resolution**2
     found = [sample for sample in facts.samples if sample.width * sample.height < wanted]
-    return Found(*_listed(found), fields={"side": facts.config.resolution})
+    return CheckResult(*_listed(found), fields={"side": facts.config.resolution})
 
 
-def enlarged(facts: Facts) -> Found | None:
+def enlarged(facts: Facts) -> CheckResult | None:
     """Images that are blown up to fill their bucket."""
     scales = {sample.name: facts.fits[sample.name].resized[0] / sample.width for sample in facts.samples}
     found = [sample for sample in facts.samples if scales[sample.name] > ENLARGED]
     details = {s.name: f"{s.width} × {s.height} px × {scales[s.name]:.1f}" for s in found}
-    return Found(tuple(details), details, fields={"factor": ENLARGED})
+    return CheckResult(tuple(details), details, fields={"factor": ENLARGED})
 
 
-def blurred(facts: Facts) -> Found | None:
+def blurred(facts: Facts) -> CheckResult | None:
     """Images without sharp edges, by themselves or beside the others of the set."""
-    sharpness = {name: look.sharpness for name, look in facts.looks.items() if not look.trouble}
+    sharpness = {name: look.sharpness for name, look in facts.looks.items() if not look.error}
     least, most = BLURRED
     limit = min(most, max(least, BESIDE * median(sharpness.values()))) if sharpness else 0.0
     found = sorted((value, name) for name, value in sharpness.items() if value < limit)
-    return Found(tuple(name for _, name in found), {name: f"{value:.0f} < {limit:.0f}" for value, name in found})
+    return CheckResult(tuple(name for _, name in found), {name: f"{value:.0f} < {limit:.0f}" for value, name in found})
 
 
-def framed(facts: Facts) -> Found | None:
+def framed(facts: Facts) -> CheckResult | None:
     """Images with a border or with bars, of one colour, on opposite sides."""
     found = {sample.name: facts.looks[sample.name] for sample in facts.samples if _is_framed(facts, sample)}
-    return Found(tuple(found), {name: f"{_arrows(look)} px {look.border_colour}" for name, look in found.items()})
+    return CheckResult(tuple(found), {name: f"{_arrows(look)} px {look.border_colour}" for name, look in found.items()})
 
 
 def _is_framed(facts: Facts, sample: Sample) -> bool:
@@ -66,11 +66,11 @@ def _is_framed(facts: Facts, sample: Sample) -> bool:
     return max(across, down) >= BRIGHT_FRAME and not is_ground
 
 
-def _arrows(look: Look) -> str:
+def _arrows(look: ImageStats) -> str:
     return " ".join(f"{arrow}{px}" for arrow, px in zip("←↑→↓", look.border, strict=True) if px)
 
 
-def duplicates(facts: Facts) -> Found | None:
+def duplicates(facts: Facts) -> CheckResult | None:
     """Images that are the same, or nearly: of each group the best is kept, the others are `targets`."""
     images: list[str] = []
     targets: list[str] = []
@@ -80,13 +80,13 @@ def duplicates(facts: Facts) -> Found | None:
         images += [best, *others]
         targets += others
         details |= {best: sizes[best], **{name: f"{sizes[name]} ≈ {best}" for name in others}}
-    return Found(tuple(images), details, tuple(targets))
+    return CheckResult(tuple(images), details, tuple(targets))
 
 
-def unhashed(facts: Facts) -> Found | None:
+def unhashed(facts: Facts) -> CheckResult | None:
     """Likenesses could not be looked for, as a package is missing."""
-    is_missing = any(not look.phash and not look.trouble for look in facts.looks.values())
-    return Found(details={"pip install ImageHash": ""}) if is_missing else None
+    is_missing = any(not look.phash and not look.error for look in facts.looks.values())
+    return CheckResult(details={"pip install ImageHash": ""}) if is_missing else None
 
 
 def _groups(facts: Facts) -> Iterator[list[str]]:
@@ -121,16 +121,16 @@ def _pairs(facts: Facts) -> Iterator[tuple[str, str]]:
     yield from _near({names[0]: facts.looks[names[0]] for names in same.values()})
 
 
-def _near(looks: dict[str, Look]) -> Iterator[tuple[str, str]]:
+def _near(looks: dict[str, ImageStats]) -> Iterator[tuple[str, str]]:
     """Pairs whose perceptual hashes hardly differ, nor their colours at any place."""
     import numpy as np
 
     names = [name for name, look in looks.items() if look.phash]
     bits = np.array([int(looks[name].phash, 16) for name in names], np.uint64)
-    places = np.stack([measures.around(looks[name].cells) for name in names]) if names else np.empty(0)
+    places = np.stack([measures.with_neighbours(looks[name].cells) for name in names]) if names else np.empty(0)
     for i, name in enumerate(names):  # a row of the triangle at once
         near = i + 1 + np.flatnonzero(np.bitwise_count(bits[i + 1 :] ^ bits[i]) <= ALIKE)
-        for j in near[measures.apart(places[i], places[near]) <= measures.APART]:
+        for j in near[measures.colour_distance(places[i], places[near]) <= measures.MAX_COLOUR_DISTANCE]:
             yield name, names[j]
 
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says when a disk is full
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says when a disk is full
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
-    part = path.with_name(f"{short(path.name)}.{os.getpid()}.part")  # two processes may write the same file
+    part = path.with_name(f"{short_name(path.name)}.{os.getpid()}.part")  # two processes may write the same file
     try:
         with open(part, "wb") as file:
             # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
@@ -31,14 +31,14 @@ def write_whole(path: Path, data: bytes | str) -> None:
         raise
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """A file's name, or a hash of one so long that nothing could be put before or behind it: 255 bytes are the most."""
     raw = os.fsencode(name)
     return name if len(raw) <= 160 else hashlib.sha256(raw).hexdigest()
 
 
 @contextmanager
-def holding(lock: Path) -> Iterator[bool]:
+def try_lock(lock: Path) -> Iterator[bool]:
     """Hold the flock on a file while this lasts; False when it is held already. Where a file system has no locks, one
     process at a time has to do.
     """
@@ -52,7 +52,7 @@ def holding(lock: Path) -> Iterator[bool]:
         yield is_ours
 
 
-def is_held(lock: Path) -> bool:
+def is_locked(lock: Path) -> bool:
     """Whether a living process holds the flock on this file; it is gone when its holder dies, however it dies."""
     try:
         with open(lock, "rb") as file:
@@ -66,7 +66,7 @@ def is_held(lock: Path) -> bool:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole."""
-    write_whole(path, json.dumps(data, indent=1, ensure_ascii=False))
+    write_atomic(path, json.dumps(data, indent=1, ensure_ascii=False))
 
 
 NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}

@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorakit.errors import UserError
-from lorakit.files.copying import aside, blocks
+from lorakit.files.copying import blocks, temporary_path
 
 MAX_FILES = 200_000
 MAX_RATIO = 200  # of unpacked to packed size, above SMALL
 SMALL = 1 << 26  # bytes; a few megabytes of text may well be packed a thousandfold
 RESERVE = 1 << 28  # bytes of the disk that stay free
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, NotImplementedError, RuntimeError)
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, NotImplementedError, RuntimeError)
 
 
 class ArchiveError(UserError):
     """An archive is damaged, unsafe, too large or of another kind."""
 
 
-def packed(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
+def tar_bytes(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
     """The bytes of a tar of (name, file) pairs: the same content and names give the same bytes, whenever and wherever.
 
     Nothing is compressed, since images and tensors are not compressible. Raises ArchiveError when a file shrinks.
@@ -55,14 +55,14 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def unpacking(file: Path, folder: Path) -> Iterator[int]:
+def unpack(file: Path, folder: Path) -> Iterator[int]:
     """Unpack a zip or tar into a new folder, which is there whole or not at all. Yields bytes as they are written.
 
     Raises ArchiveError, and leaves nothing behind, for anything but plain files and folders inside `folder`, for
     damaged and encrypted archives, for more than MAX_FILES files, and for more bytes than the disk has or than
     MAX_RATIO times the archive's.
     """
-    part = aside(folder)
+    part = temporary_path(folder)
     part.mkdir(parents=True)
     try:
         with open(file, "rb") as opened:
@@ -75,7 +75,7 @@ def unpacking(file: Path, folder: Path) -> Iterator[int]:
             else:
                 raise ArchiveError(f"{file} is neither a zip nor a tar archive, or it is damaged: upload it again.")
         os.replace(part, folder)
-    except BROKEN as error:
+    except DAMAGED as error:
         raise ArchiveError(f"{file} is damaged or incomplete ({error}): upload it again.") from error
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL):

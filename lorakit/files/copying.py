@@ -11,13 +11,13 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lorakit.files import short
+from lorakit.files import short_name
 
 BLOCK = 1 << 18  # bytes between two signs of life: seconds, even at the 20 kB/s that online disks fall to
 MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
 
 
-class Unfaithful(OSError):
+class CorruptCopy(OSError):
     """A disk gave back other bytes than were written to it."""
 
 
@@ -28,7 +28,7 @@ def blocks(file: BinaryIO, size: int = -1) -> Iterator[bytes]:
         size -= len(block) if size > 0 else 0
 
 
-def digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
@@ -37,9 +37,9 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def aside(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
     """Where this process writes a file before it gets its name; hidden, and no other process's."""
-    return target.with_name(f".{short(target.name)}.{MACHINE}.{os.getpid()}.part")
+    return target.with_name(f".{short_name(target.name)}.{MACHINE}.{os.getpid()}.part")
 
 
 def is_abandoned(part: Path) -> bool:
@@ -57,13 +57,13 @@ def wipe(path: Path) -> None:
         os.unlink(path)
 
 
-def writing(content: Iterable[bytes], target: Path, wanted: str = "") -> Generator[int, None, str]:
+def write_verified(content: Iterable[bytes], target: Path, wanted: str = "") -> Generator[int, None, str]:
     """Write `content` to a file: aside, flushed, read back, renamed. Returns its SHA-256.
 
     Yields the bytes written since the last yield, 0 while reading back. `wanted` is the SHA-256 that the content must
-    have. Raises OSError; Unfaithful when what is read back differs: then `target` is what it was.
+    have. Raises OSError; CorruptCopy when what is read back differs: then `target` is what it was.
     """
-    part, sent = aside(target), hashlib.sha256()
+    part, sent = temporary_path(target), hashlib.sha256()
     size = 0
     try:
         with open(part, "wb") as file:
@@ -75,7 +75,7 @@ def writing(content: Iterable[bytes], target: Path, wanted: str = "") -> Generat
             file.flush()
             os.fsync(file.fileno())
         if wanted and sent.hexdigest() != wanted:
-            raise Unfaithful(errno.EIO, "the file to be copied is damaged", str(target))
+            raise CorruptCopy(errno.EIO, "the file to be copied is damaged", str(target))
         yield 0
         yield from _reading_back(part, 0, size, sent.hexdigest())
         if target.exists() and target.stat().st_size > BLOCK:
@@ -83,21 +83,21 @@ def writing(content: Iterable[bytes], target: Path, wanted: str = "") -> Generat
         os.replace(part, target)
         yield 0
         if (there := target.stat().st_size) != size:
-            raise Unfaithful(errno.EIO, f"{there} of {size} bytes are there after renaming", str(target))
+            raise CorruptCopy(errno.EIO, f"{there} of {size} bytes are there after renaming", str(target))
     finally:
         with contextlib.suppress(OSError):  # of a disk that fails; the .part is removed when it is back
             wipe(part)
     return sent.hexdigest()
 
 
-def copying(source: Path, target: Path, wanted: str = "") -> Generator[int, None, str]:
+def copy_verified(source: Path, target: Path, wanted: str = "") -> Generator[int, None, str]:
     """`writing` from a file, as it is when this begins; later growth is left for the next time."""
     with open(source, "rb") as file:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return (yield from writing(blocks(file, os.fstat(file.fileno()).st_size), target, wanted))
+        return (yield from write_verified(blocks(file, os.fstat(file.fileno()).st_size), target, wanted))
 
 
-def growing(source: Path, size: int, target: Path, known: int) -> Iterator[int]:
+def append_verified(source: Path, size: int, target: Path, known: int) -> Iterator[int]:
     """Append to a copy what the first `size` bytes of its source have beyond `known`, and read it back.
 
     A copy that has not exactly `known` bytes is written anew. For logs: a torn end is one torn line.
@@ -105,7 +105,7 @@ def growing(source: Path, size: int, target: Path, known: int) -> Iterator[int]:
     with open(source, "rb") as file:
         if not known or known > size or not target.exists() or target.stat().st_size != known:
             target.parent.mkdir(parents=True, exist_ok=True)
-            yield from writing(blocks(file, size), target)
+            yield from write_verified(blocks(file, size), target)
             return
         file.seek(known)
         added = hashlib.sha256()
@@ -126,10 +126,10 @@ def _reading_back(path: Path, start: int, end: int, wanted: str) -> Iterator[int
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from this machine's memory
         there = os.fstat(file.fileno()).st_size
         if there != end:
-            raise Unfaithful(errno.EIO, f"{there} of {end} bytes are there when read back", str(path))
+            raise CorruptCopy(errno.EIO, f"{there} of {end} bytes are there when read back", str(path))
         file.seek(start)
         for block in blocks(file):
             found.update(block)
             yield 0
     if found.hexdigest() != wanted:
-        raise Unfaithful(errno.EIO, "other bytes are there when read back", str(path))
+        raise CorruptCopy(errno.EIO, "other bytes are there when read back", str(path))

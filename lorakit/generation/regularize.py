@@ -18,7 +18,7 @@ from lorakit.data.captions import tags_of
 from lorakit.data.images import ImageError, header
 from lorakit.data.listing import Note, folder_of
 from lorakit.data.scan import Sample, scan
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.machine.device import choose
 from lorakit.models import family
 from lorakit.project import Project
@@ -258,7 +258,7 @@ def _caption(one: Wanted, config: RunConfig, before: dict[str, Any]) -> None:
     except FileNotFoundError:
         there = None
     if there is None or (there == before.get("prompt", "").encode() and there != one.prompt.encode()):
-        write_whole(file, one.prompt)
+        write_atomic(file, one.prompt)
 
 
 def _name(path: Path) -> str:

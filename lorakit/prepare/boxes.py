@@ -10,10 +10,10 @@ import yaml
 
 from lorakit.config import load_yaml
 from lorakit.errors import UserError
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.project import Project
 
-LEAST = 8  # px of a box's side; a smaller one is a slip of the hand
+MIN_SIDE = 8  # px of a box's side; a smaller one is a slip of the hand
 FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"  # as it is; as it was before the last change
 HEAD = (
     "# Boxes by which images are cropped when they are prepared. Image -> boxes in px of the upright image:\n"
@@ -36,12 +36,12 @@ class Box:
     name: str = ""
 
     def within(self, width: int, height: int) -> Box:
-        """What of it lies inside an image of that size. Raises BoxError when that is less than LEAST px a side."""
+        """What of it lies inside an image of that size. Raises BoxError when that is less than MIN_SIDE px a side."""
         left, top = max(0, self.left), max(0, self.top)
         right, bottom = min(width, self.left + self.width), min(height, self.top + self.height)
-        if right - left < LEAST or bottom - top < LEAST:
+        if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
             raise BoxError(
-                f"the box of {self.width} x {self.height} px at {self.left}, {self.top} has less than {LEAST} px a "
+                f"the box of {self.width} x {self.height} px at {self.left}, {self.top} has less than {MIN_SIDE} px a "
                 f"side inside the image, which is {width} x {height} px: draw it again"
             )
         return Box(left, top, right - left, bottom - top, self.name)
@@ -105,8 +105,8 @@ class Boxes:
     def _write(self, boxes: dict[str, tuple[Box, ...]]) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
-            write_whole(self.file, _text(boxes))
+            write_atomic(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
+            write_atomic(self.file, _text(boxes))
         except OSError as error:
             raise BoxError(f"The box is not kept, as {self.file} cannot be written: {error}.") from error
         self._boxes, self._seen = boxes, self._stamp()

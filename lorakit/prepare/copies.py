@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from lorakit.data.listing import Note
-from lorakit.files import write_whole
-from lorakit.files.copying import digest
+from lorakit.files import write_atomic
+from lorakit.files.copying import sha256_of
 
 
 class Copies:
@@ -37,7 +37,7 @@ class Copies:
         file, known = self.root / name, self._written.get(name, [""])
         if not file.exists():
             return "missing"
-        content = digest(file)
+        content = sha256_of(file)
         return "made" if content == known[-1] else "older" if content in known else "changed"
 
     def write(self, name: str, data: bytes, key: str) -> None:
@@ -50,7 +50,7 @@ class Copies:
         self.keys[name] = key
         self._written.setdefault(name, []).append(content)
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.root / name, data)
+        write_atomic(self.root / name, data)
 
     def remove_all_but(self, wanted: set[str]) -> Iterator[Note]:
         """Remove what is no longer wanted: an image and its caption together, unless one of them was changed."""
@@ -78,4 +78,4 @@ class Copies:
         lines = [
             json.dumps([name, key, self._written[name][-1]], ensure_ascii=False) for name, key in self.keys.items()
         ]
-        write_whole(self.record, "".join(f"{line}\n" for line in lines))
+        write_atomic(self.record, "".join(f"{line}\n" for line in lines))

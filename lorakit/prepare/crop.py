@@ -18,13 +18,13 @@ from PIL import Image, ImageColor
 
 from lorakit.config import Config, Field, Slider, from_dict, read_yaml, setting, to_dict, to_yaml
 from lorakit.data import DataConfig, measures
+from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.images import ImageError, alpha_of, open_rgb
 from lorakit.data.listing import Note, folder_of
-from lorakit.data.looks import Look, Looks
 from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.files import FULL, holding, write_whole
+from lorakit.files import DISK_FULL, try_lock, write_atomic
 from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
 from lorakit.project import DiskFull, Project
@@ -130,22 +130,22 @@ class _Wanted:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def read_prepare(project: Project) -> PrepareConfig:
+def read_prepare_config(project: Project) -> PrepareConfig:
     """How the project's images are prepared. Raises ConfigError for a file that cannot be understood."""
     file = project.folder / SETTINGS
     return from_dict(PrepareConfig, read_yaml(file) if file.exists() else {})
 
 
-def write_prepare(project: Project, how: PrepareConfig) -> None:
+def write_prepare_config(project: Project, how: PrepareConfig) -> None:
     """Remember how the project's images are prepared."""
     project.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(project.folder / SETTINGS, to_yaml(how))
+    write_atomic(project.folder / SETTINGS, to_yaml(how))
 
 
-def originals(project: Project, config: DataConfig) -> DataConfig:
+def config_of_originals(project: Project, config: DataConfig) -> DataConfig:
     """The same settings about the originals, when they are about the prepared images."""
     is_prepared = folder_of(config, project.folder) == project.folder / FOLDER
-    return replace(config, folder=read_prepare(project).folder) if is_prepared else config
+    return replace(config, folder=read_prepare_config(project).folder) if is_prepared else config
 
 
 def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
@@ -157,17 +157,17 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     `originals` are meant. Raises DataError without images, BoxError, PrepareError, DiskFull.
     """
     root, boxes = project.folder / FOLDER, Boxes(project)
-    config = originals(project, config)
+    config = config_of_originals(project, config)
     found = scan(config, project.folder)
     yield from (note for note in found.notes if note.kind in ("unreadable", "caption encoding"))
     samples = {sample.name: sample for sample in found.samples}
     for name in sorted({*boxes.names()} - {*samples}):
         yield Note("box", name, "has a box, but there is no such image.")
-    for name, kept in duplicates(project, found.samples, how, boxes).items():
+    for name, kept in find_duplicates(project, found.samples, how, boxes).items():
         yield Note("duplicate", name, f"left out, it is the same image as {kept}.")
         del samples[name]
     try:
-        with holding(project.cache / ".prepare.lock") as is_alone:
+        with try_lock(project.cache / ".prepare.lock") as is_alone:
             if not is_alone:
                 raise PrepareError("The images are being prepared already, by another process or cell: wait for it.")
             copies = Copies(root, project.folder / RECORD)
@@ -175,21 +175,21 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
             copies.close()
     except OSError as error:
         told = "What was prepared so far is whole, the originals are untouched: prepare again, and it goes on."
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise DiskFull(f"The disk that {root} is on is full; free some space. {told}") from error
         raise PrepareError(f"Preparing stopped: {error}. {told}") from error
 
 
-def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
+def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
     """Image that is left out -> the one that stays in its place: one with a box, else the larger, else the first.
 
     Raises PrepareError when likeness is asked for and cannot be measured.
     """
     if how.duplicates == "keep":
         return {}
-    looks: dict[str, Look] = {}
+    looks: dict[str, ImageStats] = {}
     if how.duplicates == "near":
-        seen = dict(Looks.of(project.folder).look(sample.path for sample in samples))
+        seen = dict(StatsCache.of(project.folder).measure(sample.path for sample in samples))
         if not all(look.phash for look in seen.values()):
             raise PrepareError(
                 "What images look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
@@ -212,12 +212,12 @@ def duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig
     return dict(sorted(found.items()))
 
 
-def _is_alike(one: Look, other: Look, bits: int) -> bool:
+def _is_alike(one: ImageStats, other: ImageStats, bits: int) -> bool:
     """Whether two images look the same: in shape, by hashes that know no colours, and in colours place by place."""
     if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > bits:
         return False
-    [apart] = measures.apart(measures.around(one.cells), measures.around(other.cells)[None])
-    return bool(apart <= measures.APART)
+    [apart] = measures.colour_distance(measures.with_neighbours(one.cells), measures.with_neighbours(other.cells)[None])
+    return bool(apart <= measures.MAX_COLOUR_DISTANCE)
 
 
 def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:
@@ -238,7 +238,7 @@ def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wa
 # ---- one image -----------------------------------------------------------------------------------------------------
 
 
-def prepared(path: Path, box: Box | None, how: PrepareConfig) -> Image.Image:
+def prepare_image(path: Path, box: Box | None, how: PrepareConfig) -> Image.Image:
     """An image file as it is to be trained: RGB, or RGBA where transparency is kept. Raises ImageError, BoxError."""
     image = open_rgb(path, how.background)
     mask = alpha_of(path) if how.transparency == "keep" else None
@@ -277,7 +277,7 @@ def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
     """The bytes of an image that is to be there; a text: why it cannot be made."""
     packed = io.BytesIO()
     try:
-        prepared(wanted.sample.path, wanted.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
+        prepare_image(wanted.sample.path, wanted.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
     except (ImageError, BoxError) as error:
         return str(error)
     except OSError as error:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from lorakit.data.images import EXTENSIONS
-from lorakit.data.listing import CAPTION_EXTENSIONS, MOST_REPEATS, Note, repeats_of
+from lorakit.data.listing import CAPTION_EXTENSIONS, MAX_REPEATS, Note, repeats_of
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.files import FULL
-from lorakit.files.archive import is_archive, unpacking
-from lorakit.files.copying import aside, is_abandoned
+from lorakit.files import DISK_FULL
+from lorakit.files.archive import is_archive, unpack
+from lorakit.files.copying import is_abandoned, temporary_path
 from lorakit.project import DiskFull, Project
 
 METADATA = (".json",)
@@ -46,7 +46,7 @@ Source = str | Path | Mapping[str, bytes]
 Opened = Generator[Progress | Note, None, list[tuple[list[_File], bool]]]
 
 
-def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> Iterator[Progress | Note]:
+def import_images(project: Project, source: Source, into: str = "", repeats: int = 0) -> Iterator[Progress | Note]:
     """Copy images, captions and metadata into `<project>/dataset/`. Yields progress, a note for everything that is
     left out, kept or renamed, and at the end one for each folder with how much was added.
 
@@ -64,7 +64,7 @@ def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> I
                 yield from _adding(project, files, concept, None if is_ours else desk)
     except OSError as error:
         told = "What was added so far is whole: add the same again, and it goes on."
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {told}") from error
         raise IntakeError(f"Adding images stopped: {error}. {told}") from error
     yield from _beside(project.dataset)
@@ -73,8 +73,8 @@ def add(project: Project, source: Source, into: str = "", repeats: int = 0) -> I
 def concept_folder(project: Project, into: str, repeats: int) -> str:
     """The folder inside the dataset that `into` and `repeats` mean: "10_mofurin". Raises IntakeError."""
     parent, _, last = into.strip().strip("/").rpartition("/")
-    if not 0 <= repeats <= MOST_REPEATS:
-        raise IntakeError(f"repeats is {repeats}; allowed is 1 to {MOST_REPEATS}, or 0 for what the folder says.")
+    if not 0 <= repeats <= MAX_REPEATS:
+        raise IntakeError(f"repeats is {repeats}; allowed is 1 to {MAX_REPEATS}, or 0 for what the folder says.")
     if not last:
         if repeats:
             raise IntakeError(f"repeats is {repeats}, but no folder is named: say into which, e.g. mofurin.")
@@ -132,7 +132,7 @@ def _uploaded(source: Mapping[str, bytes], desk: Path) -> Opened:
 
 def _unpacked(file: Path, folder: Path) -> Generator[Progress | Note, None, list[_File]]:
     done, total = 0, file.stat().st_size
-    for count in unpacking(file, folder):
+    for count in unpack(file, folder):
         done += count
         yield Progress(what="bytes of the archive", done=min(done, total), total=total)  # images pack to their size
     return (yield from _walked(folder))
@@ -230,7 +230,7 @@ def _brought(file: _File, folder: Path, desk: Path | None) -> Path | str:
         shutil.copyfile(file.path, copy)
         os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         return f"it cannot be read ({error.strerror})"
     if (size := copy.stat().st_size) != status.st_size:
@@ -272,7 +272,7 @@ class _Shelf:
                     yield Note("caption kept", _told(name), "left out, the caption that is there is another and stays.")
                 continue
             if file.parent == folder:  # it is there under its own name, and stays
-                file = Path(shutil.copy2(file, aside(target)))
+                file = Path(shutil.copy2(file, temporary_path(target)))
             os.replace(file, target)
             names.setdefault(stem, set()).add(name.suffix)
             added["images" if name.suffix.lower() in EXTENSIONS else "captions and metadata"] += 1
@@ -342,7 +342,7 @@ def _desk(project: Project) -> Iterator[Path]:
     for left in project.dataset.glob(".intake.*.part"):
         if is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    desk = aside(project.dataset / "intake")
+    desk = temporary_path(project.dataset / "intake")
     shutil.rmtree(desk, ignore_errors=True)
     desk.mkdir(parents=True)
     try:

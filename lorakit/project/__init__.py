@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.files import FULL
+from lorakit.files import DISK_FULL
 
 NAME = r"\w[\w.-]{0,63}"  # of a run
 
@@ -131,7 +131,7 @@ def told_when_full(run: Run) -> Iterator[None]:
 def _is_full(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, is the kernel's that a disk is full; Rust's libraries have only its text."""
     while error is not None:
-        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+        if getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from lorakit.errors import UserError
-from lorakit.files import NO_LOCKS, is_held, write_json
+from lorakit.files import NO_LOCKS, is_locked, write_json
 from lorakit.machine import host
 from lorakit.project import ProjectError, Run
 
@@ -112,7 +112,7 @@ def last_trainer(run: Run) -> Trainer | None:
 def is_alive(run: Run) -> bool:
     """True while some process trains the run."""
     try:
-        return is_held(run.lock)
+        return is_locked(run.lock)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

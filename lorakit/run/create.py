@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.config import to_dict, to_yaml
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.hub import fetch
 from lorakit.lora.warm_start import rank_and_alpha
 from lorakit.project import ProjectError, Run
@@ -26,7 +26,7 @@ def start(run: Run, config: RunConfig) -> RunConfig:
     else:
         config = _without_past(config)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(run.config_file, to_yaml(config))
+    write_atomic(run.config_file, to_yaml(config))
     return config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.config import differences, to_dict, to_yaml
 from lorakit.data.scan import Scan
-from lorakit.files import write_json, write_whole
+from lorakit.files import write_atomic, write_json
 from lorakit.project import ProjectError, Run
 from lorakit.run.config import RunConfig, configure
 
@@ -100,7 +100,7 @@ def record_change(run: Run, config: RunConfig, step: int, steps_per_epoch: Seque
         history = [*known["history"], {"step": step, "changes": changes}]
         made = {"config": decisive(config), "history": history, "steps_per_epoch": list(steps_per_epoch)}
         write_json(run.fingerprint_file, {**known, **made})
-    write_whole(run.config_file, to_yaml(config))
+    write_atomic(run.config_file, to_yaml(config))
 
 
 def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lorakit.config import ConfigError, from_dict, to_dict
 from lorakit.data import buckets
 from lorakit.data.plan import Plan
-from lorakit.data.scan import READ, Scan, scan
+from lorakit.data.scan import SCAN_SETTINGS, Scan, scan
 from lorakit.randomness import seed_of
 from lorakit.schedules import factor
 
@@ -71,7 +71,7 @@ def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
     scans: dict[tuple, Scan] = {}
     found: list[Stage] = []
     for number, own in enumerate(config.stage_configs, 1):
-        key = tuple(getattr(own.data, name) for name in READ)
+        key = tuple(getattr(own.data, name) for name in SCAN_SETTINGS)
         if key not in scans:
             scans[key] = scan(own.data, project)
         plan = make_plan(own, scans[key], found[-1].plan if found else None)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from lorakit.files import write_json
-from lorakit.files.copying import copying
+from lorakit.files.copying import copy_verified
 from lorakit.hub.files import ModelFileError, verify_safetensors
 from lorakit.project import Project
 
@@ -63,7 +63,7 @@ def bringing(project: Project) -> Iterator[tuple[int, str]]:
         source, target = project.home / name, project.folder / name
         try:
             if not target.exists():
-                yield from ((count, "") for count in copying(source, target))
+                yield from ((count, "") for count in copy_verified(source, target))
             if target.suffix == ".safetensors":
                 verify_safetensors(target)
         except FileNotFoundError:

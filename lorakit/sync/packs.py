@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lorakit.files import write_whole
-from lorakit.files.archive import packed
-from lorakit.files.copying import digest, wipe, writing
+from lorakit.files import write_atomic
+from lorakit.files.archive import tar_bytes
+from lorakit.files.copying import sha256_of, wipe, write_verified
 from lorakit.project import Project
 
 ARCHIVES = "archives"  # folder at home
@@ -97,7 +97,7 @@ def record(project: Project, folder: str) -> dict[str, Any]:
 def remember(project: Project, folder: str, known: dict[str, Any]) -> None:
     """Write the record of a folder."""
     project.sync.mkdir(exist_ok=True)
-    write_whole(project.sync / f"{folder}.json", json.dumps(known))
+    write_atomic(project.sync / f"{folder}.json", json.dumps(known))
 
 
 def forget(project: Project) -> None:
@@ -117,7 +117,7 @@ def ids(project: Project, folder: str, now: Stamps, known: dict[str, Any]) -> di
         return {name: str(size) for name, (size, _) in now.items()}
     before = known["stamps"]
     return {
-        name: before[name][2] if before.get(name, [])[:2] == [*stamp] else digest(project.folder / folder / name)
+        name: before[name][2] if before.get(name, [])[:2] == [*stamp] else sha256_of(project.folder / folder / name)
         for name, stamp in now.items()
     }
 
@@ -203,7 +203,7 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
     kept = {"files": content, "packs": packs, "home": known["home"], "archives": known["archives"]}
     if kept != there:
         manifest(home, folder).parent.mkdir(exist_ok=True)
-        yield from writing([json.dumps(kept).encode()], manifest(home, folder))
+        yield from write_verified([json.dumps(kept).encode()], manifest(home, folder))
     for old in {pack["file"] for pack in known["seen"].values()} - {pack["file"] for pack in packs.values()}:
         wipe(home / ARCHIVES / old)
     stamped = {name: [*now[name], content[name]] for name in content}
@@ -213,7 +213,7 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
 def _sending(project: Project, folder: str, inside: dict[str, str], target: Path):
     target.parent.mkdir(exist_ok=True)
     pairs = [(name, project.folder / folder / name) for name in inside]
-    found = yield from writing(packed(pairs), target)
+    found = yield from write_verified(tar_bytes(pairs), target)
     return {"file": target.name, "bytes": target.stat().st_size, "sha256": found}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lorakit.files import write_json
 from lorakit.files.archive import ArchiveError
-from lorakit.files.copying import blocks, copying, growing, is_abandoned, wipe, writing
+from lorakit.files.copying import append_verified, blocks, copy_verified, is_abandoned, wipe, write_verified
 from lorakit.project import Project, Run
 from lorakit.run.checkpoint import COMPLETE, STATE
 from lorakit.sync import packs
@@ -230,7 +230,7 @@ class Pass:
                     yield from self._tried(self._file(name, stamp))
 
     def _file(self, name: str, stamp: list[int]) -> Iterator[dict]:
-        for count in copying(self.project.folder / name, self.home / name):
+        for count in copy_verified(self.project.folder / name, self.home / name):
             yield {"bytes": count}
         self.sent.files[name] = stamp
         yield {"sent": name, "stamp": stamp}
@@ -273,7 +273,7 @@ class Pass:
         source = self.project.folder / name
         mtime = source.stat().st_mtime_ns
         size = source.stat().st_size
-        for count in growing(source, size, self.home / name, self.sent.files.get(name, [0])[0]):
+        for count in append_verified(source, size, self.home / name, self.sent.files.get(name, [0])[0]):
             yield {"bytes": count}
         yield {"sent": name, "stamp": [size, mtime]}
 
@@ -308,9 +308,9 @@ class Pass:
         mark = (source / COMPLETE).read_bytes()
         wipe(target / COMPLETE)
         yield {"bytes": 0}
-        for count in copying(source / STATE, target / STATE, wanted):
+        for count in copy_verified(source / STATE, target / STATE, wanted):
             yield {"bytes": count}
-        for count in writing([mark], target / COMPLETE):
+        for count in write_verified([mark], target / COMPLETE):
             yield {"bytes": count}
 
     def _rotated(self, run: Run, there: dict[str, str]) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.files import write_json
-from lorakit.files.copying import Unfaithful, copying
+from lorakit.files.copying import CorruptCopy, copy_verified
 from lorakit.project import Run
 from lorakit.run.checkpoint import COMPLETE, STATE
 from lorakit.sync import fetch, pending
@@ -31,7 +31,7 @@ def stamp(path: Path) -> list[int]:
 def copied_file(source: Path, target: Path, sent: Sent, name: str) -> Iterator[Copied]:
     """Bring one file, and know that home has it. Raises OSError."""
     done, total = 0, source.stat().st_size
-    for count in copying(source, target):
+    for count in copy_verified(source, target):
         done += count
         yield Copied(name, done, total)
     sent.files[name] = stamp(target)
@@ -120,10 +120,10 @@ class Homecoming:
         """Bring a state, its mark last; returns why it cannot be used, or ""."""
         target, done = self.run.states / folder.name, 0
         try:
-            for count in copying(folder / STATE, target / STATE, mark["sha256"]):
+            for count in copy_verified(folder / STATE, target / STATE, mark["sha256"]):
                 done += count
                 yield Copied(f"{self.run.name}: state of step {int(folder.name)}", done, mark["bytes"])
-        except Unfaithful:
+        except CorruptCopy:
             with contextlib.suppress(OSError):
                 target.rmdir()
             return f"its {STATE} is damaged (its SHA-256 differs)"

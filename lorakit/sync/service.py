@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.files import is_held, write_json
+from lorakit.files import is_locked, write_json
 from lorakit.machine.host import environment
 from lorakit.project import Project, Run
 from lorakit.sync import packs
@@ -64,7 +64,7 @@ class Standing:
 
 def start(project: Project) -> bool:
     """Start the project's mirror, detached from this process; False without a home or when it runs already."""
-    if project.home is None or is_held(_lock(project)):
+    if project.home is None or is_locked(_lock(project)):
         return False
     project.sync.mkdir(parents=True, exist_ok=True)
     with open(project.sync / "mirror.log", "ab") as log:
@@ -88,7 +88,7 @@ def standing(project: Project) -> Standing | None:
         found = Standing(**{**told, "notes": tuple(told["notes"])})
     except (FileNotFoundError, ValueError, TypeError, LookupError):
         found = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
-    if is_held(_lock(project)):
+    if is_locked(_lock(project)):
         return found
     count, size = left(project, Sent.of(project))  # what was written may be older than the newest files
     return dataclasses.replace(found, files_left=count, bytes_left=size, is_running=False)
@@ -164,7 +164,7 @@ class Mirror:
     def _look(self) -> None:
         """What the local disk says."""
         looked = time.time()
-        self.training = {run.name for run in self.project.runs() if is_held(run.lock)}
+        self.training = {run.name for run in self.project.runs() if is_locked(run.lock)}
         self.sent.count_brought(self.project)
         self.count, self.size = left(self.project, self.sent)
         for folder in packs.folders(self.project):
@@ -307,7 +307,7 @@ def away(project: Project) -> Iterator[int | None]:
     leave, end = project.sync / "leave", time.monotonic() + LEAVING
     leave.touch()
     try:
-        while is_held(_lock(project)) and time.monotonic() < end:
+        while is_locked(_lock(project)) and time.monotonic() < end:
             time.sleep(0.1)
         with only_one(project) as lock:
             yield lock

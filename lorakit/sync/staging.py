@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.files.archive import SUFFIXES, ArchiveError, is_archive, unpacking
-from lorakit.files.copying import Unfaithful, copying, digest
+from lorakit.files.archive import SUFFIXES, ArchiveError, is_archive, unpack
+from lorakit.files.copying import CorruptCopy, copy_verified, sha256_of
 from lorakit.project import Project
 from lorakit.sync import packs
 
@@ -139,7 +139,7 @@ class Staging:
         return {name: None for name in names if self.now[name] != recorded.get(name)}
 
     def _source(self, path: Path) -> str:
-        found = digest(path)
+        found = sha256_of(path)
         self.sources.setdefault(found, path)
         return found
 
@@ -184,7 +184,7 @@ class Staging:
             file = self.home / packs.ARCHIVES / pack["file"]
             try:
                 folder = yield from _unpacked(file, self.desk / pack["file"], pack["sha256"])
-            except (Unfaithful, FileNotFoundError, ArchiveError) as error:
+            except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
                 del self.good[name]
                 yield self._note(f"The archive {file} is damaged or gone ({error}); it is made again")
                 continue
@@ -275,7 +275,7 @@ def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[
     with _desk(project, "cache") as desk:
         try:
             folder = yield from _unpacked(file, desk / file.name, pack["sha256"])
-        except (Unfaithful, FileNotFoundError, ArchiveError) as error:
+        except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
             return f"The archive {file} is damaged or gone ({error}); it is made again."
         for name in packs.stamps(folder).keys() - here.keys():
             (project.cache / name).parent.mkdir(parents=True, exist_ok=True)
@@ -286,11 +286,11 @@ def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[
 def _unpacked(file: Path, desk: Path, wanted: str = "") -> Generator[Copied, None, Path]:
     """Bring an archive as a whole to `desk`, check its SHA-256 and unpack it beside; returns the folder."""
     total, done = file.stat().st_size, 0
-    for count in copying(file, desk, wanted):
+    for count in copy_verified(file, desk, wanted):
         done += count
         yield Copied(file.name, done, total)
     folder = desk.with_name(f"{desk.name}.files")
-    for _ in unpacking(desk, folder):
+    for _ in unpack(desk, folder):
         pass
     desk.unlink()
     return folder

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.files import is_held, write_json
+from lorakit.files import is_locked, write_json
 from lorakit.files.archive import is_archive
 from lorakit.project import NAME, Project
 from lorakit.sync import fetch, packs, pending, service, staging
@@ -124,7 +124,7 @@ def _is_behind(project: Project) -> bool:
     """Whether home has another log of some run than was sent from here, as another machine went on; not while one is
     trained here, which the mirror is not to leave."""
     sent, here = Sent.of(project), project.runs()
-    if any(is_held(run.lock) for run in here):
+    if any(is_locked(run.lock) for run in here):
         return False
     logs = {str(run.log.relative_to(project.folder)): project.home / "runs" / run.name / run.log.name for run in here}
     return any(log.exists() and sent.files.get(name, [0])[0] != log.stat().st_size for name, log in logs.items())

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_files import MAX_BYTES
+from lorakit.data.caption_files import MAX_CAPTION_BYTES
 from lorakit.data.captions import tags_of
 from lorakit.data.scan import Sample, scan
 from lorakit.project import Project
@@ -320,10 +320,10 @@ def _one_line(text: str) -> str:
         raise CaptionEditError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
     lines = (re.sub(r"^\s+|[\s,]+$", "", line) for line in re.sub("[\0\ufeff]", "", text).splitlines())
     caption = BETWEEN.join(filter(None, lines))
-    if (size := len(plain(caption).encode())) > MAX_BYTES:
+    if (size := len(plain(caption).encode())) > MAX_CAPTION_BYTES:
         raise CaptionEditError(
             f"A caption of {size / 1e6:.1f} MB ({caption[:40]}…) is longer than any that is read again: "
-            f"at most {MAX_BYTES / 1e6:.0f} MB."
+            f"at most {MAX_CAPTION_BYTES / 1e6:.0f} MB."
         )
     return caption
 

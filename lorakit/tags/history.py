@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorakit.data.caption_files import marked
+from lorakit.data.caption_files import with_bom
 from lorakit.errors import UserError
-from lorakit.files import NO_LOCKS, write_whole
+from lorakit.files import NO_LOCKS, write_atomic
 
 PATIENCE = 60.0  # s for which another process may read or write the book
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of folders, on some network and shared disks
@@ -106,7 +106,7 @@ class Entry:
 
 def plain(text: str) -> str:
     """What a caption file holds after the kit has written a caption there."""
-    return marked(text + "\n")
+    return with_bom(text + "\n")
 
 
 def content_of(file: Path) -> str | None:
@@ -224,7 +224,7 @@ class FirstCaptions:
         told["captions"] |= {name: text for name, (text, _) in captions.items()}
         told["files"] |= {name: content for name, (text, content) in captions.items() if content != plain(text)}
         try:
-            write_whole(self.file, _json(everything, indent=1))
+            write_atomic(self.file, _json(everything, indent=1))
         except OSError as error:
             raise CaptionEditError(
                 f"{self.file} cannot be written ({error.strerror}): free some space there."

@@ -12,7 +12,7 @@ from lorakit.data.captions import tags_of
 from lorakit.data.images import ImageError, open_rgb
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.project import Project
 from lorakit.taggers import Refused, Tagger, TaggerError
 from lorakit.tags import vocabulary
@@ -102,7 +102,7 @@ def write_tagging(project: Project, tagger: str, settings: dict[str, Any], confi
     told = {"tagger": tagger, "settings": _kept(project)["settings"] | {tagger: settings}, "captions": to_dict(config)}
     file = project.folder / "tagging.yaml"
     try:
-        write_whole(file, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+        write_atomic(file, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): free some space, or allow writing.") from error
 

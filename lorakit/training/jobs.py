@@ -17,7 +17,7 @@ from typing import BinaryIO
 from lorakit import events
 from lorakit.errors import UserError
 from lorakit.events import Event, Failed, Finished, Stepped, Stopped
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.machine import host
 from lorakit.project import Run
 from lorakit.project.lock import (
@@ -142,7 +142,7 @@ def _open_log(run: Run) -> BinaryIO:
     """trainer.log, to be appended to, without what is old in one that has grown large."""
     path = run.folder / "trainer.log"
     if path.exists() and path.stat().st_size > LOG_LIMIT:
-        write_whole(path, path.read_bytes()[-LOG_KEPT:].partition(b"\n")[2])
+        write_atomic(path, path.read_bytes()[-LOG_KEPT:].partition(b"\n")[2])
     return open(path, "ab", buffering=0)
 
 

@@ -164,7 +164,7 @@ class Session:
         """Fill the caches for all stages to come, then let go of everything that training does not need."""
         sample = self.config.sample
         for feed in self.feeds[self.stage.number - 1 :]:
-            yield from feed.fill((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
+            yield from feed.fill_caches((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
         self._release()
 
     def _release(self) -> None:
@@ -274,7 +274,7 @@ class Session:
         eps, t = self.model.draw(x0, draws, loss)
         # the modules' own dropout draws from torch's global generator
         torch.manual_seed(seed_of(seed, step, micro, "dropout"))
-        text = self.model.condition(self.feed.encoded(batch.captions), batch.sizes)
+        text = self.model.condition(self.feed.encode_texts(batch.captions), batch.sizes)
         losses = self.model.loss(x0, eps, t, text, loss, batch.masks)
         return (losses * torch.tensor(batch.weights, device=losses.device)).sum()
 
@@ -357,7 +357,7 @@ class Session:
     def _painted(self, step: int) -> Iterator[Sampled]:
         config = self.config.sample
         for index, prompt in enumerate(config.prompts):
-            text, negative = self.feed.encoded([prompt, config.negative_prompt])
+            text, negative = self.feed.encode_texts([prompt, config.negative_prompt])
             image = generate_image(self.model, text, negative, config, config.seed)
             file = self.run.samples / f"{step:06d}-{index:02d}.png"
             save_image(image, file, {"prompt": prompt, "step": step, **to_dict(config)})

@@ -91,9 +91,9 @@ def _caches(config: RunConfig, project: Project, found: Sequence[Stage], model: 
     for settings, samples in ((stage.config, stage.scan.samples) for stage in found):
         weight, seed = settings.loss.prior_loss_weight, settings.loop.seed
         feed = Feed(samples, settings.data, model, project.cache, seed=seed, prior_loss_weight=weight)
-        for path, (sample, _) in feed.images().items():
+        for path, (sample, _) in feed.cached_images().items():
             images[path] = buckets.fit(sample.width, sample.height, settings.data).size
-        texts |= feed.texts(prompts)
+        texts |= feed.cached_texts(prompts)
     missing = [size for path, size in images.items() if not path.exists()]
     size_of = {size: image_bytes(model, size) for size in dict.fromkeys(missing)}
     each = round(sum(size_of[size] for size in missing) / max(1, len(missing)))

@@ -9,7 +9,7 @@ from PIL import Image
 from lorakit.cli import data
 from lorakit.config import ConfigError
 from lorakit.demo import DATASET
-from lorakit.prepare.crop import PrepareConfig, read_prepare
+from lorakit.prepare.crop import PrepareConfig, read_prepare_config
 from lorakit.project import Project, ProjectError
 
 
@@ -47,9 +47,11 @@ def test_preparing_remembers_its_settings(project, call, capsys):
     assert call("prepare", project.folder, "--set", "prepare.pad=2x3", "--set", "prepare.duplicates=keep") == 0
     assert "--set data.folder=prepared" in capsys.readouterr().out
     assert Image.open(project.folder / "prepared/3_mofu/01.png").size == (128, 192)
-    assert read_prepare(project) == PrepareConfig(pad="2x3", duplicates="keep")
+    assert read_prepare_config(project) == PrepareConfig(pad="2x3", duplicates="keep")
     call("prepare", project.folder, "--set", "prepare.background=black", "--set", "prepare.resize=none")
-    assert read_prepare(project) == PrepareConfig(pad="2x3", duplicates="keep", background="black", resize="none")
+    assert read_prepare_config(project) == PrepareConfig(
+        pad="2x3", duplicates="keep", background="black", resize="none"
+    )
 
 
 def test_buckets_are_told_with_what_is_cut_off_and_enlarged(project, call, capsys):

@@ -54,7 +54,7 @@ def test_a_mask_is_the_mean_opacity_of_each_latents_pixels(masked):
     session = prepared(masked)
     sample = next(s for s in session.feed.samples if s.name.endswith("00.png"))
     for flip in (False, True):
-        mask = session.feed._image(sample, flip)["mask"]
+        mask = session.feed.image(sample, flip)["mask"]
         expected = torch.zeros(1, 8, 8)
         expected[:, :, slice(4, 8) if flip else slice(0, 4)] = 1
         assert torch.equal(mask, expected)
@@ -68,7 +68,7 @@ def test_the_loss_is_the_plain_mean_of_errors_times_the_mask(masked):
     draws = generator(1, "test")
     x0 = model.latents(batch.images, draws)
     eps, t = model.draw(x0, draws, config)
-    text = model.condition(session.feed.encoded(batch.captions), batch.sizes)
+    text = model.condition(session.feed.encode_texts(batch.captions), batch.sizes)
     assert batch.masks.shape == (len(x0), 1, *x0.shape[-2:]) and 0 < batch.masks.mean() < 1
     with torch.no_grad():
         found = model.loss(x0, eps, t, text, config, batch.masks)
@@ -91,7 +91,7 @@ def test_what_is_masked_out_has_no_gradient_at_all(masked):
     eps, t = model.draw(x0, generator(1, "test"), config)
     weights = [w for part in session.config.rates for w in session.adapter.parameters(part)]
     for share in (0.0, 1.0):
-        text = model.condition(session.feed.encoded(batch.captions), batch.sizes)
+        text = model.condition(session.feed.encode_texts(batch.captions), batch.sizes)
         model.loss(x0, eps, t, text, config, torch.full_like(x0[:, :1], share)).sum().backward()
         assert any(w.grad.any() for w in weights) == bool(share)
 

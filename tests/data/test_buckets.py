@@ -54,7 +54,7 @@ def test_no_image_is_enlarged(name):
 @pytest.mark.parametrize("name", ["kohya's", "upscaling", "fine", "sdxl", "narrow", "tiny"])
 def test_buckets_lie_within_the_limits_in_both_orientations_and_are_use_the_area(name):
     config = SETTINGS[name]
-    found = buckets.sizes(config)
+    found = buckets.bucket_sizes(config)
     assert {(height, width) for width, height in found} == set(found) and len(set(found)) == len(found)
     for width, height in found:
         assert config.min_bucket_reso <= min(width, height) and max(width, height) <= config.max_bucket_reso
@@ -67,9 +67,13 @@ def test_a_large_image_goes_to_the_bucket_of_the_nearest_shape(name):
     config = SETTINGS[name]
     for width, height in images():
         size = buckets.fit(width, height, config).size
-        if size in buckets.sizes(config) and (not config.bucket_no_upscale or min(width, height) >= 2048):
+        if size in buckets.bucket_sizes(config) and (not config.bucket_no_upscale or min(width, height) >= 2048):
             off = abs(size[0] / size[1] - width / height)
-            assert all(off <= abs(w / h - width / height) for w, h in buckets.sizes(config)), (width, height, size)
+            assert all(off <= abs(w / h - width / height) for w, h in buckets.bucket_sizes(config)), (
+                width,
+                height,
+                size,
+            )
 
 
 # what kohya's scripts make of 512 px, 256 to 1024 in steps of 64: these, the square, and these turned round
@@ -77,7 +81,9 @@ KOHYA = {(256, 832), (256, 896), (256, 960), (256, 1024), (320, 704), (320, 768)
 
 
 def test_our_buckets_are_kohyas():
-    assert set(buckets.sizes(DataConfig())) == KOHYA | {(512, 512)} | {(height, width) for width, height in KOHYA}
+    assert set(buckets.bucket_sizes(DataConfig())) == KOHYA | {(512, 512)} | {
+        (height, width) for width, height in KOHYA
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_the_middle_of_an_image_is_kept_and_a_mirrored_one_is_its_mirror_image()
     image.paste("blue", (64, 0, 96, 64))
     image.paste("green", (96, 0, 128, 64))
     how = buckets.fit(192, 64, DataConfig(enable_bucket=False, resolution=64))
-    made, mirrored = buckets.apply(image, how), buckets.apply(image, how, flip=True)
+    made, mirrored = buckets.resize_and_crop(image, how), buckets.resize_and_crop(image, how, flip=True)
     assert [made.getpixel((x, 9)) for x in (0, 31, 32, 63)] == [(0, 0, 255)] * 2 + [(0, 128, 0)] * 2
     assert mirrored.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes() == made.tobytes() != mirrored.tobytes()
 

@@ -9,7 +9,7 @@ import pytest
 from corpus import CHINESE, READ, REPORTED, SMALL
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_files import Undecided, decode, read_book, read_caption, read_captions
+from lorakit.data.caption_files import UnknownEncoding, decode, read_caption, read_caption_json, read_captions
 from lorakit.data.scan import Scan, scan
 from lorakit.randomness import rng
 
@@ -52,7 +52,7 @@ def test_what_is_certain_is_read_right(text, encoding):
 
 @pytest.mark.parametrize(("text", "encoding"), REPORTED)
 def test_what_might_be_something_else_is_reported_with_what_to_do(text, encoding):
-    with pytest.raises(Undecided, match="save it as UTF-8"):
+    with pytest.raises(UnknownEncoding, match="save it as UTF-8"):
         decode(text.encode(encoding))
 
 
@@ -67,7 +67,7 @@ def test_no_text_in_another_encoding_is_taken_for_chinese(encoding):
         try:
             text, found = decode(data)
             assert found == "utf-8" and text.encode() == data, (words, text, found)
-        except Undecided:
+        except UnknownEncoding:
             continue
 
 
@@ -79,7 +79,7 @@ def test_captions_in_gbk_are_read_right_or_reported_and_nearly_all_long_ones_are
             decoded, encoding = decode(text.encode("gbk"))
             assert (decoded, encoding) == (text, "gb18030")
             read += number % 2 == 0
-        except Undecided:
+        except UnknownEncoding:
             continue
     assert read > 190
 
@@ -94,7 +94,7 @@ def test_utf16_of_anything_is_read_right_with_its_mark_and_never_wrong_without()
             if "," in text:
                 try:
                     assert decode(text.encode(encoding))[0] == text
-                except Undecided:
+                except UnknownEncoding:
                     continue
 
 
@@ -106,15 +106,15 @@ def test_a_short_chinese_caption_is_read_as_the_others_of_its_folder_are(tmp_pat
     (tmp_path / "d.txt").write_bytes("café, crème".encode("latin-1"))
     found = read_captions([*files, tmp_path / "d.txt"])
     assert [found[file].text for file in files] == [CHINESE, "狐狸", "", ""]
-    assert "perhaps GBK" in found[files[3]].trouble and "perhaps Latin-1" in found[tmp_path / "d.txt"].trouble
-    assert read_caption(files[1]).trouble and read_caption(files[0]).encoding == "gb18030"
+    assert "perhaps GBK" in found[files[3]].error and "perhaps Latin-1" in found[tmp_path / "d.txt"].error
+    assert read_caption(files[1]).error and read_caption(files[0]).encoding == "gb18030"
 
 
 def test_a_caption_in_an_unknown_encoding_is_shown_as_it_would_be_read_in_each(tmp_path):
     (tmp_path / "a.txt").write_bytes("mofurin, smile, a café\n, crème".encode("latin-1"))
-    assert "Latin-1 (cp1252: “e, a café , crème”)" in read_caption(tmp_path / "a.txt").trouble
+    assert "Latin-1 (cp1252: “e, a café , crème”)" in read_caption(tmp_path / "a.txt").error
     (tmp_path / "b.txt").write_bytes("狐狸".encode("gbk"))
-    assert "GBK (gb18030: “狐狸”) or " in read_caption(tmp_path / "b.txt").trouble
+    assert "GBK (gb18030: “狐狸”) or " in read_caption(tmp_path / "b.txt").error
 
 
 def test_utf8_of_every_language_is_read_as_it_always_was():
@@ -182,7 +182,7 @@ def test_a_key_that_might_be_another_image_is_counted_and_not_used(key, tmp_path
 def test_a_caption_in_json_is_text_or_tags_or_what_kohyas_scripts_write(value, caption, tmp_path):
     file = tmp_path / "captions.json"
     file.write_text(json.dumps({"a": value}))
-    assert read_book(file).entries == ({"a": caption} if caption else {})
+    assert read_caption_json(file).entries == ({"a": caption} if caption else {})
 
 
 def test_a_caption_file_wins_over_json_the_nearer_json_over_the_other_and_each_choice_is_told(tmp_path):

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from lorakit.data import DataConfig
-from lorakit.data.captions import drawn, tags_of, texts, variant, variant_count, with_trigger
+from lorakit.data.captions import possible_captions, tags_of, training_caption, variant, variant_count, with_trigger
 
 CAPTION = "mofu, girl, hat, red scarf, smile, 帽子, outdoors, looking at viewer"
 TAGS = tags_of(CAPTION)
@@ -40,8 +40,8 @@ def test_the_comma_of_a_thousand_parts_no_tags():
 def test_a_caption_stays_as_it_was_written_when_nothing_varies():
     config = DataConfig()
     written = " a girl ,, in a hat. "
-    assert variant_count(config) == 1 and texts(written, config, seed=1) == [written]
-    assert {drawn(written, config, 1, step, 0) for step in range(9)} == {written}
+    assert variant_count(config) == 1 and possible_captions(written, config, seed=1) == [written]
+    assert {training_caption(written, config, 1, step, 0) for step in range(9)} == {written}
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 64])
@@ -81,13 +81,16 @@ def test_a_variant_depends_on_seed_caption_and_index_alone():
 )
 def test_every_text_that_is_drawn_was_cached_and_every_cached_text_is_drawn(settings):
     config = DataConfig(**settings)
-    assert {drawn(CAPTION, config, 5, step, place) for step in range(200) for place in range(2)} == set(
-        texts(CAPTION, config, 5)
+    assert {training_caption(CAPTION, config, 5, step, place) for step in range(200) for place in range(2)} == set(
+        possible_captions(CAPTION, config, 5)
     )
 
 
 def test_caption_dropout_takes_its_share_and_leaves_the_other_draws_alone():
     without, with_dropout = (DataConfig(shuffle_caption=True, caption_dropout_rate=rate) for rate in (0.0, 0.25))
-    pairs = [(drawn(CAPTION, without, 5, step, 0), drawn(CAPTION, with_dropout, 5, step, 0)) for step in range(1000)]
+    pairs = [
+        (training_caption(CAPTION, without, 5, step, 0), training_caption(CAPTION, with_dropout, 5, step, 0))
+        for step in range(1000)
+    ]
     assert sum(text == "" for _, text in pairs) / 1000 == pytest.approx(0.25, abs=0.04)
     assert all(text in ("", before) for before, text in pairs)

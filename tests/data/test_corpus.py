@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from corpus import CALM, EITHER, SMALL, UNREADABLE, USED, make
 
-from lorakit.data import DataConfig, looks
+from lorakit.data import DataConfig, image_stats
 from lorakit.data.images import ImageError, alpha_of, open_rgb
-from lorakit.data.listing import KINDS
+from lorakit.data.listing import NOTE_KINDS
 from lorakit.data.scan import scan
 
 MEMORY = 2**30  # bytes of address space that a scan may have, Python, NumPy and its threads' stacks among them
@@ -72,7 +72,7 @@ def test_no_file_is_passed_over_in_silence(odds, found):
     hidden = [path for path in plain_files(root) if any(part.startswith(".") for part in path.relative_to(root).parts)]
     assert sorted({*plain_files(root)} - told - {*hidden}) == [] and hidden
     assert any(note.kind == "hidden" and ".hidden" in note.text for note in found.notes)
-    assert {note.kind for note in found.notes} <= {*KINDS}
+    assert {note.kind for note in found.notes} <= {*NOTE_KINDS}
 
 
 def test_every_note_is_a_sentence_that_names_what_to_look_at(found):
@@ -109,7 +109,7 @@ SCAN = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from pathlib import Path
-from lorakit.data import DataConfig, looks
+from lorakit.data import DataConfig, image_stats
 from lorakit.data.scan import scan
 found = scan(DataConfig(), Path(sys.argv[1]))
 unread = sum(note.kind == "unreadable" for note in found.notes)
@@ -153,7 +153,7 @@ def project_of_nobody():
 
 
 def test_what_may_not_be_read_or_written_is_told(project_of_nobody, monkeypatch):
-    monkeypatch.setattr(looks, "SETTLED", -60)  # files that were written just now are worth remembering
+    monkeypatch.setattr(image_stats, "SETTLED", -60)  # files that were written just now are worth remembering
     data = project_of_nobody / "dataset"
     (data / "d.png").write_bytes(SMALL)
     for path in (data / "a.png", data / "b.txt", data / "m.json", data / "in"):

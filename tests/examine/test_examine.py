@@ -14,9 +14,9 @@ from spoiled import COUNT, EXAMPLES, MODEL, Healthy, duplicates, make_image, too
 
 from lorakit import models
 from lorakit.data import DataConfig, measures
-from lorakit.data.looks import Looks
+from lorakit.data.image_stats import StatsCache
 from lorakit.demo import DATASET
-from lorakit.examine import examine, measure
+from lorakit.examine import examine, measure_images
 from lorakit.examine.checks import CHECKS
 from lorakit.examine.finding import SEVERITIES
 from lorakit.examine.fixes import FIXES
@@ -35,19 +35,26 @@ def healthy(tmp_path):
 def test_a_healthy_set_has_no_findings_and_its_numbers_are_right(healthy):
     report = healthy.examine()
     assert [finding.title for finding in report.findings] == [] and report.is_fine()
-    numbers = {"images": 16, "regularization": 0, "seen": 16, "steps": 16, "buckets": 1, "tags": 8}
+    numbers = {
+        "images": 16,
+        "regularization": 0,
+        "images_per_epoch": 16,
+        "steps_per_epoch": 16,
+        "buckets": 1,
+        "tags": 8,
+    }
     assert report.numbers == numbers
     healthy.loop = LoopConfig(batch_size=3, gradient_accumulation_steps=2)
     healthy.data["repeats"] = 2
-    assert healthy.examine().numbers == numbers | {"seen": 32, "steps": 6}
+    assert healthy.examine().numbers == numbers | {"images_per_epoch": 32, "steps_per_epoch": 6}
 
 
 def test_images_that_were_measured_are_not_read_again(healthy, monkeypatch):
-    monkeypatch.setattr("lorakit.data.looks.SETTLED", -1.0)  # these were written just now
-    told = [(progress.done, progress.total) for progress in measure(healthy.project, DataConfig(**healthy.data))]
+    monkeypatch.setattr("lorakit.data.image_stats.SETTLED", -1.0)  # these were written just now
+    told = [(progress.done, progress.total) for progress in measure_images(healthy.project, DataConfig(**healthy.data))]
     assert told == [(i, COUNT) for i in range(1, COUNT + 1)]
-    assert list(measure(Project(healthy.folder / "nowhere"), DataConfig())) == []
-    monkeypatch.setattr(Looks, "_measured", None)
+    assert list(measure_images(Project(healthy.folder / "nowhere"), DataConfig())) == []
+    monkeypatch.setattr(StatsCache, "_measured", None)
     assert not healthy.examine().findings
 
 
@@ -210,4 +217,4 @@ def test_the_demo_set_is_well_but_for_tags_that_stand_once(tmp_path):
     square = {"trigger": "mofurin", "resolution": 128, "min_bucket_reso": 128, "max_bucket_reso": 128}
     report = examine(project, DataConfig(**square), MODEL)
     assert [f.kind for f in report.findings] == ["in-one-only"] and len(report.findings[0].images) == 4
-    assert report.numbers["seen"] == 300
+    assert report.numbers["images_per_epoch"] == 300

@@ -19,7 +19,7 @@ from lorakit.data import DataConfig
 from lorakit.errors import UserError
 from lorakit.examine import excluded
 from lorakit.examine.checks import CHECKS
-from lorakit.examine.fixes import FIXES, mend
+from lorakit.examine.fixes import FIXES, apply_fix
 from lorakit.prepare.boxes import Boxes
 from lorakit.tags.editor import CaptionEditor
 
@@ -41,7 +41,7 @@ def test_a_fix_mends_changes_no_image_and_can_be_taken_back(kind, healthy, monke
     before, config = contents(healthy.folder), DataConfig(**healthy.data)
     finding = healthy.examine().find(kind)
     answers = FIXES[finding.fix].answers
-    done = mend(healthy.project, config, finding, "cp1252" if answers else "")
+    done = apply_fix(healthy.project, config, finding, "cp1252" if answers else "")
     assert done.changed and not done.kept
     assert not healthy.examine().find(kind), "what was mended is found no more"
     held = Counter([*contents(healthy.folder).values(), *contents(healthy.project.folder / "set-aside").values()])
@@ -71,9 +71,9 @@ def test_a_caption_in_another_encoding_is_saved_as_utf8_and_a_wrong_choice_chang
     )
     before = file.read_bytes()
     with pytest.raises(UserError, match="cp1252"):
-        mend(healthy.project, config, finding)
-    assert mend(healthy.project, config, finding, "cp932").kept and file.read_bytes() == before
-    assert not mend(healthy.project, config, finding, "cp1252").kept
+        apply_fix(healthy.project, config, finding)
+    assert apply_fix(healthy.project, config, finding, "cp932").kept and file.read_bytes() == before
+    assert not apply_fix(healthy.project, config, finding, "cp1252").kept
     assert file.read_text(encoding="utf-8") == "mofu, caf\u00e9"
 
 
@@ -89,14 +89,14 @@ def test_a_caption_that_can_be_read_in_two_ways_is_told_as_that_and_mended_for_g
     (healthy.folder / "03.txt").write_bytes(data)
     finding = healthy.examine().find("caption-encoding")
     assert f"{meant}: “{text}”" in finding.details["03.png"]
-    mend(healthy.project, DataConfig(**healthy.data), finding, meant)
+    apply_fix(healthy.project, DataConfig(**healthy.data), finding, meant)
     report = healthy.examine()
     assert not report.find("caption-encoding") and report.samples["03.png"].written == text
 
 
 def test_nothing_is_overwritten_when_files_are_brought_back(healthy):
     unreadable(healthy, None)
-    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
+    apply_fix(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
     (batch,) = excluded.batches(healthy.project)
     assert batch.files == ("03.png", "04.png", "03.txt", "04.txt")
     healthy.add("03.png", make_image(50))
@@ -109,7 +109,7 @@ def test_nothing_is_overwritten_when_files_are_brought_back(healthy):
 def test_what_else_lies_among_the_files_that_were_set_aside_is_not_lost(healthy):
     (healthy.folder / "record.json").write_text("[]")
     foreign(healthy, None)
-    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("foreign"))
+    apply_fix(healthy.project, DataConfig(**healthy.data), healthy.examine().find("foreign"))
     (batch,) = excluded.batches(healthy.project)
     assert set(batch.files) == {"record.json", "notes.psd"}
     batch.held("mine.txt").write_text("a person's own")
@@ -123,7 +123,7 @@ def test_what_else_lies_among_the_files_that_were_set_aside_is_not_lost(healthy)
 
 def test_a_caption_stays_with_the_image_that_shares_it(healthy):
     (healthy.folder / "03.webp").write_bytes(b"broken")
-    mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
+    apply_fix(healthy.project, DataConfig(**healthy.data), healthy.examine().find("unreadable"))
     assert (healthy.folder / "03.txt").exists() and not (healthy.folder / "03.webp").exists()
 
 
@@ -133,10 +133,10 @@ def test_the_last_images_and_prepared_copies_are_not_set_aside(healthy):
     finding = healthy.examine().find("small")
     assert len(finding.images) == COUNT
     with pytest.raises(UserError, match="nothing would be left"):
-        mend(healthy.project, DataConfig(**healthy.data), finding)
+        apply_fix(healthy.project, DataConfig(**healthy.data), finding)
     shutil.copytree(healthy.folder, healthy.project.folder / "prepared")
     with pytest.raises(UserError, match="copies"):
-        mend(healthy.project, DataConfig(**{**healthy.data, "folder": "prepared"}), finding)
+        apply_fix(healthy.project, DataConfig(**{**healthy.data, "folder": "prepared"}), finding)
 
 
 @pytest.mark.parametrize("folder", ["prepared/", "./prepared", "absolute"])
@@ -146,7 +146,7 @@ def test_prepared_copies_are_not_mended_however_their_folder_is_spelled(healthy,
     spelled = str((healthy.project.folder / "prepared").resolve()) if folder == "absolute" else folder
     healthy.data["folder"] = spelled
     with pytest.raises(UserError, match="copies"):
-        mend(healthy.project, DataConfig(**healthy.data), healthy.examine().find("duplicates"))
+        apply_fix(healthy.project, DataConfig(**healthy.data), healthy.examine().find("duplicates"))
 
 
 def test_a_caption_file_named_in_capitals_is_what_is_saved_as_utf8_and_never_its_image(healthy):
@@ -157,7 +157,7 @@ def test_a_caption_file_named_in_capitals_is_what_is_saved_as_utf8_and_never_its
     (healthy.folder / "03.txt").unlink()
     (healthy.folder / "03.TXT").write_bytes("mofu, caf\u00e9".encode("latin-1"))
     finding = healthy.examine().find("caption-encoding")
-    assert mend(healthy.project, DataConfig(**healthy.data), finding, "cp1251").changed == 1
+    assert apply_fix(healthy.project, DataConfig(**healthy.data), finding, "cp1251").changed == 1
     assert small.read_bytes() == before and "mofu" in (healthy.folder / "03.TXT").read_text(encoding="utf-8")
 
 
@@ -169,7 +169,9 @@ def test_what_changed_since_the_report_is_not_mended_by_it(kind, healthy, monkey
         make_image(90 + seed).save(healthy.folder / name)
         (healthy.folder / name).with_suffix(".txt").write_text("mofu, \u732b, caf\u00e9", encoding="utf-8")
     before = contents(healthy.folder)
-    done = mend(healthy.project, DataConfig(**healthy.data), finding, "cp1251" if kind == "caption-encoding" else "")
+    done = apply_fix(
+        healthy.project, DataConfig(**healthy.data), finding, "cp1251" if kind == "caption-encoding" else ""
+    )
     assert done.changed == 0 and contents(healthy.folder) == before and not Boxes(healthy.project).names()
 
 
@@ -183,7 +185,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(kind, healthy, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(UserError, match="No space left"):
-        mend(healthy.project, DataConfig(**healthy.data), finding, "cp1252" if kind == "caption-encoding" else "")
+        apply_fix(healthy.project, DataConfig(**healthy.data), finding, "cp1252" if kind == "caption-encoding" else "")
     assert contents(healthy.folder) == before
 
 

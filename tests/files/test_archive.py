@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.files import archive
-from lorakit.files.archive import ArchiveError, packed, unpacking
+from lorakit.files.archive import ArchiveError, tar_bytes, unpack
 
 FILES = {
     "1_mofu/00.png": b"\x89PNG" * 700,
@@ -38,9 +38,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in pairs(folder)}
 
 
-def unpack(file: Path) -> dict[str, bytes]:
+def unpacked(file: Path) -> dict[str, bytes]:
     folder = file.with_suffix(".out")
-    list(unpacking(file, folder))
+    list(unpack(file, folder))
     return content(folder)
 
 
@@ -67,14 +67,14 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "
 def refused(file: Path, why: str) -> None:
     before = sorted(path.name for path in file.parent.iterdir())
     with pytest.raises(ArchiveError, match=why):
-        unpack(file)
+        unpacked(file)
     assert sorted(path.name for path in file.parent.iterdir()) == before, "something was left behind"
 
 
 def test_a_folder_comes_out_as_it_went_in(tmp_path):
     file = tmp_path / "x.tar"
-    file.write_bytes(b"".join(packed(pairs(fill(tmp_path / "in")))))
-    assert unpack(file) == FILES
+    file.write_bytes(b"".join(tar_bytes(pairs(fill(tmp_path / "in")))))
+    assert unpacked(file) == FILES
     with tarfile.open(file) as others:  # what other programs read
         assert sorted(others.getnames()) == sorted(FILES)
 
@@ -84,12 +84,12 @@ def test_the_same_content_makes_the_same_archive_whenever_and_wherever(tmp_path)
     for _, path in pairs(two):
         os.utime(path, (1, 1))
         path.chmod(0o600)
-    assert b"".join(packed(pairs(one))) == b"".join(packed(reversed(pairs(two))))
+    assert b"".join(tar_bytes(pairs(one))) == b"".join(tar_bytes(reversed(pairs(two))))
 
 
 def test_an_empty_folder_is_an_archive_too(tmp_path):
-    (tmp_path / "x.tar").write_bytes(b"".join(packed([])))
-    assert unpack(tmp_path / "x.tar") == {}
+    (tmp_path / "x.tar").write_bytes(b"".join(tar_bytes([])))
+    assert unpacked(tmp_path / "x.tar") == {}
 
 
 def test_a_name_that_is_not_utf_8_survives(tmp_path):
@@ -97,14 +97,14 @@ def test_a_name_that_is_not_utf_8_survives(tmp_path):
     with open(path, "wb") as file:
         file.write(b"x")
     name = os.fsdecode(b"\xff\xfe.txt")
-    (tmp_path / "x.tar").write_bytes(b"".join(packed([(name, Path(os.fsdecode(path)))])))
-    assert unpack(tmp_path / "x.tar") == {name: b"x"}
+    (tmp_path / "x.tar").write_bytes(b"".join(tar_bytes([(name, Path(os.fsdecode(path)))])))
+    assert unpacked(tmp_path / "x.tar") == {name: b"x"}
 
 
 def test_a_file_that_shrinks_while_it_is_packed_is_told(tmp_path):
     file = tmp_path / "x"
     file.write_bytes(b"x" * 3_000_000)
-    stream = packed([("x", file)])
+    stream = tar_bytes([("x", file)])
     next(stream)
     next(stream)
     os.truncate(file, 2_000_000)
@@ -120,13 +120,13 @@ def test_what_people_have_is_unpacked(kind, tmp_path):
     else:
         with tarfile.open(file, f"w:{kind.partition('.')[2]}") as opened:
             opened.add(fill(tmp_path / "in"), ".")
-    assert archive.is_archive(file) and unpack(file) == FILES
+    assert archive.is_archive(file) and unpacked(file) == FILES
 
 
 def test_chinese_names_of_windows_zips_are_read(tmp_path):
     file = zip_of(tmp_path / "x.zip", {"ABCD.txt": b"x"})
     file.write_bytes(file.read_bytes().replace(b"ABCD", "角色".encode("gbk")))
-    assert unpack(file) == {"角色.txt": b"x"}
+    assert unpacked(file) == {"角色.txt": b"x"}
 
 
 def test_a_tar_that_holds_a_zip_is_a_tar(tmp_path):
@@ -134,7 +134,7 @@ def test_a_tar_that_holds_a_zip_is_a_tar(tmp_path):
     file = tmp_path / "x.tar"
     with tarfile.open(file, "w") as opened:
         opened.add(inner, "inner.zip")
-    assert list(unpack(file)) == ["inner.zip"]
+    assert list(unpacked(file)) == ["inner.zip"]
 
 
 OUTSIDE = ["../x", "a/../../x", "/etc/x", "..\\x", "C:\\x", "\\\\host\\x", "a/.."]
@@ -200,7 +200,7 @@ def test_a_truncated_archive_is_told_wherever_it_was_cut(kind, tmp_path):
 def test_another_kind_of_file_is_told(data, tmp_path):
     (tmp_path / "x.zip").write_bytes(data)
     if data == bytes(5000):
-        assert unpack(tmp_path / "x.zip") == {}, "zeros are an empty tar"
+        assert unpacked(tmp_path / "x.zip") == {}, "zeros are an empty tar"
     else:
         refused(tmp_path / "x.zip", "neither a zip nor a tar archive")
 

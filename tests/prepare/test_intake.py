@@ -11,7 +11,7 @@ from homes import content
 
 from lorakit.data.scan import Note
 from lorakit.files.archive import ArchiveError
-from lorakit.prepare.intake import USED, IntakeError, add
+from lorakit.prepare.intake import USED, IntakeError, import_images
 from lorakit.project import Project
 
 PILE = {
@@ -83,7 +83,7 @@ HOW = pytest.mark.parametrize("how", ["zip", "tar", "folder", "upload"])
 
 @HOW
 def test_a_pile_arrives_whole_without_the_folder_that_holds_it_all_and_what_is_left_out_is_told(how, project, tmp_path):
-    told = notes(add(project, given(how, tmp_path, {**PILE, **USELESS})))
+    told = notes(import_images(project, given(how, tmp_path, {**PILE, **USELESS})))
     assert dataset(project) == {name.removeprefix("images/"): data for name, data in PILE.items()}
     assert len(told["left out"]) == len(USELESS)
     assert all(any(Path(name).name in line for line in told["left out"]) for name in ("readme.md", "more.zip"))
@@ -93,30 +93,30 @@ def test_a_pile_arrives_whole_without_the_folder_that_holds_it_all_and_what_is_l
 @HOW
 @pytest.mark.parametrize("files", [KOHYA, LONE, {"reg/1_girl/r.png": b"r"}], ids=["all", "lone", "reg"])
 def test_kohyas_folders_keep_their_meaning(how, files, project, tmp_path):
-    list(add(project, given(how, tmp_path, files)))
+    list(import_images(project, given(how, tmp_path, files)))
     assert dataset(project) == files
 
 
 @HOW
 def test_again_changes_nothing_and_says_so(how, project, tmp_path):
     source = given(how, tmp_path, PILE)
-    list(add(project, source))
+    list(import_images(project, source))
     before = {path: path.stat().st_mtime_ns for path in project.dataset.rglob("*")}
-    assert notes(add(project, source))["added"][0].endswith("5 files were there already.")
+    assert notes(import_images(project, source))["added"][0].endswith("5 files were there already.")
     assert {path: path.stat().st_mtime_ns for path in project.dataset.rglob("*")} == before
 
 
 def test_a_folder_that_is_a_concept_itself_stays_one_unless_another_is_named(project, tmp_path):
     source = fill(tmp_path / "5_cat", {"a.png": b"a"})
-    list(add(project, source))
-    list(add(project, source, "dog", 2))
+    list(import_images(project, source))
+    list(import_images(project, source, "dog", 2))
     assert dataset(project) == {"5_cat/a.png": b"a", "2_dog/a.png": b"a"}
 
 
 def test_into_a_concept_folder_nothing_lies_deeper_and_same_names_part(project, tmp_path):
     source = fill(tmp_path / "x", {"1/a.png": b"1", "1/a.txt": b"one", "2/a.png": b"2", "2/a.txt": b"two"})
     for _ in range(2):
-        told = notes(add(project, source, "mofu", 10))
+        told = notes(import_images(project, source, "mofu", 10))
         assert dataset(project) == {
             "10_mofu/a.png": b"1",
             "10_mofu/a.txt": b"one",
@@ -140,7 +140,7 @@ def test_into_a_concept_folder_nothing_lies_deeper_and_same_names_part(project, 
 )
 def test_a_concept_folder_is_named_by_its_repeats(project, tmp_path, into, repeats, folder):
     (project.dataset / "7_mofu").mkdir(parents=True)
-    list(add(project, fill(tmp_path / "x", {"a.png": b"a"}), into, repeats))
+    list(import_images(project, fill(tmp_path / "x", {"a.png": b"a"}), into, repeats))
     assert (project.dataset / folder / "a.png").read_bytes() == b"a"
 
 
@@ -149,13 +149,13 @@ def test_a_concept_folder_is_named_by_its_repeats(project, tmp_path, into, repea
 )
 def test_what_cannot_be_a_concept_folder_is_refused(project, tmp_path, into, repeats):
     with pytest.raises(IntakeError):
-        list(add(project, fill(tmp_path / "x", {"a.png": b"a"}), into, repeats))
+        list(import_images(project, fill(tmp_path / "x", {"a.png": b"a"}), into, repeats))
     assert not project.folder.exists()
 
 
 def test_another_image_of_the_same_name_gets_a_new_name_together_with_its_caption(project, tmp_path):
     fill(project.dataset, {"a.png": b"mine", "a.txt": b"my caption"})
-    told = notes(add(project, fill(tmp_path / "x", {"a.png": b"other", "a.txt": b"its caption"})))
+    told = notes(import_images(project, fill(tmp_path / "x", {"a.png": b"other", "a.txt": b"its caption"})))
     mine, other = {"a.png": b"mine", "a.txt": b"my caption"}, {"a-2.png": b"other", "a-2.txt": b"its caption"}
     assert dataset(project) == mine | other
     assert len(told["renamed"]) == 2 and "a-2.png" in told["renamed"][0]
@@ -163,7 +163,7 @@ def test_another_image_of_the_same_name_gets_a_new_name_together_with_its_captio
 
 def test_an_image_does_not_come_to_share_the_caption_of_another(project, tmp_path):
     fill(project.dataset, {"a.jpg": b"mine", "a.txt": b"my caption", "b.txt": b"of an image that is gone"})
-    list(add(project, fill(tmp_path / "x", {"a.png": b"other", "b.png": b"b", "b.txt": b"of b"})))
+    list(import_images(project, fill(tmp_path / "x", {"a.png": b"other", "b.png": b"b", "b.txt": b"of b"})))
     assert dataset(project) == {
         "a.jpg": b"mine",
         "a.txt": b"my caption",
@@ -176,17 +176,17 @@ def test_an_image_does_not_come_to_share_the_caption_of_another(project, tmp_pat
 
 def test_captions_that_were_corrected_since_stay(project, tmp_path):
     source = fill(tmp_path / "x", {"a.png": b"a", "a.txt": b"wrong"})
-    list(add(project, source))
+    list(import_images(project, source))
     (project.dataset / "a.txt").write_bytes(b"right")
-    told = notes(add(project, source))
+    told = notes(import_images(project, source))
     assert dataset(project) == {"a.png": b"a", "a.txt": b"right"} and "a.txt" in told["caption kept"][0]
 
 
 def test_an_image_that_changed_takes_its_caption_along_and_the_old_one_keeps_its_own(project, tmp_path):
     source = fill(tmp_path / "x", {"a.png": b"a", "a.txt": b"same"})
-    list(add(project, source))
+    list(import_images(project, source))
     (source / "a.png").write_bytes(b"changed")
-    list(add(project, source))
+    list(import_images(project, source))
     assert dataset(project) == {"a.png": b"a", "a.txt": b"same", "a-2.png": b"changed", "a-2.txt": b"same"}
 
 
@@ -196,12 +196,12 @@ def test_cut_anywhere_and_run_again_it_is_as_if_it_had_not_been_cut(project, tmp
     monkeypatch.setattr("lorakit.prepare.intake.AHEAD", 2)
     files = {f"pics/{i:02d}{end}": f"{i}{end}".encode() for i in range(8) for end in (".png", ".txt")}
     source = given(how, tmp_path, files)
-    running = add(project, source)
+    running = import_images(project, source)
     for _ in range(after):
         next(running)
     running.close()
     dataset(project)
-    list(add(project, source))
+    list(import_images(project, source))
     assert dataset(project) == {name.removeprefix("pics/"): data for name, data in files.items()}
 
 
@@ -217,9 +217,9 @@ def test_the_source_is_read_once_and_never_changed(project, tmp_path, monkeypatc
         return copyfile(one, two, **options)
 
     monkeypatch.setattr(shutil, "copyfile", counted)
-    list(add(project, source))
+    list(import_images(project, source))
     assert sorted(read) == sorted(path for path in before if path.is_file())
-    list(add(project, source))
+    list(import_images(project, source))
     assert len(read) == len(PILE), "what is there with the same size and time is not read again"
     assert before == {p: (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in source.rglob("*")}
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_arrives(project, tmp_path):
     (source / "gone.png").symlink_to(tmp_path / "nowhere")
     (source / "linked.png").symlink_to(fill(tmp_path / "y", {"c.png": b"c"}) / "c.png")
     (source / "loop").symlink_to(source)
-    told = notes(add(project, source))["left out"]
+    told = notes(import_images(project, source))["left out"]
     assert dataset(project) == {"a.png": b"a", "sub/b.png": b"b", "linked.png": b"c"}
     assert not (project.dataset / "linked.png").is_symlink()
     assert [line.partition(":")[0] for line in told] == ["loop", "gone.png", "pipe.png"]
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_arrives(project, tmp_path):
 def test_nothing_leaves_the_data_set(project, tmp_path, maker, name):
     archive = maker(tmp_path / "x.zip", {"a.png": b"a", name: b"out"})
     with pytest.raises(ArchiveError, match="leads out"):
-        list(add(project, archive))
+        list(import_images(project, archive))
     assert dataset(project) == {} and [p.name for p in tmp_path.rglob("*.png")] == []
 
 
@@ -252,7 +252,7 @@ def test_links_in_archives_are_refused(project, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         opened.addfile(link)
     with pytest.raises(ArchiveError, match="link"):
-        list(add(project, {"x.tar": (tmp_path / "x.tar").read_bytes()}))
+        list(import_images(project, {"x.tar": (tmp_path / "x.tar").read_bytes()}))
     assert dataset(project) == {}
 
 
@@ -260,19 +260,20 @@ def test_bombs_are_refused(project, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("a.png", bytes(80 << 20))
     with pytest.raises(ArchiveError, match="times as large"):
-        list(add(project, tmp_path / "x.zip"))
+        list(import_images(project, tmp_path / "x.zip"))
     assert dataset(project) == {}
 
 
 def test_an_upload_is_several_files_and_archives_and_its_names_are_names_only(project, tmp_path):
-    list(add(project, {"../../a.png": b"a", "C:\\fake\\b.png": b"b", "b.txt": b"bee", "..": b"", "k.zip": zipped(
-        tmp_path / "k.zip", {"c.png": b"c"}).read_bytes()}))  # fmt: skip
+    inner = zipped(tmp_path / "k.zip", {"c.png": b"c"}).read_bytes()
+    upload = {"../../a.png": b"a", "C:\\fake\\b.png": b"b", "b.txt": b"bee", "..": b"", "k.zip": inner}
+    list(import_images(project, upload))
     assert dataset(project) == {"a.png": b"a", "b.png": b"b", "b.txt": b"bee", "c.png": b"c"}
 
 
 def test_one_image_brings_its_caption(project, tmp_path):
     source = fill(tmp_path / "x", {"a.png": b"a", "a.txt": b"mofu", "b.png": b"b"})
-    list(add(project, source / "a.png", "mofu"))
+    list(import_images(project, source / "a.png", "mofu"))
     assert dataset(project) == {"1_mofu/a.png": b"a", "1_mofu/a.txt": b"mofu"}
 
 
@@ -280,17 +281,17 @@ def test_one_image_brings_its_caption(project, tmp_path):
 def test_what_cannot_be_added_is_refused_with_a_sentence(project, tmp_path, what):
     fill(tmp_path, {"text.md": b"x", "broken.zip": b"PK nonsense", "project/dataset/a.png": b"a"})
     with pytest.raises((IntakeError, ArchiveError), match=r"\w+"):
-        list(add(project, tmp_path / what))
+        list(import_images(project, tmp_path / what))
     assert dataset(project) == {"a.png": b"a"}
 
 
 def test_images_beside_concept_folders_are_told(project, tmp_path):
     fill(project.dataset, {"loose.png": b"x", "more/y.png": b"y"})
-    assert "loose.png, more" in notes(add(project, fill(tmp_path / "k", KOHYA)))["beside"][0]
+    assert "loose.png, more" in notes(import_images(project, fill(tmp_path / "k", KOHYA)))["beside"][0]
 
 
 def test_a_moving_image_is_not_said_to_be_none(project, tmp_path):
-    told = notes(add(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.gif": b"x"})))
+    told = notes(import_images(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.gif": b"x"})))
     assert told["left out"] == [f"wave.gif: left out, no image or caption of a kind that is used ({', '.join(USED)})."]
 
 
@@ -298,7 +299,7 @@ def test_what_a_killed_process_left_is_removed(project, tmp_path):
     from lorakit.files.copying import MACHINE
 
     fill(project.dataset, {f".intake.{MACHINE}.99999999.part/x.png": b"x"})
-    list(add(project, fill(tmp_path / "x", {"a.png": b"a"})))
+    list(import_images(project, fill(tmp_path / "x", {"a.png": b"a"})))
     assert dataset(project) == {"a.png": b"a"}
 
 
@@ -312,4 +313,4 @@ def test_a_full_disk_is_told_as_such(project, tmp_path, monkeypatch):
 
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(DiskFull, match="goes on"):
-        list(add(project, fill(tmp_path / "x", {"a.png": b"a"})))
+        list(import_images(project, fill(tmp_path / "x", {"a.png": b"a"})))

@@ -13,7 +13,15 @@ from lorakit.data import DataConfig
 from lorakit.data.scan import DataError, Note, scan
 from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
-from lorakit.prepare.crop import FOLDER, PrepareConfig, PrepareError, prepare, prepared, read_prepare, write_prepare
+from lorakit.prepare.crop import (
+    FOLDER,
+    PrepareConfig,
+    PrepareError,
+    prepare,
+    prepare_image,
+    read_prepare_config,
+    write_prepare_config,
+)
 from lorakit.project import DiskFull, Project
 
 DATA = DataConfig(trigger="mofu")
@@ -68,19 +76,19 @@ def png(folder: Path, image: Image.Image) -> Path:
 
 def test_without_settings_the_pixels_are_those_of_the_file(tmp_path):
     image = make_image(50, 30)
-    assert prepared(png(tmp_path, image), None, PLAIN).tobytes() == image.tobytes()
+    assert prepare_image(png(tmp_path, image), None, PLAIN).tobytes() == image.tobytes()
 
 
 def test_a_box_cuts_out_what_is_in_it_and_is_clipped_at_the_edges(tmp_path):
     image = make_image(50, 30)
-    made = prepared(png(tmp_path, image), Box(40, -5, 30, 20), PLAIN)
+    made = prepare_image(png(tmp_path, image), Box(40, -5, 30, 20), PLAIN)
     assert made.tobytes() == image.crop((40, 0, 50, 15)).tobytes()
 
 
 @pytest.mark.parametrize("box", [Box(60, 0, 20, 20), Box(0, 0, 7, 20), Box(45, 0, 20, 20), Box(5, 5, -9, 9)])
 def test_a_box_with_next_to_nothing_inside_the_image_is_refused_with_a_sentence(tmp_path, box):
     with pytest.raises(BoxError, match="50 x 30 px: draw it again"):
-        prepared(png(tmp_path, make_image(50, 30)), box, PLAIN)
+        prepare_image(png(tmp_path, make_image(50, 30)), box, PLAIN)
 
 
 @pytest.mark.parametrize("size, shape, wanted", [
@@ -89,7 +97,7 @@ def test_a_box_with_next_to_nothing_inside_the_image_is_refused_with_a_sentence(
 ])  # fmt: skip
 def test_padding_fills_up_to_the_shape_in_the_colour_and_cuts_nothing(tmp_path, size, shape, wanted):
     image = make_image(*size)
-    made = prepared(png(tmp_path, image), None, replace(PLAIN, pad=shape, background="#102030"))
+    made = prepare_image(png(tmp_path, image), None, replace(PLAIN, pad=shape, background="#102030"))
     left, top = (made.width - size[0]) // 2, (made.height - size[1]) // 2
     assert made.size == wanted
     assert made.crop((left, top, left + size[0], top + size[1])).tobytes() == image.tobytes()
@@ -103,15 +111,15 @@ def test_padding_fills_up_to_the_shape_in_the_colour_and_cuts_nothing(tmp_path, 
 ])  # fmt: skip
 def test_resizing_shrinks_to_the_size_and_enlarges_only_when_asked(tmp_path, how, size, wanted):
     file = png(tmp_path, make_image(400, 200))
-    assert prepared(file, None, replace(PLAIN, resize=how, size=size)).size == wanted
+    assert prepare_image(file, None, replace(PLAIN, resize=how, size=size)).size == wanted
     if size == 800:
-        larger = prepared(file, None, replace(PLAIN, resize=how, size=size, enlarge=True)).size
+        larger = prepare_image(file, None, replace(PLAIN, resize=how, size=size, enlarge=True)).size
         assert larger == ((800, 400) if how == "longest" else (1131, 566))
 
 
 def test_resizing_is_lanczos(tmp_path):
     image = make_image(400, 200)
-    made = prepared(png(tmp_path, image), None, replace(PLAIN, resize="longest", size=100))
+    made = prepare_image(png(tmp_path, image), None, replace(PLAIN, resize="longest", size=100))
     assert made.tobytes() == image.resize((100, 50), Image.Resampling.LANCZOS).tobytes()
 
 
@@ -121,23 +129,23 @@ def test_transparency_is_laid_on_the_colour_or_kept_with_transparent_padding(tmp
     mask.paste(255, (0, 0, 20, 20))
     image.putalpha(mask)
     file = png(tmp_path, image)
-    flat = prepared(file, None, replace(PLAIN, background="red"))
+    flat = prepare_image(file, None, replace(PLAIN, background="red"))
     assert (
         flat.mode == "RGB"
         and flat.getpixel((30, 5)) == (255, 0, 0)
         and flat.getpixel((3, 3)) == image.getpixel((3, 3))[:3]
     )
-    kept = prepared(file, None, replace(PLAIN, transparency="keep", pad="1x1"))
+    kept = prepare_image(file, None, replace(PLAIN, transparency="keep", pad="1x1"))
     assert kept.mode == "RGBA" and kept.size == (40, 40)
     assert kept.getchannel("A").getbbox() == (0, 10, 20, 30), "neither the hole nor the padding is trained"
-    assert prepared(png(tmp_path, make_image(9, 9)), None, replace(PLAIN, transparency="keep")).mode == "RGB"
+    assert prepare_image(png(tmp_path, make_image(9, 9)), None, replace(PLAIN, transparency="keep")).mode == "RGB"
 
 
 def test_an_image_held_upright_by_its_exif_is_cropped_upright(tmp_path):
     image, exif = make_image(40, 20), Image.Exif()
     exif[0x0112] = 6  # turned a quarter to the right when shown
     image.save(tmp_path / "x.png", exif=exif)
-    made = prepared(tmp_path / "x.png", Box(0, 0, 20, 10), PLAIN)
+    made = prepare_image(tmp_path / "x.png", Box(0, 0, 20, 10), PLAIN)
     assert made.tobytes() == image.transpose(Image.Transpose.ROTATE_270).crop((0, 0, 20, 10)).tobytes()
 
 
@@ -308,19 +316,19 @@ def _cut_at_write(project, how, number, monkeypatch) -> None:
     """Prepare until the n-th file is about to be written, whose line is in the record already."""
     from lorakit.prepare import copies
 
-    count, write = iter(range(1, 99)), copies.write_whole
+    count, write = iter(range(1, 99)), copies.write_atomic
 
     def cut(path, data):
         if next(count) == number:
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(copies, "write_whole", cut)
+    monkeypatch.setattr(copies, "write_atomic", cut)
     try:
         list(prepare(project, DATA, how))
     except KeyboardInterrupt:
         pass
-    monkeypatch.setattr(copies, "write_whole", write)
+    monkeypatch.setattr(copies, "write_atomic", write)
 
 
 def test_closed_between_two_images_it_goes_on(project, monkeypatch):
@@ -378,7 +386,7 @@ def test_a_full_disk_is_told_as_such(project, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorakit.prepare.copies.write_whole", full)
+    monkeypatch.setattr("lorakit.prepare.copies.write_atomic", full)
     with pytest.raises(DiskFull, match="originals are untouched"):
         list(prepare(project, DATA, PLAIN))
 
@@ -389,9 +397,9 @@ def test_without_images_that_is_said(tmp_path):
 
 
 def test_how_images_are_prepared_is_remembered(project):
-    assert read_prepare(project) == PrepareConfig()
-    write_prepare(project, replace(PLAIN, pad="3x4", background="black"))
-    assert read_prepare(Project(project.folder)) == replace(PLAIN, pad="3x4", background="black")
+    assert read_prepare_config(project) == PrepareConfig()
+    write_prepare_config(project, replace(PLAIN, pad="3x4", background="black"))
+    assert read_prepare_config(Project(project.folder)) == replace(PLAIN, pad="3x4", background="black")
 
 
 # ---- the list of boxes -----------------------------------------------------------------------------------------------
@@ -413,7 +421,7 @@ def test_a_box_that_cannot_be_written_is_told(project, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorakit.prepare.boxes.write_whole", full)
+    monkeypatch.setattr("lorakit.prepare.boxes.write_atomic", full)
     with pytest.raises(BoxError, match="not kept"):
         Boxes(project).set("3_mofu/a.png", (Box(1, 2, 30, 40),))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.files import write_json, write_whole
+from lorakit.files import write_atomic, write_json
 from lorakit.project import Project, ProjectError
 
 
@@ -77,27 +77,27 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     file = tmp_path / "x.json"
     write_json(file, {"帽": [1, None]})
     with open(file, "rb") as reader:
-        write_whole(file, "x" * 100)
+        write_atomic(file, "x" * 100)
         assert json.loads(reader.read()) == {"帽": [1, None]}, "who had it open still sees the old one"
     assert file.read_text() == "x" * 100 and os.listdir(tmp_path) == ["x.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "x"
-    write_whole(file, b"old")
+    write_atomic(file, b"old")
 
     def no_space(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        write_whole(file, b"new")
+        write_atomic(file, b"new")
     assert file.read_bytes() == b"old"
 
 
 def _write_often(file: Path, text: str) -> None:
     for _ in range(200):
-        write_whole(file, text * 5000)
+        write_atomic(file, text * 5000)
 
 
 def test_two_processes_may_write_the_same_file(tmp_path):
@@ -127,18 +127,18 @@ def test_a_damaged_note_of_the_home_is_named_never_passed_over(text, tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 255, "\u732b" * 85, "x" * 230])
 def test_a_file_of_the_longest_name_is_written(tmp_path, name):
-    write_whole(tmp_path / name, "a")
-    write_whole(tmp_path / name, "b")
+    write_atomic(tmp_path / name, "a")
+    write_atomic(tmp_path / name, "b")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "b")]
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
-    write_whole(tmp_path / "a", "old")
+    write_atomic(tmp_path / "a", "old")
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="space"):
-        write_whole(tmp_path / "a", "new")
+        write_atomic(tmp_path / "a", "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]

@@ -21,7 +21,7 @@ from sittings import (
 from tiny import save_images, save_sd15, settings
 
 from lorakit.config import ConfigError
-from lorakit.data.scan import READ, scan
+from lorakit.data.scan import SCAN_SETTINGS, scan
 from lorakit.events import Finished, Progress, Saved, Started, Stepped
 from lorakit.models import config_class
 from lorakit.run import checkpoint
@@ -203,7 +203,7 @@ def test_a_run_does_not_go_on_with_other_images_in_a_stage_that_has_begun(tmp_pa
 def test_a_scan_reads_no_other_settings_than_those_by_which_stages_share_it(tmp_path):
     class Only:
         def __init__(self, config):
-            for name in READ:
+            for name in SCAN_SETTINGS:
                 setattr(self, name, getattr(config, name))
 
     save_images(tmp_path / "dataset")

@@ -14,7 +14,7 @@ import pytest
 from homes import QUICK, begin, opened, plain_home, save_data, served, serving, state, until, whole_states
 from slow_disk import SlowDisk, mountable
 
-from lorakit.files.copying import Unfaithful, copying
+from lorakit.files.copying import CorruptCopy, copy_verified
 from lorakit.project import Project
 from lorakit.sync import remote_lock, service, workspace
 from lorakit.sync.pending import Due, Pass, Sent
@@ -295,7 +295,7 @@ def test_a_copy_that_reads_back_differently_never_gets_its_name(disk, tmp_path):
             (disk.backing / "y").write_bytes(old)
         source.write_bytes(random.Random(0).randbytes(400_000))
         disk.set(short=1)
-        with pytest.raises(Unfaithful, match="399999 of 400000 bytes are there when read back"):
-            list(copying(source, target))
+        with pytest.raises(CorruptCopy, match="399999 of 400000 bytes are there when read back"):
+            list(copy_verified(source, target))
         disk.set()
         assert os.listdir(disk.backing) == (["y"] if old else []) and (not old or target.read_bytes() == old)

@@ -384,5 +384,5 @@ def test_opening_and_mirroring_load_nothing_heavy():
 
 def test_archives_of_ours_are_plain_tars(home, tmp_path, trained):
     file = next((home / "archives").glob("dataset-pictures-*"))
-    list(archive.unpacking(file, tmp_path / "out"))
+    list(archive.unpack(file, tmp_path / "out"))
     assert content(tmp_path / "out") == {n: c for n, c in content(home / "dataset").items() if n.endswith(".png")}

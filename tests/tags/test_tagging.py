@@ -15,7 +15,7 @@ from lorakit.data.scan import scan
 from lorakit.demo import DATASET, TRIGGER
 from lorakit.errors import UserError
 from lorakit.examine import examine
-from lorakit.examine.fixes import mend
+from lorakit.examine.fixes import apply_fix
 from lorakit.project import Project
 from lorakit.taggers import Refused
 from lorakit.tags.editor import CaptionEditor
@@ -331,7 +331,7 @@ def test_a_disk_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lorakit.tags.tagging.write_whole", full)
+    monkeypatch.setattr("lorakit.tags.tagging.write_atomic", full)
     with pytest.raises(ConfigError, match=r"tagging\.yaml cannot be written \(No space left"):
         write_tagging(project, "vlm", {}, TaggingConfig())
 
@@ -388,7 +388,7 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
 @pytest.mark.parametrize("config", [CONFIG, DataConfig()], ids=["trigger", "no trigger"])
 def test_what_the_doctor_wrote_for_want_of_a_caption_is_filled_by_a_tagger(project, demo, config):
     (bare,) = [finding for finding in examine(project, config).findings if finding.kind == "no-caption"]
-    mend(project, config, bare)
+    apply_fix(project, config, bare)
     written = {name: CaptionEditor(project, config).captions[name] for name in bare.images}
     assert all(written.values())
     list(tag(project, config, demo, TaggingConfig()))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lorakit.demo import DATASET
 from lorakit.prepare.boxes import Box, Boxes
-from lorakit.prepare.crop import FOLDER, read_prepare
+from lorakit.prepare.crop import FOLDER, read_prepare_config
 from lorakit.project import Project
 from lorakit.sync import service
 from widgets import i18n
@@ -201,7 +201,7 @@ def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
     form.rows["pad"].control.widget.value = "2x3"
     form.rows["resize"].control.widget.value = "none"
     assert form.rows["size"].widget.layout.display == "none"
-    assert read_prepare(project).pad == "2x3" and PrepareForm(project).how == form.how
+    assert read_prepare_config(project).pad == "2x3" and PrepareForm(project).how == form.how
     assert form.use.layout.display == "none", "there is nothing to train on yet"
     assert form.button.layout.display != "none"
     form.button.click()
@@ -224,9 +224,9 @@ def test_the_next_run_trains_on_the_prepared_images_and_on_the_originals_again(p
 def test_a_wrong_colour_is_told_beside_its_field_and_the_last_right_one_holds(project):
     form = PrepareForm(project)
     form.rows["background"].control.widget.value = "mauvish"
-    assert "mauvish" in form.rows["background"].trouble and read_prepare(project).background == "white"
+    assert "mauvish" in form.rows["background"].trouble and read_prepare_config(project).background == "white"
     form.rows["background"].control.widget.value = "#000000"
-    assert not form.rows["background"].trouble and read_prepare(project).background == "#000000"
+    assert not form.rows["background"].trouble and read_prepare_config(project).background == "#000000"
 
 
 def test_an_image_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(project, tmp_path):

@@ -10,8 +10,8 @@ import ipywidgets
 
 from lorakit.data.scan import DataError, Sample, scan
 from lorakit.errors import UserError
-from lorakit.prepare.boxes import LEAST, Box, Boxes
-from lorakit.prepare.crop import originals
+from lorakit.prepare.boxes import MIN_SIDE, Box, Boxes
+from lorakit.prepare.crop import config_of_originals
 from lorakit.project import Project
 from lorakit.sync import service
 from widgets.clicks import Clicks
@@ -58,7 +58,7 @@ class BoxForm:
     def __init__(self, project: Project):
         self.project, self._silent = project, False
         self._kept = Boxes(project)
-        found = scan(originals(project, Draft(project).data), project.folder).samples
+        found = scan(config_of_originals(project, Draft(project).data), project.folder).samples
         self.samples = {sample.name: sample for sample in found}
         self.name, self.chosen = found[0].name, 0
         self._thumbnails = Thumbnails(project)
@@ -159,7 +159,7 @@ class BoxForm:
         self._drag = int(told["drag"])
         sizes = (self._sample.width, self._sample.height) * 2
         drawn = Box(*(round(share * size) for share, size in zip(told["box"], sizes, strict=True)))
-        if min(drawn.width, drawn.height) < LEAST:
+        if min(drawn.width, drawn.height) < MIN_SIDE:
             self._draw()
         else:
             self._act(lambda: self.place(drawn))
@@ -246,7 +246,7 @@ class BoxForm:
         for edge, slider in self._sliders.items():
             side = sample.width if edge in ("left", "width") else sample.height
             slider.min, slider.max = 0, side  # never crossed, since the least is the same for all
-            slider.min = LEAST if edge in ("width", "height") else 0
+            slider.min = MIN_SIDE if edge in ("width", "height") else 0
             slider.value = getattr(shown, edge)
 
     def _words(self, own: tuple[Box, ...]) -> str:

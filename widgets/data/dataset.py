@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
-from lorakit.data.listing import KINDS, Note
+from lorakit.data.listing import NOTE_KINDS, Note
 from lorakit.data.scan import Sample, Scan, scan
 from lorakit.project import Project
 from widgets.data.prepare import told_notes
@@ -93,7 +93,7 @@ def _table(heads: str, rows: str) -> str:
 
 
 def _notes(notes: tuple[Note, ...]) -> str:
-    gravest = sorted(notes, key=lambda note: KINDS.index(note.kind))
+    gravest = sorted(notes, key=lambda note: NOTE_KINDS.index(note.kind))
     return told_notes([str(note) for note in gravest]) or aside(say("Every file is used."))
 
 

@@ -13,7 +13,7 @@ import ipywidgets
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.prepare.crop import FOLDER
-from lorakit.prepare.intake import MOST_REPEATS, USED, add
+from lorakit.prepare.intake import MAX_REPEATS, USED, import_images
 from lorakit.project import Project
 from lorakit.sync import service
 from widgets.data.prepare import told_notes
@@ -27,7 +27,7 @@ ACCEPTED = ",".join((*USED, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
 
 def add_images(project: Project, source: str | Path = "", into: str = "", repeats: int = 0) -> None:
     """Show a form that brings images in, or, with a `source`, bring that in at once: a zip or tar, a folder (also on
-    Drive), or an image; `into` and `repeats` as for `lorakit.prepare.intake.add`.
+    Drive), or an image; `into` and `repeats` as for `lorakit.prepare.intake.import_images`.
     """
     from IPython.display import display
 
@@ -59,7 +59,7 @@ class IntakeForm:
             layout=ipywidgets.Layout(**wide),
         )
         self.repeats = ipywidgets.BoundedIntText(
-            0, min=0, max=MOST_REPEATS, description=say("repeats"), style=style, layout=ipywidgets.Layout(width="200px")
+            0, min=0, max=MAX_REPEATS, description=say("repeats"), style=style, layout=ipywidgets.Layout(width="200px")
         )
         self.button = ipywidgets.Button(
             description=say("Add"), button_style="primary", layout=ipywidgets.Layout(width="auto")
@@ -83,7 +83,7 @@ class IntakeForm:
         """Bring images in, and tell what became of them; what cannot be added is told too."""
         notes, drawn = [], 0.0
         try:
-            for event in add(self.project, source, into, repeats):
+            for event in import_images(self.project, source, into, repeats):
                 if not isinstance(event, Progress):
                     notes.append(event)
                 elif time.monotonic() - drawn > REDRAW:

@@ -9,11 +9,11 @@ from dataclasses import fields, replace
 import ipywidgets
 
 from lorakit.config import ConfigError, check
-from lorakit.data.buckets import Bucket, Fitted, overview
+from lorakit.data.buckets import Bucket, FittedImage, group_by_bucket
 from lorakit.data.scan import DataError, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.prepare.crop import FOLDER, PrepareConfig, read_prepare, write_prepare
+from lorakit.prepare.crop import FOLDER, PrepareConfig, read_prepare_config, write_prepare_config
 from lorakit.prepare.crop import prepare as preparing
 from lorakit.project import Project
 from lorakit.sync import service
@@ -45,7 +45,7 @@ def buckets_preview(project: Project, shown: int = 60) -> None:
 
     draft = Draft(project)
     try:
-        buckets = overview(scan(draft.data, project.folder).samples, draft.data)
+        buckets = group_by_bucket(scan(draft.data, project.folder).samples, draft.data)
     except DataError as error:
         display(HTML(box(str(error), AMBER)))
         return
@@ -56,7 +56,7 @@ class PrepareForm:
     """The widget: `widget` is to be displayed; every change is in the project's prepare.yaml at once."""
 
     def __init__(self, project: Project):
-        self.project, self.how = project, read_prepare(project)
+        self.project, self.how = project, read_prepare_config(project)
         layouts = Layouts()
         names = [f.name for f in fields(PrepareConfig) if not f.metadata["ui"].hidden]
         self.rows = {
@@ -118,7 +118,7 @@ class PrepareForm:
 
     def _set(self, how: PrepareConfig) -> None:
         self.how = how
-        write_prepare(self.project, how)
+        write_prepare_config(self.project, how)
         self._show()
 
     def _toggle(self) -> None:
@@ -128,7 +128,7 @@ class PrepareForm:
             draft.set("data.folder", self.how.folder)
         else:
             self.how = replace(self.how, folder=draft.data.folder)
-            write_prepare(self.project, self.how)
+            write_prepare_config(self.project, self.how)
             draft.set("data.folder", FOLDER)
         self.told.value = aside(say("The next run trains on {folder}.", folder=Draft(self.project).data.folder))
         self._show()
@@ -166,18 +166,18 @@ def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int
     """Buckets as HTML: what is amiss with them, then each with its images, those first of which most is cut off."""
     images = [fitted for bucket in buckets for fitted in bucket.images]
     each = max(2, shown // len(buckets))
-    blocks = "".join(_block(bucket, max(b.seen for b in buckets), thumbnails, each) for bucket in buckets)
+    blocks = "".join(_block(bucket, max(b.images_per_epoch for b in buckets), thumbnails, each) for bucket in buckets)
     told = [
         say("{n} images", n=len(images)),
         say("{n} buckets", n=len(buckets)),
-        say("{n} seen an epoch", n=sum(bucket.seen for bucket in buckets)),
+        say("{n} seen an epoch", n=sum(bucket.images_per_epoch for bucket in buckets)),
     ]
     warnings = "".join(box(text, AMBER) for text in _warnings(buckets, images, batch))
     return f'<div style="max-width:{WIDTH}px;font-size:13px">{facts(told)}{warnings}{blocks}</div>'
 
 
-def _warnings(buckets: list[Bucket], images: list[Fitted], batch: int) -> list[str]:
-    few = [bucket for bucket in buckets if bucket.seen < batch]
+def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> list[str]:
+    few = [bucket for bucket in buckets if bucket.images_per_epoch < batch]
     enlarged = [fitted.scale for fitted in images if fitted.scale > 1]
     cut = [fitted for fitted in images if fitted.lost >= CUT]
     found = []
@@ -210,7 +210,7 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     told = [
         "{} × {} px".format(*bucket.size),
         say("{n} images", n=len(bucket.images)),
-        say("{n} seen an epoch", n=bucket.seen),
+        say("{n} seen an epoch", n=bucket.images_per_epoch),
     ]
     left = len(bucket.images) - len(first)
     more = aside(say("and {n} more", n=left)) if left else ""
@@ -218,12 +218,12 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     return (
         f'<div style="margin:14px 0 4px 0"><b>{told[0]}</b> '
         f'<span style="color:{GREY}">· {html.escape(" · ".join(told[1:]))}</span>'
-        f"{bar(bucket.seen / most, height=4)}</div>"
+        f"{bar(bucket.images_per_epoch / most, height=4)}</div>"
         f'<div style="display:flex;flex-wrap:wrap;gap:6px">{small}</div>{more}'
     )
 
 
-def _small(fitted: Fitted, source: str) -> str:
+def _small(fitted: FittedImage, source: str) -> str:
     """A thumbnail with what is cut off darkened; one that is enlarged says by how much."""
     sample, (left, top, width, height) = fitted.sample, (100 * share for share in fitted.kept)
     across = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))

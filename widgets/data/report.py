@@ -14,9 +14,9 @@ from lorakit import models
 from lorakit.config import Config
 from lorakit.data import DataConfig
 from lorakit.errors import UserError
-from lorakit.examine import Finding, Report, examine, measure
+from lorakit.examine import DatasetFinding, Report, examine, measure_images
 from lorakit.examine.excluded import Batch, batches, restore
-from lorakit.examine.fixes import FIXES, Done, mend
+from lorakit.examine.fixes import FIXES, FixResult, apply_fix
 from lorakit.project import Project
 from lorakit.run.config import LoopConfig
 from lorakit.sync import service
@@ -58,7 +58,7 @@ class Examination:
         """Look at the dataset as it is now, with the settings that are chosen for the next run."""
         self.config, model, loop = _chosen(self.project)
         drawn = time.monotonic()
-        for progress in measure(self.project, self.config):
+        for progress in measure_images(self.project, self.config):
             if time.monotonic() - drawn > REDRAW:
                 told = say("looking at every image: {done} of {total}", done=progress.done, total=progress.total)
                 self.head.value = aside(told) + bar(progress.done / progress.total)
@@ -70,7 +70,7 @@ class Examination:
         self.rows.children = [self._row(finding, report) for finding in report.findings]
         self.held.children = [self._batch(batch) for batch in reversed(batches(self.project))]
 
-    def _row(self, finding: Finding, report: Report) -> ipywidgets.Widget:
+    def _row(self, finding: DatasetFinding, report: Report) -> ipywidgets.Widget:
         """One finding, folded, with its button beside it."""
         shown = ipywidgets.HTML(self._told(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
         if not finding.fix:
@@ -80,7 +80,7 @@ class Examination:
         button = _button(
             say(fix.label),
             "",
-            lambda: self._do(fix.label, lambda: mend(self.project, self.config, finding, asked.value or "")),
+            lambda: self._do(fix.label, lambda: apply_fix(self.project, self.config, finding, asked.value or "")),
         )
         button.tooltip = say(fix.help)
         return _line([shown, *([asked] if fix.answers else []), button])
@@ -96,11 +96,11 @@ class Examination:
             [line, _button(say("bring back"), "undo", lambda: self._do("bring back", lambda: self._bring_back(batch)))]
         )
 
-    def _bring_back(self, batch: Batch) -> Done:
+    def _bring_back(self, batch: Batch) -> FixResult:
         kept = restore(self.project, batch)
-        return Done(len(batch.files) - len(kept), tuple(kept))
+        return FixResult(len(batch.files) - len(kept), tuple(kept))
 
-    def _do(self, label: str, action: Callable[[], Done]) -> None:
+    def _do(self, label: str, action: Callable[[], FixResult]) -> None:
         """Mend something, say what came of it, and look again."""
         try:
             done = action()
@@ -114,7 +114,7 @@ class Examination:
         service.start(self.project)
         self.examine()
 
-    def _told(self, finding: Finding, report: Report) -> str:
+    def _told(self, finding: DatasetFinding, report: Report) -> str:
         """One finding as HTML: what, and unfolded why, its images, and what its button does."""
         title, why = say(finding.text, **finding.fields), say(finding.reason, **finding.fields)
         help = f" <i>{html.escape(say(FIXES[finding.fix].help))}</i>" if finding.fix else ""
@@ -157,8 +157,8 @@ def _numbers(report: Report) -> str:
     told = [say("{n} images", n=n["images"])]
     told += [say("{n} regularization images", n=n["regularization"])] if n["regularization"] else []
     told += [
-        say("{n} seen an epoch, with repeats", n=n["seen"]),
-        say("{n} steps an epoch", n=n["steps"]),
+        say("{n} seen an epoch, with repeats", n=n["images_per_epoch"]),
+        say("{n} steps an epoch", n=n["steps_per_epoch"]),
         say("{n} buckets", n=n["buckets"]),
         say("{n} tags", n=n["tags"]),
     ]

@@ -15,7 +15,7 @@ from lorakit import models, presets
 from lorakit.config import Config, ConfigError, check, current_names, read_yaml, types_of
 from lorakit.data import DataConfig
 from lorakit.errors import UserError
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig, configure, read_config, settings_of
@@ -219,7 +219,7 @@ class Draft:
         told["settings"] = nested(self.choice.settings)
         told["models"] = {family: nested(values) for family, values in self.choice.models.items() if values}
         self.project.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.file, HEAD + yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+        write_atomic(self.file, HEAD + yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
 
     def _read(self) -> Choice:
         """The choice on disk; without one that of the newest run, so that a new machine asks nothing again."""

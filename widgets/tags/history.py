@@ -7,7 +7,7 @@ import html
 
 import ipywidgets
 
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 from lorakit.tags.editor import PERSON, Change
 from widgets.i18n import say
 from widgets.page import RED, WIDTH, aside, box
@@ -46,7 +46,7 @@ class Past:
         file = self._state.project.folder / "tags" / FILE
         told = aside(str(file))
         try:
-            write_whole(file, text)
+            write_atomic(file, text)
         except OSError as error:  # the difference can be had all the same
             told = box(f"{file}: {error.strerror}", RED)
         lines = text.splitlines()

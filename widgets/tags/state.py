@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from lorakit.data.captions import tags_of
-from lorakit.data.looks import Looks
+from lorakit.data.image_stats import StatsCache
 from lorakit.project import Project
 from lorakit.tags import suspects
 from lorakit.tags.editor import CaptionEditor, Change
@@ -50,9 +50,9 @@ class State:
         self.config = Draft(self.project).data
         self.book = CaptionEditor(self.project, self.config)
         self.tagger, self.opinion = self._opinion()
-        looks = Looks.of(self.project.folder)
+        looks = StatsCache.of(self.project.folder)
         paths = {sample.path: name for name, sample in self.book.samples.items()}
-        self.colours = {paths[path]: look.colours for path, look in looks.look(list(paths))}
+        self.colours = {paths[path]: look.colours for path, look in looks.measure(list(paths))}
         self.derive()
 
     def derive(self) -> None:

@@ -14,7 +14,7 @@ import ipywidgets
 from lorakit import models, presets
 from lorakit.config import Config, ConfigError
 from lorakit.data import DataConfig
-from lorakit.data.listing import count
+from lorakit.data.listing import count_images
 from lorakit.errors import UserError
 from lorakit.machine.host import environment
 from lorakit.optimizers import OPTIMIZERS
@@ -275,7 +275,9 @@ class Form:
     def _count(self) -> tuple[int, int]:
         """(images, images in an epoch) of the dataset, as far as names tell."""
         shown = self.draft.shown
-        return count(DataConfig(folder=shown["data.folder"], repeats=shown["data.repeats"]), self.draft.project.folder)
+        return count_images(
+            DataConfig(folder=shown["data.folder"], repeats=shown["data.repeats"]), self.draft.project.folder
+        )
 
 
 def is_hidden(config_class: type[Config], name: str) -> bool:

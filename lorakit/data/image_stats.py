@@ -18,7 +18,7 @@ import PIL
 
 from lorakit.data import measures
 from lorakit.data.images import ImageError, decoded, flattened, header, transparency
-from lorakit.files import write_whole
+from lorakit.files import write_atomic
 
 MAX_BYTES = 512_000_000  # of a file: more than any image within MAX_PIXELS has
 LARGE_BYTES, LARGE_PIXELS = 32_000_000, 16_000_000  # files of which only one is in memory at a time
@@ -27,8 +27,8 @@ SETTLED = 2.0  # s; a file that changed so shortly before it was read may change
 
 
 @dataclass(frozen=True)
-class Look:
-    """What an image file is. With `trouble`, why it cannot be used, all else but the digest is 0 or empty."""
+class ImageStats:
+    """What an image file is. With `error`, why it cannot be used, all else but the digest is 0 or empty."""
 
     digest: str  # SHA-256 of the file's bytes; "" when they cannot be read
     format: str = ""  # of the bytes, as Pillow calls it: "PNG", "JPEG"
@@ -44,10 +44,10 @@ class Look:
     border_colour: str = ""  # "#rrggbb"; "" without a border
     # share 0..1 of the opaque pixels near each of measures.COLOURS
     colours: dict[str, float] = field(default_factory=dict)
-    trouble: str = ""
+    error: str = ""
 
 
-class Looks:
+class StatsCache:
     """The looks of files, remembered in one file: a second look reads only what changed.
 
     A file is taken for unchanged by its path, bytes, time stamps and inode, as git does, and only when it had been
@@ -56,22 +56,22 @@ class Looks:
 
     def __init__(self, file: Path):
         self.file = file
-        self.trouble = ""  # why the memory could not be written, "" while it could
+        self.error = ""  # why the memory could not be written, "" while it could
         self._known: dict[str, list] = _remembered(file)  # path -> [*stamp, look]
         self._large = threading.RLock()
 
     @classmethod
-    def of(cls, project: Path) -> Looks:
+    def of(cls, project: Path) -> StatsCache:
         """Those of a project's folder; hidden, so that its mirror does not send the whole cache again for them."""
         return cls(project / "cache" / ".looks.json")
 
-    def look(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Look]]:
+    def measure(self, paths: Iterable[Path]) -> Iterator[tuple[Path, ImageStats]]:
         """Each path with its look, in the order given; several are read at once. Whatever was read is remembered, also
         when nobody waits for the rest.
         """
         wanted, before = list(paths), dict(self._known)
         with ThreadPoolExecutor(THREADS) as pool:
-            futures = [pool.submit(self._look, path) for path in wanted]
+            futures = [pool.submit(self._one, path) for path in wanted]
             try:
                 for path, future in zip(wanted, futures, strict=True):
                     yield path, future.result()
@@ -82,10 +82,10 @@ class Looks:
                 if self._known != before:
                     self._write()
 
-    def _look(self, path: Path) -> Look:
+    def _one(self, path: Path) -> ImageStats:
         key, stamp = os.path.abspath(path), _stamp(path)
         if stamp and (known := self._known.get(key)) and known[:-1] == stamp:
-            return Look(**{**known[-1], "border": tuple(known[-1]["border"])})
+            return ImageStats(**{**known[-1], "border": tuple(known[-1]["border"])})
         now = time.time()
         look = self._measured(path)
         # what could not be read now may be read the next time
@@ -93,15 +93,15 @@ class Looks:
             self._known[key] = [*stamp, asdict(look)]
         return look
 
-    def _measured(self, path: Path) -> Look:
+    def _measured(self, path: Path) -> ImageStats:
         """Read one file. Nothing but a plain file is opened, so that nobody waits for a pipe."""
         digest = ""
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
-                return Look("", trouble="it is no file but a pipe, a socket, a device or a folder")
+                return ImageStats("", error="it is no file but a pipe, a socket, a device or a folder")
             if status.st_size > MAX_BYTES:
-                return Look("", trouble=f"its {status.st_size / 1e9:.1f} GB are more than any image has")
+                return ImageStats("", error=f"its {status.st_size / 1e9:.1f} GB are more than any image has")
             with ExitStack() as alone:
                 if status.st_size > LARGE_BYTES:
                     alone.enter_context(self._large)
@@ -109,13 +109,13 @@ class Looks:
                 digest = hashlib.sha256(data).hexdigest()
                 return self._seen(data, digest, alone)
         except ImageError as error:
-            return Look(digest, trouble=str(error))
+            return ImageStats(digest, error=str(error))
         except OSError as error:
-            return Look("", trouble=f"it cannot be read ({error.strerror})")
+            return ImageStats("", error=f"it cannot be read ({error.strerror})")
         except MemoryError:
-            return Look("", trouble="there is not enough memory to read it now")
+            return ImageStats("", error="there is not enough memory to read it now")
 
-    def _seen(self, data: bytes, digest: str, alone: ExitStack) -> Look:
+    def _seen(self, data: bytes, digest: str, alone: ExitStack) -> ImageStats:
         """Decode and measure; many large images at once would fill the memory. Raises ImageError."""
         stored = header(data)
         if stored.width * stored.height > LARGE_PIXELS:
@@ -124,7 +124,7 @@ class Looks:
         alpha, rgb = transparency(opened.image), flattened(opened.image)
         border, border_colour = measures.border(rgb)
         small = measures.reduced(rgb, measures.SHARP)  # once for all that needs no more
-        return Look(
+        return ImageStats(
             digest=digest,
             format=opened.format,
             mode=opened.image.mode,
@@ -144,15 +144,15 @@ class Looks:
         looks = {path: known for path, known in self._known.items() if os.path.lexists(path)}
         try:
             self.file.parent.mkdir(exist_ok=True)
-            write_whole(self.file, json.dumps({"made by": _made_by(), "sum": _sum(looks), "looks": looks}))
-            self.trouble = ""
+            write_atomic(self.file, json.dumps({"made by": _made_by(), "sum": _sum(looks), "looks": looks}))
+            self.error = ""
         except OSError as error:
-            self.trouble = f"cannot be written ({error.strerror}); all images will be read again the next time"
+            self.error = f"cannot be written ({error.strerror}); all images will be read again the next time"
 
 
 def _made_by() -> str:
     """What measured: other numbers come of another version, and of a package that was not there."""
-    return f"2, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
+    return f"3, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
 
 
 def _stamp(path: Path) -> list[int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from lorakit.data import DataConfig, looks, measures
-from lorakit.data.looks import Look, Looks
+from lorakit.data import DataConfig, image_stats, measures
+from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.scan import scan
 from lorakit.randomness import rng
 
@@ -40,7 +40,7 @@ def paths(tmp_path) -> list[Path]:
 @pytest.fixture
 def settled(monkeypatch):
     """Files that were written a moment ago are remembered too, so that no test has to wait."""
-    monkeypatch.setattr(looks, "SETTLED", -60)
+    monkeypatch.setattr(image_stats, "SETTLED", -60)
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def read(monkeypatch) -> list[str]:
     return names
 
 
-def look(file: Path, paths: list[Path]) -> dict[str, Look]:
-    return {path.name: seen for path, seen in Looks(file).look(paths)}
+def look(file: Path, paths: list[Path]) -> dict[str, ImageStats]:
+    return {path.name: seen for path, seen in StatsCache(file).measure(paths)}
 
 
 # ---- the memory --------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_what_another_version_measured_is_measured_again(paths, tmp_path, settle
 
 def test_what_was_read_is_remembered_when_nobody_waits_for_the_rest(paths, tmp_path, settled, read):
     memory = tmp_path / ".looks.json"
-    some = Looks(memory).look(paths)
+    some = StatsCache(memory).measure(paths)
     first, _ = next(some)
     some.close()
     read.clear()
@@ -152,10 +152,10 @@ def test_files_that_are_gone_are_forgotten_and_others_kept(paths, tmp_path, sett
 
 def test_a_memory_that_cannot_be_written_is_told_and_the_looks_are_right(paths, tmp_path, settled):
     (tmp_path / "file").write_text("x")
-    unwritten = Looks(tmp_path / "file" / "looks.json")
-    seen = dict(unwritten.look(paths))
-    assert all(one.digest and not one.trouble for one in seen.values())
-    assert "cannot be written (File exists)" in unwritten.trouble
+    unwritten = StatsCache(tmp_path / "file" / "looks.json")
+    seen = dict(unwritten.measure(paths))
+    assert all(one.digest and not one.error for one in seen.values())
+    assert "cannot be written (File exists)" in unwritten.error
 
 
 def test_a_scan_of_a_project_whose_cache_is_no_folder_says_so(tmp_path, settled):
@@ -190,9 +190,9 @@ def test_trouble_has_a_sentence_and_pipes_folders_and_enormous_files_are_not_ope
     names = ["pipe.png", "folder.png", "large.png", "text.png", "gone.png"]
     seen = look(tmp_path / ".looks.json", [tmp_path / name for name in names])
     assert [name for name in read if name != ".looks.json"] == ["text.png"]
-    assert "a pipe" in seen["pipe.png"].trouble and "a folder" in seen["folder.png"].trouble
-    assert "1000.0 GB" in seen["large.png"].trouble and "No such file" in seen["gone.png"].trouble
-    assert seen["text.png"].digest == hashlib.sha256(b"text").hexdigest() and "no image" in seen["text.png"].trouble
+    assert "a pipe" in seen["pipe.png"].error and "a folder" in seen["folder.png"].error
+    assert "1000.0 GB" in seen["large.png"].error and "No such file" in seen["gone.png"].error
+    assert seen["text.png"].digest == hashlib.sha256(b"text").hexdigest() and "no image" in seen["text.png"].error
     assert {one.width for one in seen.values()} == {0}
 
 
@@ -207,14 +207,14 @@ def test_what_could_not_be_read_is_tried_again(paths, tmp_path, settled, monkeyp
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     seen = look(tmp_path / ".looks.json", paths[:2])
-    assert "cannot be read (Input/output error)" in seen["0.png"].trouble and "memory" in seen["1.png"].trouble
+    assert "cannot be read (Input/output error)" in seen["0.png"].error and "memory" in seen["1.png"].error
     monkeypatch.undo()
-    assert not any(one.trouble for one in look(tmp_path / ".looks.json", paths[:2]).values())
+    assert not any(one.error for one in look(tmp_path / ".looks.json", paths[:2]).values())
 
 
 def test_large_images_are_decoded_one_after_the_other_and_all_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(looks, "LARGE_PIXELS", 100)
-    monkeypatch.setattr(looks, "LARGE_BYTES", 100)
+    monkeypatch.setattr(image_stats, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(image_stats, "LARGE_BYTES", 100)
     paths = [tmp_path / f"{number}.png" for number in range(6)]
     for number, path in enumerate(paths):
         drawing(number).save(path)
@@ -224,7 +224,7 @@ def test_large_images_are_decoded_one_after_the_other_and_all_of_them(tmp_path, 
 # ---- what is measured --------------------------------------------------------------------------------------------
 
 
-def one(tmp_path, image: Image.Image, name: str = "a.png", **options) -> Look:
+def one(tmp_path, image: Image.Image, name: str = "a.png", **options) -> ImageStats:
     image.save(tmp_path / name, **options)
     return look(tmp_path / "memory", [tmp_path / name])[name]
 
@@ -243,7 +243,7 @@ def test_format_mode_size_and_alpha_are_those_of_the_file(tmp_path):
 
 @pytest.mark.skipif(not measures.can_hash(), reason="needs the ImageHash package")
 def test_the_perceptual_hash_is_near_for_a_copy_and_far_for_another_image(tmp_path):
-    def bits(a: Look, b: Look) -> int:
+    def bits(a: ImageStats, b: ImageStats) -> int:
         return bin(int(a.phash, 16) ^ int(b.phash, 16)).count("1")
 
     first, second = one(tmp_path, drawing(1), "1.png"), one(tmp_path, drawing(2), "2.png")
