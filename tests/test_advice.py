@@ -9,8 +9,8 @@ from lorakit.run.config import configure
 FAMILIES = sorted({row.family for row in PRESETS})
 
 
-def configured(family, settings, card=""):
-    return configure({**settings, "model": {"family": family, "source": "base"}}, card)
+def configured(family, settings, gpu_preset=""):
+    return configure({**settings, "model": {"family": family, "source": "base"}}, gpu_preset)
 
 
 def named(row):
@@ -19,8 +19,8 @@ def named(row):
 
 @pytest.mark.parametrize("row", PRESETS, ids=named)
 def test_a_preset_is_a_config_of_its_family_on_every_card(row):
-    for card in ("", *models.config_class(row.family).cards):
-        config = configured(row.family, presets.settings_for(row, 100), card)
+    for gpu_preset in ("", *models.config_class(row.family).gpu_presets):
+        config = configured(row.family, presets.settings_for(row, 100), gpu_preset)
         assert config.adapter.rank == row.settings["adapter"]["rank"]
         assert set(config.rates) <= set(config.model.rates)
 
@@ -28,7 +28,7 @@ def test_a_preset_is_a_config_of_its_family_on_every_card(row):
 @pytest.mark.parametrize("row", PRESETS, ids=named)
 def test_a_preset_changes_nothing_that_a_card_is_for(row):
     given = presets.settings_for(row, 100)
-    for settings in models.config_class(row.family).cards.values():
+    for settings in models.config_class(row.family).gpu_presets.values():
         assert not [(part, name) for part in settings for name in settings[part] if name in given.get(part, {})]
 
 

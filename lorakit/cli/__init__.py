@@ -84,7 +84,7 @@ def _add_training(add: Add, run: argparse.ArgumentParser) -> None:
     settings.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     settings.add_argument("--set", **SET, help="one setting, e.g. adapter.rank=32")
     settings.add_argument(
-        "--card", default="", metavar="MEMORY", help="settings that suit a GPU, e.g. '8 GB'; others win over them"
+        "--gpu-preset", default="", metavar="MEMORY", help="settings that suit a GPU, e.g. '8 GB'; others win over them"
     )
     settings.add_argument(
         "--from-weights",

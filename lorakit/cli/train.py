@@ -66,27 +66,27 @@ def _configured(options: argparse.Namespace) -> Run:
     from lorakit.run.create import from_weights, start
 
     run = project_at(options.project).run(options.run)
-    if run.exists() and not (options.config or options.set or options.card or options.from_weights):
+    if run.exists() and not (options.config or options.set or options.gpu_preset or options.from_weights):
         return run
     if is_alive(run):
         raise busy(run)
     settings = with_changes(_settings(run, options), options.set)
     if options.from_weights:
-        from_weights(run, options.from_weights, settings, options.card)
+        from_weights(run, options.from_weights, settings, options.gpu_preset)
     else:
-        start(run, configure(settings, options.card))
+        start(run, configure(settings, options.gpu_preset))
     return run
 
 
 def _settings(run: Run, options: argparse.Namespace) -> dict:
-    """What `--set` and `--card` are put on: a file's, the run's own, or those of the run that its weights come from."""
+    """The settings that `--set` and `--gpu-preset` change: a file's, the run's own, or those of the weights' run."""
     from lorakit.config import read_yaml
     from lorakit.run.config import settings_of
 
     if options.config:
         return read_yaml(options.config)
     if run.exists():
-        return settings_of(run, options.card)
+        return settings_of(run, options.gpu_preset)
     theirs = Path(options.from_weights or "").absolute().parent.parent / run.config_file.name
     return read_yaml(theirs) if theirs.exists() else {"model": {"family": "sd15"}}
 

@@ -15,7 +15,9 @@ def alphas_cumprod(scheduler: dict) -> torch.Tensor:
     return DDPMScheduler(STEPS, **{name: scheduler[name] for name in names if name in scheduler}).alphas_cumprod
 
 
-def draw(x0: torch.Tensor, generator: torch.Generator, noise_offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_noise(
+    x0: torch.Tensor, generator: torch.Generator, noise_offset: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise eps, like x0, and timesteps t, int64 [B]; drawn on the CPU, moved to x0's device.
 
     noise_offset adds a normal shift per image and channel (crosslabs.org, "Diffusion with Offset Noise", 2023).
@@ -28,7 +30,7 @@ def draw(x0: torch.Tensor, generator: torch.Generator, noise_offset: float) -> t
     return eps.to(x0.device), t.to(x0.device)
 
 
-def mix(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
+def add_noise(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
     """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (eq. 4); abar is [B, 1, 1, 1]."""
     return abar.sqrt() * x0 + (1 - abar).sqrt() * eps
 

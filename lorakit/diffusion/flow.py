@@ -13,13 +13,13 @@ from lorakit.diffusion import timesteps
 from lorakit.diffusion.weightings import LossConfig, masked
 
 
-def draw(x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_noise(x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise eps, like x0, and times t, float32 [B] in (0, 1); drawn on the CPU, moved to x0's device."""
     eps = torch.randn(x0.shape, generator=generator)
-    return eps.to(x0.device), timesteps.draw(loss, len(x0), generator).to(x0.device)
+    return eps.to(x0.device), timesteps.sample(loss, len(x0), generator).to(x0.device)
 
 
-def mix(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def add_noise(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """x_t = (1 - t) x0 + t eps; t is [B]."""
     t = t.view(-1, *[1] * (x0.ndim - 1))
     return (1 - t) * x0 + t * eps

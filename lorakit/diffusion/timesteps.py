@@ -14,15 +14,15 @@ END = 2.0**-20  # t stays this far from 0 and from 1, which float32 would round 
 
 @dataclass(frozen=True)
 class Sampling:
-    """One row: `draw(batch, generator, config)` -> float32 [batch]; `config` is a LossConfig of `weightings`."""
+    """One row: `sample(batch, generator, config)` -> float32 [batch]; `config` is a LossConfig of `weightings`."""
 
     help: str
-    draw: Callable[[int, torch.Generator, Any], torch.Tensor]
+    sample: Callable[[int, torch.Generator, Any], torch.Tensor]
 
 
-def draw(config: Any, batch: int, generator: torch.Generator) -> torch.Tensor:
+def sample(config: Any, batch: int, generator: torch.Generator) -> torch.Tensor:
     """Times of a batch, float32 [batch] in (0, 1), as `config.timestep_sampling` (of a LossConfig) says; on the CPU."""
-    return TIMESTEPS[config.timestep_sampling].draw(batch, generator, config).clamp(END, 1 - END)
+    return TIMESTEPS[config.timestep_sampling].sample(batch, generator, config).clamp(END, 1 - END)
 
 
 def shifted(t: torch.Tensor, shift: float) -> torch.Tensor:

@@ -74,7 +74,7 @@ class Generator:
         """One image with the weights in use."""
         import torch
 
-        with self._explained("while painting"), torch.no_grad(), self.model.painting():
+        with self._explained("while painting"), torch.no_grad(), self.model.eval_mode():
             return generate_image(
                 self.model, self._text(prompt), self._text(sampling.negative_prompt), sampling, sampling.seed
             )

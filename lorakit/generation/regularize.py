@@ -192,7 +192,7 @@ class _Base:
         """The image."""
         import torch
 
-        with self._explained("while painting"), torch.no_grad(), self.model.painting():
+        with self._explained("while painting"), torch.no_grad(), self.model.eval_mode():
             prompt, negative = self._text(one.prompt), self._text(one.sampling.negative_prompt)
             return generate_image(self.model, prompt, negative, one.sampling, one.sampling.seed)
 

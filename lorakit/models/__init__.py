@@ -43,7 +43,7 @@ def family(name: str) -> ModuleType:
     `Config` holds its settings. What a run is checked by before anything is loaded are class variables of it:
 
     defaults                    part of a run -> settings that this family starts from
-    cards                       how much memory a GPU has -> settings by part that suit it, over the defaults
+    gpu_presets                       how much memory a GPU has -> settings by part that suit it, over the defaults
     refused                     setting -> why it cannot be used: own names, and `part.name` of other parts
     rates                       part that adapters may go on -> the setting of `optimizer` with its learning rate
     samplers, forms             which of the samplers and forms of LoRA files there are, the usual one first

@@ -98,7 +98,7 @@ class Parts:
                 getattr(part, next(name for name in CHECKPOINTING if hasattr(part, name)))()
 
     @contextmanager
-    def painting(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
         """Modules in evaluation mode (no dropout, nothing recomputed), and back as they were."""
         training = [module for part in self._parts.values() for module in part.modules() if module.training]
         for part in self._parts.values():

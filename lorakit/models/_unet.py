@@ -87,9 +87,11 @@ class UNetModel(Parts):
         """abar_t, float32 [1000], on the device."""
         return ddpm.alphas_cumprod(self.scheduler_config).to(self.device)
 
-    def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and timesteps for a batch, see `ddpm.draw`."""
-        return ddpm.draw(x0, generator, loss.noise_offset)
+    def sample_noise(
+        self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise and timesteps for a batch, see `ddpm.sample_noise`."""
+        return ddpm.sample_noise(x0, generator, loss.noise_offset)
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
@@ -108,7 +110,7 @@ class UNetModel(Parts):
         [B, 1, h, w], see `_base.masked`.
         """
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        predicted = self.predict(ddpm.mix(x0, eps, abar).to(self.dtype), t, text).float()
+        predicted = self.predict(ddpm.add_noise(x0, eps, abar).to(self.dtype), t, text).float()
         error = (predicted - ddpm.target(x0, eps, abar, self.prediction_type)).square()
         error = masked(error, mask).mean(dim=(1, 2, 3))
         snr = (abar / (1 - abar)).flatten()
@@ -116,7 +118,7 @@ class UNetModel(Parts):
 
     # ---- images out --------------------------------------------------------------------------------------------
 
-    def painted(self, pipeline: Any, embeddings: dict[str, torch.Tensor], look: Any, seed: int) -> Image.Image:
+    def run_pipeline(self, pipeline: Any, embeddings: dict[str, torch.Tensor], look: Any, seed: int) -> Image.Image:
         """What a pipeline of diffusers makes of embeddings; `look` is a SamplingConfig."""
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(

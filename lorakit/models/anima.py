@@ -62,9 +62,9 @@ class Config(Config):
         "memory": {"gradient_checkpointing": True},  # without it the blocks keep 14 GB at 1024 px
         "sample": {"width": 1024, "height": 1024, "steps": 30, "guidance_scale": 4.0, "sampler": "euler"},
     }
-    # Four images a step on every card, so that a smaller one gives up speed and little else; 24 and 32 GB are those
-    # of the Anima training guide.
-    cards: ClassVar = {
+    # Four images per optimizer step on every GPU: a smaller one costs speed and little else. The presets for 24 and
+    # 32 GB are those of the Anima training guide.
+    gpu_presets: ClassVar = {
         "8 GB": {
             "optimizer": {"name": "adamw8bit"},
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
@@ -289,9 +289,11 @@ class Model(Parts):
 
     # ---- training ------------------------------------------------------------------------------------------------
 
-    def draw(self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and times for a batch, see `flow.draw`."""
-        return flow.draw(x0, generator, loss)
+    def sample_noise(
+        self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise and times for a batch, see `flow.sample_noise`."""
+        return flow.sample_noise(x0, generator, loss)
 
     def loss(
         self,
@@ -305,7 +307,7 @@ class Model(Parts):
         """Mean squared error of each sample's velocity, float32 [B]; x0 and eps [B, 16, h, w], t float32 [B], mask
         [B, 1, h, w], see `_base.masked`.
         """
-        return flow.loss(self._velocity(flow.mix(x0, eps, t), t, text), x0, eps, mask)
+        return flow.loss(self._velocity(flow.add_noise(x0, eps, t), t, text), x0, eps, mask)
 
     def _velocity(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the transformer says, float32 like xt."""
@@ -315,7 +317,7 @@ class Model(Parts):
     # ---- images out --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def paint(
+    def sample(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
         """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.

@@ -38,8 +38,8 @@ class Config(Config):
     max_token_length: int = setting(75, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225))
 
     defaults: ClassVar = {}
-    # Four images a step on every card, so that a smaller one gives up speed and nothing else.
-    cards: ClassVar = {
+    # Four images per optimizer step on every GPU: a smaller one only costs speed.
+    gpu_presets: ClassVar = {
         "8 GB": {
             "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
             "memory": {"gradient_checkpointing": True},
@@ -116,14 +116,14 @@ class Model(_unet.UNetModel):
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         return _clip.hidden_states(self.load("text_encoder"), ids.to(self.device), self.config.clip_skip)
 
-    # ---- training and painting -----------------------------------------------------------------------------------
+    # ---- training and sampling -----------------------------------------------------------------------------------
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
         return self.load("unet")(xt, t, text["hidden"], return_dict=False)[0]
 
     @torch.no_grad()
-    def paint(
+    def sample(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
         """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
@@ -143,4 +143,4 @@ class Model(_unet.UNetModel):
             scheduler=ddpm.scheduler(look.sampler, self.scheduler_config),
         )
         embeddings = {"prompt_embeds": text["hidden"], "negative_prompt_embeds": negative["hidden"]}
-        return self.painted(pipeline, embeddings, look, seed)
+        return self.run_pipeline(pipeline, embeddings, look, seed)

@@ -59,15 +59,15 @@ class Config(Config):
     # Good untouched for anime characters: rank 16 holds what 64 does in SD 1.5; 1e-4 at alpha = rank moves weights
     # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four images a batch; 225
     # tokens as there; no min-SNR, which takes from a base with zero terminal SNR what that is for; sampling as the
-    # cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
+    # model cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
     defaults: ClassVar = {
         "data": {"resolution": 1024, "min_bucket_reso": 512, "max_bucket_reso": 2048, "bucket_reso_steps": 64},
         "adapter": {"rank": 16, "alpha": 16.0},
         "optimizer": {"learning_rate": 1e-4},
         "sample": {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 6.0, "sampler": "euler_a"},
     }
-    # Four images a step on every card, so that a smaller one gives up speed and little else.
-    cards: ClassVar = {
+    # Four images per optimizer step on every GPU: a smaller one costs speed and little else.
+    gpu_presets: ClassVar = {
         "8 GB": {
             "optimizer": {"name": "adamw8bit"},
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
@@ -215,7 +215,7 @@ class Model(_unet.UNetModel):
         answer = _clip.penultimate(self.load(part), ids.to(self.device))
         return {f"{part}.{name}": tensor for name, tensor in answer.items()}
 
-    # ---- training and painting -----------------------------------------------------------------------------------
+    # ---- training and sampling -----------------------------------------------------------------------------------
 
     @cached_property
     def scheduler_config(self) -> dict:
@@ -238,7 +238,7 @@ class Model(_unet.UNetModel):
         return self.load("unet")(xt, t, text["hidden"], added_cond_kwargs=added, return_dict=False)[0]
 
     @torch.no_grad()
-    def paint(
+    def sample(
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
     ) -> Image.Image:
         """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
@@ -263,4 +263,4 @@ class Model(_unet.UNetModel):
             "pooled_prompt_embeds": text["pooled"],
             "negative_pooled_prompt_embeds": negative["pooled"],
         }
-        return self.painted(pipeline, embeddings, look, seed)
+        return self.run_pipeline(pipeline, embeddings, look, seed)

@@ -125,9 +125,9 @@ def _is_changed(config: Config, part: str, name: str) -> bool:
     return getattr(settings, name) != settings.__dataclass_fields__[name].default
 
 
-def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
-    """The config that settings describe, over what suits a GPU (a name of the family's `cards`, "" for none), over what
-    the family starts from, over every setting's own default.
+def configure(settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
+    """The config of these settings; the rest comes from a GPU preset (a name in the family's `gpu_presets`, or ""),
+    then from the family's defaults, then from each setting's own default.
 
     Raises ConfigError with a sentence for every setting that is wrong or does not go with the family.
     """
@@ -137,12 +137,14 @@ def configure(settings: dict[str, Any], card: str = "") -> RunConfig:
     if "family" not in model:
         raise ConfigError(f"model.family is missing; known families are {', '.join(models.names())}.")
     family = models.config_class(model["family"])
-    if card and card not in family.cards:
-        raise ConfigError(f"There is no card {card!r} for {family.family}; its cards are {', '.join(family.cards)}.")
+    if gpu_preset and gpu_preset not in family.gpu_presets:
+        raise ConfigError(
+            f"There is no GPU preset {gpu_preset!r} for {family.family}; choose one of {', '.join(family.gpu_presets)}."
+        )
     merged = current_names(settings)
     if isinstance(further := merged.get("stages"), (list, tuple)):
         merged["stages"] = [current_names(stage) if isinstance(stage, dict) else stage for stage in further]
-    for under in (family.cards[card] if card else {}, family.defaults):
+    for under in (family.gpu_presets[gpu_preset] if gpu_preset else {}, family.defaults):
         for name, values in under.items():
             given = merged.get(name, {})
             merged[name] = {**values, **given} if isinstance(given, dict) else given
@@ -160,14 +162,14 @@ def read_config(run: Run) -> RunConfig:
     return configure(read_yaml(run.config_file))
 
 
-def settings_of(run: Run, card: str = "") -> dict[str, Any]:
-    """The settings that the next sitting of a run starts from, to be changed and given to `configure` with `card`.
+def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
+    """The settings that a run starts its next session from; change them, then `configure(settings, gpu_preset)`.
 
-    All of them for a run that has begun. While it has not, those that were chosen: another family or card may bring
-    others of its own.
+    All of them for a run that has begun. Before that only those that were chosen by hand, as another family or GPU
+    preset may bring others of its own.
     """
     config = read_config(run)
-    family, cards = config.model, config.model.cards
+    family, gpu_presets = config.model, config.model.gpu_presets
     settings = to_dict(config)
     stages = settings.pop("stages")
     if not run.fingerprint_file.exists():
@@ -177,9 +179,9 @@ def settings_of(run: Run, card: str = "") -> dict[str, Any]:
             for owner, values in settings.items()
         }
         settings["model"] |= {"family": family.family, "source": family.source}
-        named = [values for known in cards.values() for values in known.items()] if card else []
+        named = [values for known in gpu_presets.values() for values in known.items()] if gpu_preset else []
     else:
-        named = list(cards.get(card, {}).items())
+        named = list(gpu_presets.get(gpu_preset, {}).items())
     for owner, values in named:
         settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
     return settings | ({"stages": stages} if stages else {})

@@ -38,12 +38,12 @@ def _without_past(config: RunConfig) -> RunConfig:
     return configure(settings)
 
 
-def from_weights(run: Run, source: str, settings: dict[str, Any], card: str = "") -> RunConfig:
+def from_weights(run: Run, source: str, settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
     """Make a new run that starts from a LoRA file: a path, a file on the hub, or an URL.
 
-    The file's rank and alpha take the place of those in `settings`, which `configure` gets with `card`. Nothing of the
-    optimizer, schedule or steps of the file's own run goes on: that is to resume it. Raises ProjectError when the run
-    has begun, LoraFileError for files that an adapter cannot hold, and what `configure` and `fetch` raise.
+    The file's rank and alpha take the place of those in `settings`, and `gpu_preset` goes to `configure`. Nothing of
+    the optimizer, schedule or steps of the file's own run goes on: that is to resume it. Raises ProjectError when the
+    run has begun, LoraFileError for files that an adapter cannot hold, and what `configure` and `fetch` raise.
     """
     if frozen(run):
         raise ProjectError(
@@ -55,4 +55,4 @@ def from_weights(run: Run, source: str, settings: dict[str, Any], card: str = ""
     # a trainer may look from another folder than we do
     named = str(file.absolute()) if Path(source).expanduser().exists() else source
     adapter = {**settings.get("adapter", {}), "rank": rank, "alpha": alpha, "network_weights": named}
-    return start(run, configure({**settings, "adapter": adapter}, card))
+    return start(run, configure({**settings, "adapter": adapter}, gpu_preset))

@@ -77,7 +77,7 @@ def sampling_problems(sampling: SamplingConfig, family: Any) -> list[str]:
 def generate_image(model: Any, prompt: dict, negative: dict, config: SamplingConfig, seed: int) -> Image.Image:
     """One image from encoded captions (`model.encode_text`) with the model's current weights."""
     size = Size.whole(config.width, config.height)
-    return model.paint(model.condition([prompt], [size]), model.condition([negative], [size]), config, seed)
+    return model.sample(model.condition([prompt], [size]), model.condition([negative], [size]), config, seed)
 
 
 def save_image(image: Image.Image, file: Path, parameters: dict[str, Any]) -> None:

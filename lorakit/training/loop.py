@@ -271,7 +271,7 @@ class Session:
         batch = self.feed.batch(indexes, step, first_place)
         draws = generator(seed, step, micro, "noise")
         x0 = self.model.latents(batch.images, draws)
-        eps, t = self.model.draw(x0, draws, loss)
+        eps, t = self.model.sample_noise(x0, draws, loss)
         # the modules' own dropout draws from torch's global generator
         torch.manual_seed(seed_of(seed, step, micro, "dropout"))
         text = self.model.condition(self.feed.encode_texts(batch.captions), batch.sizes)
@@ -348,7 +348,7 @@ class Session:
         """
         otherwise = "These samples are left out and training goes on; paint none with sample.prompts=[]."
         try:
-            with self._explained(f"while painting after step {step}", otherwise), self.model.painting():
+            with self._explained(f"while painting after step {step}", otherwise), self.model.eval_mode():
                 yield from self._painted(step)
         except OutOfMemory as error:
             yield Warned(text=str(error))

@@ -127,7 +127,7 @@ def conditioning(model, captions: list[str]) -> dict[str, torch.Tensor]:
 
 def painted(model, text: dict, negative: dict, *, seed: int, **sampling):
     """An image with these sampling settings (fields of SamplingConfig)."""
-    return model.paint(text, negative, SamplingConfig(**sampling), seed)
+    return model.sample(text, negative, SamplingConfig(**sampling), seed)
 
 
 def settings(base: Path, **changes: dict) -> dict:

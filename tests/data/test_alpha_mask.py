@@ -67,7 +67,7 @@ def test_the_loss_is_the_plain_mean_of_errors_times_the_mask(masked):
     batch = session.feed.batch(places[:3], 1, 0)
     draws = generator(1, "test")
     x0 = model.latents(batch.images, draws)
-    eps, t = model.draw(x0, draws, config)
+    eps, t = model.sample_noise(x0, draws, config)
     text = model.condition(session.feed.encode_texts(batch.captions), batch.sizes)
     assert batch.masks.shape == (len(x0), 1, *x0.shape[-2:]) and 0 < batch.masks.mean() < 1
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_what_is_masked_out_has_no_gradient_at_all(masked):
     model, config = session.model, session.stage.config.loss
     batch = session.feed.batch([0], 1, 0)
     x0 = model.latents(batch.images, generator(1, "test"))
-    eps, t = model.draw(x0, generator(1, "test"), config)
+    eps, t = model.sample_noise(x0, generator(1, "test"), config)
     weights = [w for part in session.config.rates for w in session.adapter.parameters(part)]
     for share in (0.0, 1.0):
         text = model.condition(session.feed.encode_texts(batch.captions), batch.sizes)

@@ -20,7 +20,7 @@ DRAWS = 20_000
 
 
 def times(seed: int = 0, **settings) -> torch.Tensor:
-    return timesteps.draw(LossConfig(**settings), DRAWS, torch.Generator().manual_seed(seed))
+    return timesteps.sample(LossConfig(**settings), DRAWS, torch.Generator().manual_seed(seed))
 
 
 def normal(x: float) -> float:
@@ -70,7 +70,7 @@ def test_the_mean_time_rises_with_shift():
 
 def test_noise_is_drawn_on_the_cpu_and_times_after_it():
     x0, generator = torch.zeros(4, 16, 8, 6), torch.Generator().manual_seed(5)
-    eps, t = flow.draw(x0, generator, LossConfig(timestep_sampling="sigmoid"))
+    eps, t = flow.sample_noise(x0, generator, LossConfig(timestep_sampling="sigmoid"))
     again = torch.Generator().manual_seed(5)
     assert torch.equal(eps, torch.randn(4, 16, 8, 6, generator=again))
     assert torch.equal(t, torch.sigmoid(torch.randn(4, generator=again)))
@@ -78,14 +78,14 @@ def test_noise_is_drawn_on_the_cpu_and_times_after_it():
 
 def test_time_zero_is_the_image_and_time_one_is_the_noise():
     x0, eps = torch.randn(3, 16, 4, 4), torch.randn(3, 16, 4, 4)
-    xt = flow.mix(x0, eps, torch.tensor([0.0, 1.0, 0.25]))
+    xt = flow.add_noise(x0, eps, torch.tensor([0.0, 1.0, 0.25]))
     assert torch.equal(xt[0], x0[0]) and torch.equal(xt[1], eps[1])
     torch.testing.assert_close(xt[2], 0.75 * x0[2] + 0.25 * eps[2])
 
 
 def test_the_loss_is_zero_for_the_velocity_from_image_to_noise():
     x0, eps = torch.randn(3, 16, 4, 4), torch.randn(3, 16, 4, 4)
-    velocity = (flow.mix(x0, eps, torch.full((3,), 0.75)) - flow.mix(x0, eps, torch.full((3,), 0.25))) / 0.5
+    velocity = (flow.add_noise(x0, eps, torch.full((3,), 0.75)) - flow.add_noise(x0, eps, torch.full((3,), 0.25))) / 0.5
     torch.testing.assert_close(flow.loss(velocity, x0, eps), torch.zeros(3), rtol=0, atol=1e-10)
     off = flow.loss((eps - x0 + torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)).half(), x0, eps)
     assert off.dtype == torch.float32

@@ -47,7 +47,7 @@ def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]
     encoded = [model.encode_image(2 * torch.rand(3, side, side, generator=draws) - 1) for _ in range(2)]
     torch.manual_seed(4)  # dropout
     x0 = model.latents(encoded, draws)
-    eps, t = model.draw(x0, draws, config)
+    eps, t = model.sample_noise(x0, draws, config)
     texts = [model.encode_text(caption) for caption in ("mofu, girl", "a boy with a red hat, smile")]
     text = model.condition(texts, [Size.whole(side, side)] * 2)
     losses = model.loss(x0, eps, t, text, config)

@@ -261,7 +261,7 @@ def test_painting_leaves_training_as_it_was(base):
     modes = {name: module.training for name, module in model.load("transformer").named_modules()}
     look = {"width": 64, "height": 64, "steps": 2, "guidance_scale": 2.0, "sampler": "euler", "shift": 0.0}
     state = torch.get_rng_state()
-    with model.painting():
+    with model.eval_mode():
         first, again = (tiny.painted(model, text, text, seed=1, **look).tobytes() for _ in range(2))
     assert first == again and torch.equal(torch.get_rng_state(), state)
     assert {name: module.training for name, module in model.load("transformer").named_modules()} == modes

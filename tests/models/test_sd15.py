@@ -105,8 +105,8 @@ def test_min_snr_weights_are_those_of_diffusers_compute_snr(bases, prediction_ty
 
 def test_noise_offset_shifts_each_channel_of_each_image_and_nothing_else(bases):
     model, x0 = opened(bases["epsilon"]), torch.zeros(64, 4, 8, 8)
-    eps, t = model.draw(x0, torch.Generator().manual_seed(5), LossConfig())
-    shifted, same_t = model.draw(x0, torch.Generator().manual_seed(5), LossConfig(noise_offset=0.1))
+    eps, t = model.sample_noise(x0, torch.Generator().manual_seed(5), LossConfig())
+    shifted, same_t = model.sample_noise(x0, torch.Generator().manual_seed(5), LossConfig(noise_offset=0.1))
     shift = shifted - eps
     torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift), rtol=0, atol=1e-6)
     assert shift[:, :, 0, 0].unique().numel() == 64 * 4
@@ -196,7 +196,7 @@ def test_images_are_encoded_as_diffusers_does(bases):
 def test_an_image_depends_on_its_seed_alone(bases, sampler):
     model = opened(bases["epsilon"])
     look = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 5.0, "sampler": sampler, "shift": 0.0}
-    with torch.no_grad(), model.painting():
+    with torch.no_grad(), model.eval_mode():
         text, negative = conditioning(model, ["girl"]), conditioning(model, [""])
         first, other, again = (tiny.painted(model, text, negative, seed=seed, **look).tobytes() for seed in (7, 8, 7))
     assert first == again != other

@@ -310,13 +310,13 @@ def test_an_image_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_path
     look = {"width": 64, "height": 96, "guidance_scale": 5.0}
     draws = torch.Generator().manual_seed(7)
     expected = pipeline("mofu, girl", negative_prompt="hat", num_inference_steps=3, generator=draws, **look).images[0]
-    with torch.no_grad(), model.painting():
+    with torch.no_grad(), model.eval_mode():
         size = [Size.whole(64, 96)]
         text, negative = (model.condition([model.encode_text(words)], size) for words in ("mofu, girl", "hat"))
         ours = tiny.painted(model, text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
     assert (to_tensor(ours) - to_tensor(expected)).abs().max() <= 2 / 127.5
     adapter.set_strength(0.0)
-    with torch.no_grad(), model.painting():
+    with torch.no_grad(), model.eval_mode():
         text, negative = (model.condition([model.encode_text(words)], size) for words in ("mofu, girl", "hat"))
         without = tiny.painted(model, text, negative, seed=7, steps=3, sampler=sampler, shift=0.0, **look)
     assert (to_tensor(without) - to_tensor(expected)).abs().max() > 8 / 127.5

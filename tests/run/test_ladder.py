@@ -1,4 +1,4 @@
-"""The memory ladder leads down in order, cards stand on it in order, and running out of memory names the next rung."""
+"""The memory ladder leads down in order, GPU presets follow it, and running out of memory names the next rung."""
 
 from __future__ import annotations
 
@@ -75,29 +75,29 @@ def test_a_rung_that_cannot_be_taken_is_passed_over():
     assert next_rung(config) is LADDER[4]
 
 
-# ---- cards -----------------------------------------------------------------------------------------------------------
+# ---- GPU presets -----------------------------------------------------------------------------------------------------
 
 
-def on_card(family: str, card: str):
-    return configure({"model": {"family": family, "source": "base"}}, card)
+def on_gpu(family: str, gpu_preset: str):
+    return configure({"model": {"family": family, "source": "base"}}, gpu_preset)
 
 
-def gigabytes(card: str) -> int:
-    return int(re.match(r"(\d+) GB", card)[1])
+def gigabytes(gpu_preset: str) -> int:
+    return int(re.match(r"(\d+) GB", gpu_preset)[1])
 
 
-def test_every_family_has_settings_for_the_usual_cards(family):
-    cards = list(models.config_class(family).cards)
-    assert [gigabytes(card) for card in cards] == [8, 12, 16, 24, 32]
-    for card in cards:
-        config = on_card(family, card)
+def test_every_family_has_settings_for_the_usual_gpus(family):
+    gpu_presets = list(models.config_class(family).gpu_presets)
+    assert [gigabytes(gpu_preset) for gpu_preset in gpu_presets] == [8, 12, 16, 24, 32]
+    for gpu_preset in gpu_presets:
+        config = on_gpu(family, gpu_preset)
         assert config.loop.batch_size * config.loop.gradient_accumulation_steps == 4
         assert config.data.cache_latents and config.data.cache_text
         assert config.loop.precision in ("auto", "bf16")  # auto is fp16 on a T4
 
 
 def test_a_smaller_card_is_never_higher_on_the_ladder(family):
-    configs = [on_card(family, card) for card in models.config_class(family).cards]
+    configs = [on_gpu(family, gpu_preset) for gpu_preset in models.config_class(family).gpu_presets]
     for smaller, larger in zip(configs, configs[1:], strict=False):
         places = [LADDER.index(next_rung(config)) for config in (smaller, larger)]
         assert places[0] >= places[1]
@@ -118,14 +118,14 @@ def test_settings_win_over_the_card_and_the_card_over_the_family(monkeypatch):
     assert (config.loop.batch_size, config.loop.gradient_accumulation_steps) == (3, 4)
     assert config.memory.offload == 0.5 and config.data.resolution == 1024
     assert configure(given).memory.offload == 0 and configure(given).memory.gradient_checkpointing
-    cards = {"80 GB": {"memory": {"gradient_checkpointing": False}}}
-    monkeypatch.setattr(models.config_class("anima"), "cards", cards)
+    gpu_presets = {"80 GB": {"memory": {"gradient_checkpointing": False}}}
+    monkeypatch.setattr(models.config_class("anima"), "gpu_presets", gpu_presets)
     assert not configure(given, "80 GB").memory.gradient_checkpointing
 
 
 def test_an_unknown_card_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="'6 GB'.*8 GB, 12 GB, 16 GB"):
-        on_card("sd15", "6 GB")
+        on_gpu("sd15", "6 GB")
 
 
 # ---- out of memory ---------------------------------------------------------------------------------------------------
@@ -204,8 +204,8 @@ def test_other_errors_stay_what_they_are(tight):
 def test_a_card_is_named_at_the_terminal(tmp_path, sd15, capsys):
     run = new_run(tmp_path, sd15, {"loop": {"steps": 1}})
     folder = str(tmp_path)
-    assert main(["train", folder, "--run", "r", "--card", "7 GB"]) == 2
+    assert main(["train", folder, "--run", "r", "--gpu-preset", "7 GB"]) == 2
     assert "8 GB" in capsys.readouterr().err
-    assert main(["train", folder, "--run", "r", "--card", "12 GB", "--set", "loop.batch_size=2"]) == 0
+    assert main(["train", folder, "--run", "r", "--gpu-preset", "12 GB", "--set", "loop.batch_size=2"]) == 0
     config = read_config(Project(tmp_path).run("r"))
     assert config.loop.batch_size == 2 and config.memory.gradient_checkpointing and run.lora_steps() == [1]

@@ -113,7 +113,7 @@ def test_samples_that_do_not_fit_are_left_out_and_change_nothing(tmp_path, base,
     prompts = {"sample": {"prompts": CAPTIONS, "every_steps": 2}}
     runs = [new_run(tmp_path / str(i), base, hard, prompts) for i in range(2)]
     list(train(runs[0]))
-    monkeypatch.setattr(models.family(hard["model"]["family"]).Model, "paint", full)
+    monkeypatch.setattr(models.family(hard["model"]["family"]).Model, "sample", full)
     seen = list(train(runs[1]))
     assert [text.partition(":")[0] for text in warnings(seen)] == [
         f"Out of memory while painting after step {step}" for step in (2, 4, 6)
@@ -220,7 +220,7 @@ def test_a_grid_that_does_not_fit_ends_with_one_message(uncut, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(type(Generator(uncut).model), "paint", full)
+    monkeypatch.setattr(type(Generator(uncut).model), "sample", full)
     sampling = SamplingConfig(width=64, height=64, steps=2, sampler=Generator(uncut).config.model.samplers[0])
     with pytest.raises(OutOfMemory, match="(?s)Out of memory while painting.*smaller images"):
         list(
@@ -308,7 +308,7 @@ def test_a_batch_is_the_sum_of_its_samples(base, hard):
     generator = torch.Generator().manual_seed(1)
     pixels = [torch.rand(3, 64, 64, generator=generator) * 2 - 1 for _ in texts]
     x0 = model.latents([model.encode_image(image) for image in pixels], generator)
-    eps, t = model.draw(x0, generator, LossConfig())
+    eps, t = model.sample_noise(x0, generator, LossConfig())
     with torch.no_grad():
         whole = model.loss(x0, eps, t, model.condition(texts, sizes), LossConfig())
         for i, (words, size) in enumerate(zip(texts, sizes, strict=True)):
@@ -339,7 +339,7 @@ def losses(model) -> torch.Tensor:
     draws = torch.Generator().manual_seed(4)
     encoded = model.encode_image(torch.rand(3, 64, 64, generator=draws) * 2 - 1)
     x0 = model.latents([encoded] * 2, draws)
-    eps, t = model.draw(x0, draws, LossConfig())
+    eps, t = model.sample_noise(x0, draws, LossConfig())
     return model.loss(x0, eps, t, conditioning(model, CAPTIONS), LossConfig())
 
 
@@ -378,7 +378,7 @@ def test_painting_leaves_dropout_out_and_puts_it_back(base, hard):
     model, _ = adapted(base, hard, dropout=0.5)
     with torch.no_grad():
         assert not torch.equal(losses(model), losses(model))
-        with model.painting():
+        with model.eval_mode():
             assert torch.equal(losses(model), losses(model))
         assert not torch.equal(losses(model), losses(model))
 

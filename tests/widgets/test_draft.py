@@ -31,7 +31,7 @@ OUTSIDE |= {name: taggers.config_class(name) for name in taggers.names()}
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    monkeypatch.setattr(form, "fitting_card", lambda cards: "")
+    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "")
     monkeypatch.setattr(form, "untried", lambda optimizer: "")  # a process each
     return Project(tmp_path / "it's a project")
 
@@ -47,7 +47,7 @@ def chinese():
 def filled(project, family):
     """A form with settings of every kind."""
     made = Form(project, "first")
-    made.choose(family=family, card="8 GB", purpose="character", size="small")
+    made.choose(family=family, gpu_preset="8 GB", purpose="character", size="small")
     made.set("model.source", "owner/it's a base")
     made.set("sample.prompts", ["1girl, it's: 'me'", "中文, [b]", "- no"])
     made.set("data.trigger", "true")
@@ -91,7 +91,18 @@ def test_of_two_forms_the_later_write_wins_whole(project):
 
 @pytest.mark.parametrize(
     "text",
-    ["{a: ", "[1, 2]", "run: 5", "family: unheard", "settings: 3", "strange: 1", "card: 7 GB", "\x00\x01", "run: ../x"],
+    [
+        "{a: ",
+        "[1, 2]",
+        "run: 5",
+        "family: unheard",
+        "settings: 3",
+        "strange: 1",
+        "gpu_preset: 7 GB",
+        "card: 7 GB",
+        "\x00\x01",
+        "run: ../x",
+    ],
 )
 def test_a_damaged_file_is_set_aside_with_a_note_and_not_lost(project, text):
     project.folder.mkdir()
@@ -120,7 +131,7 @@ def test_what_is_wrong_in_a_file_is_left_out_and_the_rest_is_kept(project):
 def test_a_new_machine_takes_the_settings_of_the_newest_run(project, monkeypatch):
     config = configure({"model": {"family": "sdxl", "source": "x"}, "adapter": {"rank": 9}}, "12 GB")
     start(project.run("mine"), config)
-    monkeypatch.setattr(form, "fitting_card", lambda cards: "24 GB")  # of which the run knows nothing
+    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "24 GB")  # of which the run knows nothing
     made = Form(project)
     assert made.value == config and made.draft.choice.run == "mine"
 
@@ -179,7 +190,7 @@ def test_what_a_run_was_given_elsewhere_is_in_the_form_too(project):
     made = filled(project, "sd15")
     run = made.run()
     begin(run)
-    longer = configure({**made.settings, "loop": {"epochs": 77}}, made.draft.choice.card)
+    longer = configure({**made.settings, "loop": {"epochs": 77}}, made.draft.choice.gpu_preset)
     run.config_file.write_text(to_yaml(longer))
     begin(run)  # which is given more epochs
     os.utime(run.config_file, ns=(time.time_ns() + 10**9,) * 2)
@@ -245,7 +256,7 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(project, path, value,
     assert not made.draft.file.exists() and made.settings == {"model": {"family": "sd15"}}
 
 
-@pytest.mark.parametrize("changes", [{"card": "7 GB"}, {"purpose": "war"}, {"size": "huge"}, {"family": "sd9"}])
+@pytest.mark.parametrize("changes", [{"gpu_preset": "7 GB"}, {"purpose": "war"}, {"size": "huge"}, {"family": "sd9"}])
 def test_a_choice_that_there_is_not_is_refused(project, changes):
     with pytest.raises(ConfigError):
         Form(project).choose(**changes)
@@ -307,5 +318,5 @@ def test_the_form_speaks_chinese(family, project, chinese):
 def test_a_form_without_a_front_end_is_shown_as_text_and_as_its_settings(project):
     made = filled(project, "sd15")
     assert repr(made) == f"Form({str(project.folder)!r}, run 'first', sd15)"
-    assert configure(made.settings, made.draft.choice.card) == made.value
+    assert configure(made.settings, made.draft.choice.gpu_preset) == made.value
     assert to_dict(made.value)["optimizer"]["learning_rate"] == 3e-5

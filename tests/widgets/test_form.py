@@ -20,7 +20,7 @@ from widgets.project.draft import places, underneath, usable
 from widgets.training import form
 from widgets.training.form import Form
 
-CHOICES = ("run", "family", "card", "purpose", "size", "expert")
+CHOICES = ("run", "family", "gpu_preset", "purpose", "size", "expert")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def project(tmp_path):
 @pytest.fixture
 def made(project, monkeypatch):
     """A form of settings that are a run's."""
-    monkeypatch.setattr(form, "fitting_card", lambda cards: "")
+    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "")
     tried = form.untried  # a process each
     monkeypatch.setattr(form, "untried", lambda optimizer: "" if optimizer == "adamw8bit" else tried(optimizer))
     found = Form(project)
@@ -249,16 +249,16 @@ def test_every_setting_shows_what_was_set(family, made):
         assert row.control.read() == made.draft.shown[path], path
 
 
-# ---- presets, cards, families ---------------------------------------------------------------------------------------
+# ---- presets, GPU presets, families ----------------------------------------------------------------------------------
 
 
-def test_what_is_set_by_hand_wins_over_the_preset_the_card_and_the_family(family, made):
+def test_what_is_set_by_hand_wins_over_the_preset_the_gpu_preset_and_the_family(family, made):
     made.choose(family=family)
     config_class = models.config_class(family)
-    for card in config_class.cards:
-        made.choose(card=card, purpose="style", size="large")
+    for gpu_preset in config_class.gpu_presets:
+        made.choose(gpu_preset=gpu_preset, purpose="style", size="large")
         row = presets.find(family, "style", "large")
-        want = {**draft.flattened(config_class.defaults), **draft.flattened(config_class.cards[card])}
+        want = {**draft.flattened(config_class.defaults), **draft.flattened(config_class.gpu_presets[gpu_preset])}
         want |= draft.flattened(row.settings)
         assert {path: underneath(made.draft.choice)[path] for path in want} == want
     made.set("adapter.rank", 5)
@@ -318,33 +318,33 @@ def test_families_keep_their_own_base_and_share_the_rest(made):
     assert made.value.model.source == "demo" and made.value.loss.noise_offset == 0.05
 
 
-def test_a_card_of_the_machine_is_proposed_once(project, monkeypatch):
-    monkeypatch.setattr(form, "fitting_card", lambda cards: "16 GB")
+def test_a_gpu_preset_for_this_machine_is_proposed_once(project, monkeypatch):
+    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "16 GB")
     first = Form(project)
-    assert first.draft.choice.card == "16 GB"
-    first.choose(card="")
-    assert Form(project).draft.choice.card == ""
+    assert first.draft.choice.gpu_preset == "16 GB"
+    first.choose(gpu_preset="")
+    assert Form(project).draft.choice.gpu_preset == ""
 
 
-def test_a_card_whose_optimizer_fails_here_gets_another_and_says_so(made, monkeypatch):
+def test_a_gpu_preset_whose_optimizer_fails_here_gets_another_and_says_so(made, monkeypatch):
     monkeypatch.setattr(form, "untried", lambda optimizer: "no bitsandbytes" if optimizer == "adamw8bit" else "")
-    made.choose(card="8 GB")
+    made.choose(gpu_preset="8 GB")
     assert not made.draft.notes
     made.choose(family="sdxl")
     made.set("model.source", "demo")
     assert made.value.optimizer.name == "adamw" and "no bitsandbytes" in made._top.value
     made.set("optimizer.name", "adamw8bit")  # by hand it is left as it is
-    made.choose(card="8 GB")
+    made.choose(gpu_preset="8 GB")
     assert made.value.optimizer.name == "adamw8bit"
 
 
-def test_a_gpu_gets_the_largest_card_that_fits(tmp_path, monkeypatch):
-    cards = models.config_class("sdxl").cards
+def test_a_gpu_gets_the_largest_preset_that_fits(tmp_path, monkeypatch):
+    gpu_presets = models.config_class("sdxl").gpu_presets
     tool = tmp_path / "nvidia-smi"
-    for told, card in (("15360", "16 GB"), ("24564", "24 GB"), ("81559", "32 GB"), ("6144", ""), ("[N/A]", "")):
+    for told, gpu_preset in (("15360", "16 GB"), ("24564", "24 GB"), ("81559", "32 GB"), ("6144", ""), ("[N/A]", "")):
         tool.write_text(f"#!/bin/sh\necho '{told}'\n")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-        assert form.fitting_card(cards) == card
+        assert form.fitting_gpu_preset(gpu_presets) == gpu_preset
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert form.fitting_card(cards) == ""
+    assert form.fitting_gpu_preset(gpu_presets) == ""

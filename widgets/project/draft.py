@@ -23,6 +23,7 @@ from lorakit.run.resume import decisive
 from widgets.i18n import say
 
 FILE = "settings.yaml"
+RENAMED = {"pictures": "images", "card": "gpu_preset"}  # fields of Choice in the files of version 0.1
 HEAD = "# What is chosen for the next run; the form writes this file on every change.\n"
 
 
@@ -37,7 +38,7 @@ class Choice:
 
     run: str = "run1"
     family: str = "sd15"
-    card: str = ""
+    gpu_preset: str = ""
     purpose: str = ""
     size: str = ""
     images: int = 0
@@ -92,7 +93,7 @@ def flattened(settings: dict[str, Any]) -> dict[str, Any]:
 class Draft:
     """The next run of a project as it is chosen now; every change is on disk before the method returns.
 
-    What is set by hand wins over the preset, which wins over the card, which wins over the family's defaults.
+    What is set by hand wins over the preset, which wins over the GPU preset, which wins over the family's defaults.
     `notes` are sentences about what was amiss in the file when it was read.
     """
 
@@ -121,14 +122,14 @@ class Draft:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `configure` makes the config of, with `choice.card`: the preset's and those by hand."""
+        """What `configure` makes the config of, with `choice.gpu_preset`: the preset's and those by hand."""
         family = {"model.family": self.choice.family}
         return nested({**family, **_preset(self.choice), **self.by_hand})
 
     @property
     def value(self) -> RunConfig:
         """The config. Raises ConfigError with a sentence for everything that is missing or does not go together."""
-        return configure(self.settings, self.choice.card)
+        return configure(self.settings, self.choice.gpu_preset)
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class Draft:
         self.save()
 
     def reset(self, path: str) -> None:
-        """Let go of what was set by hand: the preset, the card or the family decides again."""
+        """Let go of what was set by hand: the preset, the GPU preset or the family decides again."""
         self._own(path).pop(path.removeprefix("model."), None)
         self.save()
 
@@ -169,11 +170,11 @@ class Draft:
         """Change fields of the choice but `settings` and `models`: {path: (old, new)} and paths that stayed by hand.
 
         The name of a run that there is brings its settings. Raises ConfigError or ProjectError, and changes nothing,
-        when there is no such family, card, purpose or size, or when the name cannot be a run's.
+        when there is no such family, GPU preset, purpose or size, or when the name cannot be a run's.
         """
         wanted = replace(self.choice, **changes)
-        if "family" in changes and wanted.card not in models.config_class(wanted.family).cards:
-            wanted.card = ""
+        if "family" in changes and wanted.gpu_preset not in models.config_class(wanted.family).gpu_presets:
+            wanted.gpu_preset = ""
         _allowed(wanted)
         run = self.project.run(wanted.run)
         if wanted.run != self.choice.run and run.config_file.exists():  # such as one from another's weights
@@ -242,9 +243,9 @@ class Draft:
 
 
 def _allowed(choice: Choice) -> None:
-    """Refuse (ConfigError) a family, card, purpose or size that there is not."""
-    cards = tuple(models.config_class(choice.family).cards)
-    for name, allowed in (("card", cards), ("purpose", presets.PURPOSES), ("size", presets.SIZES)):
+    """Refuse (ConfigError) a family, GPU preset, purpose or size that there is not."""
+    gpu_presets = tuple(models.config_class(choice.family).gpu_presets)
+    for name, allowed in (("gpu_preset", gpu_presets), ("purpose", presets.PURPOSES), ("size", presets.SIZES)):
         if (given := getattr(choice, name)) not in ("", *allowed):
             raise ConfigError(f"There is no {name} {given!r}; there are {', '.join(allowed)}.")
 
@@ -253,7 +254,11 @@ def underneath(choice: Choice) -> dict[str, Any]:
     """Path -> value that holds where nothing is set by hand, for every usable setting."""
     family = models.config_class(choice.family)
     found = {path: _default(*place) for path, place in usable(choice.family).items()}
-    for layer in (flattened(family.defaults), flattened(family.cards.get(choice.card, {})), _preset(choice)):
+    for layer in (
+        flattened(family.defaults),
+        flattened(family.gpu_presets.get(choice.gpu_preset, {})),
+        _preset(choice),
+    ):
         found |= layer
     return found
 
@@ -275,7 +280,7 @@ def read_choice(told: dict[str, Any]) -> tuple[Choice, list[str]]:
 
     Raises UserError when nothing of it can be used.
     """
-    told = {"images" if name == "pictures" else name: value for name, value in told.items()}  # as 0.1 wrote it
+    told = {RENAMED.get(name, name): value for name, value in told.items()}
     plain = Choice()
     for name, value in told.items():
         if not hasattr(plain, name) or type(value) is not type(getattr(plain, name)):

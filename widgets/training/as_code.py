@@ -17,7 +17,7 @@ from lorakit.run.config import configure
 from lorakit.run.create import start
 
 run = Project({folder!r}).run({run!r})
-config = configure({settings}{card})
+config = configure({settings}{gpu_preset})
 start(run, config)
 
 # In a terminal, where the same command goes on with a run that was stopped:
@@ -31,14 +31,14 @@ def code(draft: Draft) -> str:
     Raises ConfigError when the settings are not yet those of a run.
     """
     draft.value  # noqa: B018  which refuses what could not run
-    flat, card = flattened(draft.settings), draft.choice.card
+    flat, gpu_preset = flattened(draft.settings), draft.choice.gpu_preset
     shell = [
         "lorakit",
         "train",
         str(draft.project.folder),
         "--run",
         draft.choice.run,
-        *(["--card", card] if card else []),
+        *(["--gpu-preset", gpu_preset] if gpu_preset else []),
     ]
     for path, value in flat.items():
         shell += ["--set", f"{path}={_on_one_line(value)}"]
@@ -46,7 +46,7 @@ def code(draft: Draft) -> str:
         folder=str(draft.project.folder),
         run=draft.choice.run,
         settings=pformat(draft.settings, sort_dicts=False, width=100),
-        card=f", card={card!r}" if card else "",
+        gpu_preset=f", gpu_preset={gpu_preset!r}" if gpu_preset else "",
         shell=shlex.join(shell),
     )
 

@@ -42,8 +42,8 @@ class Form:
     def __init__(self, project: Project, name: str = ""):
         is_new = not (project.folder / drafts.FILE).exists()
         self.draft = Draft(project, name)
-        if is_new and not any(project.runs()):  # the settings of a run are those of its card
-            self.draft.choice.card = fitting_card(models.config_class(self.draft.choice.family).cards)
+        if is_new and not any(project.runs()):  # the settings of a run are those of its GPU preset
+            self.draft.choice.gpu_preset = fitting_gpu_preset(models.config_class(self.draft.choice.family).gpu_presets)
         self._wrong: dict[str, str] = {}  # path -> what is wrong with what was typed there; the last right value holds
         self.changes: tuple[dict[str, tuple[Any, Any]], list[str]] = (
             {},
@@ -64,7 +64,7 @@ class Form:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that were chosen, by part; `configure` makes the config of them and the card."""
+        """The settings that were chosen, by part; `configure` makes the config of them and the GPU preset."""
         return self.draft.settings
 
     def code(self) -> str:
@@ -99,7 +99,7 @@ class Form:
         self._refresh()
 
     def reset(self, path: str) -> None:
-        """Let go of what was set by hand: the preset, the card or the family decides again."""
+        """Let go of what was set by hand: the preset, the GPU preset or the family decides again."""
         self.draft.reset(path)
         self._right(path)
         self._refresh()
@@ -114,7 +114,7 @@ class Form:
             self._wrong.pop(path, None)
 
     def choose(self, **changes: Any) -> None:
-        """Choose `run` (its name), `family`, `card`, `purpose`, `size` or `expert`; what was set by hand stays.
+        """Choose `run` (its name), `family`, `gpu_preset`, `purpose`, `size` or `expert`; what was set by hand stays.
 
         A purpose without a size takes that of the images there are. Raises ConfigError for what there is not.
         """
@@ -127,9 +127,9 @@ class Form:
                 changes["size"] = (presets.size_for(family, purpose, images) or "middle") if purpose else ""
         changed = self.draft.choose(**changes)
         self._right(*(changes.keys() & {"run"}))
-        if {"card", "family"} & changes.keys():
+        if {"gpu_preset", "family"} & changes.keys():
             self._take_usable_optimizer()
-        if {"purpose", "size", "card"} & changes.keys():
+        if {"purpose", "size", "gpu_preset"} & changes.keys():
             self.changes = changed
         if self.draft.choice.family != choice.family:
             self.changes = {}, []
@@ -138,11 +138,14 @@ class Form:
         self._refresh()
 
     def _take_usable_optimizer(self) -> None:
-        """Take adamw by hand, and say so, where a card brings an optimizer that fails on this machine."""
+        """Take adamw by hand, and say so, where a GPU preset brings an optimizer that fails on this machine."""
         if "optimizer.name" not in self.draft.by_hand and (reason := untried(self.draft.shown["optimizer.name"])):
             self.draft.set("optimizer.name", "adamw")
             self.draft.notes = [
-                say("The optimizer for this card fails here, so adamw is taken: {reason}", reason=reason)
+                say(
+                    "The optimizer of this GPU preset does not work here; adamw is used instead: {reason}",
+                    reason=reason,
+                )
             ]
 
     # ---- how it is shown -------------------------------------------------------------------------------------------
@@ -305,12 +308,12 @@ def untried(optimizer: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
 
 
-def fitting_card(cards: dict[str, Any]) -> str:
-    """The largest of the cards (named like "16 GB") that this machine's GPU has the memory of; "" without one."""
+def fitting_gpu_preset(gpu_presets: dict[str, Any]) -> str:
+    """The largest of the GPU presets (named like "16 GB") that this machine's GPU has the memory of; "" without one."""
     if not shutil.which("nvidia-smi"):
         return ""
     asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     told = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False).stdout.split()
     gigabytes = int(told[0]) * 2**20 / 1e9 if told and told[0].isdecimal() else 0.0
-    fitting = [card for card in cards if float(card.split()[0]) <= gigabytes]
-    return max(fitting, key=lambda card: float(card.split()[0]), default="")
+    fitting = [gpu_preset for gpu_preset in gpu_presets if float(gpu_preset.split()[0]) <= gigabytes]
+    return max(fitting, key=lambda gpu_preset: float(gpu_preset.split()[0]), default="")

@@ -1,4 +1,4 @@
-"""The head of the form: the run's name, the model family, and the preset with its purpose, size and card."""
+"""The head of the form: the run's name, the model family, and the preset with its purpose, size and GPU."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Header:
         narrow = ipywidgets.Layout(width="90px", flex="0 0 90px")
         self.family = self._dropdown("family", {name: name for name in models.names()}, narrow)
         even = ipywidgets.Layout(width="auto", flex="1 1 104px", min_width="104px")
-        self._purpose, self._size, self._card = (self._dropdown(name, {}, even) for name in ("purpose", "size", "card"))
+        self._purpose, self._size, self._gpu_preset = (
+            self._dropdown(name, {}, even) for name in ("purpose", "size", "gpu_preset")
+        )
         chosen = ipywidgets.HBox(
-            [self._purpose, self._size, self._card],
+            [self._purpose, self._size, self._gpu_preset],
             layout=ipywidgets.Layout(width="auto", margin="0 38px 0 0", flex_flow="row wrap"),
         )
         self.preset = layouts.as_row(layouts.text(say("Preset")), ipywidgets.VBox([chosen]), self._why)
@@ -65,12 +67,20 @@ class Header:
             for widget, options in (
                 (self._purpose, self._purposes(choice.family)),
                 (self._size, self._sizes(choice.family, choice.purpose)),
-                (self._card, {"": say("any card")} | {card: card for card in models.config_class(choice.family).cards}),
+                (
+                    self._gpu_preset,
+                    {"": say("any GPU")}
+                    | {gpu_preset: gpu_preset for gpu_preset in models.config_class(choice.family).gpu_presets},
+                ),
             ):
                 pairs = tuple((text, value) for value, text in options.items())
                 if widget.options != pairs:
                     widget.options = pairs
-            self._purpose.value, self._size.value, self._card.value = choice.purpose, choice.size, choice.card
+            self._purpose.value, self._size.value, self._gpu_preset.value = (
+                choice.purpose,
+                choice.size,
+                choice.gpu_preset,
+            )
         finally:
             self._silent = False
         self._trouble.value = problem_html(trouble)
@@ -119,7 +129,7 @@ class Header:
         return "".join(lines) + self._changes()
 
     def _changes(self) -> str:
-        """What the preset or card that was chosen last changed, and what it did not."""
+        """What the preset or GPU preset that was chosen last changed, and what it did not."""
         changed, stayed = self._form.changes
         places = usable(self._form.draft.choice.family)
         lines = [

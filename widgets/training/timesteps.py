@@ -24,7 +24,7 @@ def densities(loss: LossConfig) -> list[float]:
     """How often times fall into each of BARS equal intervals of 0..1, compared with even drawing (1.0)."""
     import torch
 
-    t = timesteps.draw(loss, DRAWS, torch.Generator().manual_seed(0))
+    t = timesteps.sample(loss, DRAWS, torch.Generator().manual_seed(0))
     return (torch.histc(t, BARS, 0, 1) * BARS / DRAWS).tolist()
 
 
