@@ -151,7 +151,7 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
     from lorakit.machine.device import peak_memory_gb
     from lorakit.project import Project
     from lorakit.run.config import configure
-    from lorakit.run.create import start
+    from lorakit.run.create import save_config
     from lorakit.training.loop import train
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,7 +160,7 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
             min(1.0, cap * 1e9 / torch.cuda.get_device_properties(0).total_memory)
         )
     run = Project(Path(folder)).run(f"run-{os.getpid()}")
-    start(run, configure(settings))
+    save_config(run, configure(settings))
     encoding, steps = 0.0, []
     try:
         for event in train(run):

@@ -186,7 +186,7 @@ def ours(options: argparse.Namespace) -> dict:
     from lorakit.events import Stepped
     from lorakit.project import Project
     from lorakit.run.config import RunConfig
-    from lorakit.run.create import start
+    from lorakit.run.create import save_config
     from lorakit.training.loop import train
 
     side = options.px
@@ -199,7 +199,7 @@ def ours(options: argparse.Namespace) -> dict:
         "sample": {"every_epochs": 0},
     }
     run = Project(project_folder(options)).run(f"run-{os.getpid()}")
-    start(run, from_dict(RunConfig, settings))
+    save_config(run, from_dict(RunConfig, settings))
     ends = []
     for event in train(run):
         if isinstance(event, Stepped):

@@ -283,7 +283,7 @@ def train(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     from lorakit.events import Finished, Progress, Started, Stepped
     from lorakit.project import Project
     from lorakit.run.config import configure
-    from lorakit.run.create import start
+    from lorakit.run.create import save_config
     from lorakit.training.loop import train
 
     watch, project = Watch(), Project(options.cache / f"project-{options.family}-{options.px}")
@@ -303,7 +303,7 @@ def train(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
         }
     )
     run = project.run("true-size")
-    start(run, config)
+    save_config(run, config)
     events, names = train(run), {Progress: "caches", Started: "denoiser, adapter, optimizer", Stepped: "step"}
     return follow(watch, events, names, Finished)
 

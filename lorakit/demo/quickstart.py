@@ -9,7 +9,7 @@ from lorakit.demo import DATASET, PROMPTS, TRIGGER
 from lorakit.errors import UserError
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "0_quickstart.ipynb"
 
@@ -19,7 +19,7 @@ def fill(project: Project) -> None:
     if not any(project.dataset.rglob("*.png")):
         shutil.copytree(DATASET, project.dataset, dirs_exist_ok=True)
     if not project.runs():
-        start(project.run(TRIGGER), configure(settings()))
+        save_config(project.run(TRIGGER), configure(settings()))
 
 
 def settings() -> dict:

@@ -37,7 +37,7 @@ class Run:
         self.name = name
         self.folder = folder or project.folder / "runs" / name
         self.config_file = self.folder / "config.yaml"
-        self.fingerprint_file = self.folder / "fingerprint.json"
+        self.record_file = self.folder / "fingerprint.json"
         self.log = self.folder / "events.jsonl"
         self.states = self.folder / "states"
         self.loras = self.folder / "lora"
@@ -110,7 +110,7 @@ class Project:
 
 
 @contextmanager
-def told_when_full(run: Run) -> Iterator[None]:
+def disk_full_errors(run: Run) -> Iterator[None]:
     """Turn a full disk, in whatever words a library tells of it, into DiskFull; files that were begun go first, so that
     there is room to log it."""
     from safetensors import SafetensorError

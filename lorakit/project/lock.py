@@ -63,7 +63,7 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def claim(run: Run) -> Iterator[None]:
+def lock_run(run: Run) -> Iterator[None]:
     """Be the run's only trainer within this context; its heartbeat is written meanwhile.
 
     Raises RunBusy while another is, NoLocks on a file system without flock, ProjectError for a run without a config.
@@ -83,7 +83,7 @@ def claim(run: Run) -> Iterator[None]:
 
 
 def locked(run: Run) -> BinaryIO:
-    """The run's lock, taken but not signed, held until all who have the file close it. Raises as `claim` does."""
+    """The run's lock, taken but not signed, held until all who have the file close it. Raises as `lock_run` does."""
     if not run.exists():
         raise ProjectError(f"There is no run {run.name!r} in {run.project.folder}: it has no config yet.")
     with contextlib.ExitStack() as unless_taken:

@@ -137,7 +137,7 @@ def saved_step(run: Run) -> int:
     return max([0, *logged, *(int(folder.name) for folder in _folders(run.states) if (folder / COMPLETE).exists())])
 
 
-def going_on(run: Run) -> Found:
+def latest_state(run: Run) -> Found:
     """The state that a run goes on from, or none when it has not saved any.
 
     Raises NoState when it has, and none is whole: to begin again would not be to resume.

@@ -172,7 +172,7 @@ def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
     family, gpu_presets = config.model, config.model.gpu_presets
     settings = to_dict(config)
     stages = settings.pop("stages")
-    if not run.fingerprint_file.exists():
+    if not run.record_file.exists():
         plain = to_dict(configure({"model": {"family": family.family, "source": family.source}}))
         settings = {
             owner: {name: value for name, value in values.items() if value != plain[owner][name]}

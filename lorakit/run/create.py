@@ -11,18 +11,18 @@ from lorakit.hub import fetch
 from lorakit.lora.warm_start import rank_and_alpha
 from lorakit.project import ProjectError, Run
 from lorakit.run.config import RunConfig, configure
-from lorakit.run.resume import began_with, decisive, frozen, refuse_changes
+from lorakit.run.resume import load_record, recorded_config, refuse_changes, training_settings
 
 
-def start(run: Run, config: RunConfig) -> RunConfig:
+def save_config(run: Run, config: RunConfig) -> RunConfig:
     """Freeze `config` as the run's, or check it against the one the run began with.
 
     Parts marked free take their new values; so do all while the run has not begun, e.g. when its base was misspelt.
     What another run's schedule was before it got more epochs is left out.
     Raises RunChanged with the list of differences.
     """
-    if (begun := began_with(run)) is not None:
-        refuse_changes(run, decisive(begun), decisive(config))
+    if (begun := recorded_config(run)) is not None:
+        refuse_changes(run, training_settings(begun), training_settings(config))
     else:
         config = _without_past(config)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def from_weights(run: Run, source: str, settings: dict[str, Any], gpu_preset: st
     the optimizer, schedule or steps of the file's own run goes on: that is to resume it. Raises ProjectError when the
     run has begun, LoraFileError for files that an adapter cannot hold, and what `configure` and `fetch` raise.
     """
-    if frozen(run):
+    if load_record(run):
         raise ProjectError(
             f"Run {run.name!r} has begun, so it cannot start from {source}. Give the new run another name; to resume "
             f"{run.name!r}, train it without new weights."

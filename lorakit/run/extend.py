@@ -12,8 +12,15 @@ from lorakit.project import Run
 from lorakit.project.lock import RunBusy, is_alive
 from lorakit.run.checkpoint import saved_step
 from lorakit.run.config import RunConfig, configure, read_config
-from lorakit.run.create import start
-from lorakit.run.resume import RunChanged, began_with, decisive, frozen, record_change, refuse_changes
+from lorakit.run.create import save_config
+from lorakit.run.resume import (
+    RunChanged,
+    load_record,
+    record_change,
+    recorded_config,
+    refuse_changes,
+    training_settings,
+)
 from lorakit.run.stages import LENGTH, STAGE_PARTS, lr_curve, stage_steps, stages
 
 WAYS = ("stretch", "hold")
@@ -76,9 +83,9 @@ def amend(run: Run, config: RunConfig) -> RunConfig:
     Free parts may change, stages that have not begun, and the length of the one that is trained or was trained last.
     Raises RunChanged with the differences for everything else, RunBusy while the run is trained.
     """
-    old = began_with(run)
+    old = recorded_config(run)
     if old is None:
-        return start(run, config)
+        return save_config(run, config)
     if is_alive(run):
         raise RunBusy(
             f"Run {run.name!r} is being trained, by what it was when that began: stop it first (lorakit stop "
@@ -105,14 +112,18 @@ def amend(run: Run, config: RunConfig) -> RunConfig:
 
 def history(run: Run) -> list[dict[str, Any]]:
     """How a run was amended since it began: {"step": steps that were trained, "changes": ["loop.epochs: 3 -> 6"]}."""
-    return frozen(run)["history"] if frozen(run) else []
+    return load_record(run)["history"] if load_record(run) else []
 
 
 def steps_per_epoch(run: Run, config: RunConfig) -> tuple[int, ...]:
     """Steps in one epoch of each stage of `config`, as far as data and batches are alike those that the run has begun
     with; else the datasets are read.
     """
-    known = zip(began_with(run).stage_configs, frozen(run)["steps_per_epoch"], strict=False) if frozen(run) else ()
+    known = (
+        zip(recorded_config(run).stage_configs, load_record(run)["steps_per_epoch"], strict=False)
+        if load_record(run)
+        else ()
+    )
     alike = {repr(_epoch(stage)): steps for stage, steps in known}
     wanted = [repr(_epoch(stage)) for stage in config.stage_configs]
     if all(epoch in alike for epoch in wanted):
@@ -136,7 +147,7 @@ def _with_length(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunCo
 
 def _settled(config: RunConfig, begun: int) -> dict[str, Any]:
     """What may not change in a run of which so many stages have begun."""
-    settings = decisive(config.stage_configs[0])
+    settings = training_settings(config.stage_configs[0])
     further = {
         f"stages.{number}": {part: to_dict(getattr(stage, part)) for part in STAGE_PARTS}
         for number, stage in enumerate(config.stage_configs[1:begun], 2)

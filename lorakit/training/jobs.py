@@ -24,10 +24,10 @@ from lorakit.project.lock import (
     Heartbeat,
     RunBusy,
     Trainer,
-    claim,
     is_alive,
     last_heartbeat,
     last_trainer,
+    lock_run,
     locked,
     sign,
 )
@@ -35,7 +35,7 @@ from lorakit.project.lock import (
 __all__ = [
     "Elsewhere",
     "RunBusy",
-    "claim",
+    "lock_run",
     "fate",
     "follow",
     "history",

@@ -18,13 +18,13 @@ from lorakit.lora import export, warm_start
 from lorakit.lora.adapter import Adapter
 from lorakit.machine.device import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.models import family
-from lorakit.project import Run, told_when_full
-from lorakit.project.lock import claim
+from lorakit.project import Run, disk_full_errors
+from lorakit.project.lock import lock_run
 from lorakit.randomness import generator, seed_of
 from lorakit.run import checkpoint
 from lorakit.run.config import RunConfig, read_config
 from lorakit.run.memory import OutOfMemory, explained
-from lorakit.run.resume import check_inputs, freeze_inputs, frozen, inputs_of
+from lorakit.run.resume import check_unchanged, current_inputs, load_record, save_record
 from lorakit.run.sampling import generate_image, save_image
 from lorakit.run.stages import cut_captions, stages
 from lorakit.training.metadata import metadata
@@ -43,15 +43,15 @@ class TrainingDiverged(UserError):
 
 
 def train(run: Run) -> Iterator[Event]:
-    """Train a run (made with `lorakit.run.create.start`) from its newest whole state to its end.
+    """Train a run (made with `lorakit.run.create.save_config`) from its newest whole state to its end.
 
     Yields events and appends them to the run's log. SIGINT and SIGTERM finish the step, save and end with `Stopped`.
     Raises RunBusy while another trainer has the run; with `Failed` at the end of the log RunChanged, DataError,
     ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory and DiskFull at any time.
     """
-    with claim(run), stop_signals() as stop:
+    with lock_run(run), stop_signals() as stop:
         try:
-            with told_when_full(run):
+            with disk_full_errors(run):
                 session = Session(run)
                 for event in session.events(stop):
                     events.append(run.log, event, time=time.time())
@@ -73,7 +73,7 @@ class Session:
         if self.precision.device.type == "cpu":
             keep_freed_memory()
         config = self.config
-        self.found = checkpoint.going_on(run)
+        self.found = checkpoint.latest_state(run)
         self.model = family(config.model.family).Model(
             config.model, self.precision.device, self.precision.dtype, config.trained
         )
@@ -98,7 +98,7 @@ class Session:
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole sitting, top to bottom."""
         inputs = self._inputs()
-        check_inputs(self.run, inputs, self.stage.number)
+        check_unchanged(self.run, inputs, self.stage.number)
         notes = [
             *dict.fromkeys(str(note) for stage in self.stages for note in stage.scan.notes),
             *cut_captions(self.stages, self.model),
@@ -116,7 +116,7 @@ class Session:
             self._attach()
         if self.found.step < self.steps:
             check_room(self.run, self.adapter, self.model, self.stages, self.stage)
-        freeze_inputs(self.run, inputs, [stage.plan.steps_per_epoch for stage in self.stages])
+        save_record(self.run, inputs, [stage.plan.steps_per_epoch for stage in self.stages])
         done = yield from self._resume()
         yield Started(
             step=done,
@@ -154,9 +154,9 @@ class Session:
     def _inputs(self) -> dict[str, Any]:
         """What the run is made of; the file that it started from is not read again once there is a state."""
         base = {part: self.model.fingerprint(part) for part in self.model.parts}
-        inputs = inputs_of(self.config, [stage.scan for stage in self.stages], base, self.precision.name)
+        inputs = current_inputs(self.config, [stage.scan for stage in self.stages], base, self.precision.name)
         if self.config.adapter.network_weights:
-            known = frozen(self.run)["network_weights"] if self.found.folder else None
+            known = load_record(self.run)["network_weights"] if self.found.folder else None
             inputs["network_weights"] = known or warm_start.digest(self.config.adapter.network_weights)
         return inputs
 

@@ -27,9 +27,9 @@ from lorakit.machine.host import environment
 from lorakit.project import Project, Run
 from lorakit.project.lock import is_alive
 from lorakit.run.config import RunConfig
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.memory import next_rung
-from lorakit.run.resume import decisive
+from lorakit.run.resume import training_settings
 
 if TYPE_CHECKING:
     from lorakit.training.forecast import Forecast
@@ -114,7 +114,7 @@ def _results(project: Project) -> dict[str, dict[str, Any]]:
 
 def _key(config: RunConfig) -> str:
     """Names everything that a step's time and memory depend on."""
-    settings = {**decisive(config), "memory": dataclasses.asdict(config.memory)}
+    settings = {**training_settings(config), "memory": dataclasses.asdict(config.memory)}
     for owner, names in IDLE.items():
         if owner in settings:
             settings[owner] = {k: v for k, v in settings[owner].items() if names is not None and k not in names}
@@ -147,7 +147,7 @@ def probe(config: RunConfig, project: Project) -> Iterator[Progress | Probed]:
             "memory: stop it first, or probe when it has finished."
         )
     with tempfile.TemporaryDirectory(prefix="lorakit-probe-") as folder, tempfile.TemporaryFile() as words:
-        start(Run(project, "probe", Path(folder)), _trial(config))
+        save_config(Run(project, "probe", Path(folder)), _trial(config))
         process = subprocess.Popen(
             [sys.executable, "-m", "lorakit.training.probe", str(project.folder), folder, str(time.time())],
             stdin=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ from lorakit import events
 from lorakit.demo import DATASET, quickstart
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.extend import extend
 from lorakit.sync import service
 from lorakit.sync.workspace import local_folder
@@ -37,7 +37,9 @@ def disk(tmp_path_factory):
     home = disk.backing / "MyDrive" / "mofurin"
     home.mkdir(parents=True)
     shutil.make_archive(str(home / "dataset"), "zip", DATASET)
-    start(Project(home).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 2, "batch_size": 4}}))
+    save_config(
+        Project(home).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 2, "batch_size": 4}})
+    )
     disk.set(delay=0.05)
     yield disk
     disk.close()

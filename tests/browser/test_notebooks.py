@@ -17,7 +17,7 @@ from lorakit.demo import quickstart
 from lorakit.events import Stopped
 from lorakit.project import Project, Run
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.training import jobs
 
 pytestmark = pytest.mark.browser
@@ -34,7 +34,7 @@ def project(tmp_path_factory) -> Project:
     project = Project(folder / "lora-projects" / "my-lora")
     quickstart.fill(project)
     settings = {**quickstart.settings(), "loop": {"epochs": 3, "batch_size": 4}}
-    start(project.run(quickstart.TRIGGER), configure(settings))
+    save_config(project.run(quickstart.TRIGGER), configure(settings))
     return project
 
 
@@ -137,7 +137,7 @@ def test_everything_after_training_is_seen_in_the_notebooks_that_follow(notebook
 
 def test_a_run_that_was_stopped_is_seen_and_gone_on_with_by_the_buttons_of_the_run_list(notebook, project):
     run = project.run("buttons")
-    start(run, configure({**quickstart.settings(), "loop": {"epochs": 1, "batch_size": 4}}))
+    save_config(run, configure({**quickstart.settings(), "loop": {"epochs": 1, "batch_size": 4}}))
     book = notebook("5_evaluate")
     book.run(book.cell_with("open_project"))
     cell = book.cell_with("runs(project)")

@@ -38,7 +38,7 @@ def begin(project: Project, name: str = "r") -> Run:
     run = project.run(name)
     run.samples.mkdir(parents=True)
     run.config_file.write_text("loop: {}\n")
-    run.fingerprint_file.write_text("{}")
+    run.record_file.write_text("{}")
     run.log.write_text('{"kind": "started", "time": 1.0, "step": 0}\n')
     (run.samples / "step-000000-0.png").write_bytes(b"image")
     return run

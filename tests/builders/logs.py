@@ -81,14 +81,14 @@ def long_run(run: Run, steps: int) -> Run:
 TRAINER = """
 import signal, sys, time
 from lorakit import events
-from lorakit.project.lock import claim
+from lorakit.project.lock import lock_run
 from lorakit.project import Project
 from logs import saved, started, stepped
 run, asked, steps = Project(sys.argv[1]).run(sys.argv[2]), [], 10_000
 signal.signal(signal.SIGINT, lambda *_: asked.append(1))
 def tell(event):
     events.append(run.log, event, time=time.time())
-with claim(run):
+with lock_run(run):
     tell(started(0, steps))
     for step in range(1, steps):
         tell(stepped(step))

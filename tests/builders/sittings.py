@@ -20,7 +20,7 @@ from lorakit.models import config_class
 from lorakit.project import Project, Run
 from lorakit.run import checkpoint
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.training.loop import train
 
 # Everything that draws at random or changes while training; 7 images in 2 shapes, in batches of 2 and steps of 3
@@ -76,7 +76,7 @@ def new_run(folder: Path, base: Path, *changes: dict, name: str = "r", **images)
     if not project.dataset.exists():
         save_images(project.dataset, **images)
     run = project.run(name)
-    start(run, configure(settings(base, **merged(*changes))))
+    save_config(run, configure(settings(base, **merged(*changes))))
     return run
 
 

@@ -16,7 +16,7 @@ from lorakit.cli import main
 from lorakit.events import Failed, Stopped, append, read
 from lorakit.project import Project, platforms
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.training import jobs
 from lorakit.training.loop import train
 from lorakit.training.status import run_status
@@ -38,7 +38,7 @@ def project(tmp_path) -> Path:
 def run(project, base):
     """A run that has a config and was never trained."""
     made = Project(project).run("run1")
-    start(made, configure(tiny.settings(base)))
+    save_config(made, configure(tiny.settings(base)))
     return made
 
 
@@ -127,7 +127,7 @@ def trained(base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "project"
     tiny.save_images(folder / "dataset")
     run = Project(folder).run("run1")
-    start(run, configure(tiny.settings(base, loop={"epochs": 1, "batch_size": 4})))
+    save_config(run, configure(tiny.settings(base, loop={"epochs": 1, "batch_size": 4})))
     list(train(run))
     return folder
 

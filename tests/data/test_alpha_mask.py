@@ -16,7 +16,7 @@ from lorakit.data.scan import DataError
 from lorakit.events import Progress, Saved, Stepped
 from lorakit.randomness import generator
 from lorakit.run.config import read_config
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.training.loop import Session, train
 
 MASKED = {"data": {"alpha_mask": True}}
@@ -167,10 +167,10 @@ def test_a_background_that_is_no_colour_is_refused(wrong):
 def test_a_run_begun_before_these_settings_goes_on(tmp_path, family, base):
     run = new_run(tmp_path, base, family_settings(family, base)[0], STEP)
     until(run, at(Stepped, 1))
-    known = json.loads(run.fingerprint_file.read_text())
+    known = json.loads(run.record_file.read_text())
     for name in ("background", "alpha_mask"):
         del known["config"]["data"][name]
-    run.fingerprint_file.write_text(json.dumps(known))
+    run.record_file.write_text(json.dumps(known))
     config = read_config(run)
-    start(run, config)
+    save_config(run, config)
     assert not [event for event in train(run) if isinstance(event, Progress)]  # and nothing is encoded again

@@ -21,7 +21,7 @@ from lorakit.generation.grid import Axis, Done, Rendered, grid
 from lorakit.lora.export import LoraFileError
 from lorakit.project import Project, ProjectError, Run
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.sampling import SamplingConfig
 from lorakit.training.loop import train
 
@@ -48,7 +48,7 @@ def project(tmp_path_factory) -> Project:
                 save={"dtype": "fp32"},
                 sample={"prompts": [PROMPT], **LOOK},
             )
-            start(made.run(name), configure(settings))
+            save_config(made.run(name), configure(settings))
             for _ in train(made.run(name)):
                 pass
         yield made

@@ -28,7 +28,7 @@ from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.models import sd15
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.stages import stages
 from lorakit.training.loop import train
 from lorakit.training.metadata import base_name, metadata
@@ -81,7 +81,7 @@ def run_of(base: Path, folder: Path, **changes) -> tuple:
         "sample": {"prompts": [PROMPT], "negative_prompt": NEGATIVE, **LOOK},
         **changes,
     }
-    start(run, configure(tiny.settings(base, **changes)))
+    save_config(run, configure(tiny.settings(base, **changes)))
     return run, list(train(run))
 
 

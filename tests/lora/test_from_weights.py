@@ -21,7 +21,7 @@ from lorakit.lora.file import LoraFileError
 from lorakit.lora.warm_start import rank_and_alpha
 from lorakit.project import Project, ProjectError
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import from_weights, start
+from lorakit.run.create import from_weights, save_config
 from lorakit.run.resume import RunChanged
 from lorakit.training.loop import Session, train
 
@@ -118,11 +118,11 @@ def test_the_rank_and_alpha_are_the_files_whatever_was_set(tmp_path, sd15):
     assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (3, 5.0, 0.1)
     run = Project(tmp_path / "p").run("other")  # set by hand, a larger rank holds it as well, at any alpha
     by_hand = {"rank": 6, "alpha": 1.0, "network_weights": str(file)}
-    start(run, configure(settings(sd15, adapter=by_hand)))
+    save_config(run, configure(settings(sd15, adapter=by_hand)))
     session = Session(run)
     session._attach()
     assert_starts_from(session, changes)
-    start(run, configure(settings(sd15, adapter={**by_hand, "rank": 2})))
+    save_config(run, configure(settings(sd15, adapter={**by_hand, "rank": 2})))
     with pytest.raises(LoraFileError, match="rank is 3, the run's is 2; set adapter.rank=3"):
         Session(run)._attach()
 

@@ -17,7 +17,7 @@ from lorakit.project import Project
 from lorakit.run import checkpoint
 from lorakit.run.checkpoint import STATE
 from lorakit.run.config import configure, read_config, settings_of
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.resume import RunChanged
 from lorakit.training.loop import train
 
@@ -196,15 +196,15 @@ def test_a_run_whose_base_could_not_be_loaded_has_not_begun(tmp_path, base):
     run = new_run(tmp_path / "p", broken, HARD)
     with pytest.raises(ModelFileError):
         list(train(run))
-    assert not run.fingerprint_file.exists()
+    assert not run.record_file.exists()
     list(train(new_run(tmp_path / "p", base, HARD)))
-    assert run.fingerprint_file.exists()
+    assert run.record_file.exists()
 
 
 def test_another_family_or_card_before_that_brings_its_own_settings_and_keeps_the_chosen_ones(tmp_path):
     run = Project(tmp_path).run("r")
     chosen = {"model": {"family": "sd15", "source": "somewhere"}, "adapter": {"rank": 7}}
-    start(run, configure(chosen, "8 GB"))
+    save_config(run, configure(chosen, "8 GB"))
     settings = settings_of(run, "32 GB")
     settings["model"]["family"] = "sdxl"
     expected = {**chosen, "model": {"family": "sdxl", "source": "somewhere"}}

@@ -10,13 +10,13 @@ from lorakit import project
 from lorakit.config import ConfigError, read_yaml
 from lorakit.events import Finished, Saved, Stepped
 from lorakit.files import write_json
-from lorakit.project.lock import RunBusy, claim
+from lorakit.project.lock import RunBusy, lock_run
 from lorakit.run import checkpoint
 from lorakit.run.checkpoint import STATE
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.extend import NothingToDo, add_stage, amend, extend, history, more_epochs, steps_per_epoch, with_stage
-from lorakit.run.resume import RunChanged, frozen
+from lorakit.run.resume import RunChanged, load_record
 from lorakit.run.stages import lr_curve
 from lorakit.training.loop import train
 
@@ -127,10 +127,10 @@ def test_a_run_that_has_not_begun_is_only_planned_anew(tmp_path, base):
 @pytest.mark.parametrize("epochs", [0, 1, 2])
 def test_epochs_that_are_trained_or_planned_already_are_told_and_nothing_is_done(tmp_path, whole, epochs):
     run = copy_of(whole, tmp_path / "p")
-    before = run.config_file.read_text(), run.fingerprint_file.read_text()
+    before = run.config_file.read_text(), run.record_file.read_text()
     with pytest.raises(NothingToDo, match="nothing was changed"):
         extend(run, epochs, "stretch")
-    assert (run.config_file.read_text(), run.fingerprint_file.read_text()) == before
+    assert (run.config_file.read_text(), run.record_file.read_text()) == before
     assert [type(event) for event in train(run) if isinstance(event, Stepped)] == []
 
 
@@ -200,14 +200,14 @@ def test_stages_that_have_not_begun_may_be_changed_and_removed_and_those_that_ha
 )
 def test_nothing_that_was_trained_may_change(tmp_path, half, change, told):
     run = copy_of(half, tmp_path / "p")
-    before = run.config_file.read_text(), run.fingerprint_file.read_text()
+    before = run.config_file.read_text(), run.record_file.read_text()
     config = configure(merged(read_yaml(run.config_file), change))
     if not told:
         amend(run, config)
         return
     with pytest.raises(RunChanged, match=told):
         amend(run, config)
-    assert (run.config_file.read_text(), run.fingerprint_file.read_text()) == before
+    assert (run.config_file.read_text(), run.record_file.read_text()) == before
 
 
 def test_a_part_that_no_stage_trained_cannot_join_later(tmp_path, base):
@@ -222,7 +222,7 @@ def test_a_part_that_no_stage_trained_cannot_join_later(tmp_path, base):
 
 def test_a_run_that_is_being_trained_is_not_amended(tmp_path, half):
     run = copy_of(half, tmp_path / "p")
-    with claim(run), pytest.raises(RunBusy, match="lorakit stop"):
+    with lock_run(run), pytest.raises(RunBusy, match="lorakit stop"):
         extend(run, 3, "hold")
     extend(run, 3, "hold")
 
@@ -244,13 +244,13 @@ def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half,
         extend(run, 3, "stretch")
     extend(run, 3, "stretch")
     assert run.config_file.read_text() == wanted.config_file.read_text()
-    assert frozen(run) == frozen(wanted) and len(history(run)) == 1
+    assert load_record(run) == load_record(wanted) and len(history(run)) == 1
 
 
 def test_a_new_run_with_the_settings_of_an_extended_one_has_no_past(tmp_path, half):
     run = copy_of(half, tmp_path / "p")
     extend(run, 3, "stretch")
-    new = start(run.project.run("new"), read_config(run))
+    new = save_config(run.project.run("new"), read_config(run))
     assert read_config(run).schedule.past and not new.schedule.past and new == read_config(run.project.run("new"))
     assert lr_curve(new, (2,)) == pytest.approx([1e-2 * (6 - i) / 6 for i in range(6)])
 
@@ -263,9 +263,9 @@ def test_another_way_is_refused(half):
 def test_a_run_of_an_older_version_goes_on(tmp_path, half):
     """Settings, and what is written beside them, that there were not yet, are not taken for changes."""
     run = copy_of(half, tmp_path / "p")
-    known = frozen(run)
+    known = load_record(run)
     del known["steps_per_epoch"], known["history"], known["config"]["adapter"]["network_weights"]
     del known["config"]["schedule"]["steps"], known["config"]["schedule"]["past"]
-    write_json(run.fingerprint_file, known)
+    write_json(run.record_file, known)
     list(train(run))
     assert checkpoint.newest(run.states).step == 4

@@ -11,8 +11,8 @@ import yaml
 from lorakit.config import RENAMED, ConfigError, current_names, to_dict
 from lorakit.project import Project
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import start
-from lorakit.run.resume import check_inputs, freeze_inputs, inputs_of
+from lorakit.run.create import save_config
+from lorakit.run.resume import check_unchanged, save_record, current_inputs
 from widgets.project.draft import FILE, Draft
 
 NOTHING = SimpleNamespace(samples=())  # a scan of an empty dataset
@@ -31,11 +31,11 @@ def before_renaming(settings: dict) -> dict:
 def run(tmp_path):
     """A run that has begun, and whose files an earlier version wrote."""
     run = Project(tmp_path / "project").run("run1")
-    config = start(run, configure(SETTINGS))
-    freeze_inputs(run, inputs_of(config, [NOTHING], {}, "fp32"), [1])
+    config = save_config(run, configure(SETTINGS))
+    save_record(run, current_inputs(config, [NOTHING], {}, "fp32"), [1])
     run.config_file.write_text(yaml.safe_dump(before_renaming(to_dict(config))))
-    record = json.loads(run.fingerprint_file.read_text())
-    run.fingerprint_file.write_text(json.dumps({**record, "config": before_renaming(record["config"])}))
+    record = json.loads(run.record_file.read_text())
+    run.record_file.write_text(json.dumps({**record, "config": before_renaming(record["config"])}))
     assert "kind" in record["config"]["adapter"] and "kind: lora" in run.config_file.read_text()
     return run
 
@@ -43,8 +43,8 @@ def run(tmp_path):
 def test_a_run_under_old_names_is_the_same_run(run):
     config = read_config(run)
     assert config == configure(SETTINGS)
-    check_inputs(run, inputs_of(config, [NOTHING], {}, "fp32"), 1)
-    assert start(run, config) == config
+    check_unchanged(run, current_inputs(config, [NOTHING], {}, "fp32"), 1)
+    assert save_config(run, config) == config
 
 
 def test_stages_and_settings_that_are_given_may_have_old_names():

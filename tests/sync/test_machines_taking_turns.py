@@ -99,5 +99,5 @@ def test_a_run_of_which_no_state_came_home_begins_again_and_is_told(home, tmp_pa
     with open(home / "runs/r/events.jsonl", "ab") as log:
         log.write(b'{"kind": "saved", "time": 1.0, "step": 20, "state": "", "lora": "", "matched": ""}\n')
     project = opened(home, tmp_path / "new")
-    assert checkpoint.going_on(project.run("r")).step == 0
+    assert checkpoint.latest_state(project.run("r")).step == 0
     assert any("No state of run 'r' was home" in note for note in notes(project))

@@ -19,7 +19,7 @@ from lorakit import events
 from lorakit.events import Failed, Finished, Saved, Stepped
 from lorakit.project import DiskFull, Project, Run
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.training.loop import train
 
 fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")
@@ -40,7 +40,7 @@ def disk(tmp_path):
 
 def run_in(project: Project, base) -> Run:
     run = project.run("r")
-    start(run, configure(settings(base, **HARD)))
+    save_config(run, configure(settings(base, **HARD)))
     return run
 
 

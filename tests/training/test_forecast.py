@@ -19,7 +19,7 @@ from lorakit.hub import fingerprint
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import DiskFull, Project
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.run.stages import stages
 from lorakit.training import forecast, sizes
 from lorakit.training.loop import train
@@ -61,7 +61,7 @@ def test_states_and_files_are_as_large_as_was_told(family, base, optimizer, tmp_
 def test_counts_are_those_of_training_in_every_stage(sd15, tmp_path):
     saves = {"save": {"every_steps": 5, "every_epochs": 0}, "sample": {"prompts": ["a", "b"], "every_steps": 4}}
     run = new_run(tmp_path, sd15, merged(HARD, saves))
-    start(run, replace(read_config(run), stages=({"loop": {"epochs": 1}, "data": {"flip_aug": False}},)))
+    save_config(run, replace(read_config(run), stages=({"loop": {"epochs": 1}, "data": {"flip_aug": False}},)))
     before = told(run)
     seen = list(train(run))
     assert before.steps == sum(isinstance(event, Stepped) for event in seen)
@@ -177,7 +177,7 @@ def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(sd15, t
     monkeypatch.setattr(sizes.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
     with pytest.raises(DiskFull, match=r"no room for what run 'r' saves.*Free some space"):
         list(train(run))
-    assert not events.steps(run.log) and not run.fingerprint_file.exists()
+    assert not events.steps(run.log) and not run.record_file.exists()
     free[0] = int(1.02 * needed)
     assert events.Finished in map(type, train(run))
     free[0] = 0  # all is written

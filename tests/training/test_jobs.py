@@ -21,8 +21,7 @@ from tiny import save_sd15
 from lorakit import events
 from lorakit.events import Failed, Finished, Progress, Stepped, Stopped, Warned
 from lorakit.machine import host
-from lorakit.project import Project, ProjectError, Run
-from lorakit.project import lock as claim
+from lorakit.project import Project, ProjectError, Run, lock
 from lorakit.run import checkpoint
 from lorakit.training import jobs
 from lorakit.training.loop import train
@@ -153,7 +152,7 @@ def test_a_trainer_lets_go_of_its_run_when_its_process_is_gone(orphan):
 def test_a_project_with_a_home_is_copied_there_whether_or_not_a_trainer_is_started(tmp_path, base, monkeypatch):
     run, mirrored = new_run(tmp_path, base, LONG), []
     monkeypatch.setattr("lorakit.sync.service.start", mirrored.append)
-    with jobs.claim(run):
+    with jobs.lock_run(run):
         assert jobs.start(run) is False and mirrored == []
         run.project.home_file.write_text(json.dumps({"home": str(tmp_path / "drive")}))
         assert jobs.start(run) is False and mirrored == [run.project]
@@ -337,7 +336,7 @@ def test_a_trainer_in_this_process_excludes_all_others_and_says_who_it_is(tmp_pa
         assert f"by process {os.getpid()} on" in other.stdout.read()
     sitting.close()
     assert not jobs.is_alive(run)
-    with jobs.claim(run):
+    with jobs.lock_run(run):
         assert jobs.is_alive(run)
 
 
@@ -347,7 +346,7 @@ def test_looking_whether_a_run_is_trained_never_keeps_a_trainer_from_it(tmp_path
     with open(run.lock, "rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)  # as `is_alive` does, but for longer
         threading.Timer(0.2, fcntl.flock, (looking.fileno(), fcntl.LOCK_UN)).start()
-        with jobs.claim(run):
+        with jobs.lock_run(run):
             assert jobs.is_alive(run)
 
 
@@ -359,7 +358,7 @@ def test_a_file_system_without_locks_is_refused_and_not_silently_taken(tmp_path,
 
     monkeypatch.setattr("fcntl.flock", flock)
     for begin in (lambda: next(train(run)), lambda: jobs.start(run)):
-        with pytest.raises(claim.NoLocks, match="cannot lock files .* machine's own disk"):
+        with pytest.raises(lock.NoLocks, match="cannot lock files .* machine's own disk"):
             begin()
     assert not jobs.is_alive(run) and run_status(run).state == "new"
 
@@ -376,10 +375,10 @@ def test_a_run_without_a_config_is_refused_and_not_made(tmp_path):
 def test_a_trainer_of_another_machine_is_not_told_to_stop_by_a_signal_to_a_stranger(tmp_path, base, monkeypatch):
     run = new_run(tmp_path, base, LONG)
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a stranger was hit"))
-    with claim.locked(run) as lock:
+    with lock.locked(run) as held:
         for change in ({"host": "another"}, {"boot": "another"}, {"process": "1"}):
-            trainer = {**vars(claim.Trainer.of(os.getpid())), **change}
-            claim.sign(lock, claim.Trainer(**trainer))
+            trainer = {**vars(lock.Trainer.of(os.getpid())), **change}
+            lock.sign(held, lock.Trainer(**trainer))
             with pytest.raises(jobs.Elsewhere, match="stop it there"):
                 jobs.stop(run)
 
@@ -390,7 +389,7 @@ def test_a_new_start_forgets_how_the_last_one_ended(tmp_path, base):
     events.append(run.log, Stopped(step=0, reason="asked"), time=time.time())
     assert run_status(run).state == "stopped"
     time.sleep(0.002)
-    with jobs.claim(run):
+    with jobs.lock_run(run):
         assert run_status(run).state == "running"
     assert run_status(run).state == "cut"  # it died before its first word
 

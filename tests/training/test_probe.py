@@ -9,7 +9,7 @@ import pytest
 from sittings import assert_same_end, copy_of, family_settings, new_run
 
 from lorakit.events import Progress, Sampled, Saved, Started, Stepped
-from lorakit.project.lock import claim
+from lorakit.project.lock import lock_run
 from lorakit.run.config import read_config
 from lorakit.training import probe as probes
 from lorakit.training.forecast import forecast
@@ -96,7 +96,7 @@ def test_a_damaged_memory_of_probes_is_none(probed, tmp_path):
 
 def test_it_does_not_begin_beside_a_trainer(probed):
     run = probed[0]
-    with claim(run), pytest.raises(ProbeFailed, match="'r' is training"):
+    with lock_run(run), pytest.raises(ProbeFailed, match="'r' is training"):
         next(probe(read_config(run), run.project))
 
 

@@ -13,7 +13,7 @@ from lorakit.demo.quickstart import settings
 from lorakit.files import write_json
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from lorakit.sync.workspace import Copied
 from widgets.data import dataset
 from widgets.project import base_model, loras
@@ -37,7 +37,7 @@ def project(tmp_path):
     """The demo's images, and a run with its settings that has not begun."""
     project = Project(tmp_path / "project")
     shutil.copytree(DATASET, project.dataset)
-    start(project.run("r"), configure(settings()))
+    save_config(project.run("r"), configure(settings()))
     return project
 
 

@@ -16,8 +16,8 @@ from lorakit.errors import UserError
 from lorakit.prepare.crop import PrepareConfig
 from lorakit.project import Project, ProjectError
 from lorakit.run.config import configure, read_config, settings_of
-from lorakit.run.create import start
-from lorakit.run.resume import RunChanged, decisive
+from lorakit.run.create import save_config
+from lorakit.run.resume import RunChanged, training_settings
 from lorakit.tags.tagging import TaggingConfig
 from widgets import i18n
 from widgets.project import draft as drafts
@@ -164,7 +164,7 @@ def test_code_of_settings_that_are_no_run_yet_is_refused(project):
 
 def begin(run):
     """As if the run had trained."""
-    run.fingerprint_file.write_text(json.dumps({"config": decisive(read_config(run))}))
+    run.record_file.write_text(json.dumps({"config": training_settings(read_config(run))}))
 
 
 def test_a_run_that_has_begun_takes_free_settings_and_refuses_others_in_its_own_words(project):
@@ -218,7 +218,7 @@ def test_a_form_in_which_nothing_was_changed_takes_over_more_epochs_too(project)
 def test_the_name_of_a_run_that_there_is_brings_its_settings(project):
     made = filled(project, "sd15")
     other = configure({"model": {"family": "sdxl", "source": "base"}, "adapter": {"network_weights": "a.safetensors"}})
-    start(project.run("from-weights"), other)
+    save_config(project.run("from-weights"), other)
     assert Form(project, "from-weights").value == other
     made.choose(run="from-weights")
     assert made.run().name == "from-weights" and made.value == read_config(project.run("from-weights")) == other

@@ -18,7 +18,7 @@ from lorakit.examine.checks import CHECKS
 from lorakit.examine.fixes import FIXES
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 from widgets import i18n
 from widgets.data.report import Examination, _chosen
 
@@ -34,7 +34,7 @@ def project(tmp_path):
     (folder / "01.png").write_bytes(b"no <image>")
     shutil.copy(folder / "02.png", folder / "co<i>py.png")
     (folder / "03.txt").write_text("1girl, <b>bold</b>, forest")
-    start(project.run("r"), configure(settings()))
+    save_config(project.run("r"), configure(settings()))
     return project
 
 

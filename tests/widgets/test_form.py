@@ -14,7 +14,7 @@ from lorakit.lora import adapter
 from lorakit.project import Project
 from lorakit.run import config as runs
 from lorakit.run.config import RunConfig
-from lorakit.run.resume import decisive
+from lorakit.run.resume import training_settings
 from widgets.project import draft
 from widgets.project.draft import places, underneath, usable
 from widgets.training import form
@@ -295,7 +295,7 @@ def test_the_images_there_are_choose_the_size_and_the_epochs(made, project):
 
 def test_a_field_that_differs_from_what_its_run_began_with_says_so_until_that_is_put_back(made):
     begun = made.run()
-    begun.fingerprint_file.write_text(json.dumps({"config": decisive(made.value)}))
+    begun.record_file.write_text(json.dumps({"config": training_settings(made.value)}))
     made.set("sample.prompts", ("free",))
     assert "complete" in made._end.value
     made.set("adapter.rank", 20)

@@ -20,7 +20,7 @@ from lorakit.errors import UserError
 from lorakit.events import Failed, Finished, Progress, Stopped, Warned
 from lorakit.files import write_json
 from lorakit.project import Project
-from lorakit.project.lock import claim
+from lorakit.project.lock import lock_run
 from lorakit.sync import service
 from lorakit.training import jobs
 from widgets.training import live
@@ -95,7 +95,7 @@ def test_a_run_of_10000_steps_leaves_little_behind_and_is_drawn_quickly(run):
     assert len(html) - images < 40_000, "200 KB are allowed beside images"
     assert 0 < images < 400_000
     history, spent = History(run.log).read_on(), []
-    with claim(run):  # as while it is trained
+    with lock_run(run):  # as while it is trained
         for _ in range(3):
             begun = time.process_time()
             live.figures(run, history)
@@ -160,7 +160,7 @@ def test_the_end_is_told_in_words_with_what_to_do(run, last, words):
 
 def test_a_living_trainer_is_told_step_by_step_from_its_first_second(run):
     write(run, started(0, 9), *(stepped(i) for i in range(1, 4)), Stopped(step=3, reason=""), ago=600)
-    with claim(run):
+    with lock_run(run):
         html = live.render(run)
         assert "loading the model" in html and "left, done about" not in html
         events.append(run.log, Progress(what="images", done=3, total=12), time=time.time())

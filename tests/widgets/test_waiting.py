@@ -30,7 +30,7 @@ def client():
 def run(tmp_path):
     """A run that looks as if it were trained for as long as the test lasts."""
     run = new_run(tmp_path / "project", tmp_path / "no base is needed")
-    with lock.claim(run):
+    with lock.lock_run(run):
         yield run
 
 

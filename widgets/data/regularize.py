@@ -113,7 +113,7 @@ class View:
             str(self.wanted[0].file.parent.name) + "/",
         ]
         parts = [facts(head)]
-        if any(run.fingerprint_file.exists() for run in self.project.runs()):
+        if any(run.record_file.exists() for run in self.project.runs()):
             parts.append(aside(say("Runs that have begun without them go on only while reg/ is somewhere else.")))
         if made:
             parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')

@@ -19,7 +19,7 @@ from lorakit.files import write_atomic
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig, configure, read_config, settings_of
-from lorakit.run.resume import decisive
+from lorakit.run.resume import training_settings
 from widgets.i18n import say
 
 FILE = "settings.yaml"
@@ -193,14 +193,14 @@ class Draft:
         So more epochs and further stages, which are given to the run itself, are in the form too.
         """
         run = self.run
-        if not run.fingerprint_file.exists():
+        if not run.record_file.exists():
             return
         chosen = self.file.stat().st_mtime_ns if self.file.exists() else 0  # nothing was, and the run's settings hold
         if run.config_file.stat().st_mtime_ns <= chosen:
             return
         held = read_config(run)
         try:
-            same = decisive(held) == decisive(self.value)
+            same = training_settings(held) == training_settings(self.value)
         except ConfigError:
             same = False
         if not same:

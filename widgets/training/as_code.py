@@ -14,7 +14,7 @@ from widgets.project.draft import Draft, flattened
 CODE = """\
 from lorakit.project import Project
 from lorakit.run.config import configure
-from lorakit.run.create import start
+from lorakit.run.create import save_config
 
 run = Project({folder!r}).run({run!r})
 config = configure({settings}{gpu_preset})

@@ -20,8 +20,8 @@ from lorakit.machine.host import environment
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig
-from lorakit.run.create import start
-from lorakit.run.resume import RunChanged, began_with, decisive
+from lorakit.run.create import save_config
+from lorakit.run.resume import RunChanged, recorded_config, training_settings
 from widgets.fields import Layouts, Row, help_html, is_basic, problem_html, value_text
 from widgets.i18n import say, words
 from widgets.page import AMBER, RED
@@ -80,7 +80,7 @@ class Form:
         """
         self.draft.follow()
         try:
-            start(self.draft.run, self.value)
+            save_config(self.draft.run, self.value)
         except RunChanged as error:
             self.refuse("", str(error))
             raise
@@ -258,8 +258,8 @@ class Form:
 
     def _changed_since(self) -> dict[str, str]:
         """Path -> what the run began with, where that decides its result and something else is chosen now."""
-        begun = began_with(self.draft.run)
-        old = flattened(decisive(begun)) if begun else {}
+        begun = recorded_config(self.draft.run)
+        old = flattened(training_settings(begun)) if begun else {}
         now = json.loads(json.dumps(self.draft.shown))  # lists for tuples, as above
         return {
             path: say(

@@ -101,7 +101,7 @@ class Header:
 
     def _about_name(self) -> str:
         run = self._form.draft.run
-        if run.fingerprint_file.exists():
+        if run.record_file.exists():
             text = say(
                 "This run has begun: only memory, save and sample settings may change. Another name is a new run."
             )
