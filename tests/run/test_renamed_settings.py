@@ -12,7 +12,7 @@ from lorakit.config import RENAMED, ConfigError, current_names, to_dict
 from lorakit.project import Project
 from lorakit.run.config import configure, read_config
 from lorakit.run.create import save_config
-from lorakit.run.resume import check_unchanged, save_record, current_inputs
+from lorakit.run.resume import check_unchanged, current_inputs, save_record
 from widgets.project.draft import FILE, Draft
 
 NOTHING = SimpleNamespace(samples=())  # a scan of an empty dataset
