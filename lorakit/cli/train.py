@@ -63,7 +63,7 @@ def _known(options: argparse.Namespace) -> Run:
 def _configured(options: argparse.Namespace) -> Run:
     """The run that was named, with what was asked for in its config."""
     from lorakit.run.config import configure
-    from lorakit.run.create import from_weights, save_config
+    from lorakit.run.create import from_weights
 
     run = project_at(options.project).run(options.run)
     if run.exists() and not (options.config or options.set or options.gpu_preset or options.from_weights):

@@ -55,4 +55,4 @@ def from_weights(run: Run, source: str, settings: dict[str, Any], gpu_preset: st
     # a trainer may look from another folder than we do
     named = str(file.absolute()) if Path(source).expanduser().exists() else source
     adapter = {**settings.get("adapter", {}), "rank": rank, "alpha": alpha, "network_weights": named}
-    return start(run, configure({**settings, "adapter": adapter}, gpu_preset))
+    return save_config(run, configure({**settings, "adapter": adapter}, gpu_preset))

@@ -130,7 +130,7 @@ def test_what_is_wrong_in_a_file_is_left_out_and_the_rest_is_kept(project):
 
 def test_a_new_machine_takes_the_settings_of_the_newest_run(project, monkeypatch):
     config = configure({"model": {"family": "sdxl", "source": "x"}, "adapter": {"rank": 9}}, "12 GB")
-    start(project.run("mine"), config)
+    save_config(project.run("mine"), config)
     monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "24 GB")  # of which the run knows nothing
     made = Form(project)
     assert made.value == config and made.draft.choice.run == "mine"

@@ -18,7 +18,7 @@ from lorakit.run.create import save_config
 
 run = Project({folder!r}).run({run!r})
 config = configure({settings}{gpu_preset})
-start(run, config)
+save_config(run, config)
 
 # In a terminal, where the same command goes on with a run that was stopped:
 # {shell}
