@@ -35,7 +35,7 @@ REQUIRED = {
     "ipywidgets": "7.7.1",
 }
 OPTIONAL = {"bitsandbytes": "optimizer adamw8bit", "prodigyopt": "optimizer prodigy", "onnxruntime": "taggers"}
-LOW_DISK_GB, LOW_HOME_GB = 5, 1
+LOW_DISK_GB, LOW_REMOTE_GB = 5, 1
 LOW_MEMORY_GB = 12.7  # a free Colab machine has 13.6
 HUB_TIMEOUT = 2.0  # s
 
@@ -69,18 +69,23 @@ def trouble(name: str, text: str, remedy: str, /, **fields: Any) -> Finding:
     return Finding(name, text, remedy, fields)
 
 
-def examine(folder: Path, home: Path | None = None) -> list[Finding]:
-    """Versions, GPU (with a real calculation on it), precision, memory, hub, and the disks below `folder` and `home`.
+def examine(folder: Path, remote: Path | None = None) -> list[Finding]:
+    """Versions, GPU (with a real calculation on it), precision, memory, hub, and the disks of `folder` and `remote`.
 
-    home   where the project lives for good when that is another disk; by default what the project at `folder` says
+    remote  folder of the project's remote copy; by default the one of the project at `folder`
 
     Takes as long as importing torch does in a process of its own, at most once in a process; neither torch nor GPU
     memory stays in this one. Raises ProjectError for a damaged home.json.
     """
     asked = _ask_hub()
     found = [Finding("Python", platform.python_version()), *_packages(), *_gpu(_facts()), *_memory()]
-    home = home or Project(folder).home
-    return [*found, *asked(), _disk("disk", folder, LOW_DISK_GB), *([_disk("home", home, LOW_HOME_GB)] if home else [])]
+    remote = remote or Project(folder).remote
+    return [
+        *found,
+        *asked(),
+        _disk("disk", folder, LOW_DISK_GB),
+        *([_disk("remote copy", remote, LOW_REMOTE_GB)] if remote else []),
+    ]
 
 
 # ---- packages --------------------------------------------------------------------------------------------------------
@@ -274,7 +279,7 @@ def _disk(name: str, folder: Path, low_gb: float) -> Finding:
         name,
         "{free} GB free in {folder}",
         "make room, and empty Drive's trash: states and files of a run take about 1 GB"
-        if name == "home"
+        if name == "remote copy"
         else "make room: a base model alone takes 2 to 7 GB",
         **room,
     )

@@ -109,7 +109,7 @@ def freeze() -> dict[str, str]:
 
 def run_cell(folder: Path, source: str) -> str:
     """The notebooks' first cell in `folder`, installing from `source` if it finds no lorakit there."""
-    cell = FIRST_CELL.replace("git+{repository}", source).replace("open_project()", "open_project(home=HOME)")
+    cell = FIRST_CELL.replace("git+{repository}", source).replace("open_project()", "open_project(remote=HOME)")
     cell = f"HOME = {tempfile.mkdtemp()!r}\n{cell}"
     done = subprocess.run(
         [PYTHON, "-c", RUN_CELL, cell, str(folder)], cwd="/", env=environment(), capture_output=True, text=True

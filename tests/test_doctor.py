@@ -226,7 +226,7 @@ def test_the_disk_of_the_projects_home_is_told_apart(monkeypatch, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / "home.json").write_text(f'{{"home": "{tmp_path / name}"}}')
         found = findings(tmp_path)
-        assert found["disk"].cure == "" and word in found["home"].cure
+        assert found["disk"].cure == "" and word in found["remote copy"].cure
 
 
 def test_a_folder_that_does_not_exist_yet_is_examined_where_it_will_be(tmp_path):

@@ -107,12 +107,16 @@ def _add_training(add: Add, run: argparse.ArgumentParser) -> None:
 
 
 def _add_projects(add: Add) -> None:
-    opened = add(_open, "bring a project from its home on a slow disk (Drive) to this machine's own disk")
-    opened.add_argument("home", type=Path, help="where the project lives for good")
+    opened = add(
+        _open, "download a project from its remote copy on a slow disk (e.g. Google Drive) to this machine's own disk"
+    )
+    opened.add_argument("remote", type=Path, help="folder of the remote copy")
     opened.add_argument(
         "--local", type=Path, metavar="FOLDER", help="where projects lie on this machine (default: the fastest disk)"
     )
-    sync = add(_sync, "copy a project's new files home, in the foreground; `start` does so in the background")
+    sync = add(
+        _sync, "upload a project's new files to its remote copy, in the foreground; `start` does so in the background"
+    )
     sync.add_argument("project", type=Path)
     status = add(train.status, "the runs of a project")
     status.add_argument("project", type=Path)
@@ -183,9 +187,9 @@ def _model_check(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> int:
     from lorakit.project import platforms
-    from lorakit.sync.workspace import open_home
+    from lorakit.sync.workspace import open_remote
 
-    print(open_home(options.home, options.local or platforms.find(os.environ).fast).folder)
+    print(open_remote(options.remote, options.local or platforms.find(os.environ).fast).folder)
     return 0
 
 

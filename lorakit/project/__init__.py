@@ -66,23 +66,23 @@ class Project:
         self.folder = Path(folder).expanduser().absolute()
         self.dataset = self.folder / "dataset"
         self.cache = self.folder / "cache"
-        self.home_file = self.folder / "home.json"
-        self.sync = self.folder / ".sync"  # what copying to and from home remembers; itself never copied
+        self.remote_file = self.folder / "home.json"
+        self.sync = self.folder / ".sync"  # what syncing with the remote copy remembers; itself never copied
 
     @property
-    def home(self) -> Path | None:
-        """The folder on a slow disk (Drive) where the project lives for good; None when it lives in its own folder.
+    def remote(self) -> Path | None:
+        """Folder of the project's remote copy on a slow disk (e.g. Google Drive); None for a project without one.
 
         Raises ProjectError for a damaged home.json.
         """
         try:
-            return Path(json.loads(self.home_file.read_text(encoding="utf-8"))["home"])
+            return Path(json.loads(self.remote_file.read_text(encoding="utf-8"))["home"])
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError) as error:
             raise ProjectError(
-                f"{self.home_file} is damaged: it should say where the project lives for good, such as "
-                '{"home": "/content/drive/MyDrive/lorakit/mine"}. Write that, or open the project by its home again.'
+                f"{self.remote_file} is damaged: it should name the folder of the remote copy, such as "
+                '{"home": "/content/drive/MyDrive/lorakit/mine"}. Write that, or open the project by its remote copy again.'
             ) from error
 
     def run(self, name: str) -> Run:

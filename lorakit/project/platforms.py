@@ -65,7 +65,7 @@ class Place:
 
     name      of the machine, "" for one of the user's own
     folders   folders that hold projects, each project a folder in one of them; new ones are made in the first
-    fast      folder on the machine's own disk for projects whose home is slow
+    fast      folder on the machine's own disk for projects whose remote copy is on a slow disk
     keeps     how long the first folder lasts, in a sentence; "" where it goes without saying
     """
 
@@ -79,9 +79,9 @@ class Place:
         """True where nothing outlives the session."""
         return self.keeps == LOST
 
-    def is_copied(self, home: Path) -> bool:
-        """Whether a project that lives at `home` is worked on in `fast`; not where all disks are slow."""
-        return is_slow(home) and not is_slow(self.fast)
+    def is_copied(self, remote: Path) -> bool:
+        """Whether a project whose remote copy is `remote` is worked on in `fast`; not where all disks are slow."""
+        return is_slow(remote) and not is_slow(self.fast)
 
     def find(self, name: str) -> Path:
         """The folder of the project of that name, which need not exist yet."""
@@ -100,8 +100,8 @@ class Place:
 
     def _is_copy(self, folder: Path) -> bool:
         """Whether a project lives in the first folder, and this is where it is worked on."""
-        home = Project(folder).home if folder.parent != self.folders[0] else None
-        return home is not None and home.parent == self.folders[0]
+        remote = Project(folder).remote if folder.parent != self.folders[0] else None
+        return remote is not None and remote.parent == self.folders[0]
 
     def last(self) -> str:
         """The name of the project that was opened last; where no note tells, of the one that changed last; or ""."""

@@ -35,7 +35,7 @@ class Copier:
     """A process that does one pass; what it says comes through a pipe, and it ends when nobody listens any more."""
 
     def __init__(self, project: Project, sent: Sent, due: Due, lock: int):
-        self.mount, self.heard, self.rest = mount_of(project.home), time.monotonic(), b""
+        self.mount, self.heard, self.rest = mount_of(project.remote), time.monotonic(), b""
         self.ear, mouth = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -84,7 +84,7 @@ def _copy(work: Pass, mouth: int) -> None:
         what, cure = WRONG.get(error.errno, ("fails", "See whether the disk is well"))
         why = error.strerror or error
         detail = f" ({why}: {error.filename})" if error.filename else f" ({why})"
-        end = {"end": f"{work.home} {what}{detail}", "cure": cure, "all": False}
+        end = {"end": f"{work.remote} {what}{detail}", "cure": cure, "all": False}
     with suppress(BrokenPipeError):  # nobody listens any more: what broke the pass off, perhaps
         os.write(mouth, json.dumps(end).encode() + b"\n")
 

@@ -60,14 +60,14 @@ def bringing(project: Project) -> Iterator[tuple[int, str]]:
     Raises OSError when home fails; the rest is brought the next time.
     """
     for name in wanted(project):
-        source, target = project.home / name, project.folder / name
+        source, target = project.remote / name, project.folder / name
         try:
             if not target.exists():
                 yield from ((count, "") for count in copy_verified(source, target))
             if target.suffix == ".safetensors":
                 verify_safetensors(target)
         except FileNotFoundError:
-            if not (project.home / MARK).exists():
+            if not (project.remote / MARK).exists():
                 raise
             _remember(project, name, [])
             yield 0, f"{name} is left out: it is not at home any more."

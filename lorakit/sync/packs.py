@@ -106,9 +106,9 @@ def forget(project: Project) -> None:
         (project.sync / f"{folder}.json").unlink(missing_ok=True)
 
 
-def manifest(home: Path, folder: str) -> Path:
+def manifest(remote: Path, folder: str) -> Path:
     """The list of what a folder's archives at home hold; they count from the moment it names them."""
-    return home / ARCHIVES / f"{folder}.json"
+    return remote / ARCHIVES / f"{folder}.json"
 
 
 def ids(project: Project, folder: str, now: Stamps, known: dict[str, Any]) -> dict[str, str]:
@@ -179,8 +179,8 @@ def alone(project: Project) -> Iterator[bool]:
 
 
 def _updated(project: Project, folder: str) -> Iterator[int]:
-    home, known, now = project.home, record(project, folder), stamps(project.folder / folder)
-    there = listed(home, folder)
+    remote, known, now = project.remote, record(project, folder), stamps(project.folder / folder)
+    there = listed(remote, folder)
     if there is None:
         known["packs"] = {}
     elif there["packs"] != known["seen"]:
@@ -191,7 +191,7 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
     for name in sorted({group(folder, inside) for inside in content}):
         inside = {file: found for file, found in sorted(content.items()) if group(folder, file) == name}
         title = hashlib.sha256(json.dumps(inside).encode()).hexdigest()[:12]
-        target = home / ARCHIVES / f"{folder}-{name}-{title}.tar"
+        target = remote / ARCHIVES / f"{folder}-{name}-{title}.tar"
         packs[name] = known["packs"].get(name)
         if packs[name] is None or packs[name]["file"] != target.name:
             packs[name] = yield from _sending(project, folder, inside, target)
@@ -202,10 +202,10 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
         return
     kept = {"files": content, "packs": packs, "home": known["home"], "archives": known["archives"]}
     if kept != there:
-        manifest(home, folder).parent.mkdir(exist_ok=True)
-        yield from write_verified([json.dumps(kept).encode()], manifest(home, folder))
+        manifest(remote, folder).parent.mkdir(exist_ok=True)
+        yield from write_verified([json.dumps(kept).encode()], manifest(remote, folder))
     for old in {pack["file"] for pack in known["seen"].values()} - {pack["file"] for pack in packs.values()}:
-        wipe(home / ARCHIVES / old)
+        wipe(remote / ARCHIVES / old)
     stamped = {name: [*now[name], content[name]] for name in content}
     remember(project, folder, {**known, **kept, "seen": packs, "stamps": stamped})
 
@@ -217,10 +217,10 @@ def _sending(project: Project, folder: str, inside: dict[str, str], target: Path
     return {"file": target.name, "bytes": target.stat().st_size, "sha256": found}
 
 
-def listed(home: Path, folder: str) -> dict[str, Any] | None:
+def listed(remote: Path, folder: str) -> dict[str, Any] | None:
     """What home's list says of a folder's archives; None when there is none, or it is damaged."""
     try:
-        found = json.loads(manifest(home, folder).read_bytes())
+        found = json.loads(manifest(remote, folder).read_bytes())
         return found if found.keys() == {"files", "packs", "home", "archives"} else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None

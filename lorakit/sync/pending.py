@@ -35,14 +35,17 @@ class Sent:
 
     files: dict[str, list[int]] = field(default_factory=dict)
     states: dict[str, dict[str, str]] = field(default_factory=dict)
-    home: str = ""  # what the home's mark said: another one is another home, or the same made anew
+    remote_id: str = (
+        ""  # content of the remote's mark file; stored as "home". Another one: another remote, or made anew
+    )
 
     @classmethod
     def of(cls, project: Project) -> Sent:
         """As it was when last written; nothing when that is damaged: then all is sent, or found there, again."""
         try:
-            found = cls(**json.loads((project.sync / "sent.json").read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            stored = json.loads((project.sync / "sent.json").read_bytes())
+            found = cls(stored["files"], stored["states"], stored["home"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             found = cls()
         found.count_brought(project)
         return found
@@ -58,15 +61,15 @@ class Sent:
 
     def remember(self, project: Project) -> None:
         project.sync.mkdir(exist_ok=True)
-        write_json(project.sync / "sent.json", vars(self))
+        write_json(project.sync / "sent.json", {"files": self.files, "states": self.states, "home": self.remote_id})
 
-    def meet(self, project: Project, home: str) -> None:
+    def on_remote_id(self, project: Project, remote_id: str) -> None:
         """Home's mark was read: forget all that an earlier home had, which was deleted, as it must be sent again."""
-        if self.home not in ("", home):
+        if self.remote_id not in ("", remote_id):
             self.files, self.states = {}, {}
             packs.forget(project)
             forget(project)
-        self.home = home
+        self.remote_id = remote_id
 
     def lose(self, run: str) -> None:
         """Forget what home had of a run."""
@@ -149,18 +152,18 @@ class Pass:
     """One way through everything that is due; `lines` are told to the process that watches."""
 
     def __init__(self, project: Project, sent: Sent, due: Due):
-        self.project, self.home, self.sent, self.due = project, project.home, sent, due
+        self.project, self.remote, self.sent, self.due = project, project.remote, sent, due
         self.failed: list[OSError] = []
         self.in_a_row = 0  # of them; a disk that takes other files is no disk that fails
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """A sign of life, or what is confirmed, as JSON. Raises the first OSError when all else is done."""
         try:
-            mark = (self.home / MARK).read_text(encoding="utf-8", errors="replace")
+            mark = (self.remote / MARK).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            raise FileNotFoundError(2, "the project's folder is not there", str(self.home)) from None
-        self.sent.meet(self.project, mark)
-        yield {"home": mark}
+            raise FileNotFoundError(2, "the project's folder is not there", str(self.remote)) from None
+        self.sent.on_remote_id(self.project, mark)
+        yield {"remote": mark}
         elsewhere = yield from self._stamps()
         yield from self._lost(elsewhere)
         here = files(self.project)
@@ -187,7 +190,7 @@ class Pass:
                 return  # it was removed here meanwhile
             self.failed.append(error)
             self.in_a_row += 1
-            if not (self.home / MARK).exists():
+            if not (self.remote / MARK).exists():
                 raise self.failed[0] from None
         except ArchiveError as error:
             yield {"note": str(error)}
@@ -200,7 +203,7 @@ class Pass:
         other = set()
         mine = machine(self.project)
         for name, step in self.due.training.items():
-            file = self.home / "runs" / name / STAMP
+            file = self.remote / "runs" / name / STAMP
             there = read_stamp(file.read_bytes() if file.exists() else b"")
             if name in self.due.told and there["time"] and there["machine"] != mine:
                 other.add(name)
@@ -216,7 +219,7 @@ class Pass:
         for run in self.project.runs():
             name = str(run.config_file.relative_to(self.project.folder))
             if run.name not in elsewhere and name in self.sent.files and unsent_states(run, self.sent):
-                if not (self.home / name).exists():
+                if not (self.remote / name).exists():
                     self.sent.lose(run.name)
                     yield {"lost": run.name}
 
@@ -230,7 +233,7 @@ class Pass:
                     yield from self._tried(self._file(name, stamp))
 
     def _file(self, name: str, stamp: list[int]) -> Iterator[dict]:
-        for count in copy_verified(self.project.folder / name, self.home / name):
+        for count in copy_verified(self.project.folder / name, self.remote / name):
             yield {"bytes": count}
         self.sent.files[name] = stamp
         yield {"sent": name, "stamp": stamp}
@@ -273,14 +276,14 @@ class Pass:
         source = self.project.folder / name
         mtime = source.stat().st_mtime_ns
         size = source.stat().st_size
-        for count in append_verified(source, size, self.home / name, self.sent.files.get(name, [0])[0]):
+        for count in append_verified(source, size, self.remote / name, self.sent.files.get(name, [0])[0]):
             yield {"bytes": count}
         yield {"sent": name, "stamp": [size, mtime]}
 
     def _at_home(self, run: Run) -> Iterator[dict]:
         """The states at home that were confirmed and still have their mark and size: step -> SHA-256."""
         found, confirmed = {}, self.sent.states.get(run.name, {})
-        folder = self.home / "runs" / run.name / "states"
+        folder = self.remote / "runs" / run.name / "states"
         for state in sorted(folder.glob("[0-9]*")):
             yield {"bytes": 0}
             with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
@@ -304,7 +307,7 @@ class Pass:
 
     def _state(self, run: Run, step: str, wanted: str) -> Iterator[dict]:
         """One state, its mark last. The trainer may remove its own meanwhile: what is open is still read to its end."""
-        source, target = run.states / step, self.home / "runs" / run.name / "states" / step
+        source, target = run.states / step, self.remote / "runs" / run.name / "states" / step
         mark = (source / COMPLETE).read_bytes()
         wipe(target / COMPLETE)
         yield {"bytes": 0}
@@ -316,7 +319,7 @@ class Pass:
     def _rotated(self, run: Run, there: dict[str, str]) -> Iterator[dict]:
         """Remove states at home that are not here any more, beyond the newest KEEP, and what unfinished ones left."""
         here, newest = states(run), sorted(there)[-KEEP:]
-        folder = self.home / "runs" / run.name / "states"
+        folder = self.remote / "runs" / run.name / "states"
         for state in sorted(folder.glob("[0-9]*")):
             for part in state.glob(".*.part"):
                 if is_abandoned(part):

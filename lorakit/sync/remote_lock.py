@@ -40,15 +40,15 @@ def elsewhere(run: Run, *, old: float = OLD) -> str:
 
     A stamp that another machine has renewed within `old` seconds is watched until it is renewed again (alive) or old.
     """
-    home = run.project.home
-    first = _read(home / "runs" / run.name / STAMP) if home else read_stamp(b"")
+    remote = run.project.remote
+    first = _read(remote / "runs" / run.name / STAMP) if remote else read_stamp(b"")
     age = time.time() - first["time"]
     if first["machine"] == machine(run.project) or age >= old:
         return ""
     end = time.monotonic() + old - max(0.0, age)  # clocks differ, and jump: nobody waits longer than `old`
     while time.monotonic() < end:
         time.sleep(min(2.0, old / 20))
-        now = _read(home / "runs" / run.name / STAMP)
+        now = _read(remote / "runs" / run.name / STAMP)
         if now["time"] == 0:
             return ""
         if now["time"] != first["time"]:

@@ -37,11 +37,11 @@ def copied_file(source: Path, target: Path, sent: Sent, name: str) -> Iterator[C
     sent.files[name] = stamp(target)
 
 
-class Homecoming:
+class Restore:
     """One run on its way here; `home` is its folder there, `sent` what this machine knows that home has."""
 
-    def __init__(self, run: Run, sent: Sent, home: Path):
-        self.run, self.sent, self.home = run, sent, home
+    def __init__(self, run: Run, sent: Sent, remote: Path):
+        self.run, self.sent, self.remote = run, sent, remote
 
     def copied(self) -> Iterator[Copied]:
         """Bring the run when it is not here or home is ahead; nothing when this machine is. Raises OSError."""
@@ -58,7 +58,7 @@ class Homecoming:
             yield from self._files(settings)
             yield from self._state()
             if self._began_only():
-                logs.remove(self.home / self.run.log.name)
+                logs.remove(self.remote / self.run.log.name)
                 text = f"No state of run {self.run.name!r} was home when its machine was lost: it begins again."
                 yield Copied(self.run.name, 0, 0, text)
             yield from self._rest()
@@ -66,22 +66,22 @@ class Homecoming:
 
     def _is_ahead(self) -> bool | None:
         """Whether home has more of the run than this machine; None when each has what the other has not."""
-        here, home = self.run.log, self.home / self.run.log.name
-        size = home.stat().st_size if home.exists() else 0
+        here, remote = self.run.log, self.remote / self.run.log.name
+        size = remote.stat().st_size if remote.exists() else 0
         if not self.run.exists():
             return True
         if size and self.sent.files.get(self._name(here), [None])[0] == size:
             return False
         mine = here.read_bytes() if here.exists() else b""
-        theirs = home.read_bytes() if size else b""
+        theirs = remote.read_bytes() if size else b""
         if theirs.startswith(mine):
             return theirs != mine
         return False if mine.startswith(theirs) else None
 
     def _began_only(self) -> bool:
         """Whether the log at home tells of states of which none ever came there whole: nothing is to be put back."""
-        log = self.home / self.run.log.name
-        if pending.states(self.run) or any((self.home / "states").glob(f"*/{COMPLETE}")) or not log.exists():
+        log = self.remote / self.run.log.name
+        if pending.states(self.run) or any((self.remote / "states").glob(f"*/{COMPLETE}")) or not log.exists():
             return False
         return b'"kind": "saved"' in log.read_bytes()
 
@@ -90,11 +90,11 @@ class Homecoming:
 
     def _direct(self) -> list[Path]:
         """The files directly in the run's folder at home."""
-        return sorted(p for p in self.home.iterdir() if p.is_file() and not pending.UNSENT.fullmatch(p.name))
+        return sorted(p for p in self.remote.iterdir() if p.is_file() and not pending.UNSENT.fullmatch(p.name))
 
     def _files(self, paths: list[Path]) -> Iterator[Copied]:
         for path in paths:
-            target = self.run.folder / path.relative_to(self.home)
+            target = self.run.folder / path.relative_to(self.remote)
             yield from copied_file(path, target, self.sent, self._name(target))
 
     # ---- states ----------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Homecoming:
         """The newest state that is whole; a note for every newer one that is not. Older ones are trusted by size."""
         here = pending.states(self.run)
         confirmed: dict[str, str] = {}
-        for folder in sorted((self.home / "states").glob("[0-9]*"), reverse=True):
+        for folder in sorted((self.remote / "states").glob("[0-9]*"), reverse=True):
             mark, problem = _mark(folder)
             if not problem and not confirmed and folder.name not in here:
                 problem = yield from self._copied_state(folder, mark)
@@ -135,25 +135,25 @@ class Homecoming:
     def _rest(self) -> Iterator[Copied]:
         """The newest samples now; LoRA files, the newest first, grids and older samples when there is time."""
         paths = []
-        for parent, inside, names in os.walk(self.home):
+        for parent, inside, names in os.walk(self.remote):
             top = Path(parent)
-            inside[:] = [name for name in inside if not name.startswith(".") and (top, name) != (self.home, "states")]
-            if top != self.home:
+            inside[:] = [name for name in inside if not name.startswith(".") and (top, name) != (self.remote, "states")]
+            if top != self.remote:
                 paths += [top / name for name in names if not pending.UNSENT.fullmatch(name)]
         paths.sort(key=lambda path: path.name, reverse=True)
-        samples = [path for path in paths if path.parent == self.home / "samples"]
-        loras = [path for path in paths if path.parent == self.home / "lora"]
+        samples = [path for path in paths if path.parent == self.remote / "samples"]
+        loras = [path for path in paths if path.parent == self.remote / "lora"]
         later = [path for path in paths if path not in {*samples, *loras}]
         yield from self._files([path for path in samples[:IMAGES] if not self._is_here(path)])
         waiting = [path for path in [*loras, *later, *samples[IMAGES:]] if not self._is_here(path)]
         with ThreadPoolExecutor(READERS) as readers:
             sizes = list(readers.map(lambda path: path.stat().st_size, waiting))
-        names = [self._name(self.run.folder / path.relative_to(self.home)) for path in waiting]
-        if self.run.name == self.home.name:  # a twin's files would have to be named anew
+        names = [self._name(self.run.folder / path.relative_to(self.remote)) for path in waiting]
+        if self.run.name == self.remote.name:  # a twin's files would have to be named anew
             fetch.want(self.run.project, dict(zip(names, sizes, strict=True)))
 
     def _is_here(self, path: Path) -> bool:
-        return (self.run.folder / path.relative_to(self.home)).exists()
+        return (self.run.folder / path.relative_to(self.remote)).exists()
 
 
 def _mark(folder: Path) -> tuple[dict[str, Any], str]:

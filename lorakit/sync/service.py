@@ -64,7 +64,7 @@ class Standing:
 
 def start(project: Project) -> bool:
     """Start the project's mirror, detached from this process; False without a home or when it runs already."""
-    if project.home is None or is_locked(_lock(project)):
+    if project.remote is None or is_locked(_lock(project)):
         return False
     project.sync.mkdir(parents=True, exist_ok=True)
     with open(project.sync / "mirror.log", "ab") as log:
@@ -81,7 +81,7 @@ def start(project: Project) -> bool:
 
 def standing(project: Project) -> Standing | None:
     """What is safe at home, as the mirror last wrote it; None for a project without a home. Reads the local disk."""
-    if project.home is None:
+    if project.remote is None:
         return None
     try:
         told = json.loads((project.sync / "standing.json").read_bytes())
@@ -115,14 +115,14 @@ def serve(project: Project, pace: Pace = PACE) -> None:
 
     Raises UserError for a project without a home.
     """
-    if project.home is None:
-        raise UserError(f"{project.folder} has no home to be copied to: open it with open_home(home, local_root).")
+    if project.remote is None:
+        raise UserError(f"{project.folder} has no remote copy: open it with open_remote(remote, local_root).")
     with only_one(project) as lock:
         if lock is not None:
-            Mirror(project, pace, lock).run()
+            SyncService(project, pace, lock).run()
 
 
-class Mirror:
+class SyncService:
     """The process that watches: it reads the local disk alone, and leaves home to copiers that may hang."""
 
     def __init__(self, project: Project, pace: Pace, lock: int):
@@ -225,18 +225,18 @@ class Mirror:
             return
         silent = time.monotonic() - self.copier.heard
         if silent >= self.pace.silence:
-            self._tell(f"{self.project.home} has not answered for {silent:.0f} s", "If this stays, mount it again")
+            self._tell(f"{self.project.remote} has not answered for {silent:.0f} s", "If this stays, mount it again")
             self.is_silent = True
             if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
-                self.project.home
+                self.project.remote
             ):
                 self.stuck.append((self.copier.give_up(), self.copier.mount, time.monotonic()))
                 self.copier, self.given_up = None, self.given_up + 1
 
     def _take(self, line: dict) -> None:
         """One thing that a copier says."""
-        if "home" in line:
-            self.sent.meet(self.project, line["home"])
+        if "remote" in line:
+            self.sent.on_remote_id(self.project, line["remote"])
         elif "lost" in line:
             self.sent.lose(line["lost"])
         elif "sent" in line:
@@ -290,7 +290,7 @@ class Mirror:
         """Whether a copier that was given up still hangs in the disk as it is mounted now; one more would hang, too."""
         self.stuck = [(pid, mount, at) for pid, mount, at in self.stuck if os.waitpid(pid, os.WNOHANG)[0] == 0]
         return any(
-            mount == mount_of(self.project.home) and now - at < 10 * self.pace.retry for _, mount, at in self.stuck
+            mount == mount_of(self.project.remote) and now - at < 10 * self.pace.retry for _, mount, at in self.stuck
         )
 
     def _write(self) -> None:

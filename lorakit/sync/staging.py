@@ -31,10 +31,10 @@ class Copied:
     note: str = ""
 
 
-def folders(home: Path) -> list[str]:
+def folders(remote: Path) -> list[str]:
     """The datasets that home has, as folders, archives of the user's or archives of ours."""
-    own = [p.name if p.is_dir() else _stem(p) for p in home.iterdir() if p.is_dir() or is_archive(p)]
-    listed = [p.stem for p in (home / packs.ARCHIVES).glob("*.json")]
+    own = [p.name if p.is_dir() else _stem(p) for p in remote.iterdir() if p.is_dir() or is_archive(p)]
+    listed = [p.stem for p in (remote / packs.ARCHIVES).glob("*.json")]
     return sorted({name for name in [*own, *listed] if packs.is_packed(name)} - {"cache"})
 
 
@@ -55,10 +55,10 @@ class Staging:
     """One dataset on its way here."""
 
     def __init__(self, project: Project, folder: str, desk: Path):
-        self.project, self.folder, self.home, self.desk = project, folder, project.home, desk
+        self.project, self.folder, self.remote, self.desk = project, folder, project.remote, desk
         self.here = project.folder / folder
         self.known = packs.record(project, folder)
-        self.listed = packs.listed(self.home, folder) or self.known  # not sent yet, or damaged there
+        self.listed = packs.listed(self.remote, folder) or self.known  # not sent yet, or damaged there
         self.sources: dict[str, Path] = {}  # content -> a file on this machine that has it
         self.good = dict(self.listed["packs"])
         self.now: dict[str, list[int]] = {}  # the user's own files at home: name -> [bytes, mtime in ns]
@@ -73,9 +73,9 @@ class Staging:
         archives = yield from self._own_archives()
         for recorded, into in ((self.listed["archives"], before), (archives, now)):
             into |= {n: i for one in recorded.values() for n, i in one["files"].items() if n not in into}
-        home, at_home = merge(before, self.listed["files"], now)
-        wanted, on_both = merge(self.known["files"], ours, home)
-        yield from self._packs(set(wanted.values()) | set(home.values()))
+        remote, at_home = merge(before, self.listed["files"], now)
+        wanted, on_both = merge(self.known["files"], ours, remote)
+        yield from self._packs(set(wanted.values()) | set(remote.values()))
         yield from self._again({name: found for name, found in wanted.items() if found not in self.sources})
         lost = [name for name, found in wanted.items() if found not in self.sources]
         for name in lost:
@@ -88,7 +88,7 @@ class Staging:
             )
         self._place(wanted, ours)
         taken = {name: [*stamp, now[name]] for name, stamp in self.now.items() if name in now}
-        self._remember(home, taken, archives)
+        self._remember(remote, taken, archives)
 
     def _note(self, text: str) -> Copied:
         return Copied(self.folder, 0, 0, f"{text}.")
@@ -97,7 +97,7 @@ class Staging:
 
     def _own_files(self, before: dict[str, str]) -> Iterator[Copied]:
         """Read the new and changed files of the user's folder at home; returns all of its files by content."""
-        folder = self.home / self.folder
+        folder = self.remote / self.folder
         names = [str(path.relative_to(folder)) for path in _walk(folder)]
         if before and not names:
             yield self._note(f"The folder {folder} is empty or gone; what its archive holds is kept")
@@ -150,7 +150,7 @@ class Staging:
         try:
             shutil.copyfile(source, target)
         except OSError as error:
-            if self.home.exists():
+            if self.remote.exists():
                 return f"it cannot be read ({error.strerror})"
             raise
         there = target.stat().st_size
@@ -159,7 +159,7 @@ class Staging:
     def _own_archives(self) -> Iterator[Copied]:
         """Unpack the user's new and changed archives; returns for each its stamp and its files by content."""
         found = {}
-        for file in sorted(path for path in self.home.iterdir() if is_archive(path) and _stem(path) == self.folder):
+        for file in sorted(path for path in self.remote.iterdir() if is_archive(path) and _stem(path) == self.folder):
             stamp, recorded = _stamp(file), self.listed["archives"].get(file.name)
             if recorded and recorded["stamp"] == stamp:
                 found[file.name] = recorded
@@ -181,7 +181,7 @@ class Staging:
             files = {n: i for n, i in self.listed["files"].items() if packs.group(self.folder, n) == name}
             if not (contents & set(files.values())) - set(self.sources):
                 continue
-            file = self.home / packs.ARCHIVES / pack["file"]
+            file = self.remote / packs.ARCHIVES / pack["file"]
             try:
                 folder = yield from _unpacked(file, self.desk / pack["file"], pack["sha256"])
             except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
@@ -196,7 +196,7 @@ class Staging:
         """Read from the user's folder at home what should have been in an archive."""
         for name, content in missing.items():
             path = self.desk / "own" / name
-            if name in self.now and not self._fetched(self.home / self.folder / name, path):
+            if name in self.now and not self._fetched(self.remote / self.folder / name, path):
                 if self._source(path) != content:
                     self.sources[content] = path
                     yield self._note(f"{self.folder}/{name} is taken from home's folder, in an older version perhaps")
@@ -216,12 +216,12 @@ class Staging:
         for name in ours.keys() - wanted.keys():
             (self.here / name).unlink()
 
-    def _remember(self, home: dict[str, str], taken: dict, archives: dict) -> None:
+    def _remember(self, remote: dict[str, str], taken: dict, archives: dict) -> None:
         def inside(files: dict[str, str], name: str) -> dict[str, str]:
             return {n: i for n, i in files.items() if packs.group(self.folder, n) == name}
 
-        exact = {n: pack for n, pack in self.good.items() if inside(home, n) == inside(self.listed["files"], n)}
-        record = {"files": home, "packs": exact, "seen": self.listed["packs"], "home": taken, "archives": archives}
+        exact = {n: pack for n, pack in self.good.items() if inside(remote, n) == inside(self.listed["files"], n)}
+        record = {"files": remote, "packs": exact, "seen": self.listed["packs"], "home": taken, "archives": archives}
         record["swept"] = self.swept
         now = packs.stamps(self.here)
         content = packs.ids(self.project, self.folder, now, self.known)
@@ -254,7 +254,7 @@ def merge(base: dict[str, str], ours: dict[str, str], theirs: dict[str, str]) ->
 def restoring_cache(project: Project) -> Iterator[Copied]:
     """Bring the cache's archive, unless all that it holds is here. Raises OSError."""
     with packs.alone(project) as is_alone:
-        listed = packs.listed(project.home, "cache") if is_alone else None
+        listed = packs.listed(project.remote, "cache") if is_alone else None
         if listed is None or not listed["packs"]:
             return
         known, here = {**listed, "seen": listed["packs"], "stamps": {}}, packs.stamps(project.cache)
@@ -271,7 +271,7 @@ def restoring_cache(project: Project) -> Iterator[Copied]:
 
 def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[Copied, None, str]:
     """Unpack what the cache lacks; returns why that cannot be done, or ""."""
-    file = project.home / packs.ARCHIVES / pack["file"]
+    file = project.remote / packs.ARCHIVES / pack["file"]
     with _desk(project, "cache") as desk:
         try:
             folder = yield from _unpacked(file, desk / file.name, pack["sha256"])

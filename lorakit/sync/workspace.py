@@ -17,7 +17,7 @@ from lorakit.project import NAME, Project
 from lorakit.sync import fetch, packs, pending, service, staging
 from lorakit.sync.fetch import MARK
 from lorakit.sync.pending import Sent
-from lorakit.sync.restore import Homecoming, copied_file, stamp
+from lorakit.sync.restore import Restore, copied_file, stamp
 from lorakit.sync.staging import Copied
 
 SMALL = 1 << 24  # bytes; larger files beside the runs stay at home
@@ -27,45 +27,45 @@ class WorkspaceError(UserError):
     """A project cannot be brought from its home."""
 
 
-def local_folder(home: Path, local_root: Path) -> Path:
+def local_folder(remote: Path, local_root: Path) -> Path:
     """Where a project is on this machine: its own name below `local_root`, told apart from others of that name."""
-    home = Path(home).expanduser().absolute()
-    plain = Project(Path(local_root) / home.name)
+    remote = Path(remote).expanduser().absolute()
+    plain = Project(Path(local_root) / remote.name)
     is_free = not plain.folder.exists() or not any(plain.folder.iterdir())
-    if is_free or plain.home == home:
+    if is_free or plain.remote == remote:
         return plain.folder
-    return plain.folder.with_name(f"{home.name}-{hashlib.sha256(str(home).encode()).hexdigest()[:6]}")
+    return plain.folder.with_name(f"{remote.name}-{hashlib.sha256(str(remote).encode()).hexdigest()[:6]}")
 
 
-def open_home(home: Path, local_root: Path) -> Project:
+def open_remote(remote: Path, local_root: Path) -> Project:
     """Bring a project from its home to this machine, start its mirror, and return it. Raises as `opening` does."""
-    for _ in opening(home, local_root):
+    for _ in opening(remote, local_root):
         pass
-    return Project(local_folder(home, local_root))
+    return Project(local_folder(remote, local_root))
 
 
-def opening(home: Path, local_root: Path) -> Iterator[Copied]:
+def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
     """`open_home`, telling what is brought: settings, logs, states, datasets, caches; then the mirror is started.
 
     What is here already is not copied again. Files at home that are damaged are left out, each with a note. LoRA
     files and older images follow in the background (`bringing_loras` waits for them). Raises WorkspaceError when home
     cannot be reached or fails meanwhile; opening again goes on.
     """
-    home = Path(home).expanduser().absolute()
-    project = Project(local_folder(home, local_root))
+    remote = Path(remote).expanduser().absolute()
+    project = Project(local_folder(remote, local_root))
     notes: list[str] = []
     try:
-        _settle_in(home)
+        _settle_in(remote)
         project.sync.mkdir(parents=True, exist_ok=True)
-        if project.home is None:
-            write_json(project.home_file, {"home": str(home)})
+        if project.remote is None:
+            write_json(project.remote_file, {"home": str(remote)})
         for copied in _opening(project):
             notes += [copied.note] if copied.note else []
             yield copied
     except OSError as error:
         raise WorkspaceError(
-            f"{home} failed while the project was opened ({error}). What was brought so far stays in {project.folder}; "
-            "when the disk is mounted and well, open the project again to go on."
+            f"{remote} failed while the project was opened ({error}). What was downloaded so far is kept in "
+            f"{project.folder}. When the disk is mounted and works, open the project again to continue."
         ) from error
     write_json(project.sync / "notes.json", notes)
     service.start(project)
@@ -87,35 +87,35 @@ def bringing_loras(project: Project) -> Iterator[Copied]:
             done += count
             yield Copied("LoRA files and images", done, total, problem)
     except OSError as error:
-        raise WorkspaceError(f"{project.home} failed while LoRA files were brought ({error}); try again.") from error
+        raise WorkspaceError(f"{project.remote} failed while LoRA files were brought ({error}); try again.") from error
 
 
-def _settle_in(home: Path) -> None:
+def _settle_in(remote: Path) -> None:
     """Make a home, or find it. Raises WorkspaceError where no disk seems to be mounted."""
-    above = next(folder for folder in home.parents if folder.exists())
-    missing = home.relative_to(above).parts
-    if not home.exists() and len(missing) > 2:
+    above = next(folder for folder in remote.parents if folder.exists())
+    missing = remote.relative_to(above).parts
+    if not remote.exists() and len(missing) > 2:
         raise WorkspaceError(
-            f"{home} cannot be made: there is no {above / missing[0]}. Is the disk mounted (in Colab: "
+            f"{remote} cannot be made: there is no {above / missing[0]}. Is the disk mounted (in Colab: "
             "drive.mount('/content/drive'))? If it is, make that folder first."
         )
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / MARK).exists():
+    remote.mkdir(parents=True, exist_ok=True)
+    if not (remote / MARK).exists():
         mark = {"this is": "the home of a lorakit project", "made": f"{time.time():.0f} {os.urandom(4).hex()}"}
-        (home / MARK).write_text(json.dumps(mark) + "\n")
+        (remote / MARK).write_text(json.dumps(mark) + "\n")
 
 
 def _opening(project: Project) -> Iterator[Copied]:
     with (service.away if _is_behind(project) else service.only_one)(project) as lock:
         if lock is not None:  # a running mirror knows what home has of the runs
             sent = Sent.of(project)
-            sent.meet(project, (project.home / MARK).read_text())
+            sent.on_remote_id(project, (project.remote / MARK).read_text())
             yield from _settings(project, sent)
-            for folder in sorted((project.home / "runs").glob("*")):
+            for folder in sorted((project.remote / "runs").glob("*")):
                 if re.fullmatch(NAME, folder.name) and (folder / "config.yaml").exists():
-                    yield from Homecoming(project.run(folder.name), sent, folder).copied()
+                    yield from Restore(project.run(folder.name), sent, folder).copied()
                     sent.remember(project)
-    for folder in staging.folders(project.home):
+    for folder in staging.folders(project.remote):
         yield from staging.staging(project, folder)
     yield from staging.restoring_cache(project)
 
@@ -126,13 +126,13 @@ def _is_behind(project: Project) -> bool:
     sent, here = Sent.of(project), project.runs()
     if any(is_locked(run.lock) for run in here):
         return False
-    logs = {str(run.log.relative_to(project.folder)): project.home / "runs" / run.name / run.log.name for run in here}
+    logs = {str(run.log.relative_to(project.folder)): project.remote / "runs" / run.name / run.log.name for run in here}
     return any(log.exists() and sent.files.get(name, [0])[0] != log.stat().st_size for name, log in logs.items())
 
 
 def _settings(project: Project, sent: Sent) -> Iterator[Copied]:
     """The files beside the runs, such as settings.yaml: home's, unless this machine changed its own since."""
-    for path in sorted(project.home.iterdir()):
+    for path in sorted(project.remote.iterdir()):
         here = project.folder / path.name
         is_ours = path.name in ("runs", packs.ARCHIVES, MARK) or pending.UNSENT.fullmatch(path.name)
         is_data = (path.is_dir() or is_archive(path)) and packs.is_packed(path.name.partition(".")[0])

@@ -88,7 +88,7 @@ class Disk:
     """A place that a run writes to; `free` is None when the disk does not tell."""
 
     folder: Path
-    is_home: bool
+    is_remote: bool
     needed: int
     free: int | None
 
@@ -156,7 +156,7 @@ def forecast(config: RunConfig, project: Project, run: Run | None = None) -> For
         unknown = str(error)
     written = tuple(_written(config, found, run, sized))
     needed = sum(row.needed for row in written)
-    places = [(project.folder, False), *([(project.home, True)] if project.home else [])]
+    places = [(project.folder, False), *([(project.remote, True)] if project.remote else [])]
     return Forecast(
         done=saved_step(run) if run else 0,
         stages=told,
@@ -174,7 +174,7 @@ def forecast(config: RunConfig, project: Project, run: Run | None = None) -> For
         texts=sized.texts if sized else None,
         written=written,
         disks=tuple(
-            Disk(folder=folder, is_home=is_home, needed=needed, free=_free(folder)) for folder, is_home in places
+            Disk(folder=folder, is_remote=is_remote, needed=needed, free=_free(folder)) for folder, is_remote in places
         ),
     )
 

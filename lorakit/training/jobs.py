@@ -64,7 +64,7 @@ class Elsewhere(UserError):
 
 
 def start(run: Run) -> bool:
-    """Train a run, from its newest state to its end, in a process that outlives this one; and copy it home.
+    """Train a run, from its newest state to its end, in a process that outlives this one; upload it meanwhile.
 
     Returns False when somebody trains it already. Output goes to trainer.log in the run's folder.
     Raises ProjectError for a run without a config, NoLocks on a file system without flock, and as `share`.
@@ -90,11 +90,11 @@ def start(run: Run) -> bool:
 
 
 def share(run: Run) -> None:
-    """Before a run with a home is trained here: let its copies go there. Does nothing for one without.
+    """Start uploading before a run with a remote copy is trained here. Does nothing for one without.
 
     Raises Elsewhere when another machine trains it, which takes up to three minutes to tell if one did just now.
     """
-    if run.project.home is None:
+    if run.project.remote is None:
         return
     from lorakit.sync import service
 

@@ -34,11 +34,11 @@ def disk(tmp_path_factory):
     if reason := slow_disk.mountable():
         pytest.skip(f"no file system can be mounted here: {reason}")
     disk = slow_disk.SlowDisk(tmp_path_factory.mktemp("slow"))
-    home = disk.backing / "MyDrive" / "mofurin"
-    home.mkdir(parents=True)
-    shutil.make_archive(str(home / "dataset"), "zip", DATASET)
+    remote = disk.backing / "MyDrive" / "mofurin"
+    remote.mkdir(parents=True)
+    shutil.make_archive(str(remote / "dataset"), "zip", DATASET)
     save_config(
-        Project(home).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 2, "batch_size": 4}})
+        Project(remote).run("mofurin"), configure({**quickstart.settings(), "loop": {"epochs": 2, "batch_size": 4}})
     )
     disk.set(delay=0.05)
     yield disk
@@ -46,7 +46,7 @@ def disk(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def home(disk):
+def remote(disk):
     return disk.at / "MyDrive" / "mofurin"
 
 
@@ -59,22 +59,22 @@ def machine(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def site(machine, home):
+def site(machine, remote):
     """JupyterLab on notebooks that open this home."""
     folder = machine.mktemp("lab")
     for path in (lab.ROOT / "notebooks").glob("*.ipynb"):
-        text = path.read_text(encoding="utf-8").replace("open_project()", f"open_project(home={str(home)!r})")
+        text = path.read_text(encoding="utf-8").replace("open_project()", f"open_project(remote={str(remote)!r})")
         (folder / path.name).write_text(text, encoding="utf-8")
     with lab.server(folder) as address:
         yield address
 
 
-def project_at(home: Path) -> Project:
+def project_at(remote: Path) -> Project:
     """Where the project is worked on."""
-    return Project(local_folder(home, Path(os.environ["XDG_CACHE_HOME"]) / "lora-projects"))
+    return Project(local_folder(remote, Path(os.environ["XDG_CACHE_HOME"]) / "lora-projects"))
 
 
-def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at_the_end(notebook, home, disk):
+def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at_the_end(notebook, remote, disk):
     book = notebook("4_train")
     opening, form, training = map(book.cell_with, CELLS)
     book.run(opening)
@@ -84,7 +84,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     book.image("drive-before", first=book.cell_with("before_training(form.value"))
     book.begin(training)
     book.until(training, "/ 150", 60)
-    run = project_at(home).run("mofurin")
+    run = project_at(remote).run("mofurin")
     lab.until_step(run, 5, 120)
     disk.set(error=errno.EIO)
     failed = time.time()
@@ -100,13 +100,13 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 15, "training stood still"
     assert "All is safe" in book.run(book.cell_with("close_project"), 120)
     book.image("drive-finished")
-    marks = sorted((home / "runs" / "mofurin" / "states").glob("*/COMPLETE.json"))
+    marks = sorted((remote / "runs" / "mofurin" / "states").glob("*/COMPLETE.json"))
     assert [json.loads(mark.read_text())["step"] for mark in marks[-2:]] == [75, 150]
-    assert len(list((home / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 2
+    assert len(list((remote / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 2
 
 
-def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, home):
-    project = project_at(home)
+def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, remote):
+    project = project_at(remote)
     extend(project.run("mofurin"), 3, "stretch")
     *_, standing = service.settle(project, 60)
     assert standing.files_left == 0
@@ -119,7 +119,7 @@ def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(note
     training = book.cell_with(CELLS[2])
     book.begin(training)
     book.until(training, "/ 225", 240)  # minutes, where it has to make sure that nobody else trains
-    run = project_at(home).run("mofurin")
+    run = project_at(remote).run("mofurin")
     lab.until_step(run, 151, 120)
     print(f"a new machine's first step after {time.monotonic() - begun:.1f} s")
     assert "step 75" in book.text(training), "samples of the other machine are shown"

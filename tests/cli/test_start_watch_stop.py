@@ -103,17 +103,17 @@ def test_unknown_projects_and_runs_are_refused(run, verb, capsys):
     assert "no run 'other'" in said(capsys, verb, folder, "--run", "other", status=2)
 
 
-# ---- a project with a home -------------------------------------------------------------------------------------------
+# ---- a project with a remote copy ------------------------------------------------------------------------------------
 
 
 def test_open_and_sync_are_told_where_the_project_is(run, tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr("lorakit.sync.workspace.open_home", lambda *where: seen.append(where) or run.project)
+    monkeypatch.setattr("lorakit.sync.workspace.open_remote", lambda *where: seen.append(where) or run.project)
     monkeypatch.setattr("lorakit.sync.service.serve", seen.append)
-    home, here = tmp_path / "drive" / "mine", run.project.folder
-    assert said(capsys, "open", home, "--local", tmp_path) == f"{here}\n"
-    said(capsys, "open", home)
-    assert seen == [(home, tmp_path), (home, platforms.find(os.environ).fast)]
+    remote, here = tmp_path / "drive" / "mine", run.project.folder
+    assert said(capsys, "open", remote, "--local", tmp_path) == f"{here}\n"
+    said(capsys, "open", remote)
+    assert seen == [(remote, tmp_path), (remote, platforms.find(os.environ).fast)]
     said(capsys, "sync", here)
     assert seen[2].folder == here
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from homes import content
+from remotes import content
 
 from lorakit.data.scan import Note
 from lorakit.files.archive import ArchiveError

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from homes import content
 from PIL import Image, ImageDraw
+from remotes import content
 
 from lorakit.config import ConfigError
 from lorakit.data import DataConfig

@@ -98,10 +98,10 @@ def test_a_project_is_copied_only_where_that_makes_it_faster(tmp_path, monkeypat
         assert place.is_copied(tmp_path / "drive") == copied
 
 
-def project(folder: Path, home: Path | None = None) -> Path:
+def project(folder: Path, remote: Path | None = None) -> Path:
     folder.mkdir(parents=True)
-    if home:
-        (folder / "home.json").write_text(json.dumps({"home": str(home)}))
+    if remote:
+        (folder / "home.json").write_text(json.dumps({"home": str(remote)}))
     return folder
 
 
@@ -110,7 +110,7 @@ def test_projects_of_all_folders_are_listed_once_and_working_copies_are_none(tmp
     place = Place("Colab", (drive, disk), disk, "kept")
     assert (place.projects(), place.last()) == ([], "")
     project(drive / "a")
-    project(disk / "a-123456", home=drive / "a")
+    project(disk / "a-123456", remote=drive / "a")
     project(disk / "b")
     project(drive / ".Trash")
     (drive / "notes.txt").write_text("")

@@ -112,17 +112,17 @@ def test_two_processes_may_write_the_same_file(tmp_path):
 
 def test_a_project_lives_at_home_only_when_it_says_so(tmp_path):
     project = Project(tmp_path)
-    assert project.home is None
-    write_json(project.home_file, {"home": "/content/drive/MyDrive/角色"})
-    assert project.home == Path("/content/drive/MyDrive/角色")
+    assert project.remote is None
+    write_json(project.remote_file, {"home": "/content/drive/MyDrive/角色"})
+    assert project.remote == Path("/content/drive/MyDrive/角色")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"home": null}', '{"home": 5}'])
 def test_a_damaged_note_of_the_home_is_named_never_passed_over(text, tmp_path):
     project = Project(tmp_path)
-    project.home_file.write_text(text)
-    with pytest.raises(ProjectError, match=r"home\.json is damaged: it should say"):
-        project.home  # noqa: B018
+    project.remote_file.write_text(text)
+    with pytest.raises(ProjectError, match=r"home\.json is damaged: it should name"):
+        project.remote  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "\u732b" * 85, "x" * 230])

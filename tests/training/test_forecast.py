@@ -156,17 +156,17 @@ def test_a_base_that_is_elsewhere_leaves_sizes_unknown_and_is_not_downloaded(tmp
 
 def test_a_disk_that_would_be_filled_is_tight_at_home_too(sd15, tmp_path, monkeypatch):
     run = new_run(tmp_path / "local", sd15, HARD)
-    home = tmp_path / "home"
-    home.mkdir()
-    run.project.home_file.write_text(json.dumps({"home": str(home)}))
+    remote = tmp_path / "home"
+    remote.mkdir()
+    run.project.remote_file.write_text(json.dumps({"home": str(remote)}))
     needed = told(run).disks[0].needed
     free = {True: needed / 0.89, False: needed / 0.91}
     monkeypatch.setattr(
-        forecast.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[Path(path).is_relative_to(home)])
+        forecast.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[Path(path).is_relative_to(remote)])
     )
     local, far = told(run).disks
-    assert (far.folder, far.is_home, far.is_tight) == (home, True, False)
-    assert (local.is_home, local.is_tight) == (False, True)
+    assert (far.folder, far.is_remote, far.is_tight) == (remote, True, False)
+    assert (local.is_remote, local.is_tight) == (False, True)
 
 
 def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(sd15, tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ def test_a_project_with_a_home_is_copied_there_whether_or_not_a_trainer_is_start
     monkeypatch.setattr("lorakit.sync.service.start", mirrored.append)
     with jobs.lock_run(run):
         assert jobs.start(run) is False and mirrored == []
-        run.project.home_file.write_text(json.dumps({"home": str(tmp_path / "drive")}))
+        run.project.remote_file.write_text(json.dumps({"home": str(tmp_path / "drive")}))
         assert jobs.start(run) is False and mirrored == [run.project]
 
 

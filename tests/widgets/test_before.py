@@ -101,10 +101,10 @@ def test_memory_that_may_run_out_is_told_with_the_next_rung(told, run):
     "free, warning", [(10_000, ""), (1_100, "It will hardly fit"), (900, "It will not fit"), (None, "")]
 )
 def test_a_disk_that_fills_up_is_told_where_it_stands(told, run, free, warning):
-    disk = Disk(folder=Path("/drive"), is_home=True, needed=1_000, free=free)
+    disk = Disk(folder=Path("/drive"), is_remote=True, needed=1_000, free=free)
     text = rendered(replace(told, disks=(disk,)), run)
     assert ("fit" in text) == bool(warning) and warning in text
-    assert "at home" in text
+    assert "remote copy" in text
 
 
 @pytest.mark.parametrize(

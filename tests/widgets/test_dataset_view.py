@@ -95,7 +95,7 @@ def test_files_are_told_with_what_is_wrong_and_names_cannot_write_html(shown, tm
 
 
 def test_the_newest_run_comes_with_its_files_and_the_way_they_come_is_told(project, shown, monkeypatch, tmp_path):
-    write_json(project.home_file, {"home": str(tmp_path / "home")})
+    write_json(project.remote_file, {"home": str(tmp_path / "home")})
     run = project.run("r")
 
     def bringing(brought):

@@ -91,7 +91,7 @@ def cell(tmp_path, monkeypatch):
 
 def test_the_first_project_is_made_beside_the_notebook_and_opened_again(cell, tmp_path):
     project = entry.open_project()
-    assert project.folder == tmp_path / FOLDER / "my-lora" and project.dataset.is_dir() and project.home is None
+    assert project.folder == tmp_path / FOLDER / "my-lora" and project.dataset.is_dir() and project.remote is None
     assert entry.open_project().folder == project.folder
 
 
@@ -106,12 +106,12 @@ def test_without_a_name_the_project_that_was_used_last_is_opened(cell):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", " a", "a ", "a:b", "x" * 65, "a\n", "C:\\x"])
 def test_a_name_that_cannot_be_a_folders_is_refused(name, cell):
-    with pytest.raises(UserError, match=r"cannot be a project's name.*open_project\(home="):
+    with pytest.raises(UserError, match=r"cannot be a project's name.*open_project\(remote="):
         entry.open_project(name)
 
 
 def test_a_folder_elsewhere_is_the_project_itself_and_nothing_is_left_beside_it(cell, tmp_path):
-    project = entry.open_project(home="elsewhere/mine")
+    project = entry.open_project(remote="elsewhere/mine")
     assert project.folder == tmp_path / "elsewhere" / "mine"
     assert os.listdir(tmp_path / "elsewhere") == ["mine"]
     assert not (tmp_path / FOLDER).exists()
@@ -251,7 +251,7 @@ def colab(cell, tmp_path, monkeypatch):
 
 def test_in_colab_drive_is_mounted_and_is_the_projects_home(colab):
     project = entry.open_project()
-    assert (project.folder, project.home) == (colab.disk / "my-lora", colab.drive / "my-lora")
+    assert (project.folder, project.remote) == (colab.disk / "my-lora", colab.drive / "my-lora")
     assert "Google Drive keeps this folder." in colab.html and "lost" not in colab.html
     assert entry.open_project().folder == project.folder and len(colab.mounts) == 1
 
@@ -261,13 +261,13 @@ def test_a_new_machine_opens_the_project_that_was_used_last_on_drive(colab):
         entry.open_project(name)
     subprocess.run(["rm", "-r", colab.disk], check=True)
     project = entry.open_project()
-    assert (project.folder, project.home) == (colab.disk / "fox", colab.drive / "fox")
+    assert (project.folder, project.remote) == (colab.disk / "fox", colab.drive / "fox")
 
 
 def test_who_does_not_give_drive_is_told_that_all_is_lost_and_goes_on(colab):
     colab.answer = "no"
     project = entry.open_project()
-    assert (project.folder, project.home) == (colab.disk / "my-lora", None)
+    assert (project.folder, project.remote) == (colab.disk / "my-lora", None)
     assert "Google Drive was not mounted (Error: credential propagation was unsuccessful)." in colab.html
     assert "all of it is lost when the session ends" in colab.html
 
@@ -277,7 +277,7 @@ def test_what_was_made_without_drive_moves_there_when_it_is_mounted(colab):
     save_images(entry.open_project().dataset)
     colab.answer = "yes"
     project = entry.open_project()
-    assert (project.folder, project.home) == (colab.disk / "my-lora", colab.drive / "my-lora")
+    assert (project.folder, project.remote) == (colab.disk / "my-lora", colab.drive / "my-lora")
     assert "7 images" in colab.html and "lost" not in colab.html
 
 
@@ -285,10 +285,10 @@ def test_a_namesake_made_without_drive_keeps_its_files_and_is_told_of(colab):
     save_images(colab.disk / "my-lora" / "dataset")
     (colab.drive / "my-lora" / "dataset").mkdir(parents=True)
     project = entry.open_project()
-    assert project.home == colab.drive / "my-lora" and project.folder != colab.disk / "my-lora"
+    assert project.remote == colab.drive / "my-lora" and project.folder != colab.disk / "my-lora"
     assert f"{colab.disk / 'my-lora'} is another project of that name, made without Drive." in colab.html
     (colab.disk / "my-lora").rename(colab.disk / "other")
-    assert entry.open_project("other").home == colab.drive / "other" and "7 images" in colab.html
+    assert entry.open_project("other").remote == colab.drive / "other" and "7 images" in colab.html
 
 
 def test_when_drive_is_lost_the_copy_on_this_machine_is_opened(colab):
@@ -315,22 +315,22 @@ def test_what_copies_lack_is_told_folded(colab):
         asdict(service.Standing({}, 0, 0, "", 0.0, 1.0, False, notes=("runs/a/x.safetensors is <left out>",))),
     )
     entry.open_project()
-    assert f"1 notes on the copies in {project.home}" in colab.html
+    assert f"1 notes on the remote copy in {project.remote}" in colab.html
     assert "&lt;left out&gt;" in colab.html.rpartition("<details")[2]
 
 
 @pytest.mark.parametrize(("answer", "is_lost"), [("no", True), ("yes", False)])
 def test_closing_a_project_that_nothing_keeps_says_so(answer, is_lost, colab, tmp_path, monkeypatch):
     colab.answer = answer
-    project = entry.open_project() if is_lost else entry.open_project(home=tmp_path / "mine")
+    project = entry.open_project() if is_lost else entry.open_project(remote=tmp_path / "mine")
     monkeypatch.setattr("IPython.display.display", lambda content: View().display(content))
     close_project(project)
     assert "its only place" in colab.html and ("all of it is lost" in colab.html) == is_lost
 
 
 def test_a_folder_of_the_machine_itself_asks_for_no_drive(colab, tmp_path):
-    project = entry.open_project(home=tmp_path / "content" / "mine")
-    assert colab.mounts == [] and project.home is None
+    project = entry.open_project(remote=tmp_path / "content" / "mine")
+    assert colab.mounts == [] and project.remote is None
 
 
 # ---- the network
@@ -353,7 +353,7 @@ def test_with_all_files_local_nothing_but_this_machine_is_called(cell, tmp_path,
 
     monkeypatch.setattr(socket.socket, "connect", watched)
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    project = entry.open_project(home=tmp_path / "offline")
+    project = entry.open_project(remote=tmp_path / "offline")
     assert set(called) <= {"huggingface.co"}, "the doctor asks whether the hub is there, and nothing else does"
     called.clear()
     save_images(project.dataset)

@@ -211,8 +211,8 @@ def test_nothing_that_a_user_wrote_becomes_html(run):
 def standing(tmp_path, run, monkeypatch):
     """standing(trouble, since=seconds ago): what the copying to the project's home says."""
     write(run, started(0, 9), stepped(1), saved(run, 1), Stopped(step=1, reason=""))
-    home = tmp_path / "MyDrive" / "mine"
-    write_json(run.project.folder / "home.json", {"home": str(home)})
+    remote = tmp_path / "MyDrive" / "mine"
+    write_json(run.project.folder / "home.json", {"home": str(remote)})
 
     def tell(trouble="", *, since=0.0, confirmed=0, seen=0.0, is_running=True):
         now = time.time()

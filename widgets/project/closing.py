@@ -19,7 +19,7 @@ def close_project(project: Project, minutes: float = 30) -> None:
     """
     from IPython.display import HTML, display
 
-    if project.home is None:
+    if project.remote is None:
         place, told = platforms.find(os.environ), say("All is in {folder}, its only place.", folder=project.folder)
         is_lost = place.is_lost and place.fast in project.folder.parents
         display(HTML(box(f"{told}\n{say(place.keeps)}", AMBER) if is_lost else box(told, GREEN)))
@@ -33,12 +33,12 @@ def close_project(project: Project, minutes: float = 30) -> None:
         return
     if standing is None or standing.files_left or standing.trouble:
         return
-    if "google.colab" in sys.modules and COLAB_DRIVE in project.home.parents:
+    if "google.colab" in sys.modules and COLAB_DRIVE in project.remote.parents:
         from google.colab import drive
 
         view.update(HTML(box(say("Google Drive is taking over what was written…"), AMBER)))
         drive.flush_and_unmount()
-    view.update(HTML(box(say("All is safe in {home}. The machine may be closed.", home=project.home), GREEN)))
+    view.update(HTML(box(say("All is safe in {remote}. The machine may be closed.", remote=project.remote), GREEN)))
 
 
 def _told(standing: Standing) -> str:

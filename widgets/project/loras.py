@@ -20,11 +20,11 @@ def newest_run(project: Project) -> Run:
     """
     from IPython.display import HTML, display
 
-    if project.home is not None:
+    if project.remote is not None:
         view, drawn = display(HTML(""), display_id=True), time.monotonic()
         for copied in bringing_loras(project):
             if time.monotonic() - drawn >= REDRAW:
-                told = say("LoRA files from {home}: {done} of {total}", **_told(project, copied.done, copied.total))
+                told = say("LoRA files from {remote}: {done} of {total}", **_told(project, copied.done, copied.total))
                 view.update(HTML(f"{html.escape(told)}{bar(copied.done / max(1, copied.total))}"))
                 drawn = time.monotonic()
         view.update(HTML(aside(say("All LoRA files are on this machine."))))
@@ -32,4 +32,4 @@ def newest_run(project: Project) -> Run:
 
 
 def _told(project: Project, done: int, total: int) -> dict[str, str]:
-    return {"home": str(project.home), "done": size(done), "total": size(total)}
+    return {"remote": str(project.remote), "done": size(done), "total": size(total)}

@@ -28,7 +28,7 @@ REDRAW = 1.0  # s
 NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")  # what some disk cannot have
 
 
-def open_project(name: str = "", home: str | Path | None = None) -> Project:
+def open_project(name: str = "", remote: str | Path | None = None) -> Project:
     """Open a project, or make it, and show its card. In Colab this mounts Google Drive, where projects live for good.
 
     name   of the project's folder among this machine's projects; "" the one that was opened last, or "my-lora"
@@ -40,24 +40,24 @@ def open_project(name: str = "", home: str | Path | None = None) -> Project:
     plain_errors()
     view = DisplayHandle()
     view.display(HTML(""))
-    place, warnings = _place(home)
-    folder = Path(home).absolute() if home else place.find(_checked(name or place.last() or FIRST_NAME))
+    place, warnings = _place(remote)
+    folder = Path(remote).absolute() if remote else place.find(_checked(name or place.last() or FIRST_NAME))
     view.update(HTML(page.aside(say("opening {folder} …", folder=folder))))
     project, told = _opened(place, folder, view)
-    if not home:
+    if not remote:
         place.remember(folder.name)
     Entry(view, project, place, warnings + told).show()
     return project
 
 
-def _place(home: str | Path | None) -> tuple[Place, list[str]]:
+def _place(remote: str | Path | None) -> tuple[Place, list[str]]:
     """Where projects are, with Drive mounted if this is Colab, and what has to be said about it."""
     place, told = platforms.find(os.environ), []
-    wanted = Path(home).absolute() if home else COLAB_DRIVE
+    wanted = Path(remote).absolute() if remote else COLAB_DRIVE
     if place.name == "Colab" and COLAB_DRIVE in (wanted, *wanted.parents):
         told = _mount_drive()
         place = platforms.find(os.environ)
-    return (replace(place, keeps="") if home else place), told
+    return (replace(place, keeps="") if remote else place), told
 
 
 def _mount_drive() -> list[str]:
@@ -80,47 +80,51 @@ def _checked(name: str) -> str:
     if NO_NAME.search(name) or len(name) > 64:
         raise UserError(
             f"{name!r} cannot be a project's name: it names a folder, so use up to 64 letters, digits, spaces, '-' and "
-            "'_'; for a folder elsewhere write open_project(home='/its/path')."
+            "'_'; for a folder elsewhere write open_project(remote='/its/path')."
         )
     return name
 
 
 def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, list[str]]:
     """The project at `folder`, brought to the machine's own disk if its home is slow, and what to say of that."""
-    home = _home(place, folder)
-    if home is None:
+    remote = _remote(place, folder)
+    if remote is None:
         project = Project(folder)
         project.dataset.mkdir(parents=True, exist_ok=True)
         return project, []
-    project = Project(local_folder(home, place.fast))
-    if project.home and not platforms.is_there(home):
-        told = say("{home} is out of reach. This is the copy on the machine's own disk; it goes home later.", home=home)
+    project = Project(local_folder(remote, place.fast))
+    if project.remote and not platforms.is_there(remote):
+        told = say(
+            "{remote} is out of reach. This is the copy on the machine's own disk; it goes home later.", remote=remote
+        )
         return project, [told]
     drawn = 0.0
-    for copied in opening(home, place.fast):
+    for copied in opening(remote, place.fast):
         if time.monotonic() - drawn >= REDRAW:
             done = f"{copied.done / 1e6:.0f} / {copied.total / 1e6:.0f} MB" if copied.total else ""
-            view.update(HTML(page.aside(say("bringing {what} from {home} …", what=f"{copied.what} {done}", home=home))))
+            view.update(
+                HTML(page.aside(say("bringing {what} from {remote} …", what=f"{copied.what} {done}", remote=remote)))
+            )
             drawn = time.monotonic()
     project.dataset.mkdir(exist_ok=True)
     return project, [*notes(project), *_namesake(place, project)]
 
 
-def _home(place: Place, folder: Path) -> Path | None:
+def _remote(place: Place, folder: Path) -> Path | None:
     """Where the project at `folder` lives for good, if that is slow. One that was made on the machine's own disk while
     Drive was not there moves to Drive."""
     if folder.parent != place.fast:
         return folder if place.is_copied(folder) else None
-    local, home = Project(folder), place.folders[0] / folder.name
-    if local.home is None and folder.exists() and place.is_copied(home) and not platforms.is_there(home):
-        write_json(local.home_file, {"home": str(home)})
-    return local.home
+    local, remote = Project(folder), place.folders[0] / folder.name
+    if local.remote is None and folder.exists() and place.is_copied(remote) and not platforms.is_there(remote):
+        write_json(local.remote_file, {"home": str(remote)})
+    return local.remote
 
 
 def _namesake(place: Place, project: Project) -> list[str]:
     """A warning of another project of this name, which was made while Drive was not there."""
-    other = Project(place.fast / project.home.name)
-    if other.home or not other.runs() and not any(other.dataset.rglob("*")):
+    other = Project(place.fast / project.remote.name)
+    if other.remote or not other.runs() and not any(other.dataset.rglob("*")):
         return []
     return [
         say(

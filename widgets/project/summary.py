@@ -33,14 +33,14 @@ def render(project: Project, place: Place, findings: Iterable[Finding], warnings
 
 
 def _name(project: Project) -> str:
-    return (project.home or project.folder).name
+    return (project.remote or project.folder).name
 
 
 def _where(project: Project, place: Place) -> str:
-    if project.home is None:
+    if project.remote is None:
         told = say("in {folder}", folder=project.folder)
     else:
-        told = say("lives in {home}, is worked on in {folder}", home=project.home, folder=project.folder)
+        told = say("lives in {remote}, is worked on in {folder}", remote=project.remote, folder=project.folder)
     return page.aside(f"{told} · {say(place.keeps)}" if place.keeps and not place.is_lost else told)
 
 
@@ -49,7 +49,7 @@ def _holds(project: Project) -> str:
     reg = project.dataset / "reg"
     files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
     count = sum(reg not in file.parents for file in files)
-    wanted = (project.home or project.folder) / "dataset"
+    wanted = (project.remote or project.folder) / "dataset"
     told = say("{n} images", n=count) if count else say("No images yet: they go into {folder}", folder=wanted)
     runs = [_state(run) for run in project_status(project)]
     lines = [told, *runs] if runs else [f"{told} · {say('no runs yet')}"]
@@ -93,9 +93,9 @@ def _left_out(project: Project) -> str:
     if standing is None or not standing.notes:
         return ""
     lines = "".join(f"<div>{html.escape(note)}</div>" for note in standing.notes)
+    title = say("{n} notes on the remote copy in {remote}", n=len(standing.notes), remote=project.remote)
     return (
-        f'<details style="margin:6px 0"><summary style="cursor:pointer">'
-        f"{html.escape(say('{n} notes on the copies in {home}', n=len(standing.notes), home=project.home))}</summary>"
+        f'<details style="margin:6px 0"><summary style="cursor:pointer">{html.escape(title)}</summary>'
         f'<div style="font-size:12px;margin:4px 0 0 16px">{lines}</div></details>'
     )
 

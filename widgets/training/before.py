@@ -329,7 +329,7 @@ def _disks(told: Forecast) -> str:
 
 
 def _disk(disk: Disk) -> str:
-    label = say("at home") if disk.is_home else say("on this machine")
+    label = say("remote copy") if disk.is_remote else say("on this machine")
     if disk.free is None:
         return _row(label, say("{needed} more; how much is free is not known", needed=size(disk.needed)))
     colour = RED if disk.is_tight else BLUE

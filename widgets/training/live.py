@@ -124,7 +124,7 @@ class _Screen:
 
     def ask_elsewhere(self) -> None:
         """Say what takes its time before a run with a home is started."""
-        if self.run.project.home is not None and not jobs.is_alive(self.run):
+        if self.run.project.remote is not None and not jobs.is_alive(self.run):
             self.note = say("Making sure that no other machine trains this run (up to 3 minutes)…")
             self.draw()
             self.note = ""
@@ -218,16 +218,16 @@ def kept(run: Run, history: History, now: float) -> list[str]:
     if history.saved:
         ago = span(now - history.saved_at)
         told = [say("saved here: step {step} ({span} ago)", step=history.saved.step, span=ago)]
-    if run.project.home is None:
+    if run.project.remote is None:
         return told
     from lorakit.sync import service
 
-    standing, home = service.standing(run.project), home_name(run.project.home)
+    standing, remote = service.standing(run.project), remote_name(run.project.remote)
     confirmed = standing.confirmed.get(run.name, 0) if standing else 0
     if confirmed:
-        told.append(say("safe on {home}: step {step}", home=home, step=confirmed))
+        told.append(say("safe on {remote}: step {step}", remote=remote, step=confirmed))
     else:
-        told.append(say("nothing safe on {home} yet", home=home))
+        told.append(say("nothing safe on {remote} yet", remote=remote))
     if standing and standing.files_left:
         told.append(say("{files} files ({size}) to copy", files=standing.files_left, size=size(standing.bytes_left)))
     return told
@@ -235,7 +235,7 @@ def kept(run: Run, history: History, now: float) -> list[str]:
 
 def trouble(project: Project, now: float) -> str:
     """A banner when files do not get home: "" for a hiccup, amber at first, then red."""
-    if project.home is None:
+    if project.remote is None:
         return ""
     from lorakit.sync import service
 
@@ -253,13 +253,13 @@ def trouble(project: Project, now: float) -> str:
     else:
         return ""
     since = say("Since {span}. Training does not wait for it.", span=span(lasted))
-    title = say("Not safe on {home}", home=home_name(project.home))
+    title = say("Not safe on {remote}", remote=remote_name(project.remote))
     return box(f"{text}\n{since}", AMBER if lasted < LONG else RED, title)
 
 
-def home_name(home: Path) -> str:
+def remote_name(remote: Path) -> str:
     """What people call the place where a project lives for good."""
-    return "Drive" if "drive" in str(home).lower() else str(home)
+    return "Drive" if "drive" in str(remote).lower() else str(remote)
 
 
 def _ending(run: Run, history: History, state: str) -> str:

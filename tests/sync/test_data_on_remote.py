@@ -7,7 +7,7 @@ import shutil
 import time
 
 import pytest
-from homes import QUICK, content, opened, save_data, serving, until
+from remotes import QUICK, content, opened, save_data, serving, until
 
 from lorakit.sync import packs, service
 from lorakit.sync.pending import Due, Pass, Sent
@@ -44,7 +44,7 @@ def mirrored(project) -> None:
 
 def elsewhere(project, root):
     """The same project on another machine, which has nothing yet."""
-    return opened(project.home, root)
+    return opened(project.remote, root)
 
 
 def set_aside(project, name: str) -> None:
@@ -61,7 +61,7 @@ def contents(record: dict) -> set[str]:
 
 def at_home(project) -> set[str]:
     """The content of all files that home's archives have."""
-    lists = [json.loads(file.read_bytes()) for file in (project.home / packs.ARCHIVES).glob("*.json")]
+    lists = [json.loads(file.read_bytes()) for file in (project.remote / packs.ARCHIVES).glob("*.json")]
     return set().union(*map(contents, lists))
 
 
@@ -74,7 +74,7 @@ def test_all_that_the_data_tools_leave_comes_back_on_a_new_machine(project, tmp_
     lock = project.folder / "tags/book.lock"
     lock.touch()
     mirrored(project)
-    assert not any((project.home / name).exists() for name in ("tags", "prepared", "set-aside")), "packed"
+    assert not any((project.remote / name).exists() for name in ("tags", "prepared", "set-aside")), "packed"
     assert lock.exists()
     lock.unlink()
     assert content(elsewhere(project, tmp_path / "new").folder) == content(project.folder)
@@ -130,17 +130,17 @@ def test_an_image_that_moves_is_at_home_at_every_moment(project, way):
     )
     for _ in Pass(project, Sent.of(project), due).lines():
         assert before <= at_home(project)
-    assert (project.home / packs.ARCHIVES / "set-aside.json").exists()
+    assert (project.remote / packs.ARCHIVES / "set-aside.json").exists()
 
 
 def test_an_image_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_get_there(project):
     set_aside(project, "2_mofu/000.png")
     before = at_home(project)
-    packs.manifest(project.home, "set-aside").mkdir()  # where no list can be written
+    packs.manifest(project.remote, "set-aside").mkdir()  # where no list can be written
     due = Due(logs=True, packs=("dataset", "set-aside"), training={}, told=frozenset())
     with pytest.raises(OSError):
         list(Pass(project, Sent.of(project), due).lines())
-    packs.manifest(project.home, "set-aside").rmdir()
+    packs.manifest(project.remote, "set-aside").rmdir()
     assert before <= at_home(project)
 
 
@@ -148,7 +148,7 @@ def test_what_comes_image_by_image_does_not_send_all_others_again_for_each(proje
     monkeypatch.setattr(packs, "LARGE", 1000)  # bytes; the four images there have 400 each
 
     def is_due(quiet: float, folder: str = "dataset", **hurry) -> bool:
-        watching = service.Mirror(project, QUICK, 0)
+        watching = service.SyncService(project, QUICK, 0)
         watching._look()
         return watching._is_quiet(folder, hurry.get("hurry", False), time.monotonic() + quiet * QUICK.quiet)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from homes import QUICK, begin, opened, plain_home, save_data, served, serving, state, until, whole_states
+from remotes import QUICK, begin, opened, plain_remote, save_data, served, serving, state, until, whole_states
 from slow_disk import SlowDisk, mountable
 
 from lorakit.files.copying import CorruptCopy, copy_verified
@@ -22,7 +22,7 @@ from lorakit.sync.service import Standing
 
 fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")
 
-plain, serve = pytest.fixture(plain_home), pytest.fixture(served)
+plain, serve = pytest.fixture(plain_remote), pytest.fixture(served)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_trouble_is_told_and_caught_up_with_when_the_disk_is_back(name, disk, pr
     state(run, 2, 60_000)
     found = until(project, lambda found: words in found.trouble)
     assert time.time() - begun < 10 and begun - 1 < found.since < time.time() and found.is_running
-    assert str(project.home) in found.trouble and "MB) are not safe at home yet" in found.trouble
+    assert str(project.remote) in found.trouble and "MB) are not safe at home yet" in found.trouble
     state(run, 3, 60_000)
     rotate(run)
     assert until(project, lambda found: found.bytes_left >= 60_000).confirmed == {"r": 1}
@@ -159,7 +159,7 @@ def test_a_slow_disk_is_no_trouble(disk, project, serve):
     assert whole_states(disk.backing / "lorakit/mofu") == [1]
 
 
-def kill_often(home: Path, project: Project, times: int) -> None:
+def kill_often(remote: Path, project: Project, times: int) -> None:
     """Kill a mirror at random moments of its work; look at home before and after its copier notices."""
     chance, run = random.Random(0), project.run("r")
     for step in range(1, times + 1):
@@ -167,22 +167,22 @@ def kill_often(home: Path, project: Project, times: int) -> None:
         rotate(run)
         process = serving(project, linger=600.0)
         time.sleep(0.15 + chance.uniform(0, 0.6))
-        before = whole_states(home)
+        before = whole_states(remote)
         process.kill()
         process.wait()
-        assert max(whole_states(home), default=0) >= max(before, default=0)
+        assert max(whole_states(remote), default=0) >= max(before, default=0)
         time.sleep(0.1)
-        assert len(whole_states(home)) >= min(2, len(before))
+        assert len(whole_states(remote)) >= min(2, len(before))
     process = serving(project, linger=600.0)
     try:
         until(project, is_settled)
-        assert whole_states(home)[-1] == times
+        assert whole_states(remote)[-1] == times
         state(run, times + 1)  # with which goes what a killed copier wrote to its end
         until(project, lambda found: found.confirmed["r"] == times + 1 and is_settled(found))
     finally:
         process.kill()
         process.wait()
-    assert not list(home.rglob("*.part"))
+    assert not list(remote.rglob("*.part"))
 
 
 @fuse
@@ -192,13 +192,13 @@ def test_a_mirror_killed_at_any_moment_leaves_no_half_state(disk, project):
 
 
 def test_a_mirror_killed_at_any_moment_leaves_no_half_state_in_a_plain_folder(plain):
-    kill_often(plain.home, plain, 4)
+    kill_often(plain.remote, plain, 4)
 
 
 def test_a_plain_folder_that_cannot_be_written_is_told_and_caught_up_with(plain, serve):
     serve(plain)
     until(plain, is_settled)
-    states = plain.home / "runs/r/states"
+    states = plain.remote / "runs/r/states"
     states.write_text("in the way")
     state(plain.run("r"), 1)
     found = until(plain, lambda found: "Not a directory" in found.trouble)
@@ -229,7 +229,7 @@ def test_a_real_disk_that_is_full_is_told_and_caught_up_with(tmp_path, serve):
         until(project, lambda found: found.confirmed.get("r") == 1)
         state(project.run("r"), 2, 150_000)
         until(project, lambda found: "is full" in found.trouble)
-        assert whole_states(project.home) == [1]
+        assert whole_states(project.remote) == [1]
         (disk / "else").unlink()
         assert until(project, is_settled).confirmed == {"r": 2}
     finally:
@@ -240,11 +240,11 @@ def test_a_real_disk_that_is_full_is_told_and_caught_up_with(tmp_path, serve):
 def test_a_plain_folder_that_is_gone_is_told_never_made_again(words, plain, serve):
     serve(plain)
     until(plain, is_settled)
-    plain.home.rename(plain.home.with_name("away"))
+    plain.remote.rename(plain.remote.with_name("away"))
     state(plain.run("r"), 1)
     until(plain, lambda found: words in found.trouble)
-    assert not plain.home.exists()
-    plain.home.with_name("away").rename(plain.home)
+    assert not plain.remote.exists()
+    plain.remote.with_name("away").rename(plain.remote)
     assert until(plain, is_settled).confirmed == {"r": 1}
 
 
@@ -261,15 +261,15 @@ def test_whoever_asks_a_hanging_disk_who_trains_does_not_hang(disk, project, mon
 @fuse
 def test_opening_many_small_images_on_a_slow_disk(disk, tmp_path):
     """Once from the folder, many at a time; from then on from two archives."""
-    home = disk.at / "mofu"
+    remote = disk.at / "mofu"
     save_data(disk.backing / "mofu/dataset", 40)
     disk.set(delay=0.02, lookup=0.005)
-    project = opened(home, tmp_path / "one")
+    project = opened(remote, tmp_path / "one")
     disk.calls()
     disk.set()
     assert serving(project).wait(30) == 0
     disk.calls()
-    opened(home, tmp_path / "two")
+    opened(remote, tmp_path / "two")
     assert not [call for call in disk.calls() if call.startswith(("open /mofu/dataset/", "read /mofu/dataset/"))]
     assert workspace.notes(Project(tmp_path / "two/mofu")) == ()
 

@@ -68,11 +68,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(name): path.read_bytes() for name, path in files if not any(p.startswith(".") for p in name.parts)}
 
 
-def opened(home: Path, root: Path) -> Project:
+def opened(remote: Path, root: Path) -> Project:
     """open_home, and no mirror started by it."""
     begun, service.start = service.start, lambda project: False
     try:
-        return workspace.open_home(home, root)
+        return workspace.open_remote(remote, root)
     finally:
         service.start = begun
 
@@ -97,10 +97,10 @@ def until(project: Project, true, seconds: float = 20.0) -> Standing:
     return found
 
 
-def whole_states(home: Path, name: str = "r") -> list[int]:
+def whole_states(remote: Path, name: str = "r") -> list[int]:
     """The steps of the states at home that look complete; fails for one that is not."""
     found = []
-    for mark in sorted((home / "runs" / name / "states").glob("*/COMPLETE.json")):
+    for mark in sorted((remote / "runs" / name / "states").glob("*/COMPLETE.json")):
         told = json.loads(mark.read_bytes())
         data = (mark.parent / "state.pt").read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (told["bytes"], told["sha256"]), f"{mark.parent} lies"
@@ -108,7 +108,7 @@ def whole_states(home: Path, name: str = "r") -> list[int]:
     return found
 
 
-def plain_home(tmp_path: Path) -> Project:
+def plain_remote(tmp_path: Path) -> Project:
     """A fixture's function: a project whose home is a plain folder, with a run that has begun."""
     (tmp_path / "drive/lorakit").mkdir(parents=True)
     found = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")

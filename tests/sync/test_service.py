@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from homes import ROOT, opened, plain_home, safetensors, save_data, served, serving, state, until, whole_states
+from remotes import ROOT, opened, plain_remote, safetensors, save_data, served, serving, state, until, whole_states
 
 from lorakit.errors import UserError
 from lorakit.files import write_json
 from lorakit.project import Project
-from lorakit.sync import pending as outbox
+from lorakit.sync import pending
 from lorakit.sync import service
 from lorakit.sync.pending import Due, Pass, Sent
 from lorakit.sync.remote_lock import read_stamp
 from lorakit.sync.service import Pace, Standing
 
-plain, serve = pytest.fixture(plain_home), pytest.fixture(served)
+plain, serve = pytest.fixture(plain_remote), pytest.fixture(served)
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def test_everything_goes_home_but_what_is_of_this_machine_alone(plain, serve):
     (plain.folder / "settings.yaml").write_text("")
     serve(plain)
     standing = until(plain, is_settled)
-    there = {str(path.relative_to(plain.home)) for path in plain.home.rglob("*") if path.is_file()}
+    there = {str(path.relative_to(plain.remote)) for path in plain.remote.rglob("*") if path.is_file()}
     assert {name for name in there if not name.startswith("archives/")} == {
         "lorakit.json", "settings.yaml", "runs/r/config.yaml", "runs/r/fingerprint.json", "runs/r/events.jsonl",
         "runs/r/trainer.log", "runs/r/samples/step-000000-0.png", "runs/r/states/00000010/state.pt",
@@ -87,7 +87,7 @@ def test_a_name_that_is_no_utf_8_ends_no_mirror(plain, serve):
     (plain.folder / name).write_text("x")
     mirrors = serve(plain)
     until(plain, is_settled)
-    assert (plain.home / name).exists() and mirrors.poll() is None
+    assert (plain.remote / name).exists() and mirrors.poll() is None
     assert name in Sent.of(plain).files
 
 
@@ -95,11 +95,11 @@ def test_a_clock_that_is_put_back_silences_no_trainer_to_other_machines(plain, t
     code = (
         "import os, sys, time; clock = time.time\n"
         "time.time = lambda: clock() - 3600 * os.path.exists(sys.argv[2])\n"
-        "from homes import QUICK; from lorakit.sync.service import serve; from lorakit.project import Project\n"
+        "from remotes import QUICK; from lorakit.sync.service import serve; from lorakit.project import Project\n"
         "serve(Project(sys.argv[1]), QUICK)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "builders")))}
-    command, stamp = [sys.executable, "-c", code, str(plain.folder), str(tmp_path / "back")], plain.home / "runs/r"
+    command, stamp = [sys.executable, "-c", code, str(plain.folder), str(tmp_path / "back")], plain.remote / "runs/r"
     with somebody_training(plain.run("r")):
         process = subprocess.Popen(command, env=environment)
         try:
@@ -123,17 +123,17 @@ def test_what_is_no_file_is_passed_over_and_the_rest_goes_home(plain, serve):
     state(plain.run("r"), 10)
     serve(plain)
     assert until(plain, lambda found: found.confirmed["r"] == 10 and is_settled(found)).notes == ()
-    assert len(list((plain.home / "archives").iterdir())) == 3
+    assert len(list((plain.remote / "archives").iterdir())) == 3
 
 
 def test_files_that_home_cannot_have_keep_no_state_back(plain, serve):
     for name in "abcd":
         (plain.folder / name).write_text("x")
-        (plain.home / name / "in the way").mkdir(parents=True)
+        (plain.remote / name / "in the way").mkdir(parents=True)
     state(plain.run("r"), 10)
     serve(plain)
     assert "is a directory" in until(plain, lambda found: found.confirmed["r"] and found.trouble).trouble.lower()
-    assert whole_states(plain.home) == [10] and (plain.home / "runs/r/config.yaml").exists()
+    assert whole_states(plain.remote) == [10] and (plain.remote / "runs/r/config.yaml").exists()
 
 
 def test_a_run_deleted_at_home_goes_there_again_whole_while_it_goes_on(plain):
@@ -141,18 +141,18 @@ def test_a_run_deleted_at_home_goes_there_again_whole_while_it_goes_on(plain):
     for step in (1, 2):
         state(run, step)
     send(plain, sent)
-    shutil.rmtree(plain.home / "runs/r")
+    shutil.rmtree(plain.remote / "runs/r")
     send(plain, sent)
-    assert not (plain.home / "runs").exists() or not whole_states(plain.home), "nobody trains it"
+    assert not (plain.remote / "runs").exists() or not whole_states(plain.remote), "nobody trains it"
     state(run, 3)
     send(plain, sent)
-    assert whole_states(plain.home) == [2, 3]
-    assert {path.name for path in (plain.home / "runs/r").iterdir()} >= {"config.yaml", "fingerprint.json", "samples"}
+    assert whole_states(plain.remote) == [2, 3]
+    assert {path.name for path in (plain.remote / "runs/r").iterdir()} >= {"config.yaml", "fingerprint.json", "samples"}
 
 
 def test_the_log_at_home_is_never_behind_its_newest_state_and_only_grows(plain, serve):
     run, seen = plain.run("r"), b""
-    log = plain.home / "runs/r/events.jsonl"
+    log = plain.remote / "runs/r/events.jsonl"
     with somebody_training(run):
         serve(plain, logs=600.0)
         for step in range(1, 6):
@@ -172,7 +172,9 @@ def test_lora_files_are_at_home_before_a_state_that_is_beyond_them(plain):
     for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
         if "states" in line:
             break  # the machine is lost with the first state at home
-    assert whole_states(plain.home) and sorted(os.listdir(plain.home / "runs/r/lora")) == sorted(os.listdir(run.loras))
+    assert whole_states(plain.remote) and sorted(os.listdir(plain.remote / "runs/r/lora")) == sorted(
+        os.listdir(run.loras)
+    )
 
 
 def test_a_trainer_that_saves_while_lora_files_are_sent_keeps_no_state_back(plain):
@@ -186,33 +188,33 @@ def test_a_trainer_that_saves_while_lora_files_are_sent_keeps_no_state_back(plai
         if "/lora/" in line.get("sent", "") and (step := next(steps, 0)):
             state(run, step)
             rotate(run)
-    assert whole_states(plain.home) == [3, 4]
+    assert whole_states(plain.remote) == [3, 4]
 
 
 def test_a_log_that_was_changed_at_home_is_written_anew(plain):
     sent = Sent.of(plain)
     send(plain, sent)
-    (plain.home / "runs/r/events.jsonl").write_text("{")
+    (plain.remote / "runs/r/events.jsonl").write_text("{")
     with open(plain.run("r").log, "a") as log:
         log.write("more\n")
     send(plain, sent)
-    assert (plain.home / "runs/r/events.jsonl").read_bytes() == plain.run("r").log.read_bytes()
+    assert (plain.remote / "runs/r/events.jsonl").read_bytes() == plain.run("r").log.read_bytes()
 
 
 def test_a_state_that_was_rotated_away_here_is_left_out(plain, monkeypatch):
     run, sent = plain.run("r"), Sent.of(plain)
     for step in (1, 2):
         state(run, step)
-    pending = outbox.unsent_states
+    unsent_states = pending.unsent_states
 
     def then_rotated(run, sent):
-        found = pending(run, sent)
+        found = unsent_states(run, sent)
         rotate(run, keep=1)
         return found
 
-    monkeypatch.setattr(outbox, "unsent_states", then_rotated)
+    monkeypatch.setattr(pending, "unsent_states", then_rotated)
     send(plain, sent)
-    assert whole_states(plain.home) == [2]
+    assert whole_states(plain.remote) == [2]
 
 
 def test_a_state_that_is_damaged_here_does_not_go_home(plain):
@@ -223,7 +225,7 @@ def test_a_state_that_is_damaged_here_does_not_go_home(plain):
     (run.states / "00000002/state.pt").write_bytes(bytes(5000))
     with pytest.raises(OSError, match="the file to be copied is damaged"):
         send(plain, sent)
-    assert whole_states(plain.home) == [1]
+    assert whole_states(plain.remote) == [1]
 
 
 def test_a_state_saved_again_replaces_the_one_of_its_step(plain):
@@ -231,13 +233,13 @@ def test_a_state_saved_again_replaces_the_one_of_its_step(plain):
     for seed in (0, 1):
         data = state(run, 1, seed=seed)
         send(plain, sent)
-    assert whole_states(plain.home) == [1] and (plain.home / "runs/r/states/00000001/state.pt").read_bytes() == data
+    assert whole_states(plain.remote) == [1] and (plain.remote / "runs/r/states/00000001/state.pt").read_bytes() == data
 
 
-def test_a_project_without_a_home_has_no_mirror(tmp_path):
+def test_a_project_without_a_remote_copy_has_no_service(tmp_path):
     project = Project(tmp_path)
     assert not service.start(project) and service.standing(project) is None and list(service.settle(project, 1)) == []
-    with pytest.raises(UserError, match="has no home to be copied to"):
+    with pytest.raises(UserError, match="has no remote copy"):
         service.serve(project)
 
 
@@ -253,7 +255,7 @@ def test_settling_starts_the_mirror_and_ends_when_all_is_safe(plain, monkeypatch
     save_data(plain.dataset)
     seen = list(service.settle(plain, timeout=30))
     assert seen[-1].files_left == 0 and seen[-1].confirmed == {"r": 1} and len(seen) < 40
-    assert seen[0].files_left > 0 and whole_states(plain.home) == [1]
+    assert seen[0].files_left > 0 and whole_states(plain.remote) == [1]
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         if str(plain.folder).encode() in process.read_bytes():
             os.kill(int(process.parent.name), 9)
@@ -267,7 +269,7 @@ def test_nothing_is_called_safe_that_was_written_after_the_last_look(plain, serv
         (plain.folder / "note.txt").write_text(note)
         while (found := service.standing(plain)).seen <= written or not is_settled(found):
             time.sleep(0.002)
-        assert (plain.home / "note.txt").read_text() == note
+        assert (plain.remote / "note.txt").read_text() == note
 
 
 def test_what_is_left_is_told_without_a_mirror(plain):
@@ -277,8 +279,8 @@ def test_what_is_left_is_told_without_a_mirror(plain):
 
 
 def test_what_other_machines_are_told_of_a_trainer(plain, serve, tmp_path):
-    run, stamp = plain.run("r"), plain.home / "runs/r/trainer.json"
-    other = opened(plain.home, tmp_path / "other").run("r")
+    run, stamp = plain.run("r"), plain.remote / "runs/r/trainer.json"
+    other = opened(plain.remote, tmp_path / "other").run("r")
     serve(plain)
     with somebody_training(run):
         state(run, 7)
@@ -294,7 +296,7 @@ def test_what_other_machines_are_told_of_a_trainer(plain, serve, tmp_path):
 
 
 def test_a_stamp_that_nobody_renews_is_dead(plain):
-    stamp = plain.home / "runs/r/trainer.json"
+    stamp = plain.remote / "runs/r/trainer.json"
     stamp.parent.mkdir(parents=True)
     write_json(stamp, {"machine": "colab 1", "time": time.time(), "step": 3})
     begun = time.time()
@@ -307,7 +309,7 @@ def test_a_stamp_that_nobody_renews_is_dead(plain):
 
 
 def test_two_machines_that_train_one_run_are_told_and_nothing_is_overwritten(plain, serve):
-    run, stamp = plain.run("r"), plain.home / "runs/r/trainer.json"
+    run, stamp = plain.run("r"), plain.remote / "runs/r/trainer.json"
     serve(plain, stamp=0.2)
     with somebody_training(run):
         until(plain, lambda found: stamp.exists() and is_settled(found))

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from homes import opened, serving
-from homes import until as until_standing
+from remotes import opened, serving
+from remotes import until as until_standing
 from sittings import HARD, assert_same_end, at, copy_of, new_run, until
 from slow_disk import SlowDisk, mountable
 from tiny import save_images, save_sd15, settings
@@ -60,8 +60,8 @@ def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, t
     """Home hangs from the first step to the last state of the first machine; then the disk is back, that machine is
     lost with all of its files, and another one goes on from home."""
     save_images(disk.backing / "lorakit/mofu/dataset")
-    home = disk.at / "lorakit/mofu"
-    project = opened(home, tmp_path / "first")
+    remote = disk.at / "lorakit/mofu"
+    project = opened(remote, tmp_path / "first")
     run = run_in(project, tiny)
     uncut = copy_of(run, tmp_path / "uncut")
     mirror = serving(project, linger=600.0)
@@ -81,7 +81,7 @@ def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, t
         mirror.wait()
     shutil.rmtree(tmp_path / "first")
 
-    second = opened(home, tmp_path / "second").run("r")
+    second = opened(remote, tmp_path / "second").run("r")
     disk.unmount()  # what is not here cannot be read
     again = list(train(second))
     assert [event.step for event in again if isinstance(event, Stepped)] == [5, 6]
