@@ -82,7 +82,7 @@ class Project:
         except (ValueError, LookupError, TypeError) as error:
             raise ProjectError(
                 f"{self.remote_file} is damaged: it should name the folder of the remote copy, such as "
-                '{"home": "/content/drive/MyDrive/lorakit/mine"}. Write that, or open the project by its remote copy again.'
+                '{"home": "/content/drive/MyDrive/lorakit/mine"}. Write that, or open it by its remote copy again.'
             ) from error
 
     def run(self, name: str) -> Run:

@@ -18,8 +18,7 @@ from remotes import ROOT, opened, plain_remote, safetensors, save_data, served, 
 from lorakit.errors import UserError
 from lorakit.files import write_json
 from lorakit.project import Project
-from lorakit.sync import pending
-from lorakit.sync import service
+from lorakit.sync import pending, service
 from lorakit.sync.pending import Due, Pass, Sent
 from lorakit.sync.remote_lock import read_stamp
 from lorakit.sync.service import Pace, Standing

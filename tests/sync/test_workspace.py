@@ -200,7 +200,9 @@ def test_a_disk_that_fails_meanwhile_is_one_sentence(remote, tmp_path, trained, 
         raise OSError(107, "Transport endpoint is not connected")
 
     monkeypatch.setattr(workspace, "copied_file", gone)
-    with pytest.raises(WorkspaceError, match="failed while the project was opened .*open the project again to go on"):
+    with pytest.raises(
+        WorkspaceError, match="failed while the project was opened .*open the project again to continue"
+    ):
         opened(remote, tmp_path / "new")
 
 
