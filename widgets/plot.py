@@ -1,19 +1,34 @@
-"""The one way to draw curves in a cell: small images that every notebook keeps, on light and on dark pages."""
+"""Curves and bars in a cell: small SVG images by matplotlib that every notebook keeps, on light and on dark pages."""
 
 from __future__ import annotations
 
 import base64
 import html
+import io
 import math
+import re
+import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from widgets.page import BLUE, GREY
 
-PAIRS = 150  # of points of a curve that are drawn at most: the lowest and the highest of each stretch
-SPARK = 24  # the same of a curve as small as a word
-SIZE = 1000  # of the plane that curves are drawn in; it is stretched to the room that there is
-LEFT, TOP, BOTTOM = 46, 6, 20  # px around it, for the numbers
-OUTLIERS = 0.98  # when there are many points, so many of them decide how high the image is
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAIRS = 150  # (lowest, highest) pairs of points that are drawn of a curve at most
+SPARK_PAIRS = 24  # the same for a curve as small as a word
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 6, 20  # px around the plane, for the numbers at its edges
+OUTLIERS = 0.98  # of many points, the lower 98 % decide how high the image is
+FONT = "DejaVu Sans"  # comes with matplotlib, which measures by it; the page shows its own sans-serif
+STYLE = {
+    "svg.fonttype": "none",  # letters stay text: smaller files, and the page's own font
+    "svg.hashsalt": "lorakit",  # without it every image has other ids
+    "font.family": [FONT],
+    "font.size": 11,
+    "path.simplify": False,  # curves are thinned here, so that their number of points has a bound
+}
 
 
 @dataclass(frozen=True)
@@ -28,33 +43,6 @@ class Curve:
     opacity: float = 1
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Where numbers from `low` to `high` are placed along an axis, 0 to 1."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        if self.log:
-            return math.log10(max(value, self.low) / self.low) / math.log10(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self, count: int) -> list[float]:
-        """About `count` numbers that are easy to read."""
-        if self.log and math.log10(self.high / self.low) >= 1:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            few = len(powers) > count / 2
-            found = [digit * 10.0**power for power in powers for digit in ((1,) if few else (1, 2, 5))]
-            return [value for value in found if self.low <= value <= self.high * 1.0001]
-        rough = (self.high - self.low) / count
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(digit * unit for digit in (1, 2, 5, 10) if digit * unit >= rough * 0.999)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [i * step for i in range(first, last + 1)]
-
-
 def lines(
     curves: list[Curve],
     *,
@@ -65,32 +53,34 @@ def lines(
     width: int = 720,
     height: int = 200,
 ) -> str:
-    """HTML of a plot at most `width` px wide and `height` px high; the legend tells each curve's last value.
+    """HTML of a plot at most `width` px wide and `height` px high; the legend shows each curve's last value.
 
     `marks` are x of faint vertical lines. Points that are not finite (with `log_y`: not above 0) are left out. "" when
     no curve has points. A few spikes among many points may leave the image.
     """
-    good = [[(x, y) for x, y in curve.points if math.isfinite(y) and (y > 0 or not log_y)] for curve in curves]
-    if not any(good):
+    finite = [[(x, y) for x, y in curve.points if math.isfinite(y) and (y > 0 or not log_y)] for curve in curves]
+    if not any(finite):
         return ""
-    xs = Scale(*_apart(min(p[0][0] for p in good if p), max(p[-1][0] for p in good if p)))
-    ys = _heights([y for points in good for _, y in points], log_y)
-    drawn = [
-        f'<path d="M{xs.place(mark) * SIZE:.0f} 0V{SIZE}" stroke="{GREY}" stroke-opacity=".5" stroke-dasharray="2 3" '
-        f'fill="none" vector-effect="non-scaling-stroke"/>'
-        for mark in marks
-        if xs.low < mark < xs.high
-    ]
-    for curve, points in zip(curves, good, strict=True):
+    figure, axes = _plane(width, height)
+    if log_y:
+        axes.set_yscale("log")
+    axes.set_xlim(*_apart(min(p[0][0] for p in finite if p), max(p[-1][0] for p in finite if p)))
+    axes.set_ylim(*_heights([y for points in finite for _, y in points], log_y))
+    low, high = axes.get_xlim()
+    for mark in marks:
+        if low < mark < high:
+            axes.axvline(mark, color=GREY, alpha=0.5, linewidth=1, linestyle=(0, (2, 3)), gid=f"mark{mark:g}")
+    for place, (curve, points) in enumerate(zip(curves, finite, strict=True)):
         if points:
-            drawn.append(_line(curve, _thinned(points), xs, ys))
+            _draw(axes, curve, _thinned(points), f"curve{place}")
+    _number_edges(axes, x_label)
     legend = [
         f'<span style="white-space:nowrap"><span style="color:{curve.colour};opacity:{max(curve.opacity, 0.6)}">'
         f"{'╌' if curve.dashed else '━'}</span> {html.escape(curve.name)} {number(points[-1][1], 4)}</span>"
-        for curve, points in zip(curves, good, strict=True)
+        for curve, points in zip(curves, finite, strict=True)
         if curve.name and points
     ]
-    return _figure(drawn, xs, ys, title, legend, x_label, width, height)
+    return _as_html(figure, title, legend, width)
 
 
 def bars(
@@ -104,25 +94,30 @@ def bars(
     width: int = 720,
     height: int = 200,
 ) -> str:
-    """HTML of bars over equal stretches of low..high, with a dashed line at `level`; sizes as in `lines`."""
-    ys = Scale(0, max(*heights, level or 0) * 1.05)
-    step = SIZE / len(heights)
-    columns = (f"M{i * step:.0f} {SIZE}V{_down(ys, bar)}h{step * 0.9:.0f}V{SIZE}z" for i, bar in enumerate(heights))
-    drawn = [f'<path d="{"".join(columns)}" fill="{BLUE}"/>']
+    """HTML of bars over equal intervals of low..high, with a dashed line at `level`; sizes as in `lines`."""
+    figure, axes = _plane(width, height)
+    step = (high - low) / len(heights)
+    lefts = [low + i * step for i in range(len(heights))]
+    for i, bar in enumerate(axes.bar(lefts, heights, 0.9 * step, align="edge", color=BLUE, linewidth=0)):
+        bar.set_gid(f"bar{i}")
     if level is not None:
-        even = Curve("", [(low, level), (high, level)], GREY, 1.5, dashed=True)
-        drawn.append(_line(even, even.points, Scale(low, high), ys))
-    return _figure(drawn, Scale(low, high), ys, title, [], x_label, width, height)
+        axes.axhline(level, color=GREY, linewidth=1.5, linestyle="--", gid="level")
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, max(*heights, level or 0) * 1.05)
+    _number_edges(axes, x_label)
+    return _as_html(figure, title, [], width)
 
 
 def spark(points: list[tuple[float, float]], width: int = 96, height: int = 18) -> str:
     """<img> of a curve without numbers, as large as a word; "" for fewer than two points."""
     if len(points) < 2:
         return ""
-    xs, ys = Scale(points[0][0], points[-1][0]), _heights([y for _, y in points], log=False)
-    line = _line(Curve("", points, width=1.5), _thinned(points, SPARK), xs, ys)
-    plane = f'<svg width="100%" height="100%" viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none">{line}</svg>'
-    return _image([plane], f"{width}px", height, "vertical-align:middle;display:inline")
+    figure, axes = _plane(width, height, edges=(0, 0, 0, 0))
+    axes.set_axis_off()
+    axes.set_xlim(points[0][0], points[-1][0])
+    axes.set_ylim(*_heights([y for _, y in points], log=False))
+    _draw(axes, Curve("", points, width=1.5), _thinned(points, SPARK_PAIRS), "curve0")
+    return f'<img style="vertical-align:middle;width:{width}px;height:{height}px" src="{_source(figure)}">'
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -133,87 +128,116 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+
+
 def _apart(low: float, high: float) -> tuple[float, float]:
     """Two ends that differ."""
     return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
 
 
-def _heights(values: list[float], log: bool) -> Scale:
-    """What is shown of the values: all but far outliers, from 0 if that is not far below them."""
+def _heights(values: list[float], log: bool) -> tuple[float, float]:
+    """The range of y that is shown: all but far outliers, from 0 if that is not far below them."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     most = ordered[int(OUTLIERS * (len(ordered) - 1))]
     if len(ordered) >= 50 and high - most > most - low > 0:
         high = most
     if log:
-        return Scale(low / 1.2, high * 1.2, log=True)
+        return low / 1.2, high * 1.2
     low, high = _apart(low, high)
     room = (high - low) * 0.06
-    return Scale(0 if 0 <= low < 0.3 * high else low - room, high + room)
-
-
-def _down(ys: Scale, y: float) -> int:
-    """y as a distance from the top of the plane; what would leave it stays at its edge."""
-    return round(SIZE * (1 - min(1.0, max(0.0, ys.place(y)))))
+    return (0 if 0 <= low < 0.3 * high else low - room), high + room
 
 
 def _thinned(points: list[tuple[float, float]], pairs: int = PAIRS) -> list[tuple[float, float]]:
-    """The first and the last point and the extremes between, so that no spike and no restart is lost."""
+    """The first and the last point and the extremes between, so that no spike is lost."""
     if len(points) <= 2 * pairs:
         return points
-    inner, found = points[1:-1], [points[0]]
+    inner, kept = points[1:-1], [points[0]]
     share = len(inner) / (pairs - 1)
     for i in range(pairs - 1):
         stretch = inner[round(i * share) : round((i + 1) * share)]
-        found += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
-    return [*found, points[-1]]
+        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+    return [*kept, points[-1]]
 
 
-def _line(curve: Curve, points: list[tuple[float, float]], xs: Scale, ys: Scale) -> str:
-    placed = " ".join(f"{xs.place(x) * SIZE:.0f},{_down(ys, y)}" for x, y in points)
-    dashes = ' stroke-dasharray="6 4"' if curve.dashed else ""
-    return (
-        f'<polyline points="{placed}" fill="none" stroke="{curve.colour}" stroke-width="{curve.width}" '
-        f'stroke-opacity="{curve.opacity}" stroke-linejoin="round" vector-effect="non-scaling-stroke"{dashes}/>'
-    )
+def _plane(
+    width: int, height: int, edges: tuple[int, int, int, int] = (LEFT, RIGHT, TOP, BOTTOM)
+) -> tuple[Figure, Axes]:
+    """A figure of so many px without a ground, and its axes inside the edges; nothing on it is black or white."""
+    # Not pyplot: it would keep every figure, and choose a backend for the whole kernel. Imported here, as it takes
+    # a second that a view without plots need not wait for.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    left, right, top, bottom = edges
+    # At 72 dpi a point is a px, so that sizes of letters and lines are px as well.
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
+        inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        axes = figure.add_axes(inside, facecolor="none")
+    axes.spines[:].set_visible(False)
+    axes.margins(0)
+    return figure, axes
 
 
-def _figure(
-    drawn: list[str], xs: Scale, ys: Scale, title: str, legend: list[str], x_label: str, width: int, height: int
-) -> str:
-    """The plane, numbers at its edges, and the page's own text above it.
+def _draw(axes: Axes, curve: Curve, points: list[tuple[float, float]], name: str) -> None:
+    xs, ys = zip(*points, strict=True)
+    style = {"color": curve.colour, "linewidth": curve.width, "alpha": curve.opacity, "gid": name}
+    axes.plot(xs, ys, linestyle=(0, (4, 3)) if curve.dashed else "-", solid_joinstyle="round", **style)
 
-    Two images, because only the right one is stretched to the width of the page; letters keep their size.
-    """
-    plane, numbers, marks = height - TOP - BOTTOM, [], []
-    for y in ys.ticks(4):
-        at = TOP + plane * (1 - ys.place(y))
-        numbers.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{number(y)}</text>')
-        marks.append(f'<path d="M0 {at:.1f}h4000" stroke="{GREY}" stroke-opacity=".25"/>')
-    ticks = [(number(x, 6), xs.place(x)) for x in xs.ticks(5)]
-    if x_label:  # says where the axis ends
-        ticks = [tick for tick in ticks if tick[1] < 0.67] + [(f"{x_label} {number(xs.high, 6)}", 1.0)]
-    for text, share in ticks:
-        anchor = "start" if share < 0.02 else "end" if share > 0.98 else "middle"
-        marks.append(f'<text x="{100 * share:.1f}%" y="{height - 5}" text-anchor="{anchor}">{html.escape(text)}</text>')
-    marks.append(
-        f'<svg y="{TOP}" width="100%" height="{plane}" viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none">'
-        f"{''.join(drawn)}</svg>"
-    )
+
+def _number_edges(axes: Axes, x_label: str) -> None:
+    """Few round numbers at both edges; the last one on the x axis is its end, with the label."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    low, high = axes.get_xlim()
+    ticks = [x for x in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= x <= high]
+    texts = [number(x, 6) for x in ticks]
+    if x_label:
+        ticks = [x for x in ticks if (x - low) / (high - low) < 0.67]
+        texts = [*(number(x, 6) for x in ticks), f"{x_label} {number(high, 6)}"]
+        ticks.append(high)
+    axes.set_xticks(ticks, texts)
+    # Numbers at the ends stay inside the image.
+    for x, label in zip(ticks, axes.get_xticklabels(), strict=True):
+        share = (x - low) / (high - low)
+        label.set_horizontalalignment("left" if share < 0.02 else "right" if share > 0.98 else "center")
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    else:
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    axes.tick_params(length=0, labelcolor=GREY, pad=4)
+    axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=1)
+    axes.set_axisbelow(True)
+
+
+def _as_html(figure: Figure, title: str, legend: list[str], width: int) -> str:
+    """The image, and the page's own text above it: that has the page's colour, and any script."""
     name = [f"<b>{html.escape(title)}</b>"] if title else []
     above = f'<div style="font-size:12px;line-height:1.5">{" &emsp;".join([*name, *legend])}</div>'
     return (
         f'<div style="max-width:{width}px;margin:8px 0">{above if name or legend else ""}'
-        f"{_image(numbers, f'{LEFT}px', height, 'float:left')}"
-        f'<div style="margin-left:{LEFT}px">{_image(marks, "100%", height, "display:block")}</div></div>'
+        f'<img style="display:block;width:100%" alt="{html.escape(title)}" src="{_source(figure)}"></div>'
     )
 
 
-def _image(drawn: list[str], width: str, height: int, style: str) -> str:
-    """As an <img>: JupyterLab strips SVG elements from a notebook that it opens again."""
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="11" fill="{GREY}">{"".join(drawn)}</svg>'
-    )
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<img style="{style};width:{width};height:{height}px" src="data:image/svg+xml;base64,{data}">'
+def _source(figure: Figure) -> str:
+    """`src` of an <img>: JupyterLab strips SVG elements from a notebook that it opens again, but keeps images."""
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # The font that matplotlib measures by has no Chinese; the page's own, which shows the text, has.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = re.sub(r"<[^>]+>", _short, re.sub(r"\s+", " ", file.getvalue()[file.getvalue().index("<svg") :]))
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _short(element: re.Match[str]) -> str:
+    """An element of an SVG with coordinates to a tenth of a px: half as many bytes."""
+    text = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.1f}".removesuffix(".0"), element[0])
+    return text.replace(f"'{FONT}'", "sans-serif")
