@@ -88,10 +88,10 @@ def part(
 class Config:
     """Base of all configs: frozen, keyword-only, checked on construction (ConfigError names every problem).
 
-    `refused` says of settings that people know from elsewhere why there are none of that name here.
+    `unsupported`: settings that people know from other trainers -> why there are none of that name here.
     """
 
-    refused: ClassVar[dict[str, str]] = {}
+    unsupported: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         wanted = types_of(type(self))
@@ -271,8 +271,8 @@ def _placed(line: str, path: str, fields: dict[str, Any]) -> str:
 
 
 def _unknown(name: str, config_class: type[Config], path: str) -> str:
-    if name in config_class.refused:
-        return f"{path}{name} cannot be set: {config_class.refused[name]}"
+    if name in config_class.unsupported:
+        return f"{path}{name} cannot be set: {config_class.unsupported[name]}"
     known = [f.name for f in dataclasses.fields(config_class)]
     hint = difflib.get_close_matches(str(name), known, n=1)
     return f"{path}{name} is not a setting." + (

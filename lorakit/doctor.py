@@ -15,6 +15,7 @@ from typing import Any
 
 from lorakit import hub
 from lorakit.machine import gpu, host
+from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, platforms
 
 # Lower bounds as in pyproject.toml, which is not there when the package was installed from a wheel.
@@ -34,7 +35,9 @@ REQUIRED = {
     "ipython": "7.34",
     "ipywidgets": "7.7.1",
 }
-OPTIONAL = {"bitsandbytes": "optimizer adamw8bit", "prodigyopt": "optimizer prodigy", "onnxruntime": "taggers"}
+# Package that is not required -> what needs it.
+OPTIONAL = {row.package: f"optimizer {name}" for name, row in OPTIMIZERS.items() if row.package}
+OPTIONAL["onnxruntime"] = "taggers"
 LOW_DISK_GB, LOW_REMOTE_GB = 5, 1
 LOW_MEMORY_GB = 12.7  # a free Colab machine has 13.6
 HUB_TIMEOUT = 2.0  # s

@@ -249,7 +249,7 @@ def test_every_problem_of_a_run_is_told_with_its_path(settings, told):
         (
             OptimizerConfig,
             {"learning_rate": 0, "text_encoder_lr": 1e-5, "text_encoder_stop_step": 2},
-            "would stop all that is trained",
+            "would stop everything that is trained",
         ),
         (OptimizerConfig, {"name": "prodigy", "learning_rate": 1, "text_encoder_lr": 0.5}, "prodigy finds one rate"),
         (ScheduleConfig, {"warmup": math.inf}, "warmup is inf"),

@@ -13,7 +13,7 @@ import torch
 
 from lorakit import optimizers
 from lorakit.config import ConfigError
-from lorakit.optimizers import OPTIMIZERS, OptimizerConfig, build, usable
+from lorakit.optimizers import OPTIMIZERS, OptimizerConfig, build, why_unusable
 
 ROOT = Path(__file__).parents[1]
 BROKEN = [
@@ -26,7 +26,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_takes_a_step_here(name):
-    assert usable(name) == ""
+    assert why_unusable(name) == ""
 
 
 @pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
@@ -37,9 +37,9 @@ def test_a_package_that_cannot_be_imported_is_the_reason_and_the_others_work(err
         return importlib.import_module(name)
 
     monkeypatch.setattr(optimizers, "importlib", type("", (), {"import_module": staticmethod(broken)}))
-    reason = usable("adamw8bit")
+    reason = why_unusable("adamw8bit")
     assert "bitsandbytes" in reason and str(error) in reason and "choose optimizer.name adamw" in reason
-    assert usable("adamw") == ""
+    assert why_unusable("adamw") == ""
     with pytest.raises(ConfigError, match="bitsandbytes, which is not usable here"):
         build(OptimizerConfig(name="adamw8bit"), {"unet": ([torch.nn.Parameter(torch.ones(2))], 1e-3)})
 
@@ -58,20 +58,20 @@ class Idle(torch.optim.SGD):
     ("kind", "reason"),
     [
         (NoStep, "adamw8bit fails on this machine (no kernel for this device)"),
-        (Idle, "leaves the weights as they were"),
+        (Idle, "does not change the weights"),
     ],
 )
 def test_a_step_that_fails_or_does_nothing_is_the_reason(kind, reason, monkeypatch):
     row = replace(OPTIMIZERS["adamw8bit"], build=lambda groups, args: kind(groups))
     monkeypatch.setitem(OPTIMIZERS, "adamw8bit", row)
-    assert reason in usable("adamw8bit") and "choose optimizer.name adamw" in usable("adamw8bit")
+    assert reason in why_unusable("adamw8bit") and "choose optimizer.name adamw" in why_unusable("adamw8bit")
 
 
 def test_the_kit_is_imported_with_a_broken_bitsandbytes(tmp_path):
     (tmp_path / "bitsandbytes.py").write_text("raise OSError('libbitsandbytes_cuda125.so: not found')")
     code = (
         "import lorakit.training.loop, widgets.project.opening; "
-        "from lorakit.optimizers import usable; print(usable('adamw8bit'))"
+        "from lorakit.optimizers import why_unusable; print(why_unusable('adamw8bit'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

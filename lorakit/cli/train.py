@@ -63,7 +63,7 @@ def _known(options: argparse.Namespace) -> Run:
 def _configured(options: argparse.Namespace) -> Run:
     """The run that was named, with what was asked for in its config."""
     from lorakit.run.config import configure
-    from lorakit.run.create import from_weights
+    from lorakit.run.create import from_weights, save_config
 
     run = project_at(options.project).run(options.run)
     if run.exists() and not (options.config or options.set or options.gpu_preset or options.from_weights):
@@ -74,7 +74,7 @@ def _configured(options: argparse.Namespace) -> Run:
     if options.from_weights:
         from_weights(run, options.from_weights, settings, options.gpu_preset)
     else:
-        start(run, configure(settings, options.gpu_preset))
+        save_config(run, configure(settings, options.gpu_preset))
     return run
 
 

@@ -44,7 +44,7 @@ def family(name: str) -> ModuleType:
 
     defaults                    part of a run -> settings that this family starts from
     gpu_presets                       how much memory a GPU has -> settings by part that suit it, over the defaults
-    refused                     setting -> why it cannot be used: own names, and `part.name` of other parts
+    unsupported                 setting -> why it cannot be used: own names, and `part.name` of other parts
     rates                       part that adapters may go on -> the setting of `optimizer` with its learning rate
     samplers, forms             which of the samplers and forms of LoRA files there are, the usual one first
     resolution_multiple         px that sides of images are multiples of

@@ -87,7 +87,7 @@ class Config(Config):
             "memory": {"gradient_checkpointing": True},
         },
     }
-    refused: ClassVar = {
+    unsupported: ClassVar = {
         "clip_skip": "its text encoder is Qwen3, not CLIP, and its last layer is the one that counts.",
         "prediction_type": "it always says velocities (rectified flow).",
         "optimizer.text_encoder_lr": "its text encoder stays frozen; optimizer.text_conditioner_lr trains its reader.",

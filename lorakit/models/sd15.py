@@ -49,7 +49,7 @@ class Config(Config):
         "24 GB": {"loop": {"batch_size": 4}},
         "32 GB": {"loop": {"batch_size": 4}},
     }
-    refused: ClassVar = _unet.REFUSED
+    unsupported: ClassVar = _unet.REFUSED
     rates: ClassVar = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
     samplers: ClassVar = _unet.SAMPLERS
     forms: ClassVar = ("kohya",)

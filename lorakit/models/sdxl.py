@@ -84,7 +84,7 @@ class Config(Config):
         "24 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
         "32 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
     }
-    refused: ClassVar = {
+    unsupported: ClassVar = {
         **_unet.REFUSED,
         "clip_skip": "SDXL is always told the layer before the last of both text encoders, which is what 'clip skip 2' "
         "means elsewhere; leave it away.",

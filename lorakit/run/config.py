@@ -72,11 +72,11 @@ class RunConfig(Config):
         family = self.model
         found = [
             f"{name} cannot be used with {family.family}: {reason}"
-            for name, reason in family.refused.items()
+            for name, reason in family.unsupported.items()
             if "." in name and not name.startswith("sample.") and _is_changed(self, *name.split("."))
         ]
         for rate in set(RATES) - set(family.rates.values()):
-            if getattr(self.optimizer, rate) and f"optimizer.{rate}" not in family.refused:
+            if getattr(self.optimizer, rate) and f"optimizer.{rate}" not in family.unsupported:
                 found.append(f"optimizer.{rate} cannot be used with {family.family}: it has no such part.")
         sides = {"data.bucket_reso_steps": self.data.bucket_reso_steps} if self.data.enable_bucket else {}
         sides |= {"data.resolution": self.data.resolution}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.config import Config, Slider, setting
 from lorakit.errors import UserError
 from lorakit.machine.device import peak_memory_gb
+from lorakit.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,8 @@ def _smaller_batch(config: RunConfig) -> dict[str, Any]:
 
 
 def _eight_bits(config: RunConfig) -> dict[str, Any]:
-    return {"optimizer.name": "adamw8bit"} if config.optimizer.name == "adamw" else {}
+    smaller = OPTIMIZERS[config.optimizer.name].eight_bit
+    return {"optimizer.name": smaller} if smaller else {}
 
 
 def _offload(share: float) -> Callable[[RunConfig], dict[str, Any]]:

@@ -69,8 +69,8 @@ def sampling_problems(sampling: SamplingConfig, family: Any) -> list[str]:
     ]
     if sampling.sampler not in family.samplers:
         problems.append(f"sampler is {sampling.sampler}; {family.family} has {', '.join(family.samplers)}.")
-    if sampling.shift and "sample.shift" in family.refused:
-        problems.append(f"shift cannot be used with {family.family}: {family.refused['sample.shift']}")
+    if sampling.shift and "sample.shift" in family.unsupported:
+        problems.append(f"shift cannot be used with {family.family}: {family.unsupported['sample.shift']}")
     return problems
 
 

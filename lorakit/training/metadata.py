@@ -93,7 +93,7 @@ def _stages(stages: Sequence[Stage]) -> dict[str, str]:
 
 def _time_sampling(config: RunConfig) -> dict[str, Any]:
     """How a flow family drew its times, under kohya's names, and the settings of that way; nothing for others."""
-    if "loss.timestep_sampling" in config.model.refused:
+    if "loss.timestep_sampling" in config.model.unsupported:
         return {}
     loss = config.loss
     told: dict[str, Any] = {"ss_timestep_sampling": loss.timestep_sampling}

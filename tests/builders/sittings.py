@@ -17,6 +17,7 @@ from tiny import save_images, settings
 from lorakit import events
 from lorakit.events import Event, Warned
 from lorakit.models import config_class
+from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, Run
 from lorakit.run import checkpoint
 from lorakit.run.config import configure
@@ -54,9 +55,10 @@ def merged(*changes: dict) -> dict:
 
 def rates(name: str) -> dict:
     """Settings of an optimizer that make it move the tiny model; 8-bit states also for its small tensors."""
-    if name == "prodigy":
+    if OPTIMIZERS[name].adapts_rate:  # d0: the estimate that it starts from
         return {"optimizer": {"name": name, "learning_rate": 1.0, "text_encoder_lr": 1.0, "args": {"d0": 1e-3}}}
-    return {"optimizer": {"name": name, "args": {"min_8bit_size": 16} if name == "adamw8bit" else {}}}
+    is_eight_bit = name in {row.eight_bit for row in OPTIMIZERS.values()}
+    return {"optimizer": {"name": name, "args": {"min_8bit_size": 16} if is_eight_bit else {}}}
 
 
 def family_settings(family: str, base: Path) -> tuple[dict, dict]:
@@ -64,7 +66,8 @@ def family_settings(family: str, base: Path) -> tuple[dict, dict]:
     config = config_class(family)
     model = {"model": {"family": family, "source": str(base)}}
     hard = {
-        part: {k: v for k, v in values.items() if f"{part}.{k}" not in config.refused} for part, values in HARD.items()
+        part: {k: v for k, v in values.items() if f"{part}.{k}" not in config.unsupported}
+        for part, values in HARD.items()
     }
     slow = {rate: 5e-3 for rate in config.rates.values() if rate != "learning_rate"}
     return merged(hard, model), merged(TEXT, {"optimizer": {"text_encoder_lr": 0.0, **slow}})

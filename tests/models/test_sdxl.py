@@ -181,7 +181,7 @@ def test_what_is_cached_changes_its_key_with_what_is_trained_and_how_long_captio
 
 
 def test_clip_skip_is_refused_with_the_reason():
-    assert "layer before the last" in sdxl.Config.refused["clip_skip"]
+    assert "layer before the last" in sdxl.Config.unsupported["clip_skip"]
 
 
 # ---- noise schedules -------------------------------------------------------------------------------------------------

@@ -64,9 +64,9 @@ def refusal(*changes: dict) -> str:
 def test_a_run_of_stages_that_is_cut_ends_bitwise_where_an_uncut_one_does(tmp_path, family, base):
     """The text parts are trained, then frozen, then trained again."""
     hard, text = family_settings(family, base)
-    refused = config_class(family).refused
+    unsupported = config_class(family).refused
     off = {rate: 0.0 for rate in config_class(family).rates.values() if rate != "learning_rate"}
-    two = {part: {k: v for k, v in own.items() if f"{part}.{k}" not in refused} for part, own in TWO.items()}
+    two = {part: {k: v for k, v in own.items() if f"{part}.{k}" not in unsupported} for part, own in TWO.items()}
     two["optimizer"] = {**off, "learning_rate": 5e-3}
     staged = merged(hard, text, ONE, {"stages": [two, THREE]})
     uncut = new_run(tmp_path / "uncut", base, staged)

@@ -71,7 +71,7 @@ def test_beginners_see_eight_fields_and_experts_every_setting(family, made):
     made.choose(expert=True)
     assert set(usable(family)) - set(made.rows) == {"schedule.past"}, "which extend alone writes"
     refused = {path for path in places(family) if path not in usable(family)}
-    assert all(path in models.config_class(family).refused or path.endswith("_lr") for path in refused)
+    assert all(path in models.config_class(family).unsupported or path.endswith("_lr") for path in refused)
 
 
 def test_kinds_of_settings_have_their_widgets(made):

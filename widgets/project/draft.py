@@ -69,7 +69,7 @@ def places(family: str) -> dict[str, tuple[type[Config], str]]:
 def usable(family: str) -> dict[str, tuple[type[Config], str]]:
     """Those of `places` that make sense with the family: neither refused nor the rate of a part that it has not."""
     chosen = models.config_class(family)
-    without = {f"optimizer.{rate}" for rate in RATES if rate not in chosen.rates.values()} | set(chosen.refused)
+    without = {f"optimizer.{rate}" for rate in RATES if rate not in chosen.rates.values()} | set(chosen.unsupported)
     return {path: place for path, place in places(family).items() if path not in without}
 
 
@@ -149,8 +149,8 @@ class Draft:
 
         Raises ConfigError, and changes nothing, when there is no such setting or its value alone is wrong.
         """
-        refused = models.config_class(self.choice.family).refused
-        if reason := refused.get(path, refused.get(path.removeprefix("model."))):
+        unsupported = models.config_class(self.choice.family).unsupported
+        if reason := unsupported.get(path, unsupported.get(path.removeprefix("model."))):
             raise ConfigError(f"{path} cannot be used with {self.choice.family}: {reason}")
         value = checked(path, value, usable(self.choice.family))
         self._own(path)[path.removeprefix("model.")] = value

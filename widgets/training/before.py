@@ -10,6 +10,7 @@ import ipywidgets
 
 from lorakit.errors import UserError
 from lorakit.events import Progress
+from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig, read_config
 from lorakit.run.memory import next_rung
@@ -273,8 +274,8 @@ def _rates(told: Forecast, config: RunConfig) -> str:
     curve = Curve("", [(step, rate) for step, rate in enumerate(told.lr, 1)])
     ends = tuple(float(stage.last) for stage in told.stages[:-1])
     drawn = lines([curve], title=say("learning rate"), x_label=say("step"), marks=(*ends, float(told.done)), height=140)
-    if config.optimizer.name == "prodigy":
-        drawn += aside(say("Prodigy finds the rate itself; the curve is what it multiplies its own with."))
+    if OPTIMIZERS[config.optimizer.name].adapts_rate:
+        drawn += aside(say("This optimizer finds the learning rate itself; the curve is a factor on it."))
     return drawn
 
 

@@ -302,7 +302,7 @@ def untried(optimizer: str) -> str:
     """
     if not OPTIMIZERS[optimizer].package:
         return ""
-    source = f"from lorakit.optimizers import usable; print(usable({optimizer!r}))"
+    source = f"from lorakit.optimizers import why_unusable; print(why_unusable({optimizer!r}))"
     asked = [sys.executable, "-c", source]
     done = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
