@@ -89,8 +89,8 @@ def always(facts: Facts) -> CheckResult | None:
     """Tags of nearly all images that the trigger could stand for."""
     if len(facts.tags) < FEW or not facts.config.trigger:
         return None
-    found = suspects.absorb(facts.captions, facts.config.trigger)
-    details = {hint.tag: f"{hint.facts['n']} / {hint.facts['all']}" for hint in found}
+    found = suspects.tags_for_trigger(facts.captions, facts.config.trigger)
+    details = {suggestion.tag: f"{suggestion.count} / {suggestion.total}" for suggestion in found}
     return CheckResult(details=details, fields={"tags": len(found)})
 
 
@@ -105,9 +105,9 @@ def other_colour(facts: Facts) -> CheckResult | None:
     """Captions with a colour that hardly a pixel has."""
     colours = {name: look.colours for name, look in facts.looks.items() if look.colours}
     found: dict[str, list[str]] = {}
-    for hint in suspects.suspicious(facts.captions, None, colours, facts.config.trigger):
-        if hint.kind == "colour":
-            found.setdefault(hint.image, []).append(hint.tag)
+    for suspect in suspects.suspicious_tags(facts.captions, None, colours, facts.config.trigger):
+        if suspect.kind == "colour":
+            found.setdefault(suspect.image, []).append(suspect.tag)
     return CheckResult(tuple(found), {name: ", ".join(tags) for name, tags in found.items()})
 
 

@@ -1,135 +1,119 @@
-"""What follows from a history of captions: every text, who set which tag, what is locked, what undo takes back."""
+"""The edit history in memory: each image's caption, who wrote which tag, what is locked, what undo can take back."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lorakit.data.captions import tags_of
-from lorakit.tags.history import BETWEEN, Edit, Entry, plain
+from lorakit.tags.edits import SEPARATOR, Change, Edit, Entry
+from lorakit.tags.files import caption_content
 
-PERSON = "person"  # who changes captions, unless a tagger does
-DOCTOR = "doctor"  # who writes down what an image without a caption is trained as; a tagger fills that
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change of captions or locks. `old` and `new` have, by image, only the tags in which its captions differ,
-    such as {"a.png": "boots, red footwear"} and {"a.png": "red boots"}; "" where there are none on that side."""
-
-    number: int
-    at: str  # local time, "2026-11-21 12:00:00"
-    what: str
-    by: str  # "person" or a tagger's name
-    old: Mapping[str, str]
-    new: Mapping[str, str]
-    kept: tuple[str, ...]  # images that were left as they are: locked, or changed elsewhere meanwhile
-    undone: bool
-    locked: tuple[str, ...]  # images that were locked by it
-    unlocked: tuple[str, ...]
-
-    @classmethod
-    def of(cls, entry: Entry, undone: bool) -> Change:
-        """The change that an entry made, took back or made again."""
-        return cls(
-            number=entry.undoes or entry.redoes or entry.number,
-            at=entry.at,
-            what=entry.what,
-            by=entry.by,
-            old={name: BETWEEN.join(edit.out) for name, edit in entry.edits.items()},
-            new={name: BETWEEN.join(edit.into) for name, edit in entry.edits.items()},
-            kept=entry.kept,
-            undone=undone,
-            locked=entry.lock,
-            unlocked=entry.unlock,
-        )
+PERSON = "person"  # the author of a change, unless a tagger is
+DOCTOR = "doctor"  # the author of captions written for images without one; taggers may fill these in
 
 
-class Ledger:
-    """All images that were ever seen, gone ones too; nothing here reads a file."""
+class EditHistory:
+    """The history of all images that were ever seen, deleted ones too. Reads no files: entries are replayed into it.
+
+    first      image -> its caption when it was first read
+    texts      image -> its caption now
+    changes    number -> entry, in the order in which they were made; undos and redos are not among them
+    in_force   numbers of the changes that are not undone, newest last
+    undone     numbers of the changes that can be redone, the next one last
+    """
 
     def __init__(self) -> None:
-        self.first: dict[str, str] = {}  # name -> text when it was first seen
-        self.texts: dict[str, str] = {}  # name -> text now
-        self.changes: dict[int, Entry] = {}  # by number; undos and redos are none
-        self.done: list[int] = []  # changes in force, the newest last
-        self.undone: list[int] = []  # changes that can be made again, the next one last
-        self._files: dict[str, str | None] = {}  # name -> what its caption file holds, where that is not plain
-        self._stack: dict[str, list[int]] = defaultdict(list)  # name -> its changes in force
-        self._below: dict[int, dict[str, list[int]]] = {}  # undone change -> name -> the change it was made on, if any
-        self._stories: dict[str, tuple[dict[str, str], set[str]]] = {}
+        self.first: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
+        self.changes: dict[int, Entry] = {}
+        self.in_force: list[int] = []
+        self.undone: list[int] = []
+        # image -> content of its caption file, where that does not simply hold the caption
+        self._contents: dict[str, str | None] = {}
+        # image -> the changes in force that touched it, newest last
+        self._changes_of: dict[str, list[int]] = defaultdict(list)
+        # undone change -> image -> the change that was the newest one below it, as a list of one or none
+        self._made_on: dict[int, dict[str, list[int]]] = {}
+        self._authors: dict[str, tuple[dict[str, str], set[str]]] = {}  # cache of `authors`
 
-    def begin(self, name: str, text: str, content: str | None) -> None:
-        """An image is seen for the first time, with this caption; `content` is what its caption file holds."""
+    def add_image(self, name: str, text: str, content: str | None) -> None:
+        """An image is seen for the first time, with this caption and this content of its caption file."""
         self.first[name] = self.texts[name] = text
-        if content != plain(text):
-            self._files[name] = content
+        if content != caption_content(text):
+            self._contents[name] = content
 
-    def play(self, entry: Entry) -> None:
-        """Follow the history by one entry."""
-        number = entry.undoes or entry.redoes or entry.number
+    def replay(self, entry: Entry) -> None:
+        """Apply the next entry of the history."""
+        number = entry.target
         if entry.undoes:
-            self.done = [other for other in self.done if other != number]
+            self.in_force = [other for other in self.in_force if other != number]
             self.undone.append(number)
-            self._below[number] = {}
+            self._made_on[number] = {}
+        elif entry.redoes:
+            self.in_force.append(number)
+            self.undone = [other for other in self.undone if other != number]
         else:
-            self.done.append(number)
-            self.undone = [other for other in self.undone if other != number] if entry.redoes else []
-        if not (entry.undoes or entry.redoes):
             self.changes[number] = entry
-        for name in entry.names():
+            self.in_force.append(number)
+            self.undone = []  # a new change ends what could be redone
+        for name in entry.images():
             if not entry.undoes:
-                self._stack[name].append(number)
-            elif self._stack[name][-1:] == [number]:
-                self._stack[name].pop()
-                self._below[number][name] = self._stack[name][-1:]
-            self._stories.pop(name, None)
+                self._changes_of[name].append(number)
+            elif self._changes_of[name][-1:] == [number]:
+                self._changes_of[name].pop()
+                self._made_on[number][name] = self._changes_of[name][-1:]
+            self._authors.pop(name, None)
         for name, edit in entry.edits.items():
-            text = edit.apply(self.texts[name]) if name in self.texts else None
-            if text is not None:  # else other hands were in the history: what the file says counts
-                self.texts[name] = text
-                self._files.pop(name, None)
-                if name in entry.files:
-                    self._files[name] = entry.files[name][1]
+            self._replay_edit(name, edit, entry)
 
-    def history(self) -> list[Change]:
-        """All changes, oldest first."""
-        done = set(self.done)
-        return [Change.of(entry, undone=number not in done) for number, entry in self.changes.items()]
+    def _replay_edit(self, name: str, edit: Edit, entry: Entry) -> None:
+        text = edit.apply(self.texts[name]) if name in self.texts else None
+        if text is None:
+            return  # the history file was tampered with: the caption file decides
+        self.texts[name] = text
+        self._contents.pop(name, None)
+        if name in entry.files:
+            self._contents[name] = entry.files[name][1]
+
+    def all_changes(self) -> list[Change]:
+        """All changes, oldest first, undone ones too."""
+        in_force = set(self.in_force)
+        return [Change.of(entry, undone=number not in in_force) for number, entry in self.changes.items()]
 
     def content(self, name: str) -> str | None:
-        """What a caption's file should hold; None: there is none."""
-        return self._files[name] if name in self._files else plain(self.texts[name])
+        """The content that an image's caption file should have; None: there should be no file."""
+        return self._contents[name] if name in self._contents else caption_content(self.texts[name])
 
     def undoable(self, number: int) -> set[str]:
-        """The images of a change that nothing changed since."""
-        return {name for name in self.changes[number].names() if self._stack[name][-1:] == [number]}
+        """The images of a change that no later change touched."""
+        return {name for name in self.changes[number].images() if self._changes_of[name][-1:] == [number]}
 
     def redoable(self, number: int) -> set[str]:
-        """The images of an undone change that are as they were when it was made."""
-        return {name for name, below in self._below[number].items() if self._stack[name][-1:] == below}
+        """The images of an undone change that are in the state in which it was made."""
+        return {name for name, below in self._made_on[number].items() if self._changes_of[name][-1:] == below}
 
     def is_locked(self, name: str) -> bool:
-        """Whether a person wrote or changed a caption, or locked it, and nobody unlocked it since."""
-        for entry in (self.changes[number] for number in reversed(self._stack.get(name, ()))):
+        """Whether a person wrote, changed or locked a caption, and nobody unlocked it since."""
+        for entry in (self.changes[number] for number in reversed(self._changes_of.get(name, ()))):
             if name in entry.unlock:
                 return False
             if name in entry.lock or (entry.by == PERSON and name in entry.edits and not entry.edits[name].is_empty):
                 return True
+        # a caption that was there before lorakit was written by a person
         return bool(self.first[name])
 
-    def story(self, name: str) -> tuple[dict[str, str], set[str]]:
-        """Who set which tag, and which tags a person took out."""
-        if name not in self._stories:
-            set_by, removed = dict.fromkeys(tags_of(self.first[name]), PERSON), set()
-            for entry in (self.changes[number] for number in self._stack.get(name, ())):
+    def authors(self, name: str) -> tuple[dict[str, str], set[str]]:
+        """Tag -> its author, and the tags that a person removed and nobody put back."""
+        if name not in self._authors:
+            set_by, removed_tags = dict.fromkeys(tags_of(self.first[name]), PERSON), set()
+            for entry in (self.changes[number] for number in self._changes_of.get(name, ())):
                 edit = entry.edits.get(name, Edit(0, (), ()))
-                out, into = (tags_of(BETWEEN.join(part)) for part in (edit.out, edit.into))
+                out, into = (tags_of(SEPARATOR.join(parts)) for parts in (edit.removed, edit.inserted))
                 for tag in set(out) - set(into):
                     set_by.pop(tag, None)
-                    removed |= {tag} if entry.by == PERSON else set()
+                    removed_tags |= {tag} if entry.by == PERSON else set()
+                # a tag that only moved keeps its author
                 set_by |= {tag: entry.by for tag in into if tag not in out}
-                removed -= set(into)
-            self._stories[name] = set_by, removed
-        return self._stories[name]
+                removed_tags -= set(into)
+            self._authors[name] = set_by, removed_tags
+        return self._authors[name]

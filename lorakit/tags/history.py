@@ -1,8 +1,11 @@
-"""The history of captions on disk: a line of JSON for each change, there before any caption file is touched."""
+"""The edit history on disk: a line of JSON for each change, written before any caption file is touched.
+
+A change takes two lines: what will be done, and, after the caption files are written, that it is done. A process
+killed in between leaves a pending entry, which the next process finishes.
+"""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -10,155 +13,61 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorakit.data.caption_files import with_bom
-from lorakit.errors import UserError
 from lorakit.files import NO_LOCKS, write_atomic
+from lorakit.tags.edits import CaptionEditError, Edit, Entry
+from lorakit.tags.files import caption_content, fsync
 
-PATIENCE = 60.0  # s for which another process may read or write the book
-NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of folders, on some network and shared disks
-BETWEEN = ", "  # an edit cuts a caption here, and only here, so that it can be put together again to the letter
-
-
-class CaptionEditError(UserError):
-    """Captions cannot be changed; the message says which and why."""
+LOCK_TIMEOUT = 60.0  # s to wait for another process that reads or writes captions
+LOCK_POLL = 0.02  # s
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """One caption's change: from its part `at` on, `out` goes and `into` comes; parts are what ", " parts."""
+class HistoryFile:
+    """The entries about one dataset in `tags/history.jsonl`, which holds those of all datasets of a project.
 
-    at: int
-    out: tuple[str, ...]
-    into: tuple[str, ...]
-
-    @classmethod
-    def between(cls, old: str, new: str) -> Edit:
-        """What turns one text into another: all but their common beginning and end."""
-        before, after = old.split(BETWEEN), new.split(BETWEEN)
-        shorter = min(len(before), len(after))
-        begin = next((i for i in range(shorter) if before[i] != after[i]), shorter)
-        left = shorter - begin
-        end = next((i for i in range(left) if before[-1 - i] != after[-1 - i]), left)
-        return cls(begin, tuple(before[begin : len(before) - end]), tuple(after[begin : len(after) - end]))
-
-    def apply(self, text: str) -> str | None:
-        """The new text; None when this is no edit of the text."""
-        parts = text.split(BETWEEN)
-        if tuple(parts[self.at : self.at + len(self.out)]) != self.out:
-            return None
-        return BETWEEN.join(parts[: self.at] + list(self.into) + parts[self.at + len(self.out) :])
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it changes nothing of the text, but perhaps of its file."""
-        return not (self.out or self.into)
-
-    def back(self) -> Edit:
-        """The edit that takes this one back."""
-        return Edit(self.at, self.into, self.out)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line: a change, or one taken back (`undoes`) or made again (`redoes`), by number."""
-
-    number: int
-    at: str
-    by: str
-    what: str
-    edits: Mapping[str, Edit] = field(default_factory=dict)
-    files: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    # (old, new) of caption files that are not simply `plain(text)`, with the bytes that are no UTF-8 as surrogates;
-    # None: there is no such file
-    lock: tuple[str, ...] = ()
-    unlock: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    undoes: int = 0
-    redoes: int = 0
-
-    def names(self) -> set[str]:
-        """The images that it is about."""
-        return {*self.edits, *self.lock, *self.unlock}
-
-    def only(self, names: Iterable[str]) -> Entry:
-        """The same for fewer images; the others are kept."""
-        chosen = set(names)
-        return replace(
-            self,
-            edits={name: edit for name, edit in self.edits.items() if name in chosen},
-            files={name: pair for name, pair in self.files.items() if name in chosen},
-            lock=tuple(name for name in self.lock if name in chosen),
-            unlock=tuple(name for name in self.unlock if name in chosen),
-            kept=(*self.kept, *sorted(self.names() - chosen)),
-        )
-
-    def back(self) -> Entry:
-        """What takes it back."""
-        return replace(
-            self,
-            edits={name: edit.back() for name, edit in self.edits.items()},
-            files={name: (new, old) for name, (old, new) in self.files.items()},
-        )
-
-
-def plain(text: str) -> str:
-    """What a caption file holds after the kit has written a caption there."""
-    return with_bom(text + "\n")
-
-
-def content_of(file: Path) -> str | None:
-    """All that a caption file holds, bytes that are no UTF-8 as surrogates; None when there is none."""
-    try:
-        return file.read_bytes().decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        return None
-
-
-class History:
-    """The lines about one set of caption files, such as "dataset/*.txt", among all in `file`.
-
-    Whoever calls this holds the book's lock. A torn line of a killed process is passed over; a whole one that is not
-    said to be done is `begun`: its caption files may be old, new, or some of each.
+    `dataset` names the caption files that an entry is about, such as "dataset/*.txt". `pending` is an entry that was
+    begun and not finished: each of its caption files may hold the old or the new caption. `last` is the highest
+    number, of all datasets. Every call needs the lock (`exclusive`).
     """
 
-    def __init__(self, file: Path, of: str):
+    def __init__(self, file: Path, dataset: str):
         self.file = file
-        self.of = of
-        self.begun: Entry | None = None
-        self.last = 0  # the highest number, of all sets
-        self._offset = 0
+        self.dataset = dataset
+        self.pending: Entry | None = None
+        self.last = 0
+        self._offset = 0  # bytes that were read or written by this object
 
     def new(self) -> list[Entry]:
-        """The finished entries since the last call, oldest first."""
+        """The finished entries since the last call, oldest first; a line torn by a killed process is skipped."""
         try:
             with open(self.file, "rb") as lines:
                 lines.seek(self._offset)
                 data = lines.read()
         except FileNotFoundError:
             return []
-        if data and not data.endswith(b"\n"):  # its writer is dead: this process has the lock
+        # we hold the lock, so the process that wrote half a line is dead: end the line before adding others
+        if data and not data.endswith(b"\n"):
             data += b"\n"
             self._write(b"\n")
         self._offset += len(data)
         return [entry for line in data.splitlines() if (entry := self._read(line)) is not None]
 
     def begin(self, entry: Entry) -> None:
-        """Write down what is about to be done."""
-        self._append(_told(entry, self.of))
-        self.begun, self.last = entry, entry.number
+        """Record what will be done. It is on disk when this returns. Raises CaptionEditError on a full disk."""
+        self._append(_record(entry, self.dataset))
+        self.pending, self.last = entry, entry.number
 
-    def finish(self, kept: Iterable[str] = ()) -> Entry:
-        """Write down that what was begun is done, but for `kept`; returns it without these."""
-        entry = self.begun
-        self._append({"done": entry.number, "of": self.of} | ({"kept": sorted(kept)} if kept else {}))
-        self.begun = None
-        return entry.only(entry.names() - set(kept)) if kept else entry
+    def finish(self, skipped: Iterable[str] = ()) -> Entry:
+        """Record that the pending entry is done, except for the `skipped` images; returns it without these."""
+        entry = self.pending
+        # "kept" is the stored name of what is skipped
+        self._append({"done": entry.number, "of": self.dataset} | ({"kept": sorted(skipped)} if skipped else {}))
+        self.pending = None
+        return entry.limited_to(entry.images() - set(skipped)) if skipped else entry
 
-    def _append(self, told: dict) -> None:
-        line = _json(told).encode() + b"\n"
+    def _append(self, record: dict) -> None:
+        line = _json(record).encode() + b"\n"
         self._write(line)
         self._offset += len(line)
 
@@ -171,66 +80,69 @@ class History:
                 lines.flush()
                 os.fsync(lines.fileno())
         except OSError as error:
+            # without half a line at the end, the file can still be read while the disk is full
             with suppress(OSError):
-                os.truncate(self.file, size)  # a torn line would have to be ended before anything can be read
-            raise CaptionEditError(
-                f"{self.file} cannot be written ({error.strerror}): free some space there."
-            ) from error
+                os.truncate(self.file, size)
+            raise _unwritable(self.file, error) from error
         if is_new:
             fsync(self.file.parent)
 
     def _read(self, line: bytes) -> Entry | None:
-        """The entry that this line finishes, if it does."""
+        """The entry that this line finishes, or None; a line that begins one sets `pending`."""
         try:
-            told = json.loads(line)
-            if "done" in told:
-                if self.begun is None or told["done"] != self.begun.number or told["of"] != self.of:
+            record = json.loads(line)
+            if "done" in record:
+                if self.pending is None or record["done"] != self.pending.number or record["of"] != self.dataset:
                     return None
-                kept, entry, self.begun = told.get("kept", ()), self.begun, None
-                return entry.only(entry.names() - set(kept)) if kept else entry
-            self.last = max(self.last, told["number"])
-            if told["of"] == self.of:
-                self.begun = _entry(told)
+                skipped, entry, self.pending = record.get("kept", ()), self.pending, None
+                return entry.limited_to(entry.images() - set(skipped)) if skipped else entry
+            self.last = max(self.last, record["number"])
+            if record["of"] == self.dataset:
+                self.pending = _entry(record)
         except (ValueError, LookupError, TypeError, AttributeError):
-            pass  # torn, or damaged by other hands: what it said of captions, their files say
+            pass  # torn or damaged: the caption files themselves show what they hold
         return None
 
 
 class FirstCaptions:
-    """The captions of one set as they were when the book first saw them, in a file with those of all sets."""
+    """The captions of one dataset when they were first read, in `tags/captions.v1.json` with those of all datasets.
 
-    def __init__(self, file: Path, of: str):
+    The history replays on top of them. Every call needs the lock (`exclusive`).
+    """
+
+    def __init__(self, file: Path, dataset: str):
         self.file = file
-        self.of = of
+        self.dataset = dataset
         self._seen: set[str] = set()
-        self._look: tuple[int, int] | None = None
+        self._last_stat: tuple[int, int] | None = None
 
     def new(self) -> dict[str, tuple[str, str | None]]:
-        """(text, what its caption file held) by name, of images that were not told before."""
-        if not self.file.exists() or (look := self._stat()) == self._look:
+        """Image -> (caption, content of its caption file) of the images that no earlier call returned."""
+        if not self.file.exists() or (stat := self._stat()) == self._last_stat:
             return {}
-        told = self._read().get(self.of, {"captions": {}, "files": {}})
-        texts = {name: text for name, text in told["captions"].items() if name not in self._seen}
-        self._seen.update(texts)
-        self._look = look
-        return {name: (text, told["files"].get(name, plain(text))) for name, text in texts.items()}
+        stored = self._read().get(self.dataset, {"captions": {}, "files": {}})
+        captions = {name: text for name, text in stored["captions"].items() if name not in self._seen}
+        self._seen.update(captions)
+        self._last_stat = stat
+        return {name: (text, stored["files"].get(name, caption_content(text))) for name, text in captions.items()}
 
     def add(self, captions: Mapping[str, tuple[str, str | None]]) -> None:
-        """Keep more of them, before anything changes these."""
+        """Store the captions of more images, before anything changes them. Raises CaptionEditError on a full disk."""
         if not captions:
             return
-        everything = self._read() if self.file.exists() else {}
-        told = everything.setdefault(self.of, {"captions": {}, "files": {}})
-        told["captions"] |= {name: text for name, (text, _) in captions.items()}
-        told["files"] |= {name: content for name, (text, content) in captions.items() if content != plain(text)}
+        datasets = self._read() if self.file.exists() else {}
+        stored = datasets.setdefault(self.dataset, {"captions": {}, "files": {}})
+        stored["captions"] |= {name: text for name, (text, _) in captions.items()}
+        # only content that does not follow from the caption
+        stored["files"] |= {
+            name: content for name, (text, content) in captions.items() if content != caption_content(text)
+        }
         try:
-            write_atomic(self.file, _json(everything, indent=1))
+            write_atomic(self.file, _json(datasets, indent=1))
         except OSError as error:
-            raise CaptionEditError(
-                f"{self.file} cannot be written ({error.strerror}): free some space there."
-            ) from error
+            raise _unwritable(self.file, error) from error
         self._seen.update(captions)
-        self._look = self._stat()
+        self._last_stat = self._stat()
 
     def _stat(self) -> tuple[int, int]:
         stat = self.file.stat()
@@ -241,80 +153,95 @@ class FirstCaptions:
             return json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CaptionEditError(
-                f"{self.file} is damaged ({error}). It keeps the first captions of all images: bring it back from a "
-                f"copy, or move the folder {self.file.parent} away; the captions themselves stay."
+                f"{self.file} is damaged ({error}). It holds the first captions of all images: restore it from a "
+                f"copy, or move the folder {self.file.parent} away, which ends the history; the captions stay."
             ) from None
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a book, so that no other process or kernel reads or writes it meanwhile.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock the captions of a project (`folder` is its tags/) against all other processes and kernels.
 
-    Raises CaptionEditError when another holds it for long, and where nothing can be written.
+    Raises CaptionEditError when another process holds the lock for LOCK_TIMEOUT, and where nothing can be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "book.lock", "ab")
     except OSError as error:
-        raise CaptionEditError(f"{folder} cannot be written ({error.strerror}), and it keeps all changes.") from error
-    end = time.monotonic() + PATIENCE
+        raise CaptionEditError(
+            f"{folder} cannot be written ({error.strerror}): the edit history is stored there. Allow writing, or free "
+            "some space."
+        ) from error
+    deadline = time.monotonic() + LOCK_TIMEOUT
     with lock:
-        while not _taken(lock.fileno()):
-            if time.monotonic() > end:
+        while not _try_lock(lock.fileno()):
+            if time.monotonic() > deadline:
                 raise CaptionEditError(
                     f"Another process has been reading or writing the captions of {folder.parent} for a minute: wait "
                     "for it, or end it, and try again."
                 )
-            time.sleep(0.02)
+            time.sleep(LOCK_POLL)
         yield
 
 
-def _taken(lock: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
+        # a file system without locks: there, only one process at a time is safe
         if error.errno not in NO_LOCKS:
-            raise  # else: a file system that cannot lock, where one process at a time has to do
+            raise
     return True
 
 
-def fsync(path: Path) -> None:
-    """Make a file, or the names in a folder, last through a power cut, where the file system can do that."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in NO_FSYNC:
-            raise
-    finally:
-        os.close(handle)
+def _unwritable(file: Path, error: OSError) -> CaptionEditError:
+    return CaptionEditError(f"{file} cannot be written ({error.strerror}): free some space there.")
 
 
-def _json(told: dict, indent: int | None = None) -> str:
+def _json(record: dict, indent: int | None = None) -> str:
     """JSON that UTF-8 can hold: the surrogates that stand for other bytes are escaped."""
-    text = json.dumps(told, ensure_ascii=False, indent=indent)
+    text = json.dumps(record, ensure_ascii=False, indent=indent)
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
-def _told(entry: Entry, of: str) -> dict:
-    """As a line says it; images that are changed alike stand together."""
-    alike: dict[tuple, dict[str, int]] = {}
+def _record(entry: Entry, dataset: str) -> dict:
+    """An entry as its line stores it; images with the same edit stand together."""
+    groups: dict[tuple, dict[str, int]] = {}
     for name, edit in entry.edits.items():
-        alike.setdefault((edit.out, edit.into), {})[name] = edit.at
-    told = {"number": entry.number, "at": entry.at, "by": entry.by, "what": entry.what, "of": of}
-    told["edits"] = [{"out": out, "in": into, "at": at} for (out, into), at in alike.items()]
-    optional = {key: getattr(entry, key) for key in ("files", "lock", "unlock", "kept", "undoes", "redoes")}
-    return told | {key: value for key, value in optional.items() if value}
+        groups.setdefault((edit.removed, edit.inserted), {})[name] = edit.position
+    record = {"number": entry.number, "at": entry.at, "by": entry.by, "what": entry.what, "of": dataset}
+    record["edits"] = [
+        {"out": removed, "in": inserted, "at": positions} for (removed, inserted), positions in groups.items()
+    ]
+    optional = {
+        "files": entry.files,
+        "lock": entry.lock,
+        "unlock": entry.unlock,
+        "kept": entry.skipped,
+        "undoes": entry.undoes,
+        "redoes": entry.redoes,
+    }
+    return record | {key: value for key, value in optional.items() if value}
 
 
-def _entry(told: dict) -> Entry:
+def _entry(record: dict) -> Entry:
+    """The entry of a stored line. Raises LookupError, TypeError, ValueError or AttributeError for a damaged one."""
     edits = {}
-    for group in told.pop("edits"):
-        out, into = tuple(group["out"]), tuple(group["in"])
-        edits |= {name: Edit(at, out, into) for name, at in group["at"].items()}
-    del told["of"]
-    told |= {key: tuple(told[key]) for key in ("lock", "unlock", "kept") if key in told}
-    files = {name: (old, new) for name, (old, new) in told.pop("files", {}).items()}
-    return Entry(**told, edits=edits, files=files)
+    for group in record["edits"]:
+        removed, inserted = tuple(group["out"]), tuple(group["in"])
+        edits |= {name: Edit(position, removed, inserted) for name, position in group["at"].items()}
+    return Entry(
+        by=record["by"],
+        what=record["what"],
+        number=record["number"],
+        at=record["at"],
+        edits=edits,
+        files={name: (old, new) for name, (old, new) in record.get("files", {}).items()},
+        lock=tuple(record.get("lock", ())),
+        unlock=tuple(record.get("unlock", ())),
+        skipped=tuple(record.get("kept", ())),
+        undoes=record.get("undoes", 0),
+        redoes=record.get("redoes", 0),
+    )

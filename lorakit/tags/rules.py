@@ -1,4 +1,4 @@
-"""Rules that change captions: small frozen data, each from a caption to a caption."""
+"""Rules for editing captions: add, remove, rename and merge tags; each turns one caption into another."""
 
 from __future__ import annotations
 
@@ -8,97 +8,110 @@ from dataclasses import dataclass
 
 from lorakit.data.captions import tags_of
 
-PLACES = ("end", "start")
-
 
 @dataclass(frozen=True)
 class Add:
-    """Put a tag where it is missing, last or first; first is after `trigger`, where the caption begins with that."""
+    """Add a tag to captions without it, at the "end" or the "start"; the start is after `trigger` if that is first."""
 
     tag: str
     place: str = "end"
     trigger: str = ""
 
     def apply(self, caption: str) -> str:
+        """The caption with the tag."""
         tags = tags_of(caption)
         if not self.tag.strip() or self.tag.strip() in tags:
             return caption
-        first = 1 if self.place == "start" and tags and tags[0] == self.trigger else 0
-        return _joined([*tags, self.tag] if self.place == "end" else [*tags[:first], self.tag, *tags[first:]])
+        if self.place == "end":
+            return _joined([*tags, self.tag])
+        begin = 1 if tags and tags[0] == self.trigger else 0
+        return _joined([*tags[:begin], self.tag, *tags[begin:]])
 
 
 @dataclass(frozen=True)
 class Remove:
-    """Take a tag, or all that a pattern such as `* footwear` names, out; `trigger` only when it is named exactly."""
+    """Remove a tag, or all that match a pattern such as `* footwear`; a pattern never matches `trigger`."""
 
     tag: str
     trigger: str = ""
 
     def apply(self, caption: str) -> str:
-        named = matcher(self.tag, self.trigger)
-        return _changed(caption, lambda tag: None if named(tag) else tag)
+        """The caption without the tag."""
+        matches = matcher(self.tag, self.trigger)
+        return _mapped(caption, lambda tag: None if matches(tag) else tag)
 
 
 @dataclass(frozen=True)
 class Rename:
-    """Write `new` where `old` stands (one tag, or a pattern such as `* footwear`), once in a caption."""
+    """Rename `old` (one tag, or a pattern such as `* footwear`) to `new`, which then stands once in the caption."""
 
     old: str
     new: str
     trigger: str = ""
 
     def apply(self, caption: str) -> str:
-        named = matcher(self.old, self.trigger)
-        return _changed(caption, lambda tag: self.new if named(tag) else tag)
+        """The caption with the new name."""
+        matches = matcher(self.old, self.trigger)
+        return _mapped(caption, lambda tag: self.new if matches(tag) else tag)
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Write `into` once, where the first of `tags` (or patterns) stands, in place of all of them."""
+    """Replace all of `tags` (or patterns) by `into`, which then stands once, at the place of the first of them."""
 
     tags: tuple[str, ...]
     into: str
     trigger: str = ""
 
     def apply(self, caption: str) -> str:
-        named = [matcher(tag, self.trigger) for tag in self.tags]
-        return _changed(caption, lambda tag: self.into if any(is_it(tag) for is_it in named) else tag)
+        """The caption with the merged tag."""
+        matchers = [matcher(tag, self.trigger) for tag in self.tags]
+        return _mapped(caption, lambda tag: self.into if any(matches(tag) for matches in matchers) else tag)
 
 
 Rule = Add | Remove | Rename | Merge
 
 
 def matcher(pattern: str, trigger: str = "") -> Callable[[str], bool]:
-    """Whether a tag is what `pattern` names: the tag itself or, where that has `*`, any text in the place of it.
-    A pattern never names the trigger, the exact word does."""
+    """A function that returns whether a tag matches `pattern`, in which `*` stands for any text.
+
+    A pattern with `*` never matches the trigger word; only the exact word does.
+    """
     pattern = pattern.strip()
     if "*" not in pattern:
         return lambda tag: tag == pattern
-    shape = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
-    return lambda tag: tag != trigger and shape.fullmatch(tag) is not None
+    regex = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+    return lambda tag: tag != trigger and regex.fullmatch(tag) is not None
 
 
-def merged(seen: str, wanted: str, now: str) -> str:
-    """`wanted`, which somebody made of `seen`, made of `now`: the same tags go and come."""
-    if seen == now:
-        return wanted
-    before, after, there = tags_of(seen), tags_of(wanted), tags_of(now)
-    gone = set(before) - set(after)
-    come = [tag for tag in after if tag not in before and tag not in there]
-    first = [tag for tag, position in zip(come, after, strict=False) if tag == position]  # put before all others
-    return ", ".join(first + [tag for tag in there if tag not in gone] + come[len(first) :])
+def merged(base: str, edited: str, current: str) -> str:
+    """A three-way merge of captions: what was added and removed from `base` to `edited` is applied to `current`.
+
+    Tags that were added before all others stay first, the other added ones come last.
+    """
+    if base == current:
+        return edited
+    old, new, present = tags_of(base), tags_of(edited), tags_of(current)
+    removed = set(old) - set(new)
+    added = [tag for tag in new if tag not in old and tag not in present]
+    # as long as `added` and `new` run alike, the tag stands before every old one
+    first = [tag for tag, other in zip(added, new, strict=False) if tag == other]
+    return ", ".join(first + [tag for tag in present if tag not in removed] + added[len(first) :])
 
 
-def _changed(caption: str, change: Callable[[str], str | None]) -> str:
-    """The caption with each tag as `change` has it (None: without it); as it was, spaces and all, if that is the same.
-    What is changed into a tag that stands elsewhere already goes."""
+def _mapped(caption: str, rename: Callable[[str], str | None]) -> str:
+    """The caption with `rename` applied to each tag (None: without it).
+
+    A caption in which nothing is renamed stays the same to the letter, its spaces too. A tag that is renamed to one
+    that stands elsewhere in the caption is dropped.
+    """
     tags = tags_of(caption)
-    new: list[str] = []
-    for tag, changed in zip(tags, map(change, tags), strict=True):
-        if changed is None or (changed != tag and (changed in tags or changed in new)):
+    new_tags: list[str] = []
+    for tag, new in zip(tags, map(rename, tags), strict=True):
+        if new is None or (new != tag and (new in tags or new in new_tags)):
             continue
-        new.append(changed)
-    return caption if new == tags else _joined(new)
+        new_tags.append(new)
+    return caption if new_tags == tags else _joined(new_tags)
 
 
 def _joined(tags: list[str]) -> str:

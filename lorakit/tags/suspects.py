@@ -1,4 +1,4 @@
-"""What the captions of a dataset make one look twice at: tags that may be wrong, and what a trigger should take in."""
+"""Suspicious tags, which may be wrong, and suggestions: what the trigger word should cover, what must stay tagged."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from dataclasses import dataclass, field
 from lorakit.data.captions import tags_of
 from lorakit.tags.vocabulary import implied
 
-# kind -> (severity, sentence), the gravest first. "look": probably a mistake, "tip": worth a thought.
-KINDS = {
-    "colour": ("look", "“{tag}”, but almost nothing in the image is {colour}"),
-    "unseen": ("look", "“{tag}”, but the tagger does not see it ({score:.2f})"),
-    "missed": ("look", "no “{tag}”, though the tagger is sure of it ({score:.2f})"),
+# kind -> (severity, sentence), the most severe first. "warning": probably a mistake, "tip": worth a look.
+SUSPICIOUS = {
+    "colour": ("warning", "“{tag}”, but almost nothing in the image is {colour}"),
+    "unseen": ("warning", "“{tag}”, but the tagger does not see it ({score:.2f})"),
+    "missing": ("warning", "“{tag}” is missing, but the tagger is sure of it ({score:.2f})"),
     "close": ("tip", "“{tag}” is close to the threshold ({score:.2f})"),
-    "nearly": ("tip", "no “{tag}”, which is just below the threshold ({score:.2f})"),
-    "double": ("tip", "“{tag}” says no more than “{by}” does"),
-    "once": ("tip", "no other image has “{tag}”"),
-    "absorb": ("tip", "“{tag}” is in {n} of {all} images: take it out, and the trigger stands for it"),
-    "fixed": ("look", "“{tag}” is in {n} of {all} images: add some without it, or it will be hard to change"),
-    "stay": ("tip", "“{tag}” is in {n} of {all} images: keep it tagged, so that it can be changed"),
+    "nearly": ("tip", "“{tag}” is missing, just below the threshold ({score:.2f})"),
+    "implied": ("tip", "“{tag}” is already implied by “{by}”"),
+    "once": ("tip", "“{tag}” is used only once"),
 }
-ABSENT = ("missed", "nearly")  # kinds about a tag that the caption has not
-NEAR = 0.05  # of a threshold: worth a second look
-SURE = 0.9  # from this score on a tagger is sure
-ALWAYS = 0.9  # of the images: what more of them have belongs to the subject
-LEAST = 0.004  # share of an image's pixels below which a colour is practically not there
-LONGEST = 5  # words of a tag; what has more is a sentence
-FEW = 4  # below so many images, what is in all of them, or in one, says nothing
+SUGGESTIONS = {
+    "trigger": "“{tag}” is in {n} of {all} images: remove it, and the trigger word will stand for it",
+    "fixed": "“{tag}” is in {n} of {all} images: add images without it, or it will be hard to change",
+    "keep": "“{tag}” is in {n} of {all} images: keep it tagged, so that it can be changed",
+}
+ABSENT = ("missing", "nearly")  # kinds of suspicious tags that the caption does not have
+NEAR = 0.05  # distance from the threshold within which a score decides little
+SURE = 0.9  # a tagger is sure from this score on
+ALWAYS = 0.9  # share of the images above which a tag is taken for part of the subject
+MIN_COLOUR_SHARE = 0.004  # share of an image's pixels below which a colour counts as absent
+MAX_WORDS = 5  # of a tag; longer ones are sentences
+MIN_IMAGES = 4  # in smaller datasets, how many images have a tag shows nothing
 
-# What a colour word may look like in pixels: generous, since light and shadow change a colour's name.
+# Colour word -> the pixel colours (lorakit.data.measures) that it may appear as. Generous, as light and shadow change
+# colours.
 SHADES = {
     "black": ("black", "grey", "brown", "blue", "purple"),
     "white": ("white", "grey"),
@@ -48,7 +51,8 @@ SHADES = {
     "pink": ("pink", "red", "purple"),
     "brown": ("brown", "orange", "red", "yellow", "black"),
 }
-# What a tag is about, by the whole of it or its last word: all that one wants to choose anew in each image.
+# Group -> words: a tag belongs to the group if all of it or its last word is listed. All of these are things that users
+# want to change from image to image.
 SWITCHABLE = {
     "clothes": "dress shirt skirt hoodie jacket coat sweater uniform serafuku kimono yukata swimsuit bikini pants "
     "jeans shorts leggings pantyhose thighhighs socks shoes boots sandals sneakers footwear gloves hat cap beret hood "
@@ -64,36 +68,60 @@ SWITCHABLE = {
     "view": "portrait body close-up shot view above below profile focus behind angle",
 }
 _GROUPS = {word.replace("_", " "): group for group, words in SWITCHABLE.items() for word in words.split()}
-# Large enough in an image for its colour to count; eyes, ribbons or nails are a few pixels.
+# Things that are large in an image, so that their colour must show in its pixels; eyes or ribbons are too small.
 _LARGE = {"hair", "dress", "shirt", "skirt", "hoodie", "jacket", "coat", "sweater", "serafuku", "kimono", "background"}
-# How many there are, and of what kind: base models expect it in a caption.
+# The number of people: base models expect these tags in every caption, so they are never suggested for removal.
 _COUNTS = {"solo", "1girl", "1boy", "1other", "2girls", "2boys", "girl", "boy", "no humans", "multiple girls"}
 
 
 @dataclass(frozen=True)
-class Hint:
-    """One thing to look at: `kind` of KINDS, the tag, the image's name ("" for all), the fields of its sentence."""
+class SuspiciousTag:
+    """A tag of one image that may be wrong or missing: `kind` of SUSPICIOUS, and the `fields` of its sentence."""
 
     kind: str
     tag: str
-    image: str = ""
-    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    image: str
+    fields: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def severity(self) -> str:
-        """How grave it is: "look" or "tip"."""
-        return KINDS[self.kind][0]
+        """ "warning" or "tip"."""
+        return SUSPICIOUS[self.kind][0]
 
     @property
     def reason(self) -> str:
-        """Why, as an English sentence."""
-        return KINDS[self.kind][1].format(tag=self.tag, **self.facts)
+        """Why it is suspicious, as an English sentence."""
+        return SUSPICIOUS[self.kind][1].format(tag=self.tag, **self.fields)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Advice on a tag that `count` of `total` images have: `kind` is one of SUGGESTIONS."""
+
+    kind: str
+    tag: str
+    count: int
+    total: int
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """The fields of its sentence, except for the tag."""
+        return {"n": self.count, "all": self.total}
+
+    @property
+    def reason(self) -> str:
+        """The advice as an English sentence."""
+        return SUGGESTIONS[self.kind].format(tag=self.tag, **self.fields)
 
 
 @dataclass(frozen=True)
 class TaggerScores:
-    """What a tagger says: image -> {tag as captions spell it: 0..1} (what is not there is below 0.05), the category
-    of every tag it knows, and from which score on it would write a tag."""
+    """A tagger's scores of a dataset.
+
+    scores       image -> {tag as captions spell it: score, 0 to 1}; tags that are not listed are below 0.05
+    categories   tag -> category, of every tag that the tagger knows
+    general, character   the thresholds from which on a tag, or a character's name, is written
+    """
 
     scores: Mapping[str, Mapping[str, float]]
     categories: Mapping[str, str]
@@ -101,117 +129,121 @@ class TaggerScores:
     character: float = 0.85
 
     def threshold(self, tag: str) -> float:
-        """From which score on a tag is written."""
+        """The score from which on this tag is written."""
         return self.character if self.categories.get(tag) == "character" else self.general
 
 
-def suspicious(
+def suspicious_tags(
     captions: Mapping[str, str],
-    opinion: TaggerScores | None = None,
+    scores: TaggerScores | None = None,
     colours: Mapping[str, Mapping[str, float]] | None = None,
     trigger: str = "",
-) -> list[Hint]:
-    """Tags that may be wrong, the gravest first; `captions` and `colours` (Look.colours) go by image.
+) -> list[SuspiciousTag]:
+    """Tags that may be wrong or missing, the most severe first.
 
-    A tag is missed only when captions have it in most of the images where the tagger sees it: others were left to
-    the trigger on purpose, or are not wanted.
+    captions   by image
+    colours    image -> {pixel colour: share of the image, 0 to 1} (lorakit.data.image_stats)
+
+    A tag is reported missing only if captions have it in most of the images where the tagger sees it. Other tags were
+    left out on purpose, for the trigger word to cover.
     """
     tagged = {name: _tags(caption, trigger) for name, caption in captions.items()}
     counts = Counter(tag for tags in tagged.values() for tag in set(tags))
-    usual = _usual(counts, opinion) if opinion else set()
-    found: list[Hint] = []
+    usual = _usual_tags(counts, scores) if scores else set()
+    suspects: list[SuspiciousTag] = []
     for name, tags in tagged.items():
-        found += [Hint("double", tag, name, {"by": by}) for tag, by in implied(tags).items()]
-        if len(captions) >= FEW:
-            found += [Hint("once", tag, name) for tag in tags if counts[tag] == 1]
+        suspects += [SuspiciousTag("implied", tag, name, {"by": by}) for tag, by in implied(tags).items()]
+        if len(captions) >= MIN_IMAGES:
+            suspects += [SuspiciousTag("once", tag, name) for tag in tags if counts[tag] == 1]
         if colours and name in colours:
-            found += _contradicted(name, tags, colours[name])
-        if opinion and name in opinion.scores:
-            found += _disagreed(name, tags, opinion, usual)
-    ranks = {kind: rank for rank, kind in enumerate(KINDS)}
-    return sorted(found, key=lambda hint: (ranks[hint.kind], _surprise(hint), hint.tag, hint.image))
+            suspects += _wrong_colours(name, tags, colours[name])
+        if scores and name in scores.scores:
+            suspects += _disagreements(name, tags, scores, usual)
+    ranks = {kind: rank for rank, kind in enumerate(SUSPICIOUS)}
+    return sorted(suspects, key=lambda suspect: (ranks[suspect.kind], _rank(suspect), suspect.tag, suspect.image))
 
 
-def absorb(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
-    """Tags in more than 90 % of the images that are no one's to switch: the trigger can stand for them.
+def tags_for_trigger(captions: Mapping[str, str], trigger: str = "") -> list[Suggestion]:
+    """Tags in more than 90 % of the images that the trigger word can stand for, so that they can be removed.
 
-    What can be switched but hardly ever is, is `must_stay`'s; how many people there are stays, as base models expect.
+    Tags that users want to change (`tags_to_keep`) are not among them, nor the number of people.
     """
     return [
-        Hint("absorb", tag, "", {"n": n, "all": len(captions)})
-        for tag, n in _counted(captions, trigger)
-        if n > ALWAYS * len(captions) and tag not in _COUNTS and not group(tag)
+        Suggestion("trigger", tag, count, len(captions))
+        for tag, count in _counted(captions, trigger)
+        if count > ALWAYS * len(captions) and tag not in _COUNTS and not group(tag)
     ]
 
 
-def must_stay(captions: Mapping[str, str], trigger: str = "") -> list[Hint]:
-    """Tags of what should be switchable (clothes, pose, expression, background, view), the most frequent first.
+def tags_to_keep(captions: Mapping[str, str], trigger: str = "") -> list[Suggestion]:
+    """Tags of what users want to change (clothes, pose, expression, background, view), the most frequent first.
 
-    "fixed": nearly all images have it, so that it may stick however it is tagged; "stay": it varies.
+    "fixed": nearly all images have it, so that the LoRA may learn it whether it is tagged or not; "keep": it varies.
     """
     return [
-        Hint("fixed" if n > ALWAYS * len(captions) else "stay", tag, "", {"n": n, "all": len(captions)})
-        for tag, n in _counted(captions, trigger)
-        if n > 1 and group(tag)
+        Suggestion("fixed" if count > ALWAYS * len(captions) else "keep", tag, count, len(captions))
+        for tag, count in _counted(captions, trigger)
+        if count > 1 and group(tag)
     ]
 
 
 def group(tag: str) -> str:
-    """What a switchable tag is about, a key of SWITCHABLE; "" for a tag of the subject itself."""
+    """The group of SWITCHABLE that a tag belongs to; "" for a tag of the subject itself."""
     words = tag.lower()
     return _GROUPS.get(words) or _GROUPS.get(words.rpartition(" ")[2], "")
 
 
 def _tags(caption: str, trigger: str) -> list[str]:
-    """The tags of a caption, without the trigger and without what rather is a sentence."""
-    words = [tag for tag in tags_of(caption) if tag != trigger]
-    return [tag for tag in words if len(tag.split()) <= LONGEST and not tag.endswith(".")]
+    """The tags of a caption without the trigger word and without sentences."""
+    tags = [tag for tag in tags_of(caption) if tag != trigger]
+    return [tag for tag in tags if len(tag.split()) <= MAX_WORDS and not tag.endswith(".")]
 
 
 def _counted(captions: Mapping[str, str], trigger: str) -> list[tuple[str, int]]:
-    """Tags and how many images have them, the most frequent first; none of a dataset that is too small to say."""
-    if len(captions) < FEW:
+    """Tags with the number of images that have them, the most frequent first; none for a small dataset."""
+    if len(captions) < MIN_IMAGES:
         return []
     counts = Counter(tag for caption in captions.values() for tag in set(_tags(caption, trigger)))
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _contradicted(name: str, tags: list[str], colours: Mapping[str, float]) -> Iterator[Hint]:
-    """Tags such as "red hair" of an image in which hardly a pixel is red, or anything that passes for red."""
+def _wrong_colours(name: str, tags: list[str], colours: Mapping[str, float]) -> Iterator[SuspiciousTag]:
+    """Tags such as "red hair" of an image in which hardly a pixel could be called red."""
     for tag in tags:
         words = tag.lower().split()
         if len(words) < 2 or words[-1] not in _LARGE or words[-2] not in SHADES:
             continue
-        if sum(colours.get(shade, 0.0) for shade in SHADES[words[-2]]) < LEAST:
-            yield Hint("colour", tag, name, {"colour": words[-2]})
+        if sum(colours.get(shade, 0.0) for shade in SHADES[words[-2]]) < MIN_COLOUR_SHARE:
+            yield SuspiciousTag("colour", tag, name, {"colour": words[-2]})
 
 
-def _usual(counts: Mapping[str, int], opinion: TaggerScores) -> set[str]:
+def _usual_tags(counts: Mapping[str, int], scores: TaggerScores) -> set[str]:
     """The tags that captions have in at least half of the images in which the tagger sees them."""
     seen = Counter(
-        tag for scores in opinion.scores.values() for tag, score in scores.items() if score >= opinion.threshold(tag)
+        tag for image in scores.scores.values() for tag, score in image.items() if score >= scores.threshold(tag)
     )
     return {tag for tag, count in counts.items() if 2 * count >= seen[tag]}
 
 
-def _disagreed(name: str, tags: list[str], opinion: TaggerScores, usual: set[str]) -> Iterator[Hint]:
-    """Where caption and tagger differ, or the tagger nearly decided otherwise."""
-    scores, there = opinion.scores[name], set(tags)
+def _disagreements(name: str, tags: list[str], scores: TaggerScores, usual: set[str]) -> Iterator[SuspiciousTag]:
+    """Tags on which caption and tagger disagree, or whose score is close to the threshold."""
+    image_scores, present = scores.scores[name], set(tags)
     for tag in tags:
-        if tag not in opinion.categories:
+        if tag not in scores.categories:
             continue
-        score, threshold = scores.get(tag, 0.0), opinion.threshold(tag)
+        score, threshold = image_scores.get(tag, 0.0), scores.threshold(tag)
         if score < threshold + NEAR:
-            yield Hint("unseen" if score < threshold - NEAR else "close", tag, name, {"score": score})
-    for tag, score in scores.items():
-        threshold = opinion.threshold(tag)
+            yield SuspiciousTag("unseen" if score < threshold - NEAR else "close", tag, name, {"score": score})
+    for tag, score in image_scores.items():
+        threshold = scores.threshold(tag)
         is_sure, is_near = score >= max(SURE, threshold), threshold - NEAR <= score < threshold
-        if not (is_sure or is_near) or tag in there or tag not in usual or tag in implied([*tags, tag]):
+        # a tag that another one of the caption implies is not missing
+        if not (is_sure or is_near) or tag in present or tag not in usual or tag in implied([*tags, tag]):
             continue
-        yield Hint("missed" if is_sure else "nearly", tag, name, {"score": score})
+        yield SuspiciousTag("missing" if is_sure else "nearly", tag, name, {"score": score})
 
 
-def _surprise(hint: Hint) -> float:
-    """For sorting: how far a score is from what the caption says."""
-    score = hint.facts.get("score", 0.5)
-    return -score if hint.kind == "missed" else score
+def _rank(suspect: SuspiciousTag) -> float:
+    """Sort key within a kind: the larger the disagreement between score and caption, the lower."""
+    score = suspect.fields.get("score", 0.5)
+    return -score if suspect.kind == "missing" else score

@@ -1,7 +1,7 @@
-"""What tags mean: how they are spelled, which say what others say already, and which kind each is.
+"""The vocabulary of tags: spelling, which tags imply others, and the kind of each (character, artist, count, ...).
 
-Source: the vocabulary and the implications of Danbooru's wiki, which the WD taggers were trained on; the kinds and
-their order: Anima's model card.
+Source: the tags and tag implications of Danbooru's wiki, on which the WD taggers were trained; the kinds and their
+order: Anima's model card.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ COLOURS = frozenset(
     "aqua beige black blonde blue brown gold green grey gray lavender maroon orange pink purple red silver "
     "tan teal white yellow multicolored two-tone colored rainbow".split()
 )
-# What may stand before a thing without making it another thing.
+# Adjectives: with one of them in front, a thing is still that thing ("striped skirt" is a skirt).
 MODIFIERS = COLOURS | frozenset(
     "light dark striped checkered plaid print printed polka-dot floral camouflage frilled lace lace-trimmed pleated "
     "denim leather fur fur-trimmed torn wet ripped see-through latex knit ribbed sleeveless strapless long short very "
     "big large huge small mini micro thick open closed loose tight single asymmetrical ornate school".split()
 )
-# A word for many things -> the things. With a colour before both, the colours must agree.
-KINDS_OF = {
+# A general word -> the things that imply it. With a colour in front ("red boots" -> "red footwear") both have the same.
+THINGS = {
     "footwear": "boots shoes sandals sneakers slippers loafers geta high_heels mary_janes knee_boots ankle_boots "
     "thigh_boots uwabaki flip-flops pumps zouri",
     "boots": "knee_boots ankle_boots thigh_boots rubber_boots high_heel_boots cowboy_boots",
@@ -72,14 +72,14 @@ KINDS_OF = {
     "smile": "grin light_smile evil_smile",
     "flower": "rose sunflower tulip lily_(flower) hibiscus hydrangea",
 }
-# A thing -> the words that say less of it.
-_LESS = {
-    thing.replace("_", " "): {word.replace("_", " ") for word, things in KINDS_OF.items() if thing in things.split()}
-    for things in KINDS_OF.values()
+# A thing -> the general words that it implies.
+_GENERAL = {
+    thing.replace("_", " "): {word.replace("_", " ") for word, things in THINGS.items() if thing in things.split()}
+    for things in THINGS.values()
     for thing in things.split()
 }
 
-# Anima's order; "general" and what is no tag of any other kind comes last.
+# The kinds of tags in Anima's order; "general" is everything that is of no other kind.
 ORDER = ("quality", "meta", "year", "safety", "count", "character", "series", "artist", "general")
 _QUALITY = re.compile(
     r"masterpiece|(best|good|high|normal|average|low|bad|worst) quality|score_\d(_up)?|very aesthetic"
@@ -87,52 +87,57 @@ _QUALITY = re.compile(
 _YEAR = re.compile(r"newest|recent|mid|early|old|year \d{4}")
 _SAFETY = {"general": "safe", "sensitive": "sensitive", "questionable": "nsfw", "explicit": "explicit"}
 _COUNT = re.compile(r"\d\+?(girl|boy|other)s?|multiple (girls|boys|others)|solo|no humans")
-_CATEGORIES = {"copyright": "series", "rating": "safety"}  # of taggers, where Anima calls them otherwise
+_KIND_OF_CATEGORY = {"copyright": "series", "rating": "safety"}  # taggers and Anima use different words
 
 
 def spelled(tag: str) -> str:
-    """A tagger's raw name as captions have it: spaces for underscores; kaomoji such as ^_^ and score_9 as they are."""
+    """A tagger's raw tag in the spelling of captions: spaces for underscores, except in kaomoji (^_^) and score_9."""
     return tag if tag in KAOMOJI or re.fullmatch(r"score_\d(_up)?", tag) else tag.replace("_", " ").strip()
 
 
 def kind(tag: str, category: str = "") -> str:
-    """Which of ORDER a spelled tag is; `category` is what the tagger calls it ("" when it knows no such tag)."""
+    """The kind of a spelled tag, one of ORDER.
+
+    category   the tagger's category of the tag, "" when the tagger does not know the tag or there is none
+    """
     if _COUNT.fullmatch(tag):
         return "count"
-    if not category and _QUALITY.fullmatch(tag):
+    if category:
+        return _KIND_OF_CATEGORY.get(category, category)
+    if _QUALITY.fullmatch(tag):
         return "quality"
-    if not category and _YEAR.fullmatch(tag):
+    if _YEAR.fullmatch(tag):
         return "year"
-    if not category and tag in _SAFETY.values():
+    if tag in _SAFETY.values():
         return "safety"
-    if not category:
-        return "artist" if tag.startswith("@") and tag not in KAOMOJI else "general"
-    return _CATEGORIES.get(category, category)
+    return "artist" if tag.startswith("@") and tag not in KAOMOJI else "general"
 
 
 def safety(rating: str) -> str:
-    """Anima's word for a WD tagger's rating."""
+    """Anima's safety tag for a WD tagger's rating: "safe" for "general", "nsfw" for "questionable"."""
     return _SAFETY.get(rating, rating)
 
 
 def implied(tags: Iterable[str]) -> dict[str, str]:
-    """Tag -> the tag among `tags` that says it already: boots and red footwear by red boots."""
-    there = dict.fromkeys(tags)
-    found = {less: tag for tag in there for less in _says(tag) if less in there and less != tag}
-    for tag in found:
-        while found[tag] in found:  # the one that says most
-            found[tag] = found[found[tag]]
-    return {tag: found[tag] for tag in there if tag in found}
+    """Redundant tag -> the tag among `tags` that implies it: boots and red footwear are implied by red boots."""
+    present = dict.fromkeys(tags)
+    implied_by = {less: tag for tag in present for less in _implications(tag) if less in present and less != tag}
+    # follow the chain to its most specific tag: footwear <- boots <- knee boots
+    for tag in implied_by:
+        while implied_by[tag] in implied_by:
+            implied_by[tag] = implied_by[implied_by[tag]]
+    return {tag: implied_by[tag] for tag in present if tag in implied_by}
 
 
 @cache
-def _says(tag: str) -> frozenset[str]:
-    """All that a tag says in fewer or more general words: red knee boots says red boots, boots and red footwear."""
-    words, found = tag.split(" "), {tag}
+def _implications(tag: str) -> frozenset[str]:
+    """All tags that a tag implies, itself included: red knee boots implies red boots, boots and red footwear."""
+    words, tags = tag.split(" "), {tag}
+    # take words off the front as long as they are adjectives: what remains is a more general tag
     for i in range(len(words)):
-        how, thing = words[:i], " ".join(words[i:])
-        found.add(thing)
-        found |= {" ".join([*how, word]) for word in _LESS.get(thing, ())} | _LESS.get(thing, set())
+        adjectives, thing = words[:i], " ".join(words[i:])
+        tags.add(thing)
+        tags |= {" ".join([*adjectives, word]) for word in _GENERAL.get(thing, ())} | _GENERAL.get(thing, set())
         if words[i] not in MODIFIERS:
             break
-    return frozenset(found | {less for other in found - {tag} for less in _says(other)})
+    return frozenset(tags | {less for other in tags - {tag} for less in _implications(other)})

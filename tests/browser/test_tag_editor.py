@@ -16,10 +16,10 @@ from widgets.project.draft import Draft
 pytestmark = pytest.mark.browser
 CELLS = (
     "from lorakit.project import Project\n\nproject = Project('project')",
-    "from lorakit.taggers import load\nfrom lorakit.tags.tagging import TaggingConfig, ask, tag\n"
+    "from lorakit.taggers import load\nfrom lorakit.tags.tagging import TaggingConfig, score, tag\n"
     "from widgets.project.draft import Draft\n\n"
     "data, tagger = Draft(project).data, load('wd14', {'source': 'demo'})\n"
-    "*_, progress = tag(project, data, tagger, TaggingConfig())\nprint(progress)\nprint(*ask(project, data, tagger))",
+    "*_, progress = tag(project, data, tagger, TaggingConfig())\nprint(progress)\nprint(*score(project, data, tagger))",
     "from widgets.tags.editor import tag_editor\n\ntag_editor(project)",
 )
 FIRST, TAG, EDITOR = range(3)

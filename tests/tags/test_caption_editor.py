@@ -14,8 +14,8 @@ from PIL import Image
 from lorakit.data import DataConfig
 from lorakit.data.captions import tags_of
 from lorakit.project import Project
-from lorakit.tags.editor import CaptionEditError, CaptionEditor
-from lorakit.tags.history import Edit
+from lorakit.tags.editor import CaptionEditor
+from lorakit.tags.edits import CaptionEditError, Edit
 from lorakit.tags.rules import Add, Remove, Rename
 
 CONFIG = DataConfig()
@@ -120,7 +120,7 @@ def test_any_sequence_is_undone_and_redone_to_the_letter(project, seed):
     while book.undo():
         pass
     assert files(project) == start
-    assert all(change.undone for change in book.history()) and book.difference() == ""
+    assert all(change.undone for change in book.history()) and book.diff() == ""
     other = CaptionEditor(project, CONFIG)
     while other.redo():
         pass
@@ -209,7 +209,7 @@ def test_what_was_changed_elsewhere_becomes_a_persons_and_no_undo_overwrites_it(
     book.change("add", everywhere(book, Add("x")))
     (project.dataset / "a.txt").write_text("by hand")
     undone = book.undo()
-    assert (undone.what, undone.kept, book.captions["a.png"]) == ("add", ("a.png",), "by hand")
+    assert (undone.what, undone.skipped, book.captions["a.png"]) == ("add", ("a.png",), "by hand")
     assert (project.dataset / "a.txt").read_text() == "by hand" and (project.dataset / "b.txt").read_bytes() == FILES[
         "b"
     ]
@@ -226,7 +226,7 @@ def test_redo_overwrites_nothing_that_was_changed_elsewhere(project):
     book.undo(), book.undo()
     other.refresh()
     other.change("more", {"a.png": "other"})
-    assert book.redo().kept == ("a.png",) and book.captions["a.png"] == "other" and "x" in book.captions["b.png"]
+    assert book.redo().skipped == ("a.png",) and book.captions["a.png"] == "other" and "x" in book.captions["b.png"]
 
 
 def test_taggers_leave_alone_what_people_wrote_until_it_is_unlocked(project):
@@ -234,7 +234,7 @@ def test_taggers_leave_alone_what_people_wrote_until_it_is_unlocked(project):
     free = {"f.png", "g.png"}  # nobody wrote anything there
     assert {name for name in book.samples if not book.is_locked(name)} == free
     change = book.change("tagged", dict.fromkeys(book.samples, "cat"), by="wd14")
-    assert set(change.new) == free and set(change.kept) == set(book.samples) - free
+    assert set(change.new) == free and set(change.skipped) == set(book.samples) - free
     book.change("by hand", {"f.png": "cat, dog"})
     assert book.is_locked("f.png") and not book.is_locked("g.png")
     assert book.change("tagged", {"f.png": "bird"}, by="wd14") is None
@@ -249,17 +249,17 @@ def test_each_tag_knows_who_set_it(project):
     book = CaptionEditor(project, CONFIG)
     book.change("tagged", {"f.png": "cat, dog, bird"}, by="wd14")
     book.change("by hand", {"f.png": "cat, bird, mouse"})
-    assert book.origin("f.png") == {"cat": "wd14", "bird": "wd14", "mouse": "person"}
-    assert book.removed("f.png") == {"dog"}
+    assert book.authors("f.png") == {"cat": "wd14", "bird": "wd14", "mouse": "person"}
+    assert book.removed_tags("f.png") == {"dog"}
     book.unlock(["f.png"])
     book.change("tagged", {"f.png": "bird, mouse"}, by="wd14")
-    assert book.removed("f.png") == {"dog"}
+    assert book.removed_tags("f.png") == {"dog"}
     book.undo(), book.undo()
-    assert set(book.origin("a.png").values()) == {"person"}
+    assert set(book.authors("a.png").values()) == {"person"}
     book.change("moved", {"f.png": "mouse, bird, cat"})
-    assert book.origin("f.png") == {"mouse": "person", "bird": "wd14", "cat": "wd14"}
+    assert book.authors("f.png") == {"mouse": "person", "bird": "wd14", "cat": "wd14"}
     book.undo(), book.undo()
-    assert book.removed("f.png") == set() and "dog" in CaptionEditor(project, CONFIG).origin("f.png")
+    assert book.removed_tags("f.png") == set() and "dog" in CaptionEditor(project, CONFIG).authors("f.png")
 
 
 def test_images_that_go_or_are_renamed_do_not_break_it(project):
@@ -270,7 +270,7 @@ def test_images_that_go_or_are_renamed_do_not_break_it(project):
     (project.dataset / "b.png").unlink()
     book = CaptionEditor(project, CONFIG)
     assert book.captions["new.png"] == "girl, boots, smile, x" and "b.png" not in book.captions
-    assert set(book.undo().kept) == {"a.png", "b.png"}
+    assert set(book.undo().skipped) == {"a.png", "b.png"}
     assert (
         book.captions["new.png"] == "girl, boots, smile, x" and (project.dataset / "c.txt").read_bytes() == FILES["c"]
     )
@@ -306,7 +306,7 @@ def test_images_that_share_a_caption_file_change_together(project):
     Image.new("RGB", (16, 16), "red").save(project.dataset / "a.jpg")
     book = CaptionEditor(project, CONFIG)
     change = book.change("tagged", {"a.jpg": "one", "a.png": "two"})
-    assert change.kept == ("a.png",) and book.captions["a.png"] == book.captions["a.jpg"] == "one"
+    assert change.skipped == ("a.png",) and book.captions["a.png"] == book.captions["a.jpg"] == "one"
     assert (
         CaptionEditor(project, CONFIG).captions == book.captions and len(CaptionEditor(project, CONFIG).history()) == 1
     )
@@ -372,7 +372,7 @@ def test_a_disk_that_cannot_sync_folders_does_and_one_that_fails_is_told(project
     monkeypatch.setattr(os, "fsync", fsync)
     book = CaptionEditor(project, CONFIG)
     assert len(book.change("add", everywhere(book, Add("x"))).new) == len(FILES)
-    monkeypatch.setattr("lorakit.tags.editor.fsync", lambda path: fsync(None, 5))
+    monkeypatch.setattr("lorakit.tags.files.fsync", lambda path: fsync(None, 5))
     with pytest.raises(CaptionEditError, match="Input/output error"):
         book.change("more", everywhere(book, Add("y")))
     monkeypatch.undo()
@@ -406,7 +406,7 @@ def test_a_caption_can_be_emptied_and_comes_back(project):
     book.change("nothing left", dict.fromkeys(["a.png", "h.png"], ""))
     again = CaptionEditor(project, CONFIG)
     assert again.captions["a.png"] == again.captions["h.png"] == "" and len(again.history()) == 1
-    assert again.is_locked("a.png") and not again.counts().get("smile")
+    assert again.is_locked("a.png") and not again.tag_counts().get("smile")
     again.undo()
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
@@ -434,11 +434,11 @@ def test_two_data_folders_have_a_history_each(project):
 def test_the_difference_reads_as_a_diff_and_counts_begin_with_the_rarest(project):
     book = CaptionEditor(project, CONFIG)
     book.change("rename", {"a.png": "girl, red boots, smile", "f.png": "new"})
-    assert book.difference().splitlines() == [
+    assert book.diff().splitlines() == [
         *("--- a.png", "+++ a.png", "@@ -1 +1 @@", "-girl, boots, smile", "+girl, red boots, smile"),
         *("--- f.png", "+++ f.png", "@@ -0,0 +1 @@", "+new"),
     ]
-    assert list(book.counts().items())[-1] == ("girl", 5) and book.counts()["red boots"] == 1
+    assert list(book.tag_counts().items())[-1] == ("girl", 5) and book.tag_counts()["red boots"] == 1
     assert {name: (change.old[name], change.new[name]) for change in book.history() for name in change.new} == {
         "a.png": ("boots", "red boots"),
         "f.png": ("", "new"),
@@ -479,4 +479,4 @@ def test_an_edit_leads_from_any_text_to_any_other_and_back(seed):
     rng = random.Random(seed)
     old, new = (", ".join(rng.choices(["a", "b", "", "a,b", " c"], k=rng.randrange(5))) for _ in range(2))
     edit = Edit.between(old, new)
-    assert edit.apply(old) == new and edit.back().apply(new) == old and edit.is_empty == (old == new)
+    assert edit.apply(old) == new and edit.reversed().apply(new) == old and edit.is_empty == (old == new)

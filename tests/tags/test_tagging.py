@@ -20,7 +20,7 @@ from lorakit.project import Project
 from lorakit.taggers import Refused
 from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.scores import ScoreFile, SentenceFile, taggers_with_scores, taggers_with_sentences
-from lorakit.tags.tagging import TaggingConfig, ask, compose, read_tagging, tag, tags_from, write_tagging
+from lorakit.tags.tagging import TaggingConfig, compose, read_tagging, score, tag, tags_from, write_tagging
 
 CONFIG = DataConfig(trigger=TRIGGER)
 CATEGORIES = {
@@ -112,7 +112,7 @@ def test_a_cut_tagging_goes_on_where_it_stopped(project, demo):
 
 def test_what_another_tagger_of_the_same_name_said_is_not_taken_for_this_ones(project, demo):
     ScoreFile(project, demo.name).add({"0" * 64: {"fox": 0.9}}, {"fox": "general"})
-    for work in (tag(project, CONFIG, demo, TaggingConfig()), ask(project, CONFIG, demo)):
+    for work in (tag(project, CONFIG, demo, TaggingConfig()), score(project, CONFIG, demo)):
         with pytest.raises(UserError, match=r"another tagger named .* does not know \(fox, …\): give this one"):
             list(work)
 
@@ -137,7 +137,7 @@ def test_a_refused_image_keeps_no_other_from_its_caption(project):
     book = CaptionEditor(project, CONFIG)
     book.unlock(book.samples)
     everyone = TaggingConfig(which="unlocked")
-    with pytest.raises(UserError, match=r"^2 images got no answer, all others did: .*HTTP 400"):
+    with pytest.raises(UserError, match=r"^2 images got no result, all others did: .*HTTP 400"):
         list(tag(project, CONFIG, Choosy((1, 4)), everyone))
     captions = CaptionEditor(project, CONFIG).captions.values()
     assert sum("An image" in caption for caption in captions) == len(captions) - 2
@@ -151,7 +151,7 @@ def test_an_image_that_goes_while_others_are_asked_about_keeps_none_from_its_cap
     next(work)
     *_, last = [sample for sample in scan(CONFIG, project.folder).samples if not sample.written]
     last.path.unlink()
-    with pytest.raises(UserError, match=f"^1 images got no answer, all others did: {last.path.name}"):
+    with pytest.raises(UserError, match=f"^1 images got no result, all others did: {last.path.name}"):
         list(work)
     assert all(written(project).values())
 
@@ -170,7 +170,7 @@ def test_two_taggings_at_once_leave_one_sentence(project):
 def test_a_tagger_that_would_be_taken_for_a_person_is_refused(project):
     writer = Writer()
     writer.name = "person"
-    with pytest.raises(UserError, match="would be taken for another"):
+    with pytest.raises(UserError, match="cannot be named"):
         list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked")))
 
 
@@ -196,12 +196,12 @@ def test_thresholds_change_without_asking_the_tagger_again_and_what_people_did_s
     assert strict.captions[second] == "only mine"
     tags = tags_of(strict.captions[first])
     assert tags[0] == TRIGGER and "mine" in tags and "1girl" not in tags
-    assert set(tags) < set(tags_of(loose.captions[first])) and strict.origin(first)["mine"] == "person"
+    assert set(tags) < set(tags_of(loose.captions[first])) and strict.authors(first)["mine"] == "person"
 
 
 def test_a_tagger_is_asked_of_all_images_without_writing_any_caption(project, demo):
     before = written(project)
-    list(ask(project, CONFIG, demo))
+    list(score(project, CONFIG, demo))
     scores = ScoreFile(project, demo.name)
     assert (
         written(project) == before
@@ -221,7 +221,7 @@ def test_tags_and_a_sentence_are_mixed_as_wanted(project, demo):
     sentence = sentence.replace("512", str(book.samples[names[0]].width))
     mixed = CaptionEditor(project, CONFIG)
     assert mixed.captions[names[0]] == f"{book.captions[names[0]]}, {sentence}" and writer.asked == len(names)
-    assert taggers_with_sentences(project) == ["writer"] and mixed.origin(names[0])["An image"] == "writer"
+    assert taggers_with_sentences(project) == ["writer"] and mixed.authors(names[0])["An image"] == "writer"
     list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked", mix="sentence, tags")))
     begin = CaptionEditor(project, CONFIG).captions[names[0]]
     assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
@@ -325,7 +325,7 @@ def test_a_score_that_was_kept_reaches_a_threshold_if_it_did_before(score, is_wr
 def test_a_disk_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch):
     project = Project(tmp_path)
     project.folder.joinpath("tags").write_text("in the way")
-    with pytest.raises(UserError, match="free some space there, or allow writing"):
+    with pytest.raises(UserError, match="Free some space there, or allow writing"):
         ScoreFile(project, "wd").add({"d": {"smile": 0.5}}, {"smile": "general"})
 
     def full(*_):
@@ -361,7 +361,7 @@ def test_the_terminal_tags_edits_and_takes_back(project, demo, capsys):
     trigger = ("--set", f"data.trigger={TRIGGER}")
     lorakit_tag("run", here, "--tagger", "wd14", "--set", "tagger.source=demo", *trigger)
     told = capsys.readouterr().out
-    assert "captions: 5 of 5" in told and "wrote or locked them: 25" in told
+    assert "captions: 5 of 5" in told and "captions kept (hand-written or locked): 25" in told
     before = written(project)
     lorakit_tag("edit", here, "--with", "forest", "--rename", "forest", "woods")
     lorakit_tag("edit", here, "--images", "*1.png", "--add-first", "best", *trigger)

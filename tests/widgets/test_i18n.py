@@ -16,7 +16,7 @@ SOURCES = {
     for path in sorted(WIDGETS.rglob("*.py"))
 }
 # Sections of sentences that other tests compare with the data that they translate.
-DATA = {*i18n.BY_PATH, "rows", "advice", "places", "doctor", "examine", "hints", "taggers"}
+DATA = {*i18n.BY_PATH, "rows", "advice", "places", "doctor", "examine", "suspects", "taggers"}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lorakit.data import DataConfig
 from lorakit.project import Project
 from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.scores import ScoreFile
-from lorakit.tags.suspects import KINDS
+from lorakit.tags.suspects import SUSPICIOUS
 from widgets import i18n
 from widgets.project.draft import Draft
 from widgets.tags import editor as editor
@@ -291,7 +291,7 @@ def test_what_a_tagger_doubts_comes_first_with_its_score(project):
     ScoreFile(project, "robot").add(scores, {"smile": "general", "hat": "general", "red_boots": "general"})
     view = TagEditor(project)
     kinds = {(hint.image[0], hint.tag): hint.kind for hint in view.state.hints if hint.kind != "once"}
-    assert kinds == {("c", "hat"): "unseen", ("c", "smile"): "missed", ("a", "red boots"): "close"}
+    assert kinds == {("c", "hat"): "unseen", ("c", "smile"): "missing", ("a", "red boots"): "close"}
     view.table.sort.value = "suspicious"
     assert [row.tag for row in view.state.rows()][0] == "hat"
     assert view.state.rows()[-1].tag == "mofurin" and "0.20" in view.table.rows.value
@@ -302,7 +302,7 @@ def test_what_a_tagger_doubts_comes_first_with_its_score(project):
     assert "+ smile" not in view.panels["image"].tags.value
     assert {hint.kind for hint in view.state.hints} <= {"close", "once"}
     click(view, "take", "smile", "c.png")
-    assert not any(hint.kind == "missed" for hint in view.state.hints), "a person took it out"
+    assert not any(hint.kind == "missing" for hint in view.state.hints), "a person took it out"
 
 
 def test_autocomplete_offers_a_few_tags_of_the_data_set_and_the_tagger(project):
@@ -400,6 +400,6 @@ def test_everything_is_said_in_chinese_too(project):
         for name in view.panels:
             view._turn_to(name)
         assert "删除了 hat" in view.told.value and "图片" in view.sheet.where.value + view.head.value
-        assert i18n.say(KINDS["once"][1], tag="&lt;b&gt;odd&lt;/b&gt;") in view.panels["doubts"].list.value
+        assert i18n.say(SUSPICIOUS["once"][1], tag="&lt;b&gt;odd&lt;/b&gt;") in view.panels["doubts"].list.value
     finally:
         i18n.use("en")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 
 from lorakit.data.captions import tags_of
-from lorakit.tags.editor import Change
+from lorakit.tags.edits import Change
 from lorakit.tags.rules import Add, Merge, Remove, Rename, Rule
 from widgets.i18n import say
 from widgets.page import aside

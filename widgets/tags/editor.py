@@ -10,7 +10,7 @@ import ipywidgets
 from lorakit.errors import UserError
 from lorakit.project import Project
 from lorakit.sync import service
-from lorakit.tags.editor import Change
+from lorakit.tags.edits import Change
 from lorakit.tags.rules import Add, Remove
 from widgets.clicks import Clicks
 from widgets.data.thumbnails import Thumbnails

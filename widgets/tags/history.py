@@ -8,7 +8,8 @@ import html
 import ipywidgets
 
 from lorakit.files import write_atomic
-from lorakit.tags.editor import PERSON, Change
+from lorakit.tags.authors import PERSON
+from lorakit.tags.edits import Change
 from widgets.i18n import say
 from widgets.page import RED, WIDTH, aside, box
 from widgets.tags.state import State
@@ -42,7 +43,7 @@ class Past:
 
     def export(self) -> None:
         """Write what changed since the beginning to the project's tags/difference.txt, and show it."""
-        text = self._state.book.difference()
+        text = self._state.book.diff()
         file = self._state.project.folder / "tags" / FILE
         told = aside(str(file))
         try:
@@ -65,7 +66,7 @@ def told(change: Change) -> list[str]:
     """What was done, in how many images, and how many were left alone, as plain texts."""
     words = {"lock": say("locked"), "unlock": say("unlocked"), "changed elsewhere": say("changed elsewhere")}
     images = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
-    kept = [say("left as they were: {n}", n=len(change.kept))] if change.kept else []
+    kept = [say("left as they were: {n}", n=len(change.skipped))] if change.skipped else []
     return [words.get(change.what, change.what), say("images: {n}", n=images), *kept]
 
 

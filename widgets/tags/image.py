@@ -8,7 +8,8 @@ from collections.abc import Callable
 import ipywidgets
 
 from lorakit.data.captions import tags_of
-from lorakit.tags.editor import PERSON, Change
+from lorakit.tags.authors import PERSON
+from lorakit.tags.edits import Change
 from lorakit.tags.suspects import ABSENT
 from widgets.clicks import Clicks, said
 from widgets.data.thumbnails import LARGE, Thumbnails
@@ -73,7 +74,7 @@ class Image:
         return book.unlock([name]) if book.is_locked(name) else book.lock([name])
 
     def _tags(self, name: str) -> str:
-        state, origin = self._state, self._state.book.origin(name)
+        state, origin = self._state, self._state.book.authors(name)
         own = tags_of(state.book.captions[name])
         rows = "".join(self._row(name, tag, origin.get(tag, PERSON)) for tag in own)
         others = ((tag, score) for tag, score in self._seen(name) if tag not in own)

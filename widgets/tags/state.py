@@ -11,10 +11,11 @@ from lorakit.data.captions import tags_of
 from lorakit.data.image_stats import StatsCache
 from lorakit.project import Project
 from lorakit.tags import suspects
-from lorakit.tags.editor import CaptionEditor, Change
+from lorakit.tags.editor import CaptionEditor
+from lorakit.tags.edits import Change
 from lorakit.tags.rules import Rule, matcher
 from lorakit.tags.scores import ScoreFile, taggers_with_scores
-from lorakit.tags.suspects import Hint, TaggerScores
+from lorakit.tags.suspects import SuspiciousTag, TaggerScores
 from lorakit.tags.tagging import read_tagging
 from lorakit.tags.vocabulary import spelled
 from widgets.project.draft import Draft
@@ -63,10 +64,10 @@ class State:
         for name, caption in self.book.captions.items():
             for tag in tags_of(caption):
                 self.holders.setdefault(tag, set()).add(name)
-        found = suspects.suspicious(self.book.captions, self.opinion, self.colours, self.config.trigger)
+        found = suspects.suspicious_tags(self.book.captions, self.opinion, self.colours, self.config.trigger)
         self.hints = [hint for hint in found if not self._is_settled(hint)]
         self.doubts = Counter(hint.tag for hint in self.hints)
-        self.doubted: dict[str, list[Hint]] = {}
+        self.doubted: dict[str, list[SuspiciousTag]] = {}
         for hint in self.hints:
             self.doubted.setdefault(hint.image, []).append(hint)
         if self.tag and not self.having(self.tag):
@@ -74,9 +75,9 @@ class State:
         self.selected &= set(self.names)
         self.focus = self.focus if self.focus in self.numbers else next(iter(self.names), "")
 
-    def _is_settled(self, hint: Hint) -> bool:
+    def _is_settled(self, hint: SuspiciousTag) -> bool:
         """Whether a person took out what the tagger misses."""
-        return hint.kind in suspects.ABSENT and hint.tag in self.book.removed(hint.image)
+        return hint.kind in suspects.ABSENT and hint.tag in self.book.removed_tags(hint.image)
 
     def _opinion(self) -> tuple[str, TaggerScores | None]:
         """The tagger whose scores are there for most images, and what it says; ("", None) before any was asked."""

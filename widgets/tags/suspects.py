@@ -7,7 +7,16 @@ from collections import Counter
 
 import ipywidgets
 
-from lorakit.tags.suspects import ABSENT, KINDS, Hint, absorb, group, must_stay
+from lorakit.tags.suspects import (
+    ABSENT,
+    SUGGESTIONS,
+    SUSPICIOUS,
+    Suggestion,
+    SuspiciousTag,
+    group,
+    tags_for_trigger,
+    tags_to_keep,
+)
 from widgets.clicks import Clicks, said
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
@@ -22,9 +31,10 @@ SIDE = 44  # px of a thumbnail
 ROW = "display:flex;gap:10px;align-items:center;padding:3px 0"
 
 
-def sentence(hint: Hint) -> str:
+def sentence(hint: SuspiciousTag | Suggestion) -> str:
     """Why, in the reader's language."""
-    return say(KINDS[hint.kind][1], tag=hint.tag, **hint.facts)
+    text = SUSPICIOUS[hint.kind][1] if isinstance(hint, SuspiciousTag) else SUGGESTIONS[hint.kind]
+    return say(text, tag=hint.tag, **hint.fields)
 
 
 def link(message: list[str], words: str) -> str:
@@ -51,10 +61,10 @@ class Doubts:
         words = {
             "colour": say("a colour against the pixels"),
             "unseen": say("the tagger does not see it"),
-            "missed": say("the tagger is sure, the caption has it not"),
+            "missing": say("the tagger is sure, the caption has it not"),
             "close": say("close to the threshold"),
             "nearly": say("just below the threshold"),
-            "double": say("said by another tag already"),
+            "implied": say("said by another tag already"),
             "once": say("in one image only"),
         }
         there = [(f"{word} ({counts[kind]})", kind) for kind, word in words.items() if counts[kind]]
@@ -67,7 +77,7 @@ class Doubts:
         self._list()
 
     def _list(self) -> None:
-        groups: dict[tuple[str, str], list[Hint]] = {}
+        groups: dict[tuple[str, str], list[SuspiciousTag]] = {}
         for hint in self._state.hints:
             if self._kind in ("", hint.kind):
                 groups.setdefault((hint.kind, hint.tag), []).append(hint)
@@ -81,7 +91,7 @@ class Doubts:
         style = f"font-size:13px;line-height:1.5;max-width:{WIDTH}px"
         self.list.value = f'<div style="{style}" {self._clicks.attributes()}>{rows}</div>'
 
-    def _row(self, hints: list[Hint]) -> str:
+    def _row(self, hints: list[SuspiciousTag]) -> str:
         """The images in which a tag is doubted for the same reason, that of the first, and what can be done."""
         first, names = hints[0], [hint.image for hint in hints]
         samples = [self._state.book.samples[name] for name in names[:BESIDE]]
@@ -118,9 +128,9 @@ class Suggestions:
         taken = "".join(
             f'<div style="{ROW}"><span style="flex:1">{html.escape(sentence(hint))}</span>'
             f"{link(['absorb', hint.tag], say('take it out of all'))}</div>"
-            for hint in absorb(captions, trigger)
+            for hint in tags_for_trigger(captions, trigger)
         )
-        stay = must_stay(captions, trigger)
+        stay = tags_to_keep(captions, trigger)
         fixed = "".join(self._told(hint) for hint in stay if hint.kind == "fixed")
         self.widget.value = (
             f'<div style="font-size:13px;line-height:1.6;max-width:{WIDTH}px" {self._clicks.attributes()}>'
@@ -129,10 +139,10 @@ class Suggestions:
             f"{_head(say('Hard to change: in nearly every image')) + fixed if fixed else ''}</div>"
         )
 
-    def _told(self, hint: Hint) -> str:
+    def _told(self, hint: Suggestion) -> str:
         return f'<div style="{ROW}">{html.escape(sentence(hint))}</div>'
 
-    def _groups(self, stay: list[Hint]) -> str:
+    def _groups(self, stay: list[SuspiciousTag]) -> str:
         """A line for each group: its tags with their counts."""
         words = {
             "clothes": say("clothes"),
@@ -141,7 +151,7 @@ class Suggestions:
             "background": say("background"),
             "view": say("view"),
         }
-        tags = {name: [hint for hint in stay if hint.kind == "stay" and group(hint.tag) == name] for name in words}
+        tags = {name: [hint for hint in stay if hint.kind == "keep" and group(hint.tag) == name] for name in words}
         lines = "".join(
             f'<div style="padding:2px 0"><b>{html.escape(words[name])}</b> '
             + " · ".join(self._tag(hint) for hint in found)
@@ -151,11 +161,11 @@ class Suggestions:
         )
         return lines or aside(say("Nothing: no such tag."))
 
-    def _tag(self, hint: Hint) -> str:
+    def _tag(self, hint: Suggestion) -> str:
         spelled = html.escape(hint.tag)
         return (
             f'<span {said(["tag", hint.tag])} title="{html.escape(sentence(hint))}" style="cursor:pointer;'
-            f'display:inline-block">{spelled} <span style="opacity:0.65">{hint.facts["n"]}</span></span>'
+            f'display:inline-block">{spelled} <span style="opacity:0.65">{hint.count}</span></span>'
         )
 
 

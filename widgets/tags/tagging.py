@@ -84,7 +84,7 @@ def _steps(project: Project, only_ask: bool, work: Work) -> Iterator[str]:
     name, settings, config = read_tagging(project)
     data = Draft(project).data
     book = CaptionEditor(project, data)
-    if not only_ask and not captions.wanted(project, book, data.trigger, taggers.output(name), config.which):
+    if not only_ask and not captions.images_to_tag(project, book, data.trigger, taggers.output(name), config.which):
         why = aside(say("What a person wrote is locked; the tag editor unlocks it.")) if _locked(book) else ""
         yield aside(say("No image wants a caption.")) + facts([say("{n} locked", n=_locked(book))]) + why
         return
@@ -92,7 +92,7 @@ def _steps(project: Project, only_ask: bool, work: Work) -> Iterator[str]:
     tagger = taggers.load(name, settings)
     yield aside(say("asking {tagger} ({place})…", tagger=tagger.name, place=tagger.runs_on))
     work.begun, drawn, written = time.monotonic(), 0.0, 0
-    events = captions.ask(project, data, tagger) if only_ask else captions.tag(project, data, tagger, config)
+    events = captions.score(project, data, tagger) if only_ask else captions.tag(project, data, tagger, config)
     for event in events:
         if event.what == "captions":
             written = event.done
@@ -126,7 +126,7 @@ def _ending(project: Project, data: DataConfig, tagger: taggers.Tagger, work: Wo
     told = [
         say("captions written: {n}", n=written),
         say("left alone, as a person wrote or locked them: {n}", n=_locked(book)),
-        say("tags in the dataset: {n}", n=len(book.counts())),
+        say("tags in the dataset: {n}", n=len(book.tag_counts())),
         say("{tagger} ({place}) read {n} images", tagger=tagger.name, place=tagger.runs_on, n=work.done),
         *([_pace(work.done, work.seconds)] if work.done else []),
     ]

@@ -6,7 +6,7 @@ import pytest
 
 from lorakit.data.captions import tags_of
 from lorakit.tags.rules import Add, Merge, Remove, Rename, merged
-from lorakit.tags.vocabulary import KAOMOJI, KINDS_OF, ORDER, implied, kind, safety, spelled
+from lorakit.tags.vocabulary import KAOMOJI, ORDER, THINGS, implied, kind, safety, spelled
 
 WORDS = ["mofurin", "boots", "red boots", "red footwear", "blue footwear", "smile", "a*b", "1girl"]
 RULES = [
@@ -84,8 +84,8 @@ def test_what_another_tag_says_already_is_implied():
 
 
 def test_no_tag_is_implied_by_itself_or_by_what_goes():
-    tags = [word.replace("_", " ") for things in KINDS_OF.values() for word in things.split()]
-    tags += [f"red {tag}" for tag in tags] + [word.replace("_", " ") for word in KINDS_OF]
+    tags = [word.replace("_", " ") for things in THINGS.values() for word in things.split()]
+    tags += [f"red {tag}" for tag in tags] + [word.replace("_", " ") for word in THINGS]
     for order in (tags, tags[::-1]):
         found = implied(order)
         assert found and not set(found) & set(found.values())
