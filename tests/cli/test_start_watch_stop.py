@@ -21,6 +21,8 @@ from lorakit.training import jobs
 from lorakit.training.loop import train
 from lorakit.training.status import run_status
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:

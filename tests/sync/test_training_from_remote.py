@@ -25,6 +25,9 @@ from lorakit.training.loop import train
 fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")
 
 
+pytestmark = pytest.mark.usefixtures("forked")
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A base that is on every machine."""

@@ -27,6 +27,7 @@ from lorakit.training import jobs
 from lorakit.training.loop import train
 from lorakit.training.status import run_status
 
+pytestmark = pytest.mark.usefixtures("forked")
 ROOT = Path(__file__).parents[2]
 LONG = merged(HARD, TEXT, {"loop": {"epochs": 16}, "save": {"every_steps": 3}})  # 32 steps
 

@@ -16,6 +16,7 @@ from lorakit.training.forecast import forecast
 from lorakit.training.loop import train
 from lorakit.training.probe import Probed, ProbeFailed, measured, outlook, probe, remembered
 
+pytestmark = pytest.mark.usefixtures("forked")
 PAINTED = {"sample": {"prompts": ["mofu", "girl"]}, "loop": {"epochs": 4}}
 
 
