@@ -27,7 +27,6 @@ STYLE = {
     "svg.hashsalt": "lorakit",  # without it every image has other ids
     "font.family": [FONT],
     "font.size": 11,
-    "path.simplify": False,  # curves are thinned here, so that their number of points has a bound
 }
 
 
@@ -185,7 +184,8 @@ def _plane(
 def _draw(axes: Axes, curve: Curve, points: list[tuple[float, float]], name: str) -> None:
     xs, ys = zip(*points, strict=True)
     style = {"color": curve.colour, "linewidth": curve.width, "alpha": curve.opacity, "gid": name}
-    axes.plot(xs, ys, linestyle=(0, (4, 3)) if curve.dashed else "-", solid_joinstyle="round", **style)
+    (line,) = axes.plot(xs, ys, linestyle=(0, (4, 3)) if curve.dashed else "-", solid_joinstyle="round", **style)
+    line.get_path().should_simplify = False  # the points are thinned already, to a number that has a bound
 
 
 def _number_edges(axes: Axes, x_label: str) -> None:

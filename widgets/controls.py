@@ -1,0 +1,225 @@
+"""The widget that a setting is set with, chosen by the setting's type, range and choices.
+
+Each control has `widget`, `read()`, `show(value)` and `listen(changed)`; a value is read and shown as a Config holds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ipywidgets
+import yaml
+
+from lorakit.config import Config, Slider, choices_of, load_yaml, types_of
+from widgets.choices import choice_label
+from widgets.i18n import say
+from widgets.layouts import Layouts
+
+FAR = 1e9  # no slider reaches further, whatever its setting allows
+
+
+class Plain:
+    """A widget whose value becomes a setting's by `outof`, and the other way round by `into`."""
+
+    def __init__(self, widget: Any, into: Callable[[Any], Any], outof: Callable[[Any], Any]):
+        self.widget, self._into, self._outof = widget, into, outof
+
+    def read(self) -> Any:
+        return self._outof(self.widget.value)
+
+    def show(self, value: Any) -> None:
+        self.widget.value = self._into(value)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        self.widget.observe(lambda change: changed(), "value")
+
+
+class Choice(Plain):
+    """A dropdown that shows a label for each value; a value that is not allowed is shown, too, and then explained."""
+
+    def __init__(self, choices: Iterable[Any], layout: Any):
+        options = [(choice_label(value), value) for value in choices]
+        super().__init__(ipywidgets.Dropdown(options=options, layout=layout), lambda value: value, lambda value: value)
+
+    def show(self, value: Any) -> None:
+        if value not in [value for _, value in self.widget.options]:
+            self.widget.options = (*self.widget.options, (str(value), value))
+        super().show(value)
+
+
+class Suggestions:
+    """A text field beside a list of texts that are known to work; choosing one writes it into the field."""
+
+    def __init__(self, field: Any, suggestions: tuple[str, ...], layouts: Layouts):
+        short = [(text if len(text) < 60 else f"{text[:60]}…", text) for text in suggestions]
+        options = [(say("Suggestions"), ""), *short]
+        self.field, self.list = field, ipywidgets.Dropdown(options=options, layout=layouts.number)
+        self.list.observe(lambda change: self._choose(change["new"]), "value")
+        self.widget = ipywidgets.HBox([field, self.list], layout=layouts.wide)
+
+    def read(self) -> str:
+        return self.field.value
+
+    def show(self, value: Any) -> None:
+        self.field.value = str(value)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        self.field.observe(lambda change: changed(), "value")
+
+    def _choose(self, text: str) -> None:
+        if text:
+            self.field.value = text
+            self.list.value = ""  # the list shows no choice of its own
+
+
+class Number:
+    """A slider over the usual values of a number, with a text field beside it that takes every value.
+
+    A logarithmic slider has 0 at its left end. A value beyond an end moves that end.
+    """
+
+    def __init__(self, f: dataclasses.Field, wanted: type, layouts: Layouts):
+        ui: Slider = f.metadata["ui"]
+        low, high, step = ui.low, ui.high, ui.step
+        self._log, self._whole, self._limits = ui.log, wanted is int, f.metadata["range"]
+        # 0 has no logarithm: one step is added at the left end, which stands for it
+        self._zero = self._log and self._limits[0] == 0
+        self._silent = False
+        kind = ipywidgets.IntSlider if self._whole else ipywidgets.FloatSlider
+        place = low
+        if self._log:
+            low, high = math.log10(low) - (step if self._zero else 0), math.log10(high)
+            kind, place = ipywidgets.FloatLogSlider, 10**low
+        self.slider = kind(value=place, min=low, max=high, step=step, readout=False, layout=layouts.slider)
+        self.text = ipywidgets.Text(continuous_update=False, layout=layouts.number)
+        self.widget = ipywidgets.HBox([self.slider, self.text], layout=layouts.wide)
+
+    def read(self) -> Any:
+        return number_of(self.text.value)
+
+    def show(self, value: Any) -> None:
+        self._silently(self._write, value)
+        self._silently(self._place, value)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        def slid(change: dict) -> None:
+            if not self._silent and self._is_elsewhere(change["new"]):
+                self._silently(self._write, self._at(change["new"]))
+                changed()
+
+        def typed(change: dict) -> None:
+            if not self._silent:
+                if self._has_a_place(value := self.read()):
+                    self._silently(self._place, value)
+                changed()
+
+        self.slider.observe(slid, "value")
+        self.text.observe(typed, "value")
+
+    def _silently(self, act: Callable[[Any], None], value: Any) -> None:
+        """Slider and text set each other; such a change is not reported as one of its own."""
+        self._silent = True
+        try:
+            act(value)
+        finally:
+            self._silent = False
+
+    def _has_a_place(self, value: Any) -> bool:
+        """Whether it is a number within the setting's own limits; others have no place on a slider."""
+        low, high = self._limits
+        is_number = isinstance(value, (int, float)) and abs(value) < FAR
+        return is_number and (low is None or value >= low) and (high is None or value <= high)
+
+    def _is_elsewhere(self, place: float) -> bool:
+        """Whether a slider was moved by hand: a page also rounds its value to a step, which is no change."""
+        value = self.read()
+        if not self._has_a_place(value):
+            return True
+        if self._log:
+            place, value = math.log10(place), math.log10(value) if value > 0 else self.slider.min
+        return abs(place - value) > 0.51 * self.slider.step
+
+    def _write(self, value: Any) -> None:
+        self.text.value = number_text(value, self._log)
+
+    def _place(self, value: Any) -> None:
+        """Move the slider to a value, and its ends where the value lies beyond them."""
+        slider = self.slider
+        if not self._log:
+            slider.min, slider.max = min(slider.min, value), max(slider.max, value)
+            slider.value = int(value) if self._whole else value
+        elif value <= 0:
+            slider.value = 10**slider.min
+        else:
+            place = math.log10(value)
+            slider.min, slider.max = min(slider.min, math.floor(place)), max(slider.max, math.ceil(place))
+            slider.value = value
+
+    def _at(self, place: float) -> Any:
+        """The setting that a place of the slider stands for; two digits are as exact as a hand is."""
+        if self._zero and math.log10(place) < self.slider.min + self.slider.step / 2:
+            return 0.0
+        return place if self._whole else float(f"{place:.2g}") if self._log else float(f"{place:.6g}")
+
+
+Control = Plain | Number | Suggestions
+
+
+def control(layouts: Layouts, setting: tuple[type[Config], str], options: Iterable[Any] = ()) -> Control:
+    """The control of a setting (its Config, its name); `options` are fewer choices than its own."""
+    config_class, name = setting
+    f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
+    wide, short = {"layout": layouts.wide}, {"layout": layouts.short}
+    if allowed := tuple(options) or choices_of(f):
+        return Choice(allowed, layouts.wide)
+    if wanted is bool:
+        return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
+    if isinstance(f.metadata["ui"], Slider):
+        return Number(f, wanted, layouts)
+    if wanted is int:
+        return Plain(ipywidgets.IntText(**short), int, int)
+    if wanted is float:
+        return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: number_text(v, False), number_of)
+    if wanted is str:
+        lines, suggestions = f.metadata["ui"].lines, f.metadata["ui"].suggestions
+        field = ipywidgets.Textarea(rows=lines, **wide) if lines > 1 else ipywidgets.Text(**wide)
+        return Suggestions(field, suggestions, layouts) if suggestions else Plain(field, str, str)
+    if typing.get_origin(wanted) is tuple and typing.get_args(wanted)[0] is str:
+        area = ipywidgets.Textarea(rows=3, placeholder=say("one per line"), **wide)
+        return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
+    # tables, and lists of them: written as YAML
+    area = ipywidgets.Textarea(rows=2, placeholder="YAML", continuous_update=False, **wide)
+    return Plain(area, _yaml, lambda text: _structured(text, dict if wanted is dict else tuple))
+
+
+def number_text(value: Any, scientific: bool) -> str:
+    """A number as people write it: 1e-4 (`scientific`, below 0.01), 0.05, 16."""
+    if scientific and 0 < value < 0.01:
+        digits, exponent = f"{value:.6e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def number_of(text: str) -> Any:
+    """The number in a text; a text that is none is returned as it is, for the setting to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _structured(text: str, kind: type) -> Any:
+    """The value of YAML in a field, an empty `kind` without any. Raises ConfigError when it is not YAML."""
+    value = load_yaml(text, say("The text")) or kind()
+    return tuple(value) if kind is tuple and isinstance(value, list) else value
+
+
+def _yaml(value: Any) -> str:
+    plain = [*value] if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, allow_unicode=True, sort_keys=False).strip() if value else ""

@@ -1,0 +1,59 @@
+"""Settings by their labels: on a screen a setting is called as its field is, not `adapter.rank` as in files."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from widgets.fields import label_and_help
+from widgets.i18n import language
+
+# `part.name`, or a bare name with an underscore: other bare names are words of English as well
+_NAME = re.compile(r"(?<![\w./\\-])(?:[a-z]+\.[a-z]\w*|[a-z]\w*_\w+)\b(?![/\\]|\.\w)")
+
+
+def labelled(text: str, family: str = "") -> str:
+    """A text with its settings called by their labels: “Rank” in place of adapter.rank.
+
+    The base model's settings differ by family; without one the label of the first family that has it is taken.
+    """
+
+    def label(name: re.Match[str]) -> str:
+        label = _labels(language(), family).get(name[0])
+        if label is None and name[0].startswith("model."):
+            label = _labels_of_models(language()).get(name[0])
+        return f"“{label}”" if label else name[0]
+
+    return _NAME.sub(label, text)
+
+
+@cache
+def _labels(language: str, family: str) -> dict[str, str]:
+    """Path, and bare name, -> label in a language of every setting of a run; of the base model's those of `family`."""
+    from dataclasses import fields
+
+    from lorakit import models
+    from lorakit.config import types_of
+    from lorakit.run.config import RunConfig
+
+    # The parts that every family shares come from RunConfig: a family's own file would load torch.
+    parts = {f.name: types_of(RunConfig)[f.name] for f in fields(RunConfig) if f.metadata.get("variants", 0) is None}
+    if family:
+        parts["model"] = models.config_class(family)
+    labels: dict[str, str] = {}
+    for part, config_class in parts.items():
+        for f in fields(config_class):
+            label = label_and_help(f"{part}.{f.name}", config_class, f.name)[0]
+            labels[f"{part}.{f.name}"] = label
+            labels.setdefault(f.name, label)
+    return labels
+
+
+@cache
+def _labels_of_models(language: str) -> dict[str, str]:
+    from lorakit import models
+
+    labels: dict[str, str] = {}
+    for family in models.names():
+        labels = {path: label for path, label in _labels(language, family).items() if path[:6] == "model."} | labels
+    return labels
