@@ -19,7 +19,9 @@ ORDER = """
     models data run sync training prepare generation taggers tags examine
     demo doctor cli __main__
 """.split()
-WIDGETS = "i18n page plot plain images clicks waiting fields project data tags training evaluate".split()
+WIDGETS = """
+    i18n page plot plain images clicks waiting layouts choices controls fields project data tags training evaluate
+""".split()
 MOST_FILES = 15  # in a room
 HEAVY = ["torch", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "ipywidgets", "IPython"]
 

@@ -1,6 +1,6 @@
 """The widget that a setting is set with, chosen by the setting's type, range and choices.
 
-Each control has `widget`, `read()`, `show(value)` and `listen(changed)`; a value is read and shown as a Config holds it.
+Each control has `widget`, `read()`, `show(value)` and `listen(changed)`; values are those that a Config holds.
 """
 
 from __future__ import annotations

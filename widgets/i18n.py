@@ -11,7 +11,7 @@ import yaml
 from lorakit.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "中文"}
-BY_PATH = ("settings", "parts")  # sections that hold [label, help] of a setting's path, not sentences
+BY_PATH = ("settings",)  # sections that hold [label, help] of a setting's path, not sentences
 
 _chosen = {"language": "en"}
 
@@ -39,7 +39,7 @@ def say(text: str, **fields: Any) -> str:
 
 
 def words(section: str, path: str, label: str, help: str) -> tuple[str, str]:
-    """Label and help in the reader's language of what stands at `path` in a section ("settings", "parts")."""
+    """Label and help in the reader's language of what stands at `path` in a section ("settings")."""
     if language() == "zh" and path in translations()[section]:
         label, help = translations()[section][path]
     return label, help

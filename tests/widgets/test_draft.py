@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lorakit import cli, guide_tables, models, presets, taggers
-from lorakit.config import ConfigError, helps_of, label_of, to_dict, to_yaml
+from lorakit.config import ConfigError, choices_of, helps_of, label_of, to_dict, to_yaml
 from lorakit.errors import UserError
 from lorakit.prepare.crop import PrepareConfig
 from lorakit.project import Project, ProjectError
@@ -20,9 +20,10 @@ from lorakit.run.create import save_config
 from lorakit.run.resume import RunChanged, training_settings
 from lorakit.tags.tagging import TaggingConfig
 from widgets import i18n
+from widgets.choices import LABELS
 from widgets.project import draft as drafts
-from widgets.project.draft import Draft, owners, places
-from widgets.training import form
+from widgets.project.draft import Draft, places
+from widgets.training import machine
 from widgets.training.form import Form
 
 OUTSIDE = {"prepare": PrepareConfig, "tagging": TaggingConfig}  # settings of forms that are no run's
@@ -31,8 +32,8 @@ OUTSIDE |= {name: taggers.config_class(name) for name in taggers.names()}
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "")
-    monkeypatch.setattr(form, "untried", lambda optimizer: "")  # a process each
+    monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "")
+    monkeypatch.setattr(machine, "why_unusable", lambda optimizer: "")  # a process each
     return Project(tmp_path / "it's a project")
 
 
@@ -75,9 +76,9 @@ def test_every_change_is_on_disk_when_it_returns(project):
     assert not made.draft.file.exists()  # looking changes nothing
     made.rows["adapter.rank"].control.slider.value = 64
     assert yaml.safe_load(made.draft.file.read_text("utf-8"))["settings"] == {"adapter": {"rank": 64}}
-    made.rows["adapter.rank"]._undo.click()
+    made.rows["adapter.rank"].undo.click()
     assert yaml.safe_load(made.draft.file.read_text("utf-8"))["settings"] == {}
-    made.head._name.value = "other"
+    made.header.run_name.value = "other"
     assert Form(project).draft.choice.run == "other"
     assert not list(project.folder.glob("*.part"))
 
@@ -110,7 +111,7 @@ def test_a_damaged_file_is_set_aside_with_a_note_and_not_lost(project, text):
     made = Form(project)
     (kept,) = project.folder.glob("settings-damaged-*.yaml")
     assert kept.read_text() == text
-    assert kept.name in made._top.value
+    assert kept.name in made.top.value
     made.set("adapter.rank", 8)
     assert Draft(project).by_hand == {"adapter.rank": 8}
 
@@ -131,7 +132,7 @@ def test_what_is_wrong_in_a_file_is_left_out_and_the_rest_is_kept(project):
 def test_a_new_machine_takes_the_settings_of_the_newest_run(project, monkeypatch):
     config = configure({"model": {"family": "sdxl", "source": "x"}, "adapter": {"rank": 9}}, "12 GB")
     save_config(project.run("mine"), config)
-    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "24 GB")  # of which the run knows nothing
+    monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "24 GB")  # of which the run knows nothing
     made = Form(project)
     assert made.value == config and made.draft.choice.run == "mine"
 
@@ -176,14 +177,14 @@ def test_a_run_that_has_begun_takes_free_settings_and_refuses_others_in_its_own_
     begin(run)
     made.set("memory.gradient_checkpointing", False)
     assert read_config(made.run()).memory.gradient_checkpointing is False
-    assert "has begun" in made.head._begun.value
+    assert "has started" in made.header.about_run.value
     made.set("adapter.rank", 9)
     with pytest.raises(RunChanged, match="adapter.rank: 8 -> 9"):
         made.run()
     assert read_config(run).adapter.rank == 8
-    assert "adapter.rank: 8 -&gt; 9" in made._top.value and made.value.adapter.rank == 9
+    assert "“Rank”: 8 -&gt; 9" in made.top.value and made.value.adapter.rank == 9
     made.choose(run="second")
-    assert made.run().name == "second" and not made._top.value
+    assert made.run().name == "second" and not made.top.value
 
 
 def test_what_a_run_was_given_elsewhere_is_in_the_form_too(project):
@@ -222,21 +223,21 @@ def test_the_name_of_a_run_that_there_is_brings_its_settings(project):
     assert Form(project, "from-weights").value == other
     made.choose(run="from-weights")
     assert made.run().name == "from-weights" and made.value == read_config(project.run("from-weights")) == other
-    assert made.head.family.value == "sdxl" and made.rows["model.source"].control.widget.value == "base"
+    assert made.header.family.value == "sdxl" and made.rows["model.source"].control.widget.value == "base"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65])
 def test_a_name_that_cannot_be_a_runs_is_explained_and_changes_nothing(project, name):
     made = filled(project, "sd15")
-    made.head._name.value = name
-    assert "cannot be a run" in made.head._trouble.value and made.head._name.value == name
+    made.header.run_name.value = name
+    assert "cannot be a run" in made.header.problem.value and made.header.run_name.value == name
     assert Draft(project).choice.run == "first"
     with pytest.raises(UserError, match="cannot be a run"):
         made.run()
     with pytest.raises(ProjectError):
         made.choose(run=name)
-    made.head._name.value = "right"
-    assert made.run().name == "right" and not made.head._trouble.value
+    made.header.run_name.value = "right"
+    assert made.run().name == "right" and not made.header.problem.value
 
 
 @pytest.mark.parametrize(
@@ -266,15 +267,13 @@ def test_a_choice_that_there_is_not_is_refused(project, changes):
 # ---- in two languages -----------------------------------------------------------------------------------------------
 
 
-def test_every_setting_and_part_has_label_and_help_in_chinese_and_none_is_left_over():
-    told, parts = i18n.translations()["settings"], i18n.translations()["parts"]
-    wanted, owning = set(), {"run"}
+def test_every_setting_has_label_and_help_in_chinese_and_none_is_left_over():
+    translated, expected = i18n.translations()["settings"], set()
     for family in models.names():
-        wanted |= {path.replace("model.", f"{family}.") for path in places(family)}
-        owning |= {owner for owner, _ in owners(family) if owner}
-    wanted |= {f"{owner}.{f.name}" for owner, c in OUTSIDE.items() for f in fields(c) if not f.metadata["ui"].hidden}
-    assert set(told) == wanted and set(parts) == owning
-    for label, help in (*told.values(), *parts.values()):
+        expected |= {path.replace("model.", f"{family}.") for path in places(family)}
+    expected |= {f"{owner}.{f.name}" for owner, c in OUTSIDE.items() for f in fields(c) if not f.metadata["ui"].hidden}
+    assert set(translated) == expected
+    for label, help in translated.values():
         assert label.strip() and help.strip()
 
 
@@ -294,6 +293,24 @@ def test_every_row_of_a_registry_has_its_help_in_chinese():
     assert found == set(i18n.translations()["rows"])
 
 
+def test_every_choice_has_a_label_and_every_label_its_chinese():
+    settings = {(c, n) for family in models.names() for c, n in places(family).values()}
+    settings |= {(c, f.name) for c in OUTSIDE.values() for f in fields(c)}
+    chosen = {v for c, n in settings for v in choices_of(c.__dataclass_fields__[n]) or () if isinstance(v, str)}
+    shapes = {value for value in chosen if re.fullmatch(r"\d+x\d+", value)}
+    assert chosen - shapes - set(LABELS) == {".txt", ".caption", "bf16", "fp16", "fp32"}, "a label for each in choices"
+    names = {"LoRA", "LoHa", "LoKr", "AdamW", "Prodigy", "Min-SNR", "Sigmoid", "Logit-normal", "Euler", "Euler a"}
+    names |= {"DDIM", "DPM++ 2M", "kohya", "ComfyUI", "Stable Diffusion", "Anima", "ONNX Runtime", "PyTorch"}
+    assert set(LABELS.values()) - names <= set(i18n.translations()["choices"])
+
+
+def test_dropdowns_show_labels_and_store_values(project, chinese):
+    made = Form(project)
+    made.choose(expert=True)
+    made.rows["schedule.name"].control.widget.label = "恒定（constant）"
+    assert made.draft.by_hand == {"schedule.name": "constant"}
+
+
 def test_every_advice_is_in_chinese_and_none_is_left_over():
     texts = {row.why for row in presets.PRESETS}
     for table in guide_tables.TABLES:
@@ -308,11 +325,11 @@ def test_every_advice_is_in_chinese_and_none_is_left_over():
 def test_the_form_speaks_chinese(family, project, chinese):
     made = Form(project)
     made.choose(family=family, expert=True, purpose="character")
-    assert "触发词" in made.rows["data.trigger"]._head.value
+    assert "触发词" in made.rows["data.trigger"].head.value
     for path, row in made.rows.items():
-        assert re.search(r"[\u4e00-\u9fff]|Alpha|VAE|SNR", row._head.value), path
-        assert re.search(r"[\u4e00-\u9fff]", row._note.value), path
-    assert re.search(r"[\u4e00-\u9fff]", made._end.value + made.head._why.value)
+        assert re.search(r"[\u4e00-\u9fff]|Alpha|VAE|SNR", row.head.value), path
+        assert re.search(r"[\u4e00-\u9fff]", row.note.value), path
+    assert re.search(r"[\u4e00-\u9fff]", made.end.value + made.header.about_preset.value)
 
 
 def test_a_form_without_a_front_end_is_shown_as_text_and_as_its_settings(project):

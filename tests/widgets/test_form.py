@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, fields
 
 import ipywidgets
@@ -17,7 +18,7 @@ from lorakit.run.config import RunConfig
 from lorakit.run.resume import training_settings
 from widgets.project import draft
 from widgets.project.draft import places, underneath, usable
-from widgets.training import form
+from widgets.training import machine
 from widgets.training.form import Form
 
 CHOICES = ("run", "family", "gpu_preset", "purpose", "size", "expert")
@@ -31,9 +32,9 @@ def project(tmp_path):
 @pytest.fixture
 def made(project, monkeypatch):
     """A form of settings that are a run's."""
-    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "")
-    tried = form.untried  # a process each
-    monkeypatch.setattr(form, "untried", lambda optimizer: "" if optimizer == "adamw8bit" else tried(optimizer))
+    monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "")
+    tried = machine.why_unusable  # a process each
+    monkeypatch.setattr(machine, "why_unusable", lambda optimizer: "" if optimizer == "adamw8bit" else tried(optimizer))
     found = Form(project)
     found.set("model.source", "demo")
     return found
@@ -107,14 +108,14 @@ class WiderConfig(RunConfig):
 
 
 def test_a_new_setting_and_a_new_row_appear_without_an_edit_of_the_form(project, monkeypatch):
-    for module in (runs, draft, form):
+    for module in (runs, draft):
         monkeypatch.setattr(module, "RunConfig", WiderConfig)
     monkeypatch.setitem(adapter.KINDS, "shiny", dataclasses.replace(adapter.KINDS["lora"], help="a shiny new kind"))
     found = Form(project)
     assert "new.colour" in found.rows
     found.choose(expert=True)
     assert {f"new.{f.name}" for f in fields(NewConfig)} - set(found.rows) == {"new.noted"}
-    assert "km/h" in found.rows["new.speed"]._head.value
+    assert "km/h" in found.rows["new.speed"].head.value
     assert found.rows["new.twice"].widget.layout.display == "none"
     found.set("new.colour", "blue")
     assert found.rows["new.twice"].widget.layout.display == ""
@@ -122,7 +123,7 @@ def test_a_new_setting_and_a_new_row_appear_without_an_edit_of_the_form(project,
     found.rows["new.names"].control.widget.value = "one\n\n two \n"
     assert found.settings["new"] == {"colour": "blue", "table": {"a": 1e-4}, "names": ["one", "two"]}
     found.rows["adapter.type"].control.widget.value = "shiny"
-    assert "a shiny new kind" in found.rows["adapter.type"]._note.value
+    assert "a shiny new kind" in found.rows["adapter.type"].note.value
     found.set("model.source", "demo")
     assert found.value.adapter.type == "shiny" and found.value.new.names == ("one", "two")
 
@@ -202,9 +203,9 @@ def test_what_does_not_go_together_is_told_at_the_field_that_is_named_else_at_th
     made.set("data.resolution", 512)
     made.set("optimizer.name", "prodigy")
     made.set("optimizer.text_encoder_lr", 1e-5)
-    assert "optimizer: the learning rates differ" in made._top.value
+    assert "optimizer: the learning rates differ" in made.top.value
     made.reset("optimizer.name")
-    assert not made._top.value and not trouble(made, "data.resolution")
+    assert not made.top.value and not trouble(made, "data.resolution")
 
 
 def test_an_optimizer_whose_package_does_not_work_here_is_refused_with_the_reason(made, monkeypatch, tmp_path):
@@ -220,7 +221,21 @@ def test_an_optimizer_whose_package_does_not_work_here_is_refused_with_the_reaso
 
 def test_what_is_wrong_in_a_group_that_is_not_shown_is_told_at_the_top(made):
     made.set("data.resolution", 1088)
-    assert "must lie between" in made._top.value
+    assert "must lie between" in made.top.value
+
+
+def test_no_setting_is_called_by_its_dotted_name_on_the_screen(made):
+    made.choose(family="anima", expert=True)
+    assert "Choose this first: Base model" in trouble(made, "model.source")
+    made.choose(family="sd15")
+    made.set("data.resolution", 1088)
+    made.set("optimizer.name", "prodigy")
+    made.set("optimizer.text_encoder_lr", 1e-5)
+    made.rows["adapter.rank"].control.text.value = "4000"
+    made.refuse("", "adapter.rank: 8 -> 9")
+    shown = made.top.value + made.end.value + "".join(trouble(made, path) for path in made.rows)
+    assert "“Rank” is 4000" in shown and "“Rank”: 8" in shown and "“Resolution” is 1088" in shown
+    assert not re.findall(r"\b[a-z]+\.[a-z]+_\w+|text_encoder_lr|data\.\w+", shown)
 
 
 def test_text_that_is_no_yaml_is_explained(made):
@@ -272,11 +287,11 @@ def test_another_preset_tells_what_it_changed_and_what_stays(made):
     made.set("optimizer.learning_rate", 2e-4)
     made.choose(purpose="character", size="large")
     made.choose(purpose="style", size="small")
-    assert made.changes[0]["schedule.warmup"] == (0.1, 0.0) and "Warmup 0.1 → 0" in made.head._why.value
+    assert made.changes[0]["schedule.warmup"] == (0.1, 0.0) and "Warmup 0.1 → 0" in made.header.about_preset.value
     made.choose(purpose="concept")
     made.set("adapter.rank", 7)
     made.choose(purpose="style", size="large")
-    assert made.changes[1] == ["adapter.rank"] and "Stays as set by hand:</b> Rank" in made.head._why.value
+    assert made.changes[1] == ["adapter.rank"] and "Kept as set by hand:</b> Rank" in made.header.about_preset.value
 
 
 def test_the_images_there_are_choose_the_size_and_the_epochs(made, project):
@@ -284,22 +299,22 @@ def test_the_images_there_are_choose_the_size_and_the_epochs(made, project):
     folder.mkdir(parents=True)
     for i in range(20):
         Image.new("RGB", (8, 8)).save(folder / f"{i}.png")
-    made.head._purpose.value = "character"
+    made.header.dropdowns["purpose"].value = "character"
     assert (made.draft.choice.size, made.draft.choice.images) == ("small", 200)
     assert made.value.loop.epochs == 16
     assert Form(project).value == made.value
     Image.new("RGB", (8, 8)).save(folder / "more.png")
     again = Form(project)
-    assert again.value == made.value and "choose it again" in again.head._why.value
+    assert again.value == made.value and "Choose the preset again" in again.header.about_preset.value
 
 
 def test_a_field_that_differs_from_what_its_run_began_with_says_so_until_that_is_put_back(made):
     begun = made.run()
     begun.record_file.write_text(json.dumps({"config": training_settings(made.value)}))
     made.set("sample.prompts", ("free",))
-    assert "complete" in made._end.value
+    assert "complete" in made.end.value
     made.set("adapter.rank", 20)
-    assert "started with “16”" in trouble(made, "adapter.rank") and "1" in made._end.value
+    assert "started with “16”" in trouble(made, "adapter.rank") and "1" in made.end.value
     made.choose(run="other")
     assert not trouble(made, "adapter.rank")
     made.choose(run=begun.name)
@@ -319,7 +334,7 @@ def test_families_keep_their_own_base_and_share_the_rest(made):
 
 
 def test_a_gpu_preset_for_this_machine_is_proposed_once(project, monkeypatch):
-    monkeypatch.setattr(form, "fitting_gpu_preset", lambda gpu_presets: "16 GB")
+    monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "16 GB")
     first = Form(project)
     assert first.draft.choice.gpu_preset == "16 GB"
     first.choose(gpu_preset="")
@@ -327,12 +342,14 @@ def test_a_gpu_preset_for_this_machine_is_proposed_once(project, monkeypatch):
 
 
 def test_a_gpu_preset_whose_optimizer_fails_here_gets_another_and_says_so(made, monkeypatch):
-    monkeypatch.setattr(form, "untried", lambda optimizer: "no bitsandbytes" if optimizer == "adamw8bit" else "")
+    monkeypatch.setattr(
+        machine, "why_unusable", lambda optimizer: "no bitsandbytes" if optimizer == "adamw8bit" else ""
+    )
     made.choose(gpu_preset="8 GB")
     assert not made.draft.notes
     made.choose(family="sdxl")
     made.set("model.source", "demo")
-    assert made.value.optimizer.name == "adamw" and "no bitsandbytes" in made._top.value
+    assert made.value.optimizer.name == "adamw" and "no bitsandbytes" in made.top.value
     made.set("optimizer.name", "adamw8bit")  # by hand it is left as it is
     made.choose(gpu_preset="8 GB")
     assert made.value.optimizer.name == "adamw8bit"
@@ -345,6 +362,6 @@ def test_a_gpu_gets_the_largest_preset_that_fits(tmp_path, monkeypatch):
         tool.write_text(f"#!/bin/sh\necho '{told}'\n")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-        assert form.fitting_gpu_preset(gpu_presets) == gpu_preset
+        assert machine.fitting_gpu_preset(gpu_presets) == gpu_preset
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert form.fitting_gpu_preset(gpu_presets) == ""
+    assert machine.fitting_gpu_preset(gpu_presets) == ""

@@ -18,8 +18,9 @@ from lorakit.prepare.crop import prepare as preparing
 from lorakit.project import Project
 from lorakit.sync import service
 from widgets.data.thumbnails import Thumbnails
-from widgets.fields import Layouts, Row
+from widgets.fields import Row
 from widgets.i18n import say
+from widgets.layouts import Layouts
 from widgets.page import AMBER, GREY, RED, WIDTH, aside, bar, box, facts
 from widgets.project.draft import Draft
 
@@ -60,7 +61,7 @@ class PrepareForm:
         layouts = Layouts()
         names = [f.name for f in fields(PrepareConfig) if not f.metadata["ui"].hidden]
         self.rows = {
-            name: Row(layouts, f"prepare.{name}", PrepareConfig, name, self._changed, self._undone) for name in names
+            name: Row(layouts, f"prepare.{name}", (PrepareConfig, name), self._changed, self._undone) for name in names
         }
         self.button = ipywidgets.Button(
             description=say("Prepare the images"), button_style="primary", layout=ipywidgets.Layout(width="auto")

@@ -21,8 +21,9 @@ from lorakit.tags import tagging as captions
 from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.tagging import TaggingConfig, read_tagging, write_tagging
 from widgets.data.thumbnails import Thumbnails
-from widgets.fields import Layouts, Row, help_html, is_basic
+from widgets.fields import Row, help_html, is_basic
 from widgets.i18n import say
+from widgets.layouts import Layouts
 from widgets.page import AMBER, RED, WIDTH, aside, bar, box, facts, span
 from widgets.project.draft import Draft
 
@@ -228,7 +229,7 @@ class TaggingForm:
                 if owner == "tagging" and taggers.output(self.name) == "sentence" and f.name not in FOR_SENTENCES:
                     continue
                 path = f"{owner}.{f.name}"
-                row = Row(layouts, path, config_class, f.name, self._changed, lambda row: self.reset(row.path))
+                row = Row(layouts, path, (config_class, f.name), self._changed, lambda row: self.reset(row.path))
                 self.rows[path] = row
                 (plain if is_basic(config_class, f.name) else more).append(row.widget)
         folded = ipywidgets.Accordion(children=[ipywidgets.VBox(more)], selected_index=None)

@@ -285,7 +285,7 @@ def _loss(history: History) -> str:
     if len(raw) < 2:
         return ""
     curves = [Curve(say("each step"), raw, GREY, 1, opacity=0.45), Curve(say("smoothed"), smooth)]
-    return lines(curves, title=say("Loss"), x_label=say("step"), marks=tuple(history.sittings))
+    return lines(curves, title=say("Loss curve"), x_label=say("step"), marks=tuple(history.sittings))
 
 
 def _rates(history: History) -> str:

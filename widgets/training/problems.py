@@ -1,0 +1,55 @@
+"""What is wrong with the settings in a form, each problem at the field that it is about."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from lorakit.config import ConfigError
+from lorakit.run.resume import recorded_config, training_settings
+from widgets.fields import value_text
+from widgets.i18n import say
+from widgets.project.draft import Draft, flattened, usable
+from widgets.project.labels import labelled
+
+
+def problems_of(draft: Draft) -> dict[str, str]:
+    """Path -> what is wrong there; "" -> what is wrong but at no single field."""
+    lines_at: dict[str, list[str]] = {}
+    places = usable(draft.choice.family)
+    try:
+        draft.value  # noqa: B018 - raises what is wrong
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            # A line begins with `part.name`, or with a setting of the run itself, if it is about one.
+            start = re.match(r"\w+(\.\w+)?", line)
+            names = (start[0], start[0].partition(".")[0]) if start else ()
+            lines_at.setdefault(next((name for name in names if name in places), ""), []).append(line)
+    return {path: "\n".join(lines) for path, lines in lines_at.items()} | changes_since_start(draft)
+
+
+def changes_since_start(draft: Draft) -> dict[str, str]:
+    """Path -> a sentence for each setting that affects the result and is no longer what the run was started with."""
+    config = recorded_config(draft.run)
+    started_with = flattened(training_settings(config)) if config else {}
+    now = json.loads(json.dumps(draft.shown))  # lists for tuples, as in the record
+    return {
+        path: say(
+            "This run was started with “{old}”. Change it back, or choose another run name.", old=value_text(value)
+        )
+        for path, value in started_with.items()
+        if path in now and now[path] != value
+    }
+
+
+def is_missing(path: str, problem: str) -> bool:
+    """Whether the problem is that a setting without a default was not chosen yet."""
+    return problem.startswith(f"{path} is missing")
+
+
+def worded(path: str, problem: str, family: str) -> str:
+    """A problem as the form shows it: settings are called by their labels."""
+    name = path.rpartition(".")[2]
+    # a value that is wrong by itself is refused under its bare name
+    full = f"{path}{problem[len(name) :]}" if name and problem.startswith(f"{name} ") else problem
+    return labelled(full, family)
