@@ -155,10 +155,10 @@ def save_random_sd15(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from lorakit.models.files.sd import SD15_CONFIG
+    from lorakit.models.files import sd15_names
 
     print("Making random weights at true size, once (4.3 GB).", flush=True)
-    shutil.copytree(SD15_CONFIG, folder, dirs_exist_ok=True)
+    shutil.copytree(sd15_names.LAYOUT.settings, folder, dirs_exist_ok=True)
     made = {
         "unet": (UNet2DConditionModel.from_config, "diffusion_pytorch_model.safetensors"),
         "vae": (AutoencoderKL.from_config, "diffusion_pytorch_model.safetensors"),

@@ -149,18 +149,18 @@ def sdxl(folder: Path, form: str) -> dict[str, str]:
     """SDXL in float16: a single file in the original layout, or a folder."""
     from original_layout import SDXL_PARTS, for_sdxl, original_part
 
-    from lorakit.models.files.sd import SDXL_CONFIG
+    from lorakit.models.files import sdxl_names
     from lorakit.models.files.sd_sources import CLIP_VOCABULARY
 
-    parts = {part: shapes(part, SDXL_CONFIG / part) for part in SDXL_PARTS}
+    parts = {part: shapes(part, sdxl_names.LAYOUT.settings / part) for part in SDXL_PARTS}
     if form == "file":
         state = {}
         for part, weights in parts.items():
-            config = json.loads((SDXL_CONFIG / part / "config.json").read_text())
+            config = json.loads((sdxl_names.LAYOUT.settings / part / "config.json").read_text())
             state |= original_part(part, config, weights)
         write(folder / "sdxl-random.safetensors", for_sdxl(state), "F16")
         return {"source": str(folder / "sdxl-random.safetensors")}
-    shutil.copytree(SDXL_CONFIG, folder, dirs_exist_ok=True)
+    shutil.copytree(sdxl_names.LAYOUT.settings, folder, dirs_exist_ok=True)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(CLIP_VOCABULARY, folder / name, dirs_exist_ok=True)
     for part, weights in parts.items():

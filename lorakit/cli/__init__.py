@@ -182,7 +182,7 @@ def _model_check(options: argparse.Namespace) -> int:
         print(f"! {line}")
     if not findings:
         print("No model files there.")
-    return int(any(finding.trouble for finding in findings))
+    return int(any(finding.problem for finding in findings))
 
 
 def _open(options: argparse.Namespace) -> int:

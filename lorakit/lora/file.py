@@ -25,15 +25,6 @@ FORMS = {
     "lycoris": r"lycoris_",
     "onetrainer": r"lora_transformer_",
 }
-# family -> how names look (see `_key`), the surest first; a guess for people, nothing is decided by it
-LOOKS = {
-    "anima": r"llm_adapter_|text_conditioner_|blocks_\d+_(self|cross)_attn_\w+_proj|blocks_\d+_mlp_layer\d"
-    r"|transformer_blocks_\d+_attn\d_|lora_te1_layers_",
-    "sdxl": r"lora_te2_|text_encoder_2_|(in|out)put_blocks_|middle_block_|\w+_attentions_\d+_transformer_blocks_[1-9]",
-    "sd15": r"(down|up)_blocks_|mid_block_|(lora_te1|text_encoder)_encoder_layers_",
-}
-# width of a UNet's text -> family
-WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 # role of a tensor -> how it is spelled behind its module's name; LoHa's and LoKr's roles are spelled as they are called
 ROLES = {
     "down": r"lora_down|lora_A|lora\.down|lora_linear_layer\.down",
@@ -111,7 +102,7 @@ class LoraSummary:
     kinds: tuple[str, ...]  # keys of KINDS; "unknown" where a module is no whole one
     modules: int
     ranks: tuple[int, ...]  # all that occur, ascending
-    family: str  # guessed; "unknown" when nothing is like it
+    shapes: Mapping[str, Mapping[str, Any]]  # module's name without what forms spell differently -> role -> shape
 
 
 def describe(header: Mapping[str, Any]) -> LoraSummary:
@@ -135,17 +126,8 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
         kinds=tuple(sorted({kind or "unknown" for kind in kinds.values()})),
         modules=len(found),
         ranks=tuple(sorted(ranks - {None})),
-        family=guess({_key(name): shapes for name, shapes in found.items()}),
+        shapes={_key(name): shapes for name, shapes in found.items()},
     )
-
-
-def guess(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The family that modules (see `_key`) with tensors of these shapes are likely of."""
-    for name, shapes in found.items():
-        if re.search(r"(down|up|input|output)_blocks_.*attn2_to_[kv]$", name) and len(shapes.get("down", ())) > 1:
-            if shapes["down"][1] in WIDTHS:
-                return WIDTHS[shapes["down"][1]]
-    return next((family for family, look in LOOKS.items() if any(re.match(look, name) for name in found)), "unknown")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -297,7 +279,7 @@ def _unfit(file: Path, model: Any, found: dict[str, dict[str, torch.Tensor]], le
     """Why a file with names that are left over is refused."""
     shapes = {_key(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in found.items()}
     told = f"{len(left)} of {len(found)} modules are not in it, the first is {left[0]}."
-    if (family := guess(shapes)) != model.config.family:
+    if (family := model.likely_family(shapes)) != model.config.family:
         told += f" The base is {model.config.family}, the file's names are like those of {family}"
         told += f" in the form {form_of(left[0])}."
     return f"{file.name} does not fit this base: {told}"

@@ -15,6 +15,7 @@ from lorakit.hub.fingerprint import file_digest
 from lorakit.layers.frozen import slim
 from lorakit.layers.offload import place
 from lorakit.machine.device import return_freed_memory
+from lorakit.models.files import kinds
 
 # what diffusers, newer and older transformers call it
 CHECKPOINTING = (
@@ -84,6 +85,10 @@ class Parts:
         if part not in self._fingerprints:
             self._fingerprints[part] = file_digest([*self.files.files(part), *self.settings(part)])
         return self._fingerprints[part]
+
+    def likely_family(self, modules: Mapping[str, kinds.Shapes]) -> str:
+        """The family that a LoRA file with these modules is likely for; see `kinds.lora_family`."""
+        return kinds.lora_family(modules)
 
     def targets(self, part: str) -> list[str]:
         """Names of the modules of a part that adapters go on, in the module's order."""

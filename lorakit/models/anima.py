@@ -21,6 +21,7 @@ from lorakit.layers.frozen import slim
 from lorakit.models import Size, _cosmos, _qwen_vae
 from lorakit.models._base import Parts
 from lorakit.models.files.anima import ANIMA_CONFIG, open_anima, tokenizers_at
+from lorakit.models.files.anima_names import MARKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +97,9 @@ class Config(Config):
     }
     rates: ClassVar = {"transformer": "learning_rate", "text_conditioner": "text_conditioner_lr"}
     samplers: ClassVar = ("euler", "dpmpp_2m")
-    forms: ClassVar = ("comfy", "kohya")
+    forms: ClassVar = MARKS.forms
     resolution_multiple: ClassVar = 16  # px of one patch: 8 of a latent, 2 latents
 
-
-# How captions of this family are written; the model card's order, with spaces where tag sites have underscores.
-CAPTION_ORDER = ("quality", "count", "character", "series", "artist", "general")
-CAPTION_PREFIX = {"artist": "@"}
 
 # diffusers' names -> those of the original files, which ComfyUI and kohya use; the conditioner's are the same in both
 ORIGINAL = {

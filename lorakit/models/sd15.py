@@ -14,6 +14,7 @@ from lorakit.diffusion import ddpm
 from lorakit.hub import fetch
 from lorakit.models import Size, _clip, _unet
 from lorakit.models.files.sd import open_sd
+from lorakit.models.files.sd15_names import LAYOUT, MARKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Config(Config):
     unsupported: ClassVar = _unet.REFUSED
     rates: ClassVar = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
     samplers: ClassVar = _unet.SAMPLERS
-    forms: ClassVar = ("kohya",)
+    forms: ClassVar = MARKS.forms
     resolution_multiple: ClassVar = 8  # px of one latent
 
 
@@ -69,7 +70,7 @@ class Model(_unet.UNetModel):
     TARGETS = {"unet": _unet.UNET_TARGETS, "text_encoder": _unet.CLIP_TARGETS}
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
-        super().__init__(config, open_sd(fetch(config.source)), device, dtype, trained)
+        super().__init__(config, open_sd(fetch(config.source), LAYOUT), device, dtype, trained)
         layers = self.files.text_config()["num_hidden_layers"]
         if config.clip_skip > layers:
             raise ConfigError(f"clip_skip is {config.clip_skip}, but this base's text encoder has {layers} layers.")

@@ -16,7 +16,8 @@ from lorakit.diffusion import ddpm
 from lorakit.hub import SourceError, fetch
 from lorakit.models import Size, _clip, _unet
 from lorakit.models.files.ldm_names import original_name
-from lorakit.models.files.sd import SDXL, open_sd
+from lorakit.models.files.sd import open_sd
+from lorakit.models.files.sdxl_names import LAYOUT, MARKS
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 # The second tokenizer is the first but for this. diffusers reads "!", which is a tag, as padding there; A1111 and
@@ -95,7 +96,7 @@ class Config(Config):
         "text_encoder_2": "text_encoder_2_lr",
     }
     samplers: ClassVar = _unet.SAMPLERS
-    forms: ClassVar = ("kohya",)
+    forms: ClassVar = MARKS.forms
     resolution_multiple: ClassVar = 8  # px of one latent
 
     def conflicts(self) -> list[str]:
@@ -126,7 +127,7 @@ class Model(_unet.UNetModel):
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
         vae = fetch_vae(config.vae) if config.vae else None
-        super().__init__(config, open_sd(fetch(config.source), SDXL, vae), device, dtype, trained)
+        super().__init__(config, open_sd(fetch(config.source), LAYOUT, vae), device, dtype, trained)
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ConfigError(f"{config.source}: {NEEDS_V}; set prediction_type or zero_terminal_snr.")
 

@@ -15,6 +15,7 @@ from lorakit import events
 from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.files import write_json
+from lorakit.models.files.marks import forms
 from lorakit.project import Run
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SaveConfig(Config):
     form: str = setting(
         "auto",
         help="form of exported files; auto: what all hosts read",
-        choices=("auto", "kohya", "comfy"),
+        choices=lambda: ("auto", *forms()),
         ui=Field(label="file form"),
     )
 

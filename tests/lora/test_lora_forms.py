@@ -20,6 +20,7 @@ from lorakit.lora import file as lora_file
 from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.lora.file import LoraFileError
 from lorakit.lora.kinds import Change, kind_of, rank_of
+from lorakit.models.files.kinds import lora_family
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 4, 3.0
@@ -87,7 +88,7 @@ def test_a_familys_names_are_told_from_the_others(family):
     for names in (known.kohya,) if family == "sd15" else (known.kohya, dotted_names):
         header = {f"{name}.lora_{side}.weight": {"shape": shape} for name in names for side, shape in shapes.items()}
         told = lora_file.describe({"__metadata__": {}, **header})
-        assert (told.family, told.kinds, told.modules, told.ranks) == (family, ("lora",), len(names), (4,))
+        assert (lora_family(told.shapes), told.kinds, told.modules, told.ranks) == (family, ("lora",), len(names), (4,))
         assert told.form == ("kohya" if names is known.kohya else "comfy")
 
 

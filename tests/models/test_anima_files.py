@@ -369,9 +369,9 @@ def test_a_file_in_the_wrong_place_is_called_what_it_is(parts, folder, tmp_path)
     files = save_files(tmp_path, parts)
     dit, qwen, vae = files["transformer"], files["text_encoder"], files["vae"]
     assert f"{qwen} is a Qwen3 text encoder; for the transformer expected was an Anima DiT" in refusal(qwen, dit, vae)
-    assert f"{vae} is a Qwen-Image VAE; for the text_encoder" in refusal(dit, vae, qwen)
+    assert f"{vae} is a Qwen-Image VAE (of Anima); for the text_encoder" in refusal(dit, vae, qwen)
     assert f"{qwen} is a Qwen3 text encoder; for the vae" in refusal(dit, qwen, qwen)
-    assert f"{vae} is a Qwen-Image VAE; for the text_conditioner" in refusal(dit, qwen, vae, vae)
+    assert f"{vae} is a Qwen-Image VAE (of Anima); for the text_conditioner" in refusal(dit, qwen, vae, vae)
     lora, other = tmp_path / "lora.safetensors", tmp_path / "sd15.safetensors"
     save_file({"diffusion_model.blocks.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 2)}, lora)
     assert "is a LoRA (an adapter, not a base model)" in refusal(lora, qwen, vae)

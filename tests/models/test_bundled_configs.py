@@ -8,8 +8,9 @@ import pytest
 import torch
 from original_layout import for_sdxl, original_part
 
-from lorakit.models.files.sd import SD15, SDXL
+from lorakit.models.files.sd15_names import LAYOUT as SD15
 from lorakit.models.files.sd_sources import SingleFile
+from lorakit.models.files.sdxl_names import LAYOUT as SDXL
 from lorakit.models.files.weights import fitting
 
 SIZES = {

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny import save_sd15
 
 from lorakit.cli import main
-from lorakit.models.files.check import ANIMA_WIDTH, Finding, check, missing
+from lorakit.models.files.anima_names import QWEN
+from lorakit.models.files.check import ModelFile, check, missing
 
 LORAS = {
     "kohya.safetensors": ("lora_unet_blocks_0_self_attn_q_proj", "lora_down", "lora_up"),
@@ -57,7 +58,9 @@ def zoo(parts, tmp_path_factory) -> Path:
 
 def encoder_of_true_width(path: Path) -> None:
     """Widen a tiny text encoder to what Anima takes; a header is all that is read of it."""
-    save_file({name: torch.zeros(*tensor.shape[:-1], ANIMA_WIDTH) for name, tensor in tiny_encoder(path).items()}, path)
+    save_file(
+        {name: torch.zeros(*tensor.shape[:-1], QWEN.width[1]) for name, tensor in tiny_encoder(path).items()}, path
+    )
 
 
 def tiny_encoder(path: Path) -> dict[str, torch.Tensor]:
@@ -79,7 +82,7 @@ def save_broken(folder: Path, whole: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(zoo) -> dict[str, Finding]:
+def found(zoo) -> dict[str, ModelFile]:
     """What `check` finds in the zoo, by path inside it."""
     return {finding.path.relative_to(zoo).as_posix(): finding for finding in check([zoo])}
 
@@ -114,7 +117,7 @@ def test_each_file_is_called_what_it_is(found):
     kinds = {name: finding.kind for name, finding in found.items()}
     assert kinds["anima/anima-base-v1.0.safetensors"] == "an Anima DiT with its LLM adapter inside"
     assert kinds["anima/qwen_3_06b_base.safetensors"] == "a Qwen3 text encoder of width 1024"
-    assert kinds["anima/qwen_image_vae.safetensors"] == "a Qwen-Image VAE"
+    assert kinds["anima/qwen_image_vae.safetensors"] == "a Qwen-Image VAE (of Anima)"
     assert kinds["qwen folder"] == "a Qwen3 text encoder of width 16 (Anima's has 1024)"
     assert (
         kinds["checkpoints/sd15.safetensors"] == kinds["checkpoints/sd15.ckpt"] == "a Stable Diffusion 1.x checkpoint"
@@ -139,7 +142,7 @@ def test_sizes_types_and_blocks_are_told(found, zoo, parts):
 
 
 def test_what_is_broken_says_how(found):
-    broken = {name.removeprefix("broken/"): finding.trouble for name, finding in found.items() if finding.trouble}
+    broken = {name.removeprefix("broken/"): finding.problem for name, finding in found.items() if finding.problem}
     reasons = {
         "cut.safetensors": "is truncated",
         "cut early.safetensors": "truncated inside its header",
@@ -162,7 +165,7 @@ def test_a_folder_that_is_not_whole_says_what_is_missing(damage, parts, zoo, tmp
     elif damage == "shard":
         shutil.rmtree(copy / "transformer")
         parts["transformer"].save_pretrained(copy / "transformer", max_shard_size="80KB")
-        assert not check([copy])[0].trouble and check([copy])[0].blocks == 2
+        assert not check([copy])[0].problem and check([copy])[0].blocks == 2
         next((copy / "transformer").glob("*-of-*.safetensors")).unlink()
     elif damage == "index":
         (copy / "modular_model_index.json").write_text("{")
@@ -175,9 +178,9 @@ def test_a_folder_that_is_not_whole_says_what_is_missing(damage, parts, zoo, tmp
         "index": "JSON",
         "weights": "truncated",
     }
-    assert reasons[damage] in finding.trouble
+    assert reasons[damage] in finding.problem
     if damage == "shard":
-        assert "all of their shards" in check([copy / "transformer"])[0].trouble
+        assert "all of their shards" in check([copy / "transformer"])[0].problem
 
 
 def test_what_is_missing_to_train_is_named_with_its_address(zoo, tmp_path):
@@ -227,7 +230,7 @@ def test_only_headers_are_read(parts, tmp_path):
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
     (finding,) = check([path])
-    assert finding.kind == "a Qwen-Image VAE" and finding.size > size and not finding.trouble
+    assert finding.kind == "a Qwen-Image VAE (of Anima)" and finding.size > size and not finding.problem
 
 
 def test_the_terminal_says_the_same_and_fails_for_what_is_broken(zoo, capsys):
@@ -265,15 +268,15 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(zoo, tmp_path, monkey
 
     monkeypatch.setattr(Path, "iterdir", locked)  # the superuser may read everything
     second, first, third = check([tmp_path, tmp_path / ("x" * 300)])
-    assert "It cannot be read" in first.trouble and "Permission denied" in first.trouble
-    assert not second.trouble and "no model known here" in second.kind
-    assert "It cannot be read" in third.trouble
+    assert "It cannot be read" in first.problem and "Permission denied" in first.problem
+    assert not second.problem and "no model known here" in second.kind
+    assert "It cannot be read" in third.problem
 
 
 @pytest.mark.parametrize(
     "names, told",
     (
-        (("lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight"), "a LoRA of a form that is not known here"),
+        (("lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight"), "a LoRA of an unknown form"),
         (("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"), "a Qwen3 text encoder of width 0"),
     ),
 )
@@ -291,13 +294,13 @@ def test_other_suffixes_are_found_but_not_a_trainers_state(tmp_path):
     found = {finding.path.name: finding for finding in check([tmp_path])}
     assert found.keys() == {"anima.gguf", *names[:3]}
     assert "cannot be trained on" in found["anima.gguf"].kind and "1.5 kB" in str(found["anima.gguf"])
-    assert not any(finding.trouble for finding in found.values())
+    assert not any(finding.problem for finding in found.values())
     assert {found[name].kind for name in names[:3]} == {"a VAE alone"}
 
 
 @pytest.mark.parametrize("size, told", ((0, "0 bytes"), (1500, "1.5 kB"), (9_540_000, "9.5 MB"), (6.94e9, "6.94 GB")))
 def test_sizes_are_told_in_units_that_suit_them(size, told):
-    assert str(Finding(path=Path("a"), kind="a model", size=int(size))) == f"a: a model, {told}"
+    assert str(ModelFile(path=Path("a"), kind="a model", size=int(size))) == f"a: a model, {told}"
 
 
 def test_v_prediction_is_told(tmp_path):
@@ -312,4 +315,4 @@ def test_v_prediction_is_told(tmp_path):
 )
 def test_a_strange_index_is_told(index, tmp_path):
     (tmp_path / "model_index.json").write_text(index)
-    assert "model_index.json is n" in check([tmp_path])[0].trouble
+    assert "model_index.json is n" in check([tmp_path])[0].problem

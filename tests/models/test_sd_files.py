@@ -17,7 +17,9 @@ from tiny import save_sd15
 
 from lorakit.hub import fetch
 from lorakit.hub.files import ModelFileError, verify_safetensors
-from lorakit.models.files.sd import SD15, SD15_CONFIG, SDXL, open_sd, open_vae
+from lorakit.models.files.sd import open_sd, open_vae
+from lorakit.models.files.sd15_names import LAYOUT as SD15
+from lorakit.models.files.sdxl_names import LAYOUT as SDXL
 
 CPU = torch.device("cpu")
 FORMS = (
@@ -135,7 +137,7 @@ def test_single_files_load_as_diffusers_loads_them(part, tiny, single):
 def test_loaded_parts_compute_what_diffusers_pipeline_computes(tiny):
     from diffusers import StableDiffusionPipeline
 
-    pipeline, files = StableDiffusionPipeline.from_pretrained(tiny), open_sd(tiny)
+    pipeline, files = StableDiffusionPipeline.from_pretrained(tiny), open_sd(tiny, SD15)
     ids = pipeline.tokenizer(["red hair, smile"], return_tensors="pt").input_ids
     assert torch.equal(files.tokenizer()(["red hair, smile"], return_tensors="pt").input_ids, ids)
     context = pipeline.text_encoder(ids).last_hidden_state
@@ -150,7 +152,7 @@ def test_asking_for_one_part_does_not_read_another(tiny, tmp_path):
     folder = make_form("folder", tiny, tmp_path / "model")
     for part in ("vae", "text_encoder"):
         shutil.rmtree(folder / part)
-    assert open_sd(folder).unet(torch.float32, CPU).dtype == torch.float32
+    assert open_sd(folder, SD15).unet(torch.float32, CPU).dtype == torch.float32
 
 
 def test_weights_of_the_right_dtype_are_the_file_and_not_a_copy_of_it(single, tiny):
@@ -178,8 +180,8 @@ def test_a_v_prediction_file_says_so(mark, told, single, tiny, tmp_path):
 
 def test_a_diffusers_folder_tells_its_own_prediction_type(tmp_path):
     folder = save_sd15(tmp_path, prediction_type="v_prediction")
-    assert open_sd(folder).scheduler_config()["prediction_type"] == "v_prediction"
-    assert open_sd(folder).vae_config()["scaling_factor"] == 0.18215
+    assert open_sd(folder, SD15).scheduler_config()["prediction_type"] == "v_prediction"
+    assert open_sd(folder, SD15).vae_config()["scaling_factor"] == 0.18215
 
 
 def test_the_bundled_vocabulary_is_that_of_clip():
@@ -194,7 +196,7 @@ def open_sd_tokenizer():
     """The tokenizer that single files get."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(SD15_CONFIG / "tokenizer")
+    return CLIPTokenizer.from_pretrained(SD15.settings / "tokenizer")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -240,7 +242,7 @@ DAMAGES = {
 def test_a_damaged_file_is_refused_in_one_sentence(how, single, tiny, tmp_path):
     path = shutil.copy(single, tmp_path / "broken.safetensors")
     damage(path, how)
-    for read in (verify_safetensors, open_sd, lambda path: fetch(str(path))):
+    for read in (verify_safetensors, lambda path: open_sd(path, SD15), lambda path: fetch(str(path))):
         with pytest.raises(ModelFileError) as refused:
             read(path)
         assert DAMAGES[how] in str(refused.value) and "broken.safetensors" in str(refused.value)
@@ -328,7 +330,7 @@ FOREIGN = {
 def test_another_kind_of_file_is_named_and_refused(kind, tmp_path):
     save_file({name: torch.zeros(2) for name in FOREIGN[kind]}, tmp_path / "other.safetensors")
     with pytest.raises(ModelFileError, match=f"other.safetensors is {kind}.*expected was a Stable Diffusion 1.x"):
-        open_sd(tmp_path / "other.safetensors")
+        open_sd(tmp_path / "other.safetensors", SD15)
 
 
 @pytest.mark.parametrize(
@@ -363,12 +365,12 @@ def test_a_folder_that_lacks_a_shard_or_is_of_another_family_is_refused(tiny, tm
     folder = make_form("sharded folder", tiny, tmp_path / "model")
     next((folder / "unet").glob("*-00002-*")).unlink()
     with pytest.raises(ModelFileError, match="unet lacks weights"):
-        open_sd(folder).unet(torch.float32, CPU)
+        open_sd(folder, SD15).unet(torch.float32, CPU)
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ModelFileError, match="StableDiffusionXLPipeline"):
-        open_sd(folder)
+        open_sd(folder, SD15)
 
 
 HINTS = {  # tensors of a file -> the family that trains on it
@@ -408,5 +410,5 @@ def test_a_folder_of_another_family_comes_with_the_family_to_set(tiny, tmp_path)
         "text_encoder, text_encoder_2, unet. To train on it set model.family=sd15."
     )
     (tmp_path / "modular_model_index.json").write_text('{"_class_name": "AnimaModularPipeline"}')
-    with pytest.raises(ModelFileError, match=r"is a diffusers folder of Anima.*set model\.family=anima\.$"):
-        open_sd(tmp_path)
+    with pytest.raises(ModelFileError, match=r"holds a AnimaModularPipeline.*set model\.family=anima\.$"):
+        open_sd(tmp_path, SD15)

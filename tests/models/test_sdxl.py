@@ -25,7 +25,7 @@ from lorakit.diffusion.weightings import LossConfig
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.models import Size, sdxl
-from lorakit.models.files.sd import SDXL
+from lorakit.models.files.sdxl_names import LAYOUT as SDXL
 
 CPU = torch.device("cpu")
 CAPTIONS = ["girl, red hair", "boy, smile", ""]
@@ -233,7 +233,7 @@ def test_zero_terminal_snr_without_v_prediction_is_refused(bases):
 
 def test_a_single_file_is_the_folder_bit_for_bit(base, tmp_path, monkeypatch):
     save_file(original_state(base), tmp_path / "model.safetensors")
-    monkeypatch.setattr(sdxl, "SDXL", replace(SDXL, settings=base))
+    monkeypatch.setattr(sdxl, "LAYOUT", replace(SDXL, settings=base))
     x0, eps, t = drawn()
     losses, latents = [], []
     for source in (base, tmp_path / "model.safetensors"):

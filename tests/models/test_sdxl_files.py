@@ -19,7 +19,8 @@ from tiny_sdxl import save_sdxl
 from lorakit.hub import SourceError
 from lorakit.hub.files import ModelFileError
 from lorakit.models import sdxl
-from lorakit.models.files.sd import SDXL, SDXL_CONFIG, open_sd
+from lorakit.models.files.sd import open_sd
+from lorakit.models.files.sdxl_names import LAYOUT as SDXL
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_every_part_of_sdxl_is_equal_bit_for_bit_in_every_form(form, part, tiny_
 
 def test_single_files_of_sdxl_get_the_one_vocabulary(single_xl):
     assert open_sd(single_xl, SDXL).tokenizer()("a cat!").input_ids == [49406, 320, 2368, 256, 49407]
-    assert not list(SDXL_CONFIG.glob("tokenizer*"))
+    assert not list(SDXL.settings.glob("tokenizer*"))
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

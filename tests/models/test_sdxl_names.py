@@ -16,13 +16,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
 from lorakit.models import sdxl
-from lorakit.models.files.sd import SDXL_CONFIG
+from lorakit.models.files.sdxl_names import LAYOUT as SDXL
 
 
 @pytest.fixture(scope="module")
 def full_size() -> dict[str, torch.nn.Module]:
     """The parts of SDXL that adapters go on at their true size, without memory for their weights."""
-    configs = {part: json.loads((SDXL_CONFIG / part / "config.json").read_text()) for part in sdxl.Config.rates}
+    configs = {part: json.loads((SDXL.settings / part / "config.json").read_text()) for part in sdxl.Config.rates}
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(configs["unet"]),

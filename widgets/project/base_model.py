@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorakit.config import Config, to_dict
 from lorakit.machine.host import environment
-from lorakit.models.files.check import Finding, check, missing
+from lorakit.models.files.check import ModelFile, check, missing
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, RED, aside, box, size
 
@@ -41,12 +41,12 @@ def look(paths: Iterable[str | Path]) -> None:
     display(HTML(render(check(paths))))
 
 
-def render(findings: list[Finding]) -> str:
+def render(findings: list[ModelFile]) -> str:
     """Findings as a table, with what is missing below."""
     rows = "".join(
-        f"<tr><td style='color:{RED if found.trouble else GREEN}'>{'✗' if found.trouble else '✓'}</td>"
+        f"<tr><td style='color:{RED if found.problem else GREEN}'>{'✗' if found.problem else '✓'}</td>"
         f"<td style='text-align:left'><b>{html.escape(found.path.name)}</b></td>"
-        f"<td style='text-align:left'>{html.escape(found.trouble or found.kind)}</td>"
+        f"<td style='text-align:left'>{html.escape(found.problem or found.kind)}</td>"
         f"<td style='text-align:left'>{f'{size(found.size)} · ' if found.size else ''}"
         f"{html.escape(' '.join(found.dtypes))}</td></tr>"
         for found in findings

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from lorakit.hub.files import ModelFileError, part_weights, read_index, verify_safetensors
-from lorakit.models.files.anima_names import ACCEPTED, DIT, MEASURED, RENAMED, anima_kind, encoder_names, quantised
+from lorakit.models.files.anima_names import ACCEPTED, DIT, HUB_FILES, MEASURED, RENAMED, encoder_names
+from lorakit.models.files.kinds import kind_of, quantised
 from lorakit.models.files.weights import Tensors, frozen, read_json, read_tensors
 
 ANIMA_CONFIG = Path(__file__).parents[1] / "anima_config"
@@ -21,12 +22,6 @@ CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline
 }
 WITH_HEAD = {"text_encoder": "Qwen3ForCausalLM"}  # the same weights and a head that predicts words, which is left out
 PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")  # parts without weights
-HUB_FILES = {  # where the single files come from, as `lorakit.hub.fetch` takes them
-    "transformer": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
-    "text_conditioner": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
-    "text_encoder": "circlestone-labs/Anima/split_files/text_encoders/qwen_3_06b_base.safetensors",
-    "vae": "circlestone-labs/Anima/split_files/vae/qwen_image_vae.safetensors",
-}
 
 
 # ---- where a part is -------------------------------------------------------------------------------------------------
@@ -73,10 +68,12 @@ class FilePart:
             raise ModelFileError(f"There is no file or folder {path} to take the {part} from; {example}.")
         self.header = verify_safetensors(path)
         self.header.pop("__metadata__", None)
-        self.kind = anima_kind(self.header)
-        if self.kind not in ACCEPTED[part]:
-            wanted = " or ".join(ACCEPTED[part])
-            raise ModelFileError(f"{path} is {self.kind}; for the {part} expected was {wanted} ({example}).")
+        self.kind = kind_of(self.header)
+        expected = [kind.name for kind in ACCEPTED[part]]
+        if self.kind not in expected:
+            raise ModelFileError(
+                f"{path} is {self.kind}; for the {part} expected was {' or '.join(expected)} ({example})."
+            )
         if quantised(self.header):
             raise ModelFileError(
                 f"{path} holds weights in 8 bits or fewer (such as fp8), which are too coarse to train on: use the "
@@ -131,7 +128,7 @@ def open_anima(
     else:
         folders = {name: ANIMA_CONFIG / name for name in PLAIN}
         parts = {"transformer": FilePart("transformer", source)}
-        if text_conditioner is None and parts["transformer"].kind == DIT:
+        if text_conditioner is None and parts["transformer"].kind == DIT.name:
             parts["text_conditioner"] = FilePart("text_conditioner", source)
     given = {"text_conditioner": text_conditioner, "text_encoder": text_encoder, "vae": vae}
     for name, path in given.items():

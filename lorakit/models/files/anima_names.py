@@ -1,53 +1,83 @@
-"""The single files of an Anima model: what each one is, and its names and shapes as the libraries have them."""
+"""Anima from outside: its single files, folders and LoRA files, and the libraries' names for its tensors."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 
-from lorakit.models.files.sd_sources import kind_of
+from lorakit.models.files.marks import PREFIX, CaptionProfile, FileKind, Marks
 
-# Before the original names, depending on who wrote the file: ComfyUI's checkpoints, LoRA tools, NVIDIA's trainer.
-PREFIX = re.compile(r"^(?:(?:model\.)?diffusion_model\.)?(?:net\.)?")
-ADAPTER = "llm_adapter."
-DIT = "an Anima DiT"
-BARE_DIT = "a Cosmos-Predict2 DiT, as of Anima, without LLM adapter"
-CONDITIONER = "Anima's LLM adapter"
-QWEN = "a Qwen3 text encoder"
-VAE = "a Qwen-Image VAE"
-# First match decides: (what a single file is, tensors that it has all of, their prefix left away)
-KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (DIT, ("blocks.0.adaln_modulation_self_attn.1.weight", f"{ADAPTER}embed.weight")),
-    (BARE_DIT, ("blocks.0.adaln_modulation_self_attn.1.weight",)),
-    (CONDITIONER, (f"{ADAPTER}embed.weight",)),
-    (CONDITIONER, ("embed.weight", "blocks.0.norm_cross_attn.weight")),
-    (QWEN, ("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight")),
-    (QWEN, ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight")),
-    (VAE, ("decoder.middle.0.residual.0.gamma",)),
-    (VAE, ("decoder.mid_block.resnets.0.norm1.gamma",)),
-    ("the transformer of a diffusers folder of Anima", ("transformer_blocks.0.norm1.linear_1.weight",)),
+ADAPTER = "llm_adapter."  # before the names of the text conditioner, which other tools call LLM adapter
+HUB_FILES = {  # where the single files come from, as `hub.fetch` takes them
+    "transformer": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
+    "text_conditioner": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
+    "text_encoder": "circlestone-labs/Anima/split_files/text_encoders/qwen_3_06b_base.safetensors",
+    "vae": "circlestone-labs/Anima/split_files/vae/qwen_image_vae.safetensors",
+}
+DIT = FileKind(
+    name="an Anima DiT",
+    has=(("blocks.0.adaln_modulation_self_attn.1.weight", f"{ADAPTER}embed.weight"),),
+    holds={"DiT": "", "LLM adapter": ""},
+    is_base=True,
+    detail=" with its LLM adapter inside",
 )
-ACCEPTED = {
+BARE_DIT = FileKind(
+    name="a Cosmos-Predict2 DiT, as of Anima, without LLM adapter",
+    has=(("blocks.0.adaln_modulation_self_attn.1.weight",),),
+    holds={"DiT": ""},
+    is_base=True,
+)
+CONDITIONER = FileKind(
+    name="Anima's LLM adapter",
+    has=((f"{ADAPTER}embed.weight",), ("embed.weight", "blocks.0.norm_cross_attn.weight")),
+    holds={"LLM adapter": ""},
+    inner=ADAPTER,
+)
+QWEN = FileKind(
+    name="a Qwen3 text encoder",
+    has=(
+        ("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"),
+        ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight"),
+    ),
+    holds={"text encoder": ""},
+    width=("embed_tokens.weight", 1024),  # Qwen3-0.6B; there are larger ones
+)
+VAE = FileKind(
+    name="a Qwen-Image VAE (of Anima)",
+    has=(("decoder.middle.0.residual.0.gamma",), ("decoder.mid_block.resnets.0.norm1.gamma",)),
+    holds={"VAE": ""},
+)
+OF_FOLDER = FileKind(
+    name="the transformer of a diffusers folder of Anima", has=(("transformer_blocks.0.norm1.linear_1.weight",),)
+)
+MARKS = Marks(
+    title="Anima",
+    parts={
+        "DiT": HUB_FILES["transformer"],
+        "LLM adapter": f"inside {HUB_FILES['text_conditioner']}",
+        "text encoder": HUB_FILES["text_encoder"],
+        "VAE": HUB_FILES["vae"],
+    },
+    kinds=(DIT, BARE_DIT, CONDITIONER, QWEN, VAE, OF_FOLDER),  # DIT before BARE_DIT, whose tensors it has, too
+    folder="AnimaModularPipeline",
+    lora_keys=r"llm_adapter_|text_conditioner_|blocks_\d+_(self|cross)_attn_\w+_proj|blocks_\d+_mlp_layer\d"
+    r"|transformer_blocks_\d+_attn\d_|lora_te1_layers_",
+    forms=("comfy", "kohya"),
+    # the order of the model card, with spaces where tag sites have underscores
+    captions=CaptionProfile(
+        name="anima",
+        order=("quality", "meta", "year", "safety", "count", "character", "series", "artist", "general"),
+        lower_case=True,
+        prefixes={"artist": "@"},
+        own_ratings=True,
+    ),
+)
+ACCEPTED = {  # part of the model -> kinds of single files that it can be read from
     "transformer": (DIT, BARE_DIT),
     "text_conditioner": (CONDITIONER, DIT),
     "text_encoder": (QWEN,),
     "vae": (VAE,),
 }
-SCALES = re.compile(r".*\.(scale_weight|weight_scale|scale_input|comfy_quant)|scaled_fp8")
-NARROW = ("F8", "F6", "F4", "I8", "U8")  # types too coarse to train on
 Shapes = dict[str, tuple[int, ...]]
-
-
-def anima_kind(names: Iterable[str]) -> str:
-    """What a file is, in words, judged by the names of its tensors; of all the kinds that are known here."""
-    own = {PREFIX.sub("", name) for name in names}
-    return next((kind for kind, marks in KINDS if own.issuperset(marks)), None) or kind_of(tuple(names))
-
-
-def quantised(header: dict) -> bool:
-    """Whether a file's weights (its header is given) are stored in 8 bits or fewer."""
-    matrices = (entry for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) > 1)
-    return any(map(SCALES.fullmatch, header)) or any(entry["dtype"].startswith(NARROW) for entry in matrices)
 
 
 # ---- original names and shapes -> the libraries' names and settings -------------------------------------------------

@@ -22,67 +22,20 @@ from lorakit.hub.files import (
     weight_files,
 )
 from lorakit.lora.file import LoraFileError, describe
-from lorakit.models.files.anima import HUB_FILES
-from lorakit.models.files.anima_names import (
-    ADAPTER,
-    BARE_DIT,
-    CONDITIONER,
-    DIT,
-    PREFIX,
-    QWEN,
-    VAE,
-    anima_kind,
-    quantised,
-)
+from lorakit.models.files.kinds import LORA, file_kind, lora_family, lora_title, quantised, title_of_folder
+from lorakit.models.files.marks import PREFIX, FileKind, all_marks
 from lorakit.models.files.weights import read_pickle
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 SEARCHED = (".safetensors", ".gguf", *PICKLED)
 STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states|rng_state).*")  # of trainers, no models
 UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")  # behind the file's own suffix
-ANIMA_WIDTH = 1024  # of the texts, as Qwen3-0.6B gives them
 DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 BLOCKS = re.compile(r"(?:model\.)?(?:blocks|layers|transformer_blocks|joint_blocks|double_blocks)\.(\d+)\.")
-SD_PARTS = {  # part -> how its tensors begin in single files
-    "unet": "model.diffusion_model.",
-    "text encoder": ("cond_stage_model.", "conditioner.embedders.0."),
-    "VAE": "first_stage_model.",
-}
-# family -> part -> where it comes from, as `lorakit.hub.fetch` takes it
-CHECKPOINT = "it is inside the whole checkpoint of that model"
-NEEDED: dict[str, dict[str, str]] = {
-    "Anima": {
-        "DiT": HUB_FILES["transformer"],
-        "LLM adapter": f"inside {HUB_FILES['text_conditioner']}",
-        "text encoder": HUB_FILES["text_encoder"],
-        "VAE": HUB_FILES["vae"],
-    },
-    "SDXL": {"unet": CHECKPOINT, "text encoder": CHECKPOINT, "VAE": "madebyollin/sdxl-vae-fp16-fix"},
-    "SD 1.5": {"unet": CHECKPOINT, "text encoder": CHECKPOINT, "VAE": "stabilityai/sd-vae-ft-mse"},
-}
-CONTENTS: dict[str, dict[str, tuple[str, ...]]] = {  # kind -> family -> what of its parts it holds
-    DIT: {"Anima": ("DiT", "LLM adapter")},
-    BARE_DIT: {"Anima": ("DiT",)},
-    CONDITIONER: {"Anima": ("LLM adapter",)},
-    QWEN: {"Anima": ("text encoder",)},
-    VAE: {"Anima": ("VAE",)},
-    "a VAE alone": {"SDXL": ("VAE",), "SD 1.5": ("VAE",)},  # their VAEs differ in their numbers alone
-}
-CHECKPOINTS = {
-    "a Stable Diffusion XL checkpoint": "SDXL",
-    "an SDXL diffusion model without text encoders": "SDXL",
-    "a Stable Diffusion 1.x checkpoint": "SD 1.5",
-}
-FOLDERS = {  # class of a diffusers folder -> family
-    "StableDiffusionPipeline": "SD 1.5",
-    "StableDiffusionXLPipeline": "SDXL",
-    "AnimaModularPipeline": "Anima",
-}
-LORA_FAMILIES = {"anima": "Anima", "sdxl": "SDXL", "sd15": "SD 1.5", "sd2": "SD 2"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class ModelFile:
     """One model file, or one folder that is a model.
 
     kind     what it is, in words
@@ -90,7 +43,7 @@ class Finding:
     dtypes   types of its weights, the most frequent first, that hold at least one in a hundred
     blocks   transformer blocks, 0 where there are none
     holds    family -> what it holds of the parts that are needed to train on that
-    trouble  why it is of no use, "" when it is whole
+    problem  why it is of no use, "" when it is whole
     """
 
     path: Path
@@ -99,12 +52,12 @@ class Finding:
     dtypes: tuple[str, ...] = ()
     blocks: int = 0
     holds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    trouble: str = ""
+    problem: str = ""
 
     def __str__(self) -> str:
         told = [_told_size(self.size), *self.dtypes]
         told += [f"{self.blocks} blocks"] if self.blocks else []
-        return f"{self.path}: {self.kind}, {', '.join(told)}" + (f"\n  ! {self.trouble}" if self.trouble else "")
+        return f"{self.path}: {self.kind}, {', '.join(told)}" + (f"\n  ! {self.problem}" if self.problem else "")
 
 
 def _told_size(size: int) -> str:
@@ -112,22 +65,22 @@ def _told_size(size: int) -> str:
     return next((f"{size / unit:.{digits}f} {name}" for unit, name, digits in units if size >= unit), f"{size} bytes")
 
 
-def check(paths: Iterable[Path | str]) -> list[Finding]:
+def check(paths: Iterable[Path | str]) -> list[ModelFile]:
     """What each file is, and each model among the files in a folder and the folders in it."""
     return [_examine(found) for path in paths for found in _models(Path(path).expanduser(), set())]
 
 
-def missing(findings: Iterable[Finding]) -> list[str]:
+def missing(files: Iterable[ModelFile]) -> list[str]:
     """What these files together lack to train on, family by family, and where it comes from; [] when nothing."""
-    told = []
-    whole = [finding for finding in findings if not finding.trouble]
-    for family, needed in NEEDED.items():
-        have = {part for finding in whole for part in finding.holds.get(family, ())}
-        if have - {"VAE"}:  # a VAE alone tells no family
-            found = ", ".join(part for part in needed if part in have)
-            lacking = [part for part in needed if part not in have]
-            told += [f"{family}: {found} found, {part} missing: {needed[part]}" for part in lacking]
-    return told
+    lines = []
+    whole = [file for file in files if not file.problem]
+    for family in all_marks().values():
+        have = {part for file in whole for part in file.holds.get(family.title, ())}
+        if have - {"VAE"}:  # a VAE alone does not say that someone wants to train this family
+            present = ", ".join(part for part in family.parts if part in have)
+            lacking = [part for part in family.parts if part not in have]
+            lines += [f"{family.title}: {present} found, {part} missing: {family.parts[part]}" for part in lacking]
+    return lines
 
 
 def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
@@ -160,7 +113,7 @@ def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
             yield from _models(folder, seen)
 
 
-def _examine(path: Path) -> Finding:
+def _examine(path: Path) -> ModelFile:
     size = 0
     try:
         if path.is_dir():
@@ -174,12 +127,12 @@ def _examine(path: Path) -> Finding:
             raise ModelFileError("Its download is not finished: go on with it, or download it again.")
         if path.suffix == ".gguf":
             kind = "a GGUF file, which cannot be trained on (too coarse): use the .safetensors of that model"
-            return Finding(path=path, kind=kind, size=size)
+            return ModelFile(path=path, kind=kind, size=size)
         return _described(path, size, _header(path))
     except ModelFileError as error:
-        return Finding(path=path, kind="no usable model", size=size, trouble=str(error))
+        return ModelFile(path=path, kind="no usable model", size=size, problem=str(error))
     except OSError as error:
-        return Finding(path=path, kind="no usable model", size=size, trouble=f"It cannot be read: {error}.")
+        return ModelFile(path=path, kind="no usable model", size=size, problem=f"It cannot be read: {error}.")
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -193,29 +146,36 @@ def _header(path: Path) -> dict[str, Any]:
     }
 
 
-def _described(path: Path, size: int, header: Mapping[str, Any]) -> Finding:
+def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
     """By the names, types and shapes of its tensors."""
-    names = list(header)
-    kind = anima_kind(names)
-    told, holds = kind, CONTENTS.get(kind, {})
-    if kind in CHECKPOINTS:
-        parts = tuple(part for part, start in SD_PARTS.items() if any(name.startswith(start) for name in names))
-        holds = {CHECKPOINTS[kind]: parts}
-        told += ", with v prediction" if "v_pred" in header else ""
-        told += ", with zero terminal SNR" if "ztsnr" in header else ""
-    elif kind.startswith("a LoRA"):
-        told = _lora(header)
-    elif kind == QWEN:
-        shape = next(header[name]["shape"] for name in names if name.endswith("embed_tokens.weight"))
-        width = shape[-1] if shape else 0
-        told += f" of width {width}"
-        if width != ANIMA_WIDTH:
-            told, holds = f"{told} (Anima's has {ANIMA_WIDTH})", {}
-    elif kind == DIT:
-        told += " with its LLM adapter inside"
-    if quantised(header) and not kind.startswith("a LoRA"):
-        told, holds = f"{told}, in 8 bits or fewer: too coarse to train on", {}
-    return Finding(path=path, kind=told, size=size, dtypes=_dtypes(header), blocks=_blocks(names, kind), holds=holds)
+    name, kind = file_kind(header)
+    is_lora = name == LORA
+    text, holds = (_lora(header) if is_lora else name), _holds(name, kind, header)
+    if kind:
+        text += kind.detail + "".join(f", {flag}" for tensor, flag in kind.flags.items() if tensor in header)
+    if kind and kind.width:
+        end, expected = kind.width
+        width = next((header[n]["shape"][-1] for n in header if n.endswith(end) and header[n]["shape"]), 0)
+        text += f" of width {width}"
+        if width != expected:
+            text, holds = f"{text} ({' and '.join(holds)}'s has {expected})", {}
+    if quantised(header) and not is_lora:
+        text, holds = f"{text}, in 8 bits or fewer: too coarse to train on", {}
+    blocks = _blocks(header, kind.inner if kind else "")
+    return ModelFile(path=path, kind=text, size=size, dtypes=_dtypes(header), blocks=blocks, holds=holds)
+
+
+def _holds(name: str, kind: FileKind | None, header: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Title of a family -> the parts of it in a file of this kind."""
+    holds = {}
+    for family in all_marks().values():
+        if kind in family.kinds:
+            holds[family.title] = tuple(
+                part for part, start in kind.holds.items() if any(tensor.startswith(start) for tensor in header)
+            )
+        elif name in family.shared:
+            holds[family.title] = (family.shared[name],)
+    return holds
 
 
 def _dtypes(header: Mapping[str, Any]) -> tuple[str, ...]:
@@ -225,27 +185,26 @@ def _dtypes(header: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, count in elements.most_common() if 100 * count >= elements.total())
 
 
-def _blocks(names: list[str], kind: str) -> int:
-    own = (PREFIX.sub("", name) for name in names)
-    if kind == CONDITIONER:
-        own = (name.removeprefix(ADAPTER) for name in own)
-    return len({found[1] for found in map(BLOCKS.match, own) if found})
+def _blocks(names: Iterable[str], inner: str) -> int:
+    """How many transformer blocks tensors of these names belong to; `inner` comes before their own names."""
+    own = (PREFIX.sub("", name).removeprefix(inner) for name in names)
+    return len({match[1] for match in map(BLOCKS.match, own) if match})
 
 
 def _lora(header: Mapping[str, Any]) -> str:
     try:
         lora = describe(header)
     except LoraFileError as error:
-        return f"a LoRA of a form that is not known here ({error})"
+        return f"a LoRA of an unknown form ({error})"
     rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
-    family = LORA_FAMILIES.get(lora.family, "a family that its names do not tell")
+    family = lora_title(lora_family(lora.shapes)) or "an unknown family"
     return f"a LoRA for {family} ({', '.join(lora.kinds)}, rank {rank}, {lora.modules} modules, {lora.form} form)"
 
 
-def _diffusers_folder(path: Path) -> Finding:
+def _diffusers_folder(path: Path) -> ModelFile:
     index = read_index(path)
     name = index.get("_class_name", "no class")
-    kind, family = f"a diffusers folder with {name}", FOLDERS.get(name, "")
+    kind, family = f"a diffusers folder with {name}", title_of_folder(name)
     files = [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     header: dict[str, Any] = {}
@@ -259,14 +218,14 @@ def _diffusers_folder(path: Path) -> Finding:
                 if part in ("unet", "transformer"):
                     header = {key: entry for file in weights for key, entry in _header_of(file).items()}
     except ModelFileError as error:
-        return Finding(path=path, kind=kind, size=size, trouble=str(error))
-    return Finding(
+        return ModelFile(path=path, kind=kind, size=size, problem=str(error))
+    return ModelFile(
         path=path,
         kind=kind + (f" ({family})" if family else ""),
         size=size,
         dtypes=_dtypes(header),
-        blocks=_blocks(list(header), kind),
-        holds={family: tuple(NEEDED[family])} if family else {},
+        blocks=_blocks(header, ""),
+        holds={marks.title: tuple(marks.parts) for marks in all_marks().values() if marks.title == family},
     )
 
 
@@ -275,7 +234,7 @@ def _header_of(weights: Path) -> dict[str, Any]:
     return _header(weights) if weights.suffix == ".safetensors" else {}
 
 
-def _part_folder(path: Path) -> Finding:
+def _part_folder(path: Path) -> ModelFile:
     weights = part_weights(path)
     size = sum(file.stat().st_size for file in weights)
     return _described(path, size, {key: entry for file in weights for key, entry in _header_of(file).items()})

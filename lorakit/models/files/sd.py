@@ -8,34 +8,12 @@ from pathlib import Path
 import torch
 
 from lorakit.hub.files import ModelFileError
-from lorakit.models.files.sd_sources import Folder, Layout, SingleFile, Source, VaeFolder
+from lorakit.models.files.marks import Layout
+from lorakit.models.files.sd_sources import Folder, SingleFile, Source, VaeFolder
 from lorakit.models.files.weights import frozen
 
-SD15_CONFIG = Path(__file__).parents[1] / "sd15_config"
-SDXL_CONFIG = Path(__file__).parents[1] / "sdxl_config"
 
-SD15 = Layout(
-    kind="a Stable Diffusion 1.x checkpoint",
-    prefixes={
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "cond_stage_model.transformer.",
-    },
-    settings=SD15_CONFIG,
-)
-SDXL = Layout(
-    kind="a Stable Diffusion XL checkpoint",
-    prefixes={
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "conditioner.embedders.0.transformer.",
-        "text_encoder_2": "conditioner.embedders.1.model.",
-    },
-    settings=SDXL_CONFIG,
-)
-
-
-def open_sd(path: Path, layout: Layout = SD15, vae: Path | None = None) -> SDFiles:
+def open_sd(path: Path, layout: Layout, vae: Path | None = None) -> SDFiles:
     """The parts of the model at `path`, each read when it is asked for.
 
     path      a diffusers folder, or a single .safetensors or .ckpt in the original layout

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from lorakit.hub.files import ModelFileError, part_weights, read_index, verify_safetensors
+from lorakit.models.files.kinds import hint, kind_of
+from lorakit.models.files.marks import Layout
 from lorakit.models.files.weights import SPARE, Tensors, read_json, read_pickle, read_tensors
 
 CLIP_VOCABULARY = Path(__file__).parents[1] / "sd15_config" / "tokenizer"
@@ -17,91 +17,6 @@ VAE_NAMES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # How the VAE's attention was called in diffusers before 0.18; SD 1.5's own folder on the hub still has these names.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DENOISERS = ("unet", "transformer", "prior")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What a family's models consist of.
-
-    kind        what `kind_of` calls its single files
-    prefixes    part -> how the names of its tensors begin in single files
-    settings    folder with the configuration that single files lack, in the layout of diffusers
-    """
-
-    kind: str
-    prefixes: Mapping[str, str]
-    settings: Path
-
-    @property
-    def model(self) -> str:
-        """The family's models in words, whatever they lie in."""
-        return self.kind.replace(" checkpoint", " model")
-
-
-# First match decides: (what a file is, what some of its tensors are named like)
-KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    (
-        "a LoRA (an adapter, not a base model)",
-        lambda name: any(
-            mark in name
-            for mark in (
-                "lora_down",
-                "lora_up",
-                "lora_A.",
-                "lora_B.",
-                "lora.down",
-                "lora.up",
-                "hada_w1",
-                "lokr_w",
-                "oft_",
-            )
-        ),
-    ),
-    ("a ControlNet", lambda name: name.startswith(("control_model.", "controlnet_", "input_hint_block."))),
-    ("a textual inversion embedding", lambda name: name in ("emb_params", "string_to_param", "clip_l", "clip_g")),
-    ("an SDXL derivative with EDM's noise (Playground 2.5, CosXL)", lambda name: name.startswith("edm_")),
-    ("a Stable Diffusion XL refiner", lambda name: name.startswith("conditioner.embedders.0.model.")),
-    ("an Anima DiT", lambda name: name.endswith("blocks.0.adaln_modulation_self_attn.1.weight")),
-    (
-        "a Qwen-Image VAE (of Anima)",
-        lambda name: name in ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"),
-    ),
-    ("a Stable Diffusion XL checkpoint", lambda name: name.startswith("conditioner.embedders.")),
-    ("a Stable Diffusion 2 checkpoint", lambda name: name.startswith("cond_stage_model.model.")),
-    ("a Stable Diffusion 3 checkpoint", lambda name: "joint_blocks." in name),
-    ("a Flux checkpoint", lambda name: "double_blocks." in name),
-    ("an SDXL diffusion model without text encoders", lambda name: name.startswith("model.diffusion_model.label_emb.")),
-    (
-        "a Stable Diffusion 1.x checkpoint",
-        lambda name: name.startswith(("cond_stage_model.transformer.", "model.diffusion_model.input_blocks.")),
-    ),
-    ("a diffusion model without text encoder", lambda name: name.startswith("model.diffusion_model.")),
-    ("a VAE alone", lambda name: name.startswith(("first_stage_model.", "encoder.", "decoder."))),
-    ("one part of a diffusers folder", lambda name: name.startswith(("down_blocks.", "up_blocks.", "text_model."))),
-)
-
-
-TRAINED = {  # kind of a single file, and class of a diffusers folder -> the family that trains on it
-    "a Stable Diffusion 1.x checkpoint": "sd15",
-    "StableDiffusionPipeline": "sd15",
-    "a Stable Diffusion XL checkpoint": "sdxl",
-    "StableDiffusionXLPipeline": "sdxl",
-    "an Anima DiT": "anima",
-    "AnimaModularPipeline": "anima",
-}
-
-
-def hint(kind: str) -> str:
-    """Which family to set for a model of this kind, if one trains on it."""
-    return f" To train on it set model.family={TRAINED[kind]}." if kind in TRAINED else ""
-
-
-def kind_of(names: tuple[str, ...]) -> str:
-    """What a file is, in words, judged by the names of its tensors."""
-    for kind, matches in KINDS:
-        if any(map(matches, names)):
-            return kind
-    return f"no model known here (its tensors are {', '.join(names[:3]) or 'none'} ...)"
 
 
 class Source:
@@ -152,17 +67,12 @@ class Folder(Source):
         index = read_index(self.settings)
         name = index.get("_class_name", "model without a class")
         parts = {part for part, value in index.items() if isinstance(value, list) and value[0] is not None}
-        if name.startswith("Anima") or "text_conditioner" in parts:
-            raise ModelFileError(
-                f"{self.settings} is a diffusers folder of Anima; expected was {layout.model}."
-                + hint("AnimaModularPipeline")
-            )
         found = {part for part in parts if part in DENOISERS or part.startswith("text_encoder")}
-        wanted = set(layout.prefixes) - {"vae"}
-        if found != wanted:
+        expected = set(layout.prefixes) - {"vae"}
+        if found != expected:
             raise ModelFileError(
                 f"{self.settings} holds a {name} with {', '.join(sorted(found)) or 'no parts'}; expected was "
-                f"{layout.model} with {', '.join(sorted(wanted))}.{hint(name)}"
+                f"{layout.model} with {', '.join(sorted(expected))}.{hint(name)}"
             )
         return self
 

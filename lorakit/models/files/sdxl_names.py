@@ -1,0 +1,41 @@
+"""Stable Diffusion XL from outside: its single files, folders and LoRA files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorakit.models.files.marks import IN_CHECKPOINT, VAE_ALONE, FileKind, Layout, Marks
+
+LAYOUT = Layout(
+    kind="a Stable Diffusion XL checkpoint",
+    prefixes={
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+    settings=Path(__file__).parents[1] / "sdxl_config",
+)
+HOLDS = {"unet": "model.diffusion_model.", "text encoder": "conditioner.embedders.0.", "VAE": "first_stage_model."}
+FLAGS = {"v_pred": "with v prediction", "ztsnr": "with zero terminal SNR"}
+MARKS = Marks(
+    title="SDXL",
+    parts={"unet": IN_CHECKPOINT, "text encoder": IN_CHECKPOINT, "VAE": "madebyollin/sdxl-vae-fp16-fix"},
+    kinds=(
+        FileKind(name=LAYOUT.kind, starts=("conditioner.embedders.",), holds=HOLDS, is_base=True, flags=FLAGS),
+        FileKind(
+            name="an SDXL diffusion model without text encoders",
+            starts=("model.diffusion_model.label_emb.",),
+            lacks=("conditioner.embedders.", "cond_stage_model.model."),  # SDXL's and SD 2's text encoders
+            holds=HOLDS,
+            flags=FLAGS,
+        ),
+    ),
+    shared={VAE_ALONE: "VAE"},
+    folder="StableDiffusionXLPipeline",
+    # the second text encoder, the original names of the UNet, and levels with more than one transformer block
+    lora_keys=r"lora_te2_|text_encoder_2_|(in|out)put_blocks_|middle_block_"
+    r"|\w+_attentions_\d+_transformer_blocks_[1-9]",
+    text_width=2048,
+    forms=("kohya",),
+)
