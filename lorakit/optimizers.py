@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,6 @@ from lorakit.config import Config, ConfigError, Field, Slider, setting
 
 if TYPE_CHECKING:
     import torch
-
-# Settings that hold a learning rate. A family maps the parts that it can train to these names.
-RATES = ("learning_rate", "text_encoder_lr", "text_encoder_2_lr", "text_conditioner_lr")
 
 
 @dataclass(frozen=True)
@@ -178,6 +175,10 @@ class OptimizerConfig(Config):
                 f"({self.learning_rate:g}), or the base model forgets names and concepts."
             )
         return problems
+
+
+# Settings that hold a learning rate; a family's `rates` maps each part that it can train to one of them.
+RATES = tuple(f.name for f in fields(OptimizerConfig) if f.name.endswith(("learning_rate", "_lr")))
 
 
 def build(config: OptimizerConfig, groups: dict[str, tuple[list, float]]) -> torch.optim.Optimizer:

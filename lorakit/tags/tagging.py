@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from lorakit.data.images import ImageError, open_rgb
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.files import write_atomic
+from lorakit.models.files.marks import CaptionProfile, caption_profiles
 from lorakit.project import Project
 from lorakit.taggers import Refused, Tagger, TaggerError
 from lorakit.tags import vocabulary
@@ -20,12 +21,11 @@ from lorakit.tags.authors import DOCTOR, PERSON
 from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.rules import matcher
 from lorakit.tags.scores import ScoreFile, SentenceFile, taggers_with_sentences
-from lorakit.tags.vocabulary import ORDER, implied, spelled
+from lorakit.tags.vocabulary import implied, spelled
 
-PROFILES = ("sd", "anima")
 MIXES = ("tags, sentence", "sentence, tags", "tags", "sentence")
-# Order of kinds in the profile "sd", the rest by score. With `most_tags`, these kinds are kept first.
-SD_ORDER = {"count": 0, "character": 1}
+# With `most_tags`, these kinds of tags are kept first; the rest by score.
+KEPT_FIRST = ("count", "character")
 # A tagger that refuses this many images more than it accepts is given up: it would refuse the others, too.
 MAX_REFUSED = 3
 
@@ -45,7 +45,7 @@ class TaggingConfig(Config):
         "sd",
         help="order and spelling: sd (SD 1.5, SDXL) = trigger word, number of people, character, then by score; "
         "anima = quality, number of people, character, series, @artist, then the rest, all in lower case",
-        choices=PROFILES,
+        choices=caption_profiles,
         ui=Field(label="tag order", basic=True),
     )
     mix: str = setting(
@@ -211,7 +211,7 @@ def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config
         threshold = config.character_threshold if category == "character" else config.general_threshold
         if not is_used[category] or (tag != rating if category == "rating" else scores[tag] < threshold):
             continue
-        for text in _replaced(_in_profile(spelled(tag), category, config.profile), config):
+        for text in _replaced(_in_profile(spelled(tag), category, caption_profiles()[config.profile]), config):
             tags.setdefault(text, vocabulary.kind(text, category))
     return tags
 
@@ -255,17 +255,22 @@ def _ordered(own: list[str], tagged: list[str], kinds: Mapping[str, str], config
         redundant = implied([*own, *tagged])
         tagged = [tag for tag in tagged if tag not in redundant]
     kinds = {tag: kinds[tag] if tag in kinds else vocabulary.kind(tag) for tag in [*own, *tagged]}
-    tagged = sorted(tagged, key=lambda tag: SD_ORDER.get(kinds[tag], len(SD_ORDER)))[: config.most_tags or None]
-    order = {kind: rank for rank, kind in enumerate(ORDER)} if config.profile == "anima" else SD_ORDER
-    return sorted([*own, *tagged], key=lambda tag: order.get(kinds[tag], len(order)))
+    tagged = _by_kind(tagged, kinds, KEPT_FIRST)[: config.most_tags or None]
+    return _by_kind([*own, *tagged], kinds, caption_profiles()[config.profile].order)
 
 
-def _in_profile(tag: str, category: str, profile: str) -> str:
-    """A spelled tag as the profile writes it: Anima wants lower case, @artist and its own words for ratings."""
-    if profile != "anima":
-        return tag
-    tag = vocabulary.safety(tag) if category == "rating" else tag.lower()
-    return f"@{tag}" if category == "artist" and not tag.startswith("@") else tag
+def _by_kind(tags: list[str], kinds: Mapping[str, str], order: Sequence[str]) -> list[str]:
+    """Tags sorted by their kind's place in `order`; those of other kinds follow, and equals keep their order."""
+    return sorted(tags, key=lambda tag: order.index(kinds[tag]) if kinds[tag] in order else len(order))
+
+
+def _in_profile(tag: str, category: str, profile: CaptionProfile) -> str:
+    """A spelled tag as the profile writes it: in lower case, with @ before an artist, in its words for ratings."""
+    if category == "rating" and profile.own_ratings:
+        return vocabulary.safety(tag)
+    prefix = profile.prefixes.get(category, "")
+    tag = tag.lower() if profile.lower_case else tag
+    return tag if tag.startswith(prefix) else prefix + tag
 
 
 def _replaced(tag: str, config: TaggingConfig) -> list[str]:

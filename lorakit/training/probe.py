@@ -24,6 +24,7 @@ from lorakit.events import Event, Finished, Progress, Sampled, Saved, Started, S
 from lorakit.files import write_json
 from lorakit.machine import host
 from lorakit.machine.host import environment
+from lorakit.optimizers import RATES
 from lorakit.project import Project, Run
 from lorakit.project.lock import is_alive
 from lorakit.run.config import RunConfig
@@ -43,7 +44,7 @@ PACKAGES = ("torch", "diffusers", "peft")
 IDLE = {
     "data": ("trigger", "repeats"),
     "loop": ("epochs", "steps", "seed"),
-    "optimizer": ("learning_rate", "text_encoder_lr", "text_encoder_2_lr", "text_conditioner_lr"),
+    "optimizer": RATES,
     "schedule": None,  # all of it
     "loss": None,
     "stages": None,

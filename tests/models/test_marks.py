@@ -14,7 +14,9 @@ from lorakit import models
 from lorakit.config import choices_of
 from lorakit.models.files import kinds, marks
 from lorakit.models.files.check import check, missing
+from lorakit.optimizers import RATES
 from lorakit.run.checkpoint import SaveConfig
+from lorakit.tags import vocabulary
 
 TOY = marks.Marks(
     title="Toy",
@@ -53,7 +55,10 @@ def test_the_check_knows_its_files_and_what_is_missing(toy, tmp_path):
 
 
 def test_its_lora_files_are_recognised(toy, tmp_path):
-    pair = {"lora_unet_toy_in.lora_down.weight": torch.zeros(4, 8), "lora_unet_toy_in.lora_up.weight": torch.zeros(8, 4)}
+    pair = {
+        "lora_unet_toy_in.lora_down.weight": torch.zeros(4, 8),
+        "lora_unet_toy_in.lora_up.weight": torch.zeros(8, 4),
+    }
     save_file(pair, tmp_path / "lora.safetensors")
     assert kinds.lora_family({"toy_in": {}}) == toy
     assert check([tmp_path])[0].kind == "a LoRA for Toy (lora, rank 4, 1 modules, kohya form)"
@@ -75,6 +80,8 @@ def test_each_kind_of_file_is_of_one_family_and_says_parts_that_it_has():
             assert kind.name not in [row.name for other in others for row in other.kinds]
         assert set(own.shared.values()) <= set(own.parts)
         assert any(kind.is_base for kind in own.kinds)
+        assert set(own.captions.order) <= set(vocabulary.ORDER)
+        assert set(models.config_class(family).rates.values()) <= set(RATES)
 
 
 def test_marks_are_read_without_loading_torch():
