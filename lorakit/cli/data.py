@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.cli.train import project_at, with_changes
+from lorakit.cli.options import SET, default_settings, project_at, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lorakit.events import Progress
 
 CUT = 0.1  # share of an image that is cut off from which on it is named
-SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -86,7 +85,7 @@ def _data(settings: dict[str, Any]) -> DataConfig:
     from lorakit.config import ConfigError, from_dict
     from lorakit.data import DataConfig
 
-    family = models.config_class(settings.pop("model", {}).get("family", "sd15"))
+    family = models.config_class({**default_settings()["model"], **settings.pop("model", {})}["family"])
     data = {**family.defaults.get("data", {}), **settings.pop("data", {})}
     if settings:
         raise ConfigError(

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.train import project_at, with_changes
+from lorakit.cli.options import SET, default_settings, project_at, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 RESTORE = "restore"
 SHOWN = 8  # images of a finding that are listed
-SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 MARKS = {"wrong": "✗", "look": "!", "tip": "·"}
 
 
@@ -88,7 +87,7 @@ def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]
     from lorakit.examine import examine
     from lorakit.run.config import LoopConfig
 
-    settings = with_changes({"model": {"family": "sd15"}, "data": {}, "loop": {}}, changes)
+    settings = with_changes({**default_settings(), "data": {}, "loop": {}}, changes)
     family = models.config_class(settings["model"]["family"])
     model = from_dict(family, {"source": "", **settings["model"]}, "model.")
     data = from_dict(DataConfig, {**family.defaults.get("data", {}), **settings["data"]}, "data.")

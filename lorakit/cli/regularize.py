@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lorakit.cli.train import project_at, with_changes
-
-SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+from lorakit.cli.options import SET, default_settings, project_at, with_changes
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -31,7 +29,7 @@ def _regularize(options: argparse.Namespace) -> int:
     from lorakit.run.config import configure, read_config
 
     project = project_at(options.project)
-    plain = to_dict(read_config(project.run(options.run))) if options.run else {"model": {"family": "sd15"}}
+    plain = to_dict(read_config(project.run(options.run))) if options.run else default_settings()
     settings = with_changes(plain, options.set)
     how = from_dict(RegularizeConfig, settings.pop("regularize", {}), "regularize.")
     done = new = 0

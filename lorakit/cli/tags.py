@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.train import project_at, with_changes
+from lorakit.cli.options import SET, project_at, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from lorakit.tags.edits import Change
     from lorakit.tags.rules import Rule
 
-SET = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 SHOWN = 8  # skipped images that are named
 EVERY = 10  # one in so many lines of progress is printed
 

@@ -1,4 +1,4 @@
-"""Runs in a terminal: the verbs that train, follow and tell, and a line for everything that happens."""
+"""`lorakit train`, `start`, `watch`, `stop`, `extend` and `status`: runs in a terminal, a line for every event."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lorakit import events
-from lorakit.project import Project, ProjectError, Run
-from lorakit.project.lock import busy, is_alive
+from lorakit.cli.options import SET, default_settings, existing_run, project_at, run_options, with_changes
+from lorakit.project import Run
 from lorakit.training import jobs
 from lorakit.training.status import project_status
 
-TOLD = {
+LINES = {
     events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
     events.Progress: "encoding {what}: {done} of {total}",
     events.Saved: "saved step {step}  {lora}  {matched}",
@@ -24,62 +25,63 @@ TOLD = {
     events.Failed: "failed: {reason}",
     events.Finished: "finished after step {step}: {lora}",
 }
-EVERY = 10  # of the events that come often one line in so many is written to a file
+EVERY = 10  # a log file gets every tenth line of events that come often
 
 
-# ---- which project, which run, which settings ------------------------------------------------------------------------
+def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add these verbs to those of `lorakit`."""
+    settings = argparse.ArgumentParser(add_help=False, parents=[run_options()])
+    settings.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    settings.add_argument("--set", **SET, help="one setting, e.g. adapter.rank=32")
+    settings.add_argument(
+        "--gpu-preset",
+        default="",
+        metavar="MEMORY",
+        help="settings that fit a GPU, e.g. '8 GB'; other settings override them",
+    )
+    settings.add_argument(
+        "--from-weights", default="", metavar="FILE", help="start a new run from the weights of a LoRA file"
+    )
+    add_verb(train, "train a run; the same command again resumes it from its newest training state", settings)
+    add_verb(start, "train a run in the background; it continues when this terminal is closed", settings)
+    add_verb(watch, "show what happens in a run, wherever it trains; Ctrl-C only ends the watching", run_options())
+    add_verb(stop, "let a run that trains on this machine finish its step, save and stop", run_options())
+    _add_extend(add_verb)
+    verb = add_verb(status, "show the runs of a project")
+    verb.add_argument("project", type=Path)
+    verb.add_argument("--json", action="store_true", help="machine-readable")
 
 
-def project_at(folder: Path) -> Project:
-    """The project in a folder that is there."""
-    project = Project(folder)
-    if not project.folder.is_dir():
-        raise ProjectError(f"{project.folder} does not exist; name a project's folder, with its images in dataset/.")
-    return project
+def _add_extend(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    verb = add_verb(extend, "give a run more epochs or one more stage, even a finished one", run_options())
+    more = verb.add_mutually_exclusive_group(required=True)
+    more.add_argument("--epochs", type=int, help="total number of epochs of its last stage")
+    more.add_argument(
+        "--stage", action="append", metavar="KEY=VALUE", help="one setting of the new, last stage; may be repeated"
+    )
+    verb.add_argument(
+        "--way",
+        default="",
+        help="with --epochs: 'stretch' the learning rate curve over all of them, or 'hold' its last value",
+    )
 
 
-def with_changes(settings: dict, changes: list[str]) -> dict:
-    """Settings with KEY=VALUE written into them."""
-    from lorakit.config import ConfigError, assign
+def _run_to_train(options: argparse.Namespace) -> Run:
+    """The run that was named, its config written anew if there are options that change it."""
+    from lorakit.run.create import create_run
 
-    for change in changes:
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change}: write it as key=value, e.g. adapter.rank=32.")
-        assign(settings, name, value)
-    return settings
-
-
-def _known(options: argparse.Namespace) -> Run:
-    """A run that has a config."""
-    from lorakit.run.config import read_config
-
-    run = project_at(options.project).run(options.run)
-    if not run.exists():
-        read_config(run)  # names the runs there are
-    return run
-
-
-def _configured(options: argparse.Namespace) -> Run:
-    """The run that was named, with what was asked for in its config."""
-    from lorakit.run.config import configure
-    from lorakit.run.create import from_weights, save_config
-
-    run = project_at(options.project).run(options.run)
+    project = project_at(options.project)
+    run = project.run(options.run)
     if run.exists() and not (options.config or options.set or options.gpu_preset or options.from_weights):
         return run
-    if is_alive(run):
-        raise busy(run)
     settings = with_changes(_settings(run, options), options.set)
-    if options.from_weights:
-        from_weights(run, options.from_weights, settings, options.gpu_preset)
-    else:
-        save_config(run, configure(settings, options.gpu_preset))
-    return run
+    return create_run(project, settings, options.run, gpu_preset=options.gpu_preset, from_weights=options.from_weights)
 
 
 def _settings(run: Run, options: argparse.Namespace) -> dict:
-    """The settings that `--set` and `--gpu-preset` change: a file's, the run's own, or those of the weights' run."""
+    """What `--set` and `--gpu-preset` change: the settings of a file, of the run itself, or of the run whose weights
+    it starts from.
+    """
     from lorakit.config import read_yaml
     from lorakit.run.config import settings_of
 
@@ -87,8 +89,9 @@ def _settings(run: Run, options: argparse.Namespace) -> dict:
         return read_yaml(options.config)
     if run.exists():
         return settings_of(run, options.gpu_preset)
-    theirs = Path(options.from_weights or "").absolute().parent.parent / run.config_file.name
-    return read_yaml(theirs) if theirs.exists() else {"model": {"family": "sd15"}}
+    # <run>/lora/<file>: beside the folder is that run's own config.
+    other = Path(options.from_weights).absolute().parent.parent / run.config_file.name
+    return read_yaml(other) if options.from_weights and other.exists() else default_settings()
 
 
 # ---- verbs: each returns the exit status -----------------------------------------------------------------------------
@@ -98,32 +101,34 @@ def train(options: argparse.Namespace) -> int:
     """Train in the foreground."""
     from lorakit.training.loop import train
 
-    run = _configured(options)
+    run = _run_to_train(options)
     jobs.share(run)
     for event in train(run):
         try:
-            _show(event)
-        except OSError:  # the terminal was closed, or nobody reads: what happens stands in the log
+            _print(event)
+        # The terminal was closed, or nobody reads the pipe. All events are in the log, so training continues.
+        except OSError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return 0
 
 
 def start(options: argparse.Namespace) -> int:
     """Train in the background."""
-    run = _configured(options)
-    print(f"Run {run.name!r} {'is trained now' if jobs.start(run) else 'was being trained already'}.\n{_ways_on(run)}")
+    run = _run_to_train(options)
+    state = "is training now" if jobs.start(run) else "was training already"
+    print(f"Run {run.name!r} {state}.\n{_commands(run)}")
     return 0
 
 
 def watch(options: argparse.Namespace) -> int:
-    """Show what happens until the trainer is gone; 1 when it did not stop or finish."""
-    run = _known(options)
+    """Print events until the trainer is gone; 1 when it did not stop or finish."""
+    run = existing_run(options)
     try:
         for event in jobs.follow(run):
             if event is not None:
-                _show(event)
+                _print(event)
     except KeyboardInterrupt:
-        print(f"\nNo longer watched; the training goes on.\n{_ways_on(run)}")
+        print(f"\nNo longer watching; the training continues.\n{_commands(run)}")
         return 0
     if fate := jobs.fate(run):
         print(f"\n{fate}", file=sys.stderr)
@@ -131,34 +136,34 @@ def watch(options: argparse.Namespace) -> int:
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Tell the trainer to stop."""
-    run = _known(options)
-    told = "is told to finish its step, save and stop" if jobs.stop(run) else "is not being trained"
-    print(f"Run {run.name!r} {told}.")
+    """Ask the trainer to stop."""
+    run = existing_run(options)
+    state = "finishes its step, saves and stops" if jobs.stop(run) else "is not training"
+    print(f"Run {run.name!r} {state}.")
     return 0
 
 
 def extend(options: argparse.Namespace) -> int:
     """Give a run more epochs or a stage; nothing is trained."""
-    from lorakit.run.extend import add_stage, extend
+    from lorakit.run.extend import add_stage, extend_run
 
-    run = _known(options)
+    run = existing_run(options)
     if options.stage:
         add_stage(run, with_changes({}, options.stage))
     else:
-        extend(run, options.epochs, options.way)
-    print(f"Run {run.name!r} has more to train. Go on: lorakit start {run.project.folder} --run {run.name}")
+        extend_run(run, options.epochs, options.way)
+    print(f"Run {run.name!r} has more to train. Continue: lorakit start {run.project.folder} --run {run.name}")
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """The state of every run, with the first line of what became of its trainer."""
+    """Print the state of every run, with the first line about a trainer that died."""
     project = project_at(options.project)
-    found = project_status(project)
+    runs = project_status(project)
     if options.json:
-        print(json.dumps([vars(run) for run in found], indent=1, ensure_ascii=False))
+        print(json.dumps([vars(run) for run in runs], indent=1, ensure_ascii=False))
         return 0
-    for run in found:
+    for run in runs:
         loss = "" if run.loss is None else f"  loss {run.loss:.4f}"
         print(
             f"{run.name:20} {run.state:9} step {run.step} of {run.steps}{loss}"
@@ -166,7 +171,7 @@ def status(options: argparse.Namespace) -> int:
         )
         if fate := jobs.fate(project.run(run.name)):
             print(f"  ! {fate.splitlines()[0]}")
-    if not found:
+    if not runs:
         print(f"No runs yet in {project.folder}.")
     return 0
 
@@ -174,22 +179,24 @@ def status(options: argparse.Namespace) -> int:
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _show(event: events.Event) -> None:
-    """One line; steps overwrite each other on a terminal, and are thinned out in a log file."""
-    on_screen = sys.stdout.isatty()
+def _print(event: events.Event) -> None:
+    """One line; steps overwrite each other on a terminal, and only some of them go into a log file."""
+    is_terminal = sys.stdout.isatty()
     if isinstance(event, events.Stepped):
-        loss = "left out" if event.loss is None else f"{event.loss:.4f}"
+        loss = "skipped" if event.loss is None else f"{event.loss:.4f}"
         line = f"step {event.step}  epoch {event.epoch}  loss {loss}  lr {event.lr:.2e}"
         line += f"  {event.images_per_second:.2f} images/s"
-        if on_screen:
+        if is_terminal:
             print(f"\r{line}  {event.memory_gb:.1f} GB  ", end="", flush=True)
         elif event.step % EVERY == 0:
             print(line, flush=True)
-    elif on_screen or not isinstance(event, events.Progress) or not event.done % EVERY or event.done == event.total:
-        print(("\n" if on_screen else "") + TOLD[type(event)].format(**vars(event)), flush=True)
+        return
+    is_rare = not isinstance(event, events.Progress) or event.done % EVERY == 0 or event.done == event.total
+    if is_terminal or is_rare:
+        print(("\n" if is_terminal else "") + LINES[type(event)].format(**vars(event)), flush=True)
 
 
-def _ways_on(run: Run) -> str:
-    """The commands for a run that is trained in a process of its own."""
-    where = f"{run.project.folder} --run {run.name}"
-    return f"Watch it: lorakit watch {where}\nStop it:  lorakit stop {where}"
+def _commands(run: Run) -> str:
+    """What to type next about a run that trains in a process of its own."""
+    options = f"{run.project.folder} --run {run.name}"
+    return f"Watch it: lorakit watch {options}\nStop it:  lorakit stop {options}"

@@ -1,4 +1,4 @@
-"""One trainer per run: a lock that the kernel lets go when its process dies, and a heartbeat while it lives."""
+"""One trainer per run: a lock that the kernel releases when its process dies, and a heartbeat while it lives."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from lorakit.machine import host
 from lorakit.project import ProjectError, Run
 
 HEARTBEAT = "heartbeat.json"  # in the run's folder
-BEAT = 5.0  # s
-TRIES = 40  # of a lock that others only look at, about a second in all
+BEAT = 5.0  # s between heartbeats
+# `is_alive` takes a shared lock for a moment, so a free lock may look taken: about a second of attempts in all.
+TRIES = 40
 
 
 class RunBusy(UserError):
@@ -34,43 +35,44 @@ class NoLocks(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Who trains a run, or did so last."""
+    """The process that trains a run, or trained it last."""
 
     pid: int
-    process: str  # when the process began (`machine.begun`): process numbers are used again
+    process: str  # start time of the process (`host.begun`), as the kernel reuses process numbers
     host: str
-    boot: str
+    boot: str  # id of this start of the machine or container
     begun: float  # time.time()
-    memory_kills: int  # `machine.memory_kills` when it began
-    log: int  # byte of trainer.log at which its output begins; -1: it has a terminal or a notebook
+    memory_kills: int  # processes that the machine had killed for memory when it began
+    log: int  # offset in trainer.log (bytes) at which its output begins; -1: it prints to a terminal or a notebook
 
     @classmethod
     def of(cls, pid: int, log: int = -1) -> Trainer:
-        """A process of this machine that begins to train now."""
+        """A process of this machine that starts to train now."""
         return cls(
             pid=pid,
             process=host.begun(pid),
             **host.identity(),
-            begun=round(time.time(), 3),  # as in the log
+            begun=round(time.time(), 3),  # rounded as times in the log are
             memory_kills=host.memory_kills(),
             log=log,
         )
 
     @property
     def is_near(self) -> bool:
-        """True when it is (or was) a process of this machine since it, or this container, was started."""
+        """True for a process of this machine, or container, since it was last started."""
         return host.identity() == {"host": self.host, "boot": self.boot}
 
 
 @contextlib.contextmanager
 def lock_run(run: Run) -> Iterator[None]:
-    """Be the run's only trainer within this context; its heartbeat is written meanwhile.
+    """Be the run's only trainer within this context, and write its heartbeat.
 
-    Raises RunBusy while another is, NoLocks on a file system without flock, ProjectError for a run without a config.
+    Raises RunBusy while another process trains it, NoLocks on a file system without flock, ProjectError for a run
+    without a config.
     """
-    handed = _handed_over(run)
-    with handed or locked(run) as lock:
-        if handed is None or last_trainer(run) is None:
+    inherited = _inherited_lock(run)
+    with inherited or locked(run) as lock:
+        if inherited is None or last_trainer(run) is None:
             sign(lock, Trainer.of(os.getpid()))
         ended = threading.Event()
         heart = threading.Thread(target=_beat, args=(run, ended), daemon=True)
@@ -83,11 +85,15 @@ def lock_run(run: Run) -> Iterator[None]:
 
 
 def locked(run: Run) -> BinaryIO:
-    """The run's lock, taken but not signed, held until all who have the file close it. Raises as `lock_run` does."""
+    """The run's lock file, locked but not signed; held until every process that has it closes it.
+
+    Raises as `lock_run` does.
+    """
     if not run.exists():
         raise ProjectError(f"There is no run {run.name!r} in {run.project.folder}: it has no config yet.")
     with contextlib.ExitStack() as unless_taken:
-        lock = open(run.lock, "ab+", buffering=0)  # never removed: another process may just be waiting for it
+        # The file is never removed: another process may have it open, and would then lock a file nobody sees.
+        lock = open(run.lock, "ab+", buffering=0)
         unless_taken.enter_context(lock)
         _take(run, lock)
         lock.truncate(0)
@@ -96,38 +102,39 @@ def locked(run: Run) -> BinaryIO:
 
 
 def sign(lock: BinaryIO, trainer: Trainer) -> None:
-    """Write into a taken lock who trains."""
+    """Write who trains into a locked lock file."""
     lock.truncate(0)
     lock.write(json.dumps(dataclasses.asdict(trainer)).encode())
 
 
 def last_trainer(run: Run) -> Trainer | None:
-    """Who signed the run's lock last; None when nobody did, or is about to."""
+    """Who signed the run's lock last; None when nobody did yet."""
     try:
-        return Trainer(**json.loads((run.lock).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):  # TypeError: of another version
+        return Trainer(**json.loads(run.lock.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):  # TypeError: written by another version
         return None
 
 
 def is_alive(run: Run) -> bool:
-    """True while some process trains the run."""
+    """True while a process trains the run."""
     try:
         return is_locked(run.lock)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        return False  # where nothing can be locked no trainer has begun
+        return False  # without locks no trainer can have started
 
 
-def _handed_over(run: Run) -> BinaryIO | None:
-    """The lock that `jobs.start` took for this process: its standard input, which no child of it is to inherit."""
+def _inherited_lock(run: Run) -> BinaryIO | None:
+    """The lock that `jobs.start` took for this process and passed as its standard input; None otherwise."""
     try:
         if not os.path.samestat(os.fstat(0), os.stat(run.lock)):
             return None
     except OSError:  # no standard input, or no lock yet
         return None
-    # never closed: a trainer lets go by ending, when its GPU memory is free as well
+    # Never closed: the lock is released when this process ends, so the next trainer finds the GPU memory free.
     lock = open(os.dup(0), "ab+", buffering=0, closefd=False)
+    # Children of the trainer must not inherit the lock through their standard input.
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     return lock
@@ -139,7 +146,8 @@ def _take(run: Run, lock: BinaryIO) -> None:
             return
         if not _flock(lock, fcntl.LOCK_SH):
             break
-        fcntl.flock(lock, fcntl.LOCK_UN)  # somebody only looked whether the run is trained
+        # A shared lock was possible, so no trainer holds it: somebody just called `is_alive`.
+        fcntl.flock(lock, fcntl.LOCK_UN)
         time.sleep(random.uniform(0.01, 0.04))
     raise busy(run)
 
@@ -160,15 +168,15 @@ def _flock(lock: BinaryIO, kind: int) -> bool:
 
 
 def busy(run: Run) -> RunBusy:
-    """The error for a run that somebody trains: who, since when, what to do."""
+    """The error for a run that is training: by whom, since when, what to do."""
     trainer = last_trainer(run)
     who = "another process"
     if trainer is not None:
-        who = "this very process (another cell, perhaps)" if _is_me(trainer) else f"process {trainer.pid}"
+        who = "this same process (perhaps in another cell)" if _is_me(trainer) else f"process {trainer.pid}"
         who += f" on {trainer.host} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(trainer.begun))}"
     where = f"{run.project.folder} --run {run.name}"
     return RunBusy(
-        f"Run {run.name!r} is being trained already, by {who}. Watch it (lorakit watch {where}), stop it (lorakit stop "
+        f"Run {run.name!r} is already training, in {who}. Watch it (lorakit watch {where}), stop it (lorakit stop "
         f"{where}), or train another run."
     )
 
@@ -179,7 +187,7 @@ def _is_me(trainer: Trainer) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """The last sign of life of a trainer."""
+    """A sign of life of a trainer, with the memory of its host."""
 
     time: float  # time.time()
     pid: int
@@ -188,17 +196,17 @@ class Heartbeat:
 
 
 def last_heartbeat(run: Run, trainer: Trainer) -> Heartbeat | None:
-    """The last one of this trainer; None when it died before its first."""
+    """The newest heartbeat of this trainer; None when it died before its first."""
     try:
-        told = json.loads((run.folder / HEARTBEAT).read_bytes())
-        beat = Heartbeat(**{**told, "memory": told["memory"] and host.Memory(**told["memory"])})
+        stored = json.loads((run.folder / HEARTBEAT).read_bytes())
+        beat = Heartbeat(**{**stored, "memory": stored["memory"] and host.Memory(**stored["memory"])})
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
     return beat if beat.pid == trainer.pid and beat.time >= trainer.begun else None
 
 
 def _beat(run: Run, ended: threading.Event) -> None:
-    """Tell every few seconds that the trainer lives, and how much memory it has left to die of."""
+    """Write a heartbeat every few seconds: the last one shows how much memory was left when the trainer died."""
     while True:
         beat = Heartbeat(time=time.time(), pid=os.getpid(), memory=host.memory(), memory_kills=host.memory_kills())
         with contextlib.suppress(OSError):  # a full disk is no reason to stop training

@@ -1,4 +1,4 @@
-"""Making a run: its config on disk, from settings or from the weights of a LoRA file."""
+"""Create a run: write its config, from settings or from the weights of a LoRA file."""
 
 from __future__ import annotations
 
@@ -9,28 +9,62 @@ from lorakit.config import to_dict, to_yaml
 from lorakit.files import write_atomic
 from lorakit.hub import fetch
 from lorakit.lora.warm_start import rank_and_alpha
-from lorakit.project import ProjectError, Run
+from lorakit.project import Project, ProjectError, Run
+from lorakit.project.lock import busy, is_alive
 from lorakit.run.config import RunConfig, configure
 from lorakit.run.resume import load_record, recorded_config, refuse_changes, training_settings
 
 
-def save_config(run: Run, config: RunConfig) -> RunConfig:
-    """Freeze `config` as the run's, or check it against the one the run began with.
+def create_run(
+    project: str | Path | Project,
+    settings: dict[str, Any],
+    name: str = "run1",
+    *,
+    gpu_preset: str = "",
+    from_weights: str = "",
+) -> Run:
+    """The run of that name in a project, with its config written; nothing is trained yet.
 
-    Parts marked free take their new values; so do all while the run has not begun, e.g. when its base was misspelt.
-    What another run's schedule was before it got more epochs is left out.
-    Raises RunChanged with the list of differences.
+    project         a folder, whose images are in its `dataset/`, or a Project
+    settings        nested: {"model": {"family": "sdxl", "source": "…"}, "data": {"trigger": "mofurin"}}; all others
+                    come from the GPU preset and the family's defaults
+    gpu_preset      settings that fit a GPU, such as "8 GB" (`gpu_presets` of the family)
+    from_weights    start from the weights of this LoRA file: a path, a file on Hugging Face, or a URL
+
+    The same call again returns the same run, so a script may be run again to resume. Raises ConfigError for wrong
+    settings, RunChanged when the run has trained with other ones, RunBusy while it trains, and what `save_from_weights`
+    raises.
+
+        run = create_run("my-project", {"model": {"family": "sd15", "source": "demo"}})
     """
-    if (begun := recorded_config(run)) is not None:
-        refuse_changes(run, training_settings(begun), training_settings(config))
+    run = (project if isinstance(project, Project) else Project(project)).run(name)
+    if is_alive(run):
+        raise busy(run)
+    if from_weights:
+        save_from_weights(run, from_weights, settings, gpu_preset)
     else:
+        save_config(run, configure(settings, gpu_preset))
+    return run
+
+
+def save_config(run: Run, config: RunConfig) -> RunConfig:
+    """Write config.yaml; returns what was written.
+
+    If the run has trained, only `memory`, `save` and `sample` may differ: RunChanged lists other differences. Before
+    that everything may, e.g. when the base model was misspelt; `schedule.past`, copied from another run, is dropped.
+    """
+    recorded = recorded_config(run)
+    if recorded is None:
         config = _without_past(config)
+    else:
+        refuse_changes(run, training_settings(recorded), training_settings(config))
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(run.config_file, to_yaml(config))
     return config
 
 
 def _without_past(config: RunConfig) -> RunConfig:
+    """The config without the earlier curves of a run that was extended: a new run has no steps that followed them."""
     settings = to_dict(config)
     for stage in (settings, *settings["stages"]):
         if "schedule" in stage:
@@ -38,21 +72,22 @@ def _without_past(config: RunConfig) -> RunConfig:
     return configure(settings)
 
 
-def from_weights(run: Run, source: str, settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
-    """Make a new run that starts from a LoRA file: a path, a file on the hub, or an URL.
+def save_from_weights(run: Run, source: str, settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
+    """Write the config of a new run that starts from a LoRA file: a path, a file on Hugging Face, or a URL.
 
-    The file's rank and alpha take the place of those in `settings`, and `gpu_preset` goes to `configure`. Nothing of
-    the optimizer, schedule or steps of the file's own run goes on: that is to resume it. Raises ProjectError when the
-    run has begun, LoraFileError for files that an adapter cannot hold, and what `configure` and `fetch` raise.
+    The file's rank and alpha replace those in `settings`, which `configure` gets with `gpu_preset`. Optimizer state,
+    schedule and steps of the run that made the file are not continued: that would be to resume it. Raises ProjectError
+    when the run has trained, LoraFileError for files that an adapter cannot hold, and what `configure` and `fetch`
+    raise.
     """
     if load_record(run):
         raise ProjectError(
-            f"Run {run.name!r} has begun, so it cannot start from {source}. Give the new run another name; to resume "
-            f"{run.name!r}, train it without new weights."
+            f"Run {run.name!r} has trained already, so it cannot start from {source}. Give the new run another name; "
+            f"to resume {run.name!r}, train it without new weights."
         )
     file = fetch(source)
     rank, alpha = rank_and_alpha(file)
-    # a trainer may look from another folder than we do
-    named = str(file.absolute()) if Path(source).expanduser().exists() else source
-    adapter = {**settings.get("adapter", {}), "rank": rank, "alpha": alpha, "network_weights": named}
+    # The trainer may run in another working directory.
+    stored = str(file.absolute()) if Path(source).expanduser().exists() else source
+    adapter = {**settings.get("adapter", {}), "rank": rank, "alpha": alpha, "network_weights": stored}
     return save_config(run, configure({**settings, "adapter": adapter}, gpu_preset))

@@ -1,4 +1,4 @@
-"""More epochs and further stages for a run, even one that has begun or finished; what was trained stays as it is."""
+"""More epochs and further stages for a run, even a finished one; what was trained stays bit for bit as it was."""
 
 from __future__ import annotations
 
@@ -27,117 +27,133 @@ WAYS = ("stretch", "hold")
 
 
 class NothingToDo(UserError):
-    """A run was asked for epochs that it has trained or planned already."""
+    """The run has trained or planned that many epochs already."""
+
+
+def extend_run(run: Run, epochs: int, way: str) -> RunConfig:
+    """Give a run more epochs; train it again to continue. Returns its new config.
+
+    epochs      total number of epochs of its last stage, counted from the start of that stage
+    way         what happens to the learning rate, see `more_epochs`
+
+    Raises NothingToDo when it has that many already, ConfigError for another way, RunBusy while the run trains.
+
+        extend_run(run, 20, "stretch")
+    """
+    return amend(run, more_epochs(run, epochs, way))
+
+
+def add_stage(run: Run, overrides: Mapping[str, Any]) -> RunConfig:
+    """Give a run one more stage after all others; train it again to continue. Returns its new config.
+
+    overrides   settings that differ from the first stage, with its length: {"loop": {"epochs": 2}, …}
+
+    Raises ConfigError for settings that a stage cannot have, and what `amend` raises.
+    """
+    return amend(run, with_stage(run, overrides))
 
 
 def more_epochs(run: Run, epochs: int, way: str) -> RunConfig:
-    """The run's config with `epochs` epochs in all in its last stage (counted from that stage's beginning).
+    """The run's config with `epochs` epochs in all in its last stage; nothing is written.
 
-    stretch     the learning rate's curve is planned over all of them; steps that are trained keep what they had
-    hold        the curve stays as it was planned, and its last value is held from its end on
+    stretch     the learning rate curve is planned over all of them; steps already trained keep the rate they had
+    hold        the curve stays as planned, and its last value is held after its end
 
-    Nothing is written. Raises NothingToDo when they are trained or planned already, ConfigError for another way.
+    Raises NothingToDo when they are trained or planned already, ConfigError for another way.
     """
     if way not in WAYS:
         raise ConfigError(f"way is {way!r}; allowed are {', '.join(WAYS)}.")
     config = read_config(run)
     per_epoch = steps_per_epoch(run, config)
     *before, planned = stage_steps(config, per_epoch)
-    done, wanted = max(0, saved_step(run) - sum(before)), epochs * per_epoch[-1]
-    stage = f"stage {len(config.stage_configs)} of run {run.name!r}" if config.stages else f"Run {run.name!r}"
-    if wanted <= done:
+    # Steps of the last stage: done so far, and asked for.
+    done, total = max(0, saved_step(run) - sum(before)), epochs * per_epoch[-1]
+    stage = f"Stage {len(config.stage_configs)} of run {run.name!r}" if config.stages else f"Run {run.name!r}"
+    if total <= done:
         raise NothingToDo(
-            f"{stage[0].upper()}{stage[1:]} has trained {done / per_epoch[-1]:g} epochs ({done} steps) already, and "
-            f"{epochs} were asked for; nothing was changed. Ask for more."
+            f"{stage} has already trained {done / per_epoch[-1]:g} epochs ({done} steps), and {epochs} in all were "
+            "requested; nothing was changed. Enter a larger number."
         )
-    if wanted == planned:
-        raise NothingToDo(f"{stage[0].upper()}{stage[1:]} has {epochs} epochs already; nothing was changed. Train it.")
+    if total == planned:
+        raise NothingToDo(f"{stage} has {epochs} epochs already; nothing was changed. Train it.")
     schedule = config.stage_configs[-1].schedule
     curve = schedule.steps or planned
     changed: dict[str, Any] = {"steps": curve}
     if way == "stretch":
+        # Up to step `done` the rates came from a curve over `curve` steps; a resume computes the same ones again.
         past = [*schedule.past, *([{"until": done, "steps": curve}] if done else [])]
         changed = {"steps": 0, "past": past}
     return _with_length(config, {"loop": {"epochs": epochs, "steps": 0}, "schedule": changed})
 
 
 def with_stage(run: Run, overrides: Mapping[str, Any]) -> RunConfig:
-    """The run's config with one more stage after all others (see `RunConfig.stages`). Nothing is written."""
+    """The run's config with one more stage after all others (see `RunConfig.stages`); nothing is written."""
     config = to_dict(read_config(run))
     return configure({**config, "stages": [*config["stages"], dict(overrides)]})
 
 
-def extend(run: Run, epochs: int, way: str) -> RunConfig:
-    """Give a run more epochs, as `more_epochs` says; train it again to go on. Raises what that and `amend` raise."""
-    return amend(run, more_epochs(run, epochs, way))
-
-
-def add_stage(run: Run, overrides: Mapping[str, Any]) -> RunConfig:
-    """Give a run one more stage; train it again to go on. Raises ConfigError, and what `amend` raises."""
-    return amend(run, with_stage(run, overrides))
-
-
 def amend(run: Run, config: RunConfig) -> RunConfig:
-    """Make `config` the run's from now on, if it differs in nothing that was trained; `history` remembers it.
+    """Replace the run's config by one that leaves all trained steps as they are; `history` remembers the change.
 
-    Free parts may change, stages that have not begun, and the length of the one that is trained or was trained last.
-    Raises RunChanged with the differences for everything else, RunBusy while the run is trained.
+    Allowed are free parts (`memory`, `save`, `sample`), stages that have not begun, and the length of the current or
+    last trained stage. Raises RunChanged with the differences for everything else, RunBusy while the run trains.
     """
     old = recorded_config(run)
     if old is None:
         return save_config(run, config)
     if is_alive(run):
         raise RunBusy(
-            f"Run {run.name!r} is being trained, by what it was when that began: stop it first (lorakit stop "
-            f"{run.project.folder} --run {run.name}), then change how it goes on."
+            f"Run {run.name!r} is training with its present settings: stop it first (lorakit stop "
+            f"{run.project.folder} --run {run.name}), then change them."
         )
     step = saved_step(run)
-    was, will = steps_per_epoch(run, old), steps_per_epoch(run, config)
-    begun = 1 + sum(end < step for end in accumulate(stage_steps(old, was)[:-1]))
-    refuse_changes(run, _settled(old, begun), _settled(config, begun))
+    old_epochs, new_epochs = steps_per_epoch(run, old), steps_per_epoch(run, config)
+    begun = 1 + sum(end < step for end in accumulate(stage_steps(old, old_epochs)[:-1]))
+    refuse_changes(run, _fixed_settings(old, begun), _fixed_settings(config, begun))
+    # The adapter is made for all stages at once, so its state on disk has exactly these parts.
     if old.trained != config.trained:
         raise RunChanged(
-            f"Run {run.name!r} has begun with an adapter on {', '.join(old.trained)}; now it would be on "
+            f"Run {run.name!r} was started with an adapter on {', '.join(old.trained)}; now it would be on "
             f"{', '.join(config.trained)}. Train the same parts in all stages together, or start a new run from its "
             "weights (--from-weights)."
         )
-    if sum(stage_steps(config, will)[:begun]) < step or lr_curve(config, will)[:step] != lr_curve(old, was)[:step]:
+    has_fewer_steps = sum(stage_steps(config, new_epochs)[:begun]) < step
+    if has_fewer_steps or lr_curve(config, new_epochs)[:step] != lr_curve(old, old_epochs)[:step]:
         raise RunChanged(
-            f"Run {run.name!r} has trained {step} steps, which would get other rates, or be more than there are; "
-            f"give it more epochs with lorakit extend --way {' or '.join(WAYS)}."
+            f"Run {run.name!r} has trained {step} steps, and with these settings they would have had other learning "
+            f"rates or would not exist; give it more epochs with lorakit extend --way {' or '.join(WAYS)}."
         )
-    record_change(run, config, step, will)
+    record_change(run, config, step, new_epochs)
     return config
 
 
 def history(run: Run) -> list[dict[str, Any]]:
-    """How a run was amended since it began: {"step": steps that were trained, "changes": ["loop.epochs: 3 -> 6"]}."""
-    return load_record(run)["history"] if load_record(run) else []
+    """How a run was changed since it was started: {"step": steps trained, "changes": ["loop.epochs: 3 -> 6"]}."""
+    return load_record(run).get("history", [])
 
 
 def steps_per_epoch(run: Run, config: RunConfig) -> tuple[int, ...]:
-    """Steps in one epoch of each stage of `config`, as far as data and batches are alike those that the run has begun
-    with; else the datasets are read.
+    """Steps in one epoch of each stage of `config`.
+
+    Taken from the run's record for stages with the same data and batches as a recorded one; otherwise the datasets
+    are read.
     """
-    known = (
-        zip(recorded_config(run).stage_configs, load_record(run)["steps_per_epoch"], strict=False)
-        if load_record(run)
-        else ()
-    )
-    alike = {repr(_epoch(stage)): steps for stage, steps in known}
-    wanted = [repr(_epoch(stage)) for stage in config.stage_configs]
-    if all(epoch in alike for epoch in wanted):
-        return tuple(alike[epoch] for epoch in wanted)
+    record = load_record(run)
+    recorded = zip(recorded_config(run).stage_configs, record["steps_per_epoch"], strict=False) if record else ()
+    steps = {repr(_epoch_settings(stage)): number for stage, number in recorded}
+    keys = [repr(_epoch_settings(stage)) for stage in config.stage_configs]
+    if all(key in steps for key in keys):
+        return tuple(steps[key] for key in keys)
     return tuple(stage.plan.steps_per_epoch for stage in stages(config, run.project.folder))
 
 
-def _epoch(stage: RunConfig) -> tuple:
+def _epoch_settings(stage: RunConfig) -> tuple:
     """What the number of steps in an epoch depends on."""
     return stage.data, stage.loop.batch_size, stage.loop.gradient_accumulation_steps
 
 
 def _with_length(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunConfig:
-    """The config with other lengths (see LENGTH) in its last stage."""
+    """The config with another length (see LENGTH) of its last stage."""
     settings = to_dict(config)
     last = settings["stages"][-1] if config.stages else settings
     for part, values in changes.items():
@@ -145,8 +161,8 @@ def _with_length(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunCo
     return configure(settings)
 
 
-def _settled(config: RunConfig, begun: int) -> dict[str, Any]:
-    """What may not change in a run of which so many stages have begun."""
+def _fixed_settings(config: RunConfig, begun: int) -> dict[str, Any]:
+    """Settings that may not change once `begun` stages have begun: all of these stages but the last one's length."""
     settings = training_settings(config.stage_configs[0])
     further = {
         f"stages.{number}": {part: to_dict(getattr(stage, part)) for part in STAGE_PARTS}

@@ -1,4 +1,4 @@
-"""What a run is made of, recorded before its first step and compared before every session."""
+"""What a run is made of: recorded before its first step, compared before every session, differences explained."""
 
 from __future__ import annotations
 
@@ -13,112 +13,143 @@ from lorakit.files import write_atomic, write_json
 from lorakit.project import ProjectError, Run
 from lorakit.run.config import RunConfig, configure
 
-NOT_INPUTS = ("steps_per_epoch", "history")  # what a fingerprint holds that is no input
+NOT_INPUTS = ("steps_per_epoch", "history")  # keys of the record that are not compared
+SHOWN = 20  # differences that a message lists
 
 
 class RunChanged(ProjectError):
-    """A run was asked to go on with another config, dataset or base than it began with."""
+    """Settings, dataset or base model differ from those that the run was trained with."""
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def training_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide the result, as they are when read back from JSON (lists for tuples); of further stages,
-    by number, those that each has of its own.
+    """Settings that affect the result, nested, as read back from JSON (lists for tuples).
+
+    `stages` holds, by number from 2 on, only the settings that each further stage has of its own.
     """
+    # Fields without "free" (`stages`) are no parts; free parts (`memory`, `save`, `sample`) change nothing.
     parts = [f.name for f in fields(config) if "free" in f.metadata and not f.metadata["free"]]
     settings: dict[str, Any] = {name: to_dict(getattr(config, name)) for name in parts}
     if config.stages:
         settings["stages"] = {
-            str(number): _own(stage, overrides)
+            str(number): _own_settings(stage, overrides)
             for number, (stage, overrides) in enumerate(zip(config.stage_configs[1:], config.stages, strict=True), 2)
         }
     return json.loads(json.dumps(settings))
 
 
-def _own(stage: RunConfig, overrides: dict[str, Any]) -> dict[str, Any]:
-    """A stage's own settings, as they were understood."""
-    return {owner: {name: to_dict(getattr(stage, owner))[name] for name in given} for owner, given in overrides.items()}
+def _own_settings(stage: RunConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The values that a stage overrides, after parsing (1e-4 as a number)."""
+    return {part: {name: to_dict(getattr(stage, part))[name] for name in values} for part, values in overrides.items()}
 
 
-def load_record(run: Run) -> dict[str, Any]:
-    """What a run has begun with, empty while it has not: `config`, `precision`, `base`, `data` and more inputs,
-    `steps_per_epoch` of each stage, and `history`, its amendments as {step, changes}.
-    """
-    if not run.record_file.exists():
-        return {}
-    known = json.loads(run.record_file.read_text(encoding="utf-8"))
-    return {"steps_per_epoch": [], "history": [], **known}
-
-
-def recorded_config(run: Run) -> RunConfig | None:
-    """The config that a run has begun with, None while it has not; config.yaml may have been edited by hand.
-
-    Settings that there were not yet have their defaults, and those that decide nothing, too.
-    """
-    if not (known := load_record(run)):
-        return None
-    config = known["config"]
-    return configure({**config, "stages": list(config["stages"].values())} if "stages" in config else config)
+# ---- the record (fingerprint.json) -----------------------------------------------------------------------------------
 
 
 def current_inputs(config: RunConfig, scans: Sequence[Scan], base: dict[str, str], precision: str) -> dict[str, Any]:
-    """Which settings, data (a scan for each stage), base files and precision a run is made of."""
+    """What a run would be trained with now: settings, precision, base files and data (a scan for each stage)."""
     data = [
-        {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in found.samples}
-        for found in scans
+        {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in scan.samples} for scan in scans
     ]
-    others = {f"data of stage {number}": found for number, found in enumerate(data, 1) if found != data[0]}
+    # Stages mostly share their data; what is the same is recorded once.
+    others = {f"data of stage {number}": samples for number, samples in enumerate(data, 1) if samples != data[0]}
     return {"config": training_settings(config), "precision": precision, "base": base, "data": data[0], **others}
 
 
-def check_unchanged(run: Run, inputs: dict[str, Any], stages_begun: int) -> None:
-    """Refuse (RunChanged) other inputs than those that a run has begun with; anything goes while it has not, and other
-    data for stages that have not.
+def load_record(run: Run) -> dict[str, Any]:
+    """The record of a run that has trained, {} before that.
+
+    Holds the inputs (`config`, `precision`, `base`, `data` and more), `steps_per_epoch` of each stage, and `history`:
+    later changes of the config as {"step": …, "changes": […]}.
     """
-    if not (known := load_record(run)):
-        return
-    old = {**known, "config": training_settings(recorded_config(run))}
-    told = {name for name in {*old, *inputs} if not name.startswith("data of stage ")}
-    told |= {f"data of stage {number}" for number in range(2, stages_begun + 1)}
-    old, new = ({k: v for k, v in side.items() if k in told - {*NOT_INPUTS}} for side in (old, inputs))
-    refuse_changes(run, old, new)
+    if not run.record_file.exists():
+        return {}
+    record = json.loads(run.record_file.read_text(encoding="utf-8"))
+    # Older versions wrote neither.
+    return {"steps_per_epoch": [], "history": [], **record}
+
+
+def recorded_config(run: Run) -> RunConfig | None:
+    """The config that a run has trained with, None before that; unlike config.yaml it is never edited by hand.
+
+    Settings added since then, and settings that do not affect the result, have their defaults.
+    """
+    record = load_record(run)
+    if not record:
+        return None
+    config = record["config"]
+    return configure({**config, "stages": list(config["stages"].values())} if "stages" in config else config)
 
 
 def save_record(run: Run, inputs: dict[str, Any], steps_per_epoch: Sequence[int]) -> None:
-    """Remember what a run is made of, once all of it could be loaded: from here on it has begun."""
-    known = load_record(run)
-    made = {**inputs, "steps_per_epoch": list(steps_per_epoch), "history": known["history"] if known else []}
-    if made != known:
-        write_json(run.record_file, made)
+    """Record what a run is made of. Called once everything was loaded: a misspelt base model is never recorded."""
+    old = load_record(run)
+    record = {**inputs, "steps_per_epoch": list(steps_per_epoch), "history": old["history"] if old else []}
+    if record != old:
+        write_json(run.record_file, record)
 
 
 def record_change(run: Run, config: RunConfig, step: int, steps_per_epoch: Sequence[int]) -> None:
-    """Give a run that has begun another config from `step` on, and remember when and what; config.yaml last, so that a
-    run which was cut off in between is amended again. What may change, `lorakit.run.extend` knows.
+    """Give a run that has trained another config from `step` on, and add the differences to its history.
+
+    Which settings may change is decided in `lorakit.run.extend`.
     """
-    known = load_record(run)
+    record = load_record(run)
     if changes := differences(training_settings(recorded_config(run)), training_settings(config)):
-        history = [*known["history"], {"step": step, "changes": changes}]
-        made = {"config": training_settings(config), "history": history, "steps_per_epoch": list(steps_per_epoch)}
-        write_json(run.record_file, {**known, **made})
+        changed = {
+            "config": training_settings(config),
+            "history": [*record["history"], {"step": step, "changes": changes}],
+            "steps_per_epoch": list(steps_per_epoch),
+        }
+        write_json(run.record_file, {**record, **changed})
+    # Last: when killed in between, the same command finds the old config.yaml and completes the change.
     write_atomic(run.config_file, to_yaml(config))
 
 
+# ---- comparison ------------------------------------------------------------------------------------------------------
+
+
+def check_unchanged(run: Run, inputs: dict[str, Any], stages_begun: int) -> None:
+    """Raise RunChanged if settings, data, base files or precision differ from the recorded ones.
+
+    Nothing is checked before the first step, nor the data of stages that have not begun.
+    """
+    record = load_record(run)
+    if not record:
+        return
+    # Through the config, so that settings added since then do not count as a change.
+    old = {**record, "config": training_settings(recorded_config(run))}
+    compared = {name for name in {*old, *inputs} if not name.startswith("data of stage ")} - {*NOT_INPUTS}
+    compared |= {f"data of stage {number}" for number in range(2, stages_begun + 1)}
+    old, new = ({name: value for name, value in side.items() if name in compared} for side in (old, inputs))
+    refuse_changes(run, old, new)
+
+
 def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise RunChanged naming every difference and the two ways on; return when there is none."""
-    found = differences(old, new)
-    if found:
-        shown = "\n".join(f"  {line}" for line in found[:20]) + (
-            f"\n  and {len(found) - 20} more" if len(found) > 20 else ""
+    """Raise RunChanged, naming every difference and what to do, if there is any."""
+    lines = differences(old, new)
+    if not lines:
+        return
+    shown = [f"  {line}" for line in lines[:SHOWN]]
+    if len(lines) > SHOWN:
+        shown.append(f"  and {len(lines) - SHOWN} more")
+    raise RunChanged(
+        "\n".join(
+            [
+                f"Run {run.name!r} cannot be resumed: these settings changed since it was started (old -> new).",
+                *shown,
+                "Resume this run: undo these changes and train again. Or start a new run, under another name, from "
+                f"these weights: in a notebook going_on(run), in a terminal lorakit train {run.project.folder} "
+                f"--run NAME --from-weights {_newest_lora(run)}.",
+                "For more epochs or another stage use more_epochs(run, 20) in a notebook, or lorakit extend.",
+            ]
         )
-        raise RunChanged(
-            f"Run {run.name!r} cannot go on: it was started with something else (old -> new).\n{shown}\n"
-            "There are two ways on. Resume this run: put back what it was, and train again. Or start a new run, under "
-            "another name; from these weights: in a notebook continue_run(run), in a terminal "
-            f"lorakit train {run.project.folder} --run NAME --from-weights {_newest(run)}.\n"
-            "For more epochs or another stage there are more_epochs(run, 20) and lorakit extend."
-        )
+    )
 
 
-def _newest(run: Run) -> str:
-    """The newest LoRA file of a run, as a person would type it."""
-    return str(run.lora_file(run.lora_steps()[-1])) if run.lora_steps() else "FILE"
+def _newest_lora(run: Run) -> str:
+    """The newest LoRA file of a run, as one would type it."""
+    steps = run.lora_steps()
+    return str(run.lora_file(steps[-1])) if steps else "FILE"

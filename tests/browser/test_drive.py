@@ -19,7 +19,7 @@ from lorakit.demo import DATASET, quickstart
 from lorakit.project import Project
 from lorakit.run.config import configure
 from lorakit.run.create import save_config
-from lorakit.run.extend import extend
+from lorakit.run.extend import extend_run
 from lorakit.sync import service
 from lorakit.sync.workspace import local_folder
 from lorakit.training import jobs
@@ -107,7 +107,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
 
 def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, remote):
     project = project_at(remote)
-    extend(project.run("mofurin"), 3, "stretch")
+    extend_run(project.run("mofurin"), 3, "stretch")
     *_, standing = service.settle(project, 60)
     assert standing.files_left == 0
     subprocess.run(["pkill", "-KILL", "-f", f"lorakit sync {project.folder}"], check=True)

@@ -56,20 +56,20 @@ def test_a_run_is_configured_and_started_in_the_background_watched_and_stopped(p
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tiny.settings(base)))
     settings = ("--config", tmp_path / "settings.yaml", "--set", "loop.epochs=5000", "--set", "sample.prompts=[]")
     told = said(capsys, "start", project, *settings)
-    assert "trained now" in told and f"lorakit watch {project} --run run1" in told and "lorakit stop" in told
+    assert "training now" in told and f"lorakit watch {project} --run run1" in told and "lorakit stop" in told
     run = Project(project).run("run1")
     assert jobs.is_alive(run) and read_config(run).loop.epochs == 5000
-    assert "being trained already" in said(capsys, "start", project)
+    assert "was training already" in said(capsys, "start", project)
     for verb in ("start", "train"):  # its config stays as it is
-        assert "is being trained already, by process" in said(capsys, verb, project, "--set", "loop.epochs=1", status=2)
-    assert "is being trained already" in said(capsys, "train", project, status=2)
+        assert "is already training, in process" in said(capsys, verb, project, "--set", "loop.epochs=1", status=2)
+    assert "is already training" in said(capsys, "train", project, status=2)
     assert "running" in said(capsys, "status", project)
-    assert "is told to finish its step" in said(capsys, "stop", project)
+    assert "finishes its step, saves and stops" in said(capsys, "stop", project)
     told = said(capsys, "watch", project)
     assert "encoding images: 7 of 7" not in told and "stopped after step" in told
     assert isinstance(list(read(run.log))[-1][1], Stopped) and read_config(run).loop.epochs == 5000
     assert "stopped" in said(capsys, "status", project)
-    assert "is not being trained" in said(capsys, "stop", project)
+    assert "is not training" in said(capsys, "stop", project)
 
 
 def test_ctrl_c_ends_the_watching_and_says_that_the_training_goes_on(run, monkeypatch, capsys):
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_training_goes_on(run, monkey
     monkeypatch.setattr(jobs, "follow", interrupted)
     monkeypatch.setattr(jobs, "stop", lambda run: pytest.fail("it was stopped"))
     told = said(capsys, "watch", run.project.folder)
-    assert "the training goes on" in told and "lorakit stop" in told
+    assert "the training continues" in told and "lorakit stop" in told
 
 
 def test_what_became_of_a_trainer_is_told_by_watch_and_in_one_line_by_status(run, capsys):
@@ -95,7 +95,7 @@ def test_what_became_of_a_trainer_is_told_by_watch_and_in_one_line_by_status(run
 
 def test_a_run_that_nobody_trains_can_be_watched_and_needs_no_stop(run, capsys):
     assert said(capsys, "watch", run.project.folder) == ""
-    assert "is not being trained" in said(capsys, "stop", run.project.folder)
+    assert "is not training" in said(capsys, "stop", run.project.folder)
 
 
 @pytest.mark.parametrize("verb", ["watch", "stop"])
@@ -137,7 +137,7 @@ def trained(base, tmp_path_factory) -> Path:
 def test_a_finished_run_gets_more_epochs_and_another_stage(trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "p")
     steps = run_status(Project(folder).run("run1")).steps
-    assert "Go on: lorakit start" in said(capsys, "extend", folder, "--epochs", 2, "--way", "hold")
+    assert "Continue: lorakit start" in said(capsys, "extend", folder, "--epochs", 2, "--way", "hold")
     assert f"finished after step {2 * steps}" in said(capsys, "train", folder)
     said(capsys, "extend", folder, "--stage", "loop.epochs=1", "--stage", "schedule.name=cosine")
     assert f"finished after step {3 * steps}" in said(capsys, "train", folder)
@@ -145,7 +145,7 @@ def test_a_finished_run_gets_more_epochs_and_another_stage(trained, tmp_path, ca
 
 def test_more_epochs_are_refused_without_a_way_or_when_they_are_trained(trained, capsys):
     assert "allowed are stretch, hold" in said(capsys, "extend", trained, "--epochs", 2, status=2)
-    assert "Ask for more" in said(capsys, "extend", trained, "--epochs", 0, "--way", "hold", status=2)
+    assert "Enter a larger number" in said(capsys, "extend", trained, "--epochs", 0, "--way", "hold", status=2)
     assert "no run 'other'" in said(capsys, "extend", trained, "--run", "other", "--epochs", 2, status=2)
 
 
@@ -156,4 +156,4 @@ def test_a_new_run_from_the_weights_of_another_takes_its_settings_and_changes(tr
     assert "step 0 of 1" in told and "finished after step 1" in told
     config = read_config(Project(folder).run("two"))
     assert config.adapter.rank == 2 and config.adapter.network_weights == str(lora)
-    assert "has begun" in said(capsys, "train", folder, "--run", "two", "--from-weights", lora, status=2)
+    assert "has trained already" in said(capsys, "train", folder, "--run", "two", "--from-weights", lora, status=2)

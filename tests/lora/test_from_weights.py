@@ -21,7 +21,7 @@ from lorakit.lora.file import LoraFileError
 from lorakit.lora.warm_start import rank_and_alpha
 from lorakit.project import Project, ProjectError
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import from_weights, save_config
+from lorakit.run.create import save_config, save_from_weights
 from lorakit.run.resume import RunChanged
 from lorakit.training.loop import Session, train
 
@@ -49,7 +49,7 @@ def begun(folder, file, base, *changes, **own) -> Session:
     """A session of a new run from the file, right before its first step."""
     save_images(folder / "dataset")
     run = Project(folder).run("r")
-    from_weights(run, str(file), settings(base, **merged(*changes, own)))
+    save_from_weights(run, str(file), settings(base, **merged(*changes, own)))
     session = Session(run)
     session._attach()
     return session
@@ -165,7 +165,7 @@ def test_a_file_that_a_plain_lora_cannot_hold_is_refused_before_anything_is_writ
     save_file({f"{module}.{role}": torch.ones(shape) for role, shape in shapes.items()}, file)
     run = Project(tmp_path / "p").run("r")
     with pytest.raises(LoraFileError, match="1 of 1 modules are no plain LoRA.*Start from a plain LoRA file"):
-        from_weights(run, str(file), settings(sd15))
+        save_from_weights(run, str(file), settings(sd15))
     assert not run.folder.exists()
 
 
@@ -174,8 +174,8 @@ def test_a_run_that_has_begun_does_not_start_from_a_file(tmp_path, sd15):
     lora(file, sd15)
     run = new_run(tmp_path / "p", sd15, SHORT)
     until(run, at(Started, 0))
-    with pytest.raises(ProjectError, match=r"has begun.*another name"):
-        from_weights(run, str(file), settings(sd15))
+    with pytest.raises(ProjectError, match=r"has trained already.*another name"):
+        save_from_weights(run, str(file), settings(sd15))
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_a_run_needs_its_file_until_its_first_state_and_ends_bitwise_where_an_un
     run, uncut = Project(tmp_path / "p").run("r"), Project(tmp_path / "q").run("r")
     for made in (run, uncut):
         save_images(made.project.dataset)
-        from_weights(made, str(file), settings(sd15, **SHORT))
+        save_from_weights(made, str(file), settings(sd15, **SHORT))
     list(train(uncut))
     until(run, at(Started, 0))
     lora(tmp_path / "other.safetensors", sd15, alpha=1.0)

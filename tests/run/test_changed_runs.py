@@ -79,7 +79,7 @@ def test_a_run_does_not_go_on_with_another_config(tmp_path, base, half, leaf, va
     told = str(error.value)
     assert leaf in told and " -> " in told
     assert told.count(" -> ") == 2 or (edited and name == "trigger")  # the legend and one difference
-    assert "put back" in told and "start a new run" in told
+    assert "undo these changes" in told and "start a new run" in told
     assert edited or run.config_file.read_text() == before
     assert checkpoint.newest(run.states).state["step"] == 4
 
@@ -176,7 +176,9 @@ def test_a_run_does_not_go_on_with_other_images_or_another_base(tmp_path, base, 
     change(run.project.dataset, mine)
     with pytest.raises(RunChanged) as error:
         list(train(run))
-    assert named in str(error.value) and "put back" in str(error.value) and "start a new run" in str(error.value)
+    assert (
+        named in str(error.value) and "undo these changes" in str(error.value) and "start a new run" in str(error.value)
+    )
     assert (run.states / "00000002" / STATE).read_bytes() == state
     for there, kept in ((run.project.dataset, half.project.dataset), (mine, base)):
         shutil.rmtree(there)

@@ -15,7 +15,16 @@ from lorakit.run import checkpoint
 from lorakit.run.checkpoint import STATE
 from lorakit.run.config import configure, read_config
 from lorakit.run.create import save_config
-from lorakit.run.extend import NothingToDo, add_stage, amend, extend, history, more_epochs, steps_per_epoch, with_stage
+from lorakit.run.extend import (
+    NothingToDo,
+    add_stage,
+    amend,
+    extend_run,
+    history,
+    more_epochs,
+    steps_per_epoch,
+    with_stage,
+)
 from lorakit.run.resume import RunChanged, load_record
 from lorakit.run.stages import lr_curve
 from lorakit.training.loop import train
@@ -66,7 +75,7 @@ def test_a_finished_run_gets_more_epochs_at_the_rates_that_were_shown(tmp_path, 
     before = trace(run)
     shown = lr_curve(more_epochs(run, 3, way), (2,))
     assert read_config(run) == read_config(whole)  # that was only looked at
-    extend(run, 3, way)
+    extend_run(run, 3, way)
     assert [event.step for event in train(run) if isinstance(event, (Stepped, Finished))] == [5, 6, 6]
     assert rates(run) == pytest.approx(wanted) and [rate * 1e-2 for rate in rates(run)] == pytest.approx(shown)
     assert {step: trace(run)[step] for step in before} == before
@@ -76,7 +85,7 @@ def test_a_finished_run_gets_more_epochs_at_the_rates_that_were_shown(tmp_path, 
 def test_a_run_extended_in_the_middle_and_then_cut_ends_bitwise_where_it_ends_uncut(tmp_path, half, way):
     runs = [copy_of(half, tmp_path / name) for name in ("uncut", "cut", "damaged")]
     for run in runs:
-        add_stage(run, STAGE) if way == "stage" else extend(run, 4, way)
+        add_stage(run, STAGE) if way == "stage" else extend_run(run, 4, way)
     list(train(runs[0]))
     for cut in (at(Stepped, 3), at(Saved, 4), at(Stepped, 5)):
         until(runs[1], cut)
@@ -93,7 +102,7 @@ def test_steps_done_again_from_before_an_extension_have_the_rates_they_had(tmp_p
     """The newest state is lost: the run goes on from step 2, though it was stretched at step 4."""
     run, same = (copy_of(whole, tmp_path / name) for name in ("p", "same"))
     for extended in (run, same):
-        extend(extended, 3, "stretch")
+        extend_run(extended, 3, "stretch")
     (run.states / "00000004" / STATE).unlink()
     list(train(run))
     list(train(same))
@@ -103,12 +112,12 @@ def test_steps_done_again_from_before_an_extension_have_the_rates_they_had(tmp_p
 
 def test_a_run_may_be_extended_again_and_again(tmp_path, whole):
     run = copy_of(whole, tmp_path / "p")
-    extend(run, 3, "hold")
+    extend_run(run, 3, "hold")
     until(run, at(Saved, 6))
-    extend(run, 4, "stretch")
+    extend_run(run, 4, "stretch")
     list(train(run))
     assert rates(run) == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4, 1 / 4, 1 / 4, 2 / 8, 1 / 8])
-    extend(run, 5, "hold")
+    extend_run(run, 5, "hold")
     list(train(run))
     assert rates(run)[8:] == pytest.approx([1 / 8, 1 / 8])
     assert [entry["step"] for entry in history(run)] == [4, 6, 8]
@@ -117,9 +126,9 @@ def test_a_run_may_be_extended_again_and_again(tmp_path, whole):
 
 def test_a_run_that_has_not_begun_is_only_planned_anew(tmp_path, base):
     run = new_run(tmp_path, base, FALLING)
-    extend(run, 4, "stretch")
+    extend_run(run, 4, "stretch")
     assert read_config(run).loop.epochs == 4 and read_config(run).schedule.past == ()
-    extend(run, 6, "hold")
+    extend_run(run, 6, "hold")
     assert lr_curve(read_config(run), (2,))[8:] == pytest.approx([1e-2 / 8] * 4)
     assert history(run) == []
 
@@ -129,7 +138,7 @@ def test_epochs_that_are_trained_or_planned_already_are_told_and_nothing_is_done
     run = copy_of(whole, tmp_path / "p")
     before = run.config_file.read_text(), run.record_file.read_text()
     with pytest.raises(NothingToDo, match="nothing was changed"):
-        extend(run, epochs, "stretch")
+        extend_run(run, epochs, "stretch")
     assert (run.config_file.read_text(), run.record_file.read_text()) == before
     assert [type(event) for event in train(run) if isinstance(event, Stepped)] == []
 
@@ -138,8 +147,8 @@ def test_planned_epochs_may_become_fewer_while_they_are_not_trained(tmp_path, ba
     run = new_run(tmp_path, base, FALLING, {"loop": {"epochs": 5}})
     until(run, at(Saved, 2))
     with pytest.raises(NothingToDo):
-        extend(run, 1, "hold")
-    extend(run, 2, "hold")
+        extend_run(run, 1, "hold")
+    extend_run(run, 2, "hold")
     list(train(run))
     assert rates(run) == pytest.approx([1, 9 / 10, 8 / 10, 7 / 10])
 
@@ -149,7 +158,7 @@ def test_a_run_that_ends_inside_an_epoch_goes_on_inside_it(tmp_path, base, whole
     even = merged(FALLING, {"schedule": {"name": "constant"}})
     run, asked = new_run(tmp_path / "p", base, even, {"loop": {"steps": 3}}), new_run(tmp_path / "q", base, even)
     list(train(run))
-    extend(run, 2, "hold")
+    extend_run(run, 2, "hold")
     list(train(run))
     list(train(asked))
     assert trace(run) == trace(asked)
@@ -164,7 +173,7 @@ def test_a_finished_run_gets_a_stage_and_then_more_epochs_of_it(tmp_path, whole)
     assert history(run)[0]["step"] == 4 and "stages" in history(run)[0]["changes"][0]
     list(train(run))
     assert len(trace(run)) == 6
-    extend(run, 2, "stretch")
+    extend_run(run, 2, "stretch")
     assert lr_curve(read_config(run), steps_per_epoch(run, read_config(run)))[:4] == lr_curve(read_config(whole), (2,))
     list(train(run))
     assert rates(run) == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4, 1, 1 / 2, 1 / 2, 0.5 - 2**-1.5], abs=1e-6)
@@ -192,8 +201,8 @@ def test_stages_that_have_not_begun_may_be_changed_and_removed_and_those_that_ha
     [
         ({"adapter": {"rank": 3}}, r"adapter\.rank: 2 -> 3"),
         ({"optimizer": {"learning_rate": 1e-3}}, r"optimizer\.learning_rate: 0\.01 -> 0\.001"),
-        ({"loop": {"epochs": 3}}, "get other rates"),
-        ({"loop": {"steps": 1}}, "get other rates, or be more than there are"),
+        ({"loop": {"epochs": 3}}, "had other learning rates"),
+        ({"loop": {"steps": 1}}, "had other learning rates or would not exist"),
         ({"schedule": {"name": "constant"}}, r"schedule\.name: linear -> constant"),
         ({"stages": [{"loop": {"epochs": 1}, "optimizer": {"text_encoder_lr": 0.0}}]}, ""),
     ],
@@ -223,14 +232,14 @@ def test_a_part_that_no_stage_trained_cannot_join_later(tmp_path, base):
 def test_a_run_that_is_being_trained_is_not_amended(tmp_path, half):
     run = copy_of(half, tmp_path / "p")
     with lock_run(run), pytest.raises(RunBusy, match="lorakit stop"):
-        extend(run, 3, "hold")
-    extend(run, 3, "hold")
+        extend_run(run, 3, "hold")
+    extend_run(run, 3, "hold")
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half, whole, monkeypatch, count):
     run, wanted = copy_of(half, tmp_path / "p"), copy_of(half, tmp_path / "wanted")
-    extend(wanted, 3, "stretch")
+    extend_run(wanted, 3, "stretch")
     write, left = project.os.replace, [count]
 
     def cut(*arguments):
@@ -241,15 +250,15 @@ def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half,
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(project.os, "replace", cut)
-        extend(run, 3, "stretch")
-    extend(run, 3, "stretch")
+        extend_run(run, 3, "stretch")
+    extend_run(run, 3, "stretch")
     assert run.config_file.read_text() == wanted.config_file.read_text()
     assert load_record(run) == load_record(wanted) and len(history(run)) == 1
 
 
 def test_a_new_run_with_the_settings_of_an_extended_one_has_no_past(tmp_path, half):
     run = copy_of(half, tmp_path / "p")
-    extend(run, 3, "stretch")
+    extend_run(run, 3, "stretch")
     new = save_config(run.project.run("new"), read_config(run))
     assert read_config(run).schedule.past and not new.schedule.past and new == read_config(run.project.run("new"))
     assert lr_curve(new, (2,)) == pytest.approx([1e-2 * (6 - i) / 6 for i in range(6)])

@@ -327,7 +327,7 @@ def test_a_trainer_in_this_process_excludes_all_others_and_says_who_it_is(tmp_pa
     log = run.log.read_bytes()
     assert jobs.is_alive(run) and run_status(run).state == "running" and jobs.fate(run) == ""
     assert jobs.start(run) is False
-    with pytest.raises(jobs.RunBusy, match="this very process .* since 20.*lorakit stop"):
+    with pytest.raises(jobs.RunBusy, match="this same process .* since 20.*lorakit stop"):
         next(train(run))
     assert run.log.read_bytes() == log  # the other's log tells nothing of it
     code = (

@@ -14,7 +14,7 @@ from lorakit.project import Run
 from lorakit.run import extend
 from lorakit.run.checkpoint import saved_step
 from lorakit.run.config import RunConfig, read_config, settings_of
-from lorakit.run.create import from_weights
+from lorakit.run.create import save_from_weights
 from lorakit.run.stages import lr_curve, stage_steps
 from lorakit.training import jobs
 from widgets.i18n import say
@@ -89,7 +89,7 @@ def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -
         source = source.lora_file(steps[-1])
     run = model.project.run(name)
     settings = {part: values for part, values in settings_of(model).items() if part != "stages"}
-    from_weights(run, str(source), settings)
+    save_from_weights(run, str(source), settings)
     return run
 
 
@@ -175,7 +175,7 @@ def _do(run: Run, epochs: int, way: str) -> str:
         ways(run, epochs)  # refuses what is done or planned
         config = extend.add_stage(run, _overrides(run, epochs))
     else:
-        config = extend.extend(run, epochs, way)
+        config = extend.extend_run(run, epochs, way)
     steps = sum(stage_steps(config, extend.steps_per_epoch(run, config)))
     told = say(
         "{way}: run {name} has {steps} steps now. Train it to go on.", way=_name(way), name=run.name, steps=steps

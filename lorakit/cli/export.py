@@ -1,0 +1,29 @@
+"""`lorakit export`: a LoRA file of a run, verified and copied out, in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from lorakit.cli.options import project_at, run_options
+
+
+def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `export` to the verbs of `lorakit`."""
+    verb = add_verb(export, "verify a run's LoRA file and copy it out", run_options())
+    verb.add_argument("--step", type=int, help="default: the newest")
+    verb.add_argument("--output", type=Path, default=Path(), help="folder or file name (default: here)")
+
+
+def export(options: argparse.Namespace) -> int:
+    """Copy the LoRA file of a step and print where it is."""
+    from lorakit.generation.generator import deliver
+    from lorakit.run.config import read_config
+
+    run = project_at(options.project).run(options.run)
+    read_config(run)
+    step = options.step if options.step is not None else max(run.lora_steps(), default=0)
+    file, matched = deliver(run, step, options.output)
+    print(f"{file}: {matched} modules matched")
+    return 0
