@@ -45,7 +45,7 @@ class TaggingConfig(Config):
         "sd",
         help="order and spelling: sd (SD 1.5, SDXL) = trigger word, number of people, character, then by score; "
         "anima = quality, number of people, character, series, @artist, then the rest, all in lower case",
-        choices=caption_profiles,
+        choices=lambda: tuple(caption_profiles()),
         ui=Field(label="tag order", basic=True),
     )
     mix: str = setting(
@@ -185,7 +185,7 @@ def images_to_tag(project: Project, editor: CaptionEditor, trigger: str, output:
 
 
 def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config: TaggingConfig) -> dict[str, str]:
-    """The tags to write for a tagger's raw scores, highest score first, each with its kind (vocabulary.ORDER).
+    """The tags to write for a tagger's raw scores, highest score first, each with its kind (vocabulary.KINDS).
 
     scores       tag in the tagger's spelling -> 0 to 1
     categories   tag -> the tagger's category

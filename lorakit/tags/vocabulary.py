@@ -79,8 +79,8 @@ _GENERAL = {
     for thing in things.split()
 }
 
-# The kinds of tags in Anima's order; "general" is everything that is of no other kind.
-ORDER = ("quality", "meta", "year", "safety", "count", "character", "series", "artist", "general")
+# The kinds of tags, in Anima's order; "general" is everything that is of no other kind.
+KINDS = ("quality", "meta", "year", "safety", "count", "character", "series", "artist", "general")
 _QUALITY = re.compile(
     r"masterpiece|(best|good|high|normal|average|low|bad|worst) quality|score_\d(_up)?|very aesthetic"
 )
@@ -96,7 +96,7 @@ def spelled(tag: str) -> str:
 
 
 def kind(tag: str, category: str = "") -> str:
-    """The kind of a spelled tag, one of ORDER.
+    """The kind of a spelled tag, one of KINDS.
 
     category   the tagger's category of the tag, "" when the tagger does not know the tag or there is none
     """

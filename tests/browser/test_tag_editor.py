@@ -1,4 +1,4 @@
-"""The tag editor in a real browser: tag, edit, undo, reload, go on, and redo in a kernel that knows nothing of it."""
+"""The tag editor in a real browser: tag, edit, undo, reload the page, and redo in a new kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CELLS = (
     "from widgets.project.draft import Draft\n\n"
     "data, tagger = Draft(project).data, load('wd14', {'source': 'demo'})\n"
     "*_, progress = tag(project, data, tagger, TaggingConfig())\nprint(progress)\nprint(*score(project, data, tagger))",
-    "from widgets.tags.editor import tag_editor\n\ntag_editor(project)",
+    "from widgets import tag_editor\n\ntag_editor(project)",
 )
 FIRST, TAG, EDITOR = range(3)
 MANY = 500  # images
@@ -84,7 +84,7 @@ def looks(book: lab.Notebook, name: str) -> None:
     book.theme("JupyterLab Light")
 
 
-def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
+def test_tags_are_browsed_edited_and_undone(notebook, project, edited):
     book = notebook("tag_editor")
     book.run(FIRST)
     assert "done=15, total=15" in book.run(TAG), "images with captions of their own are left alone"
@@ -92,49 +92,49 @@ def test_tags_are_looked_at_edited_and_taken_back(notebook, project, edited):
     tagged = captions(project)
     assert len(tagged) == 30 and having(project, "glasses") == 4
     book.page.locator('.jp-OutputArea [data-say*="glasses"]').first.click()
-    book.until(EDITOR, "has it not 26", 20)
+    book.until(EDITOR, "Without it 26", 20)
     for place in range(2):
         book.page.locator("[data-number]").nth(place).click()
-        book.until(EDITOR, f"selected images: {place + 1}", 20)
+        book.until(EDITOR, f"Selected images: {place + 1}", 20)
     looks(book, "selected")
-    press(book, "remove")
+    press(book, "Remove")
     wait_for(lambda: having(project, "glasses") == 2, "the tag is taken out of the two selected images")
-    press(book, "select none")
-    book.page.get_by_placeholder("tag, tags with commas").fill("* hoodie")
-    book.page.get_by_placeholder("new name").fill("hoodie")
+    press(book, "Deselect all")
+    book.page.get_by_placeholder("Tag, several with commas").fill("* hoodie")
+    book.page.get_by_placeholder("New name").fill("hoodie")
     book.until(EDITOR, "of these 30 images", 20)
-    press(book, "rename")
+    press(book, "Rename / merge")
     wait_for(lambda: having(project, "hoodie") > 5, "a pattern renames in all images")
     edited |= captions(project)
     for n in (1, 2):
-        press(book, "undo")
+        press(book, "Undo")
         book.until(EDITOR, "undone: renamed" if n == 1 else "undone: removed glasses", 20)
     assert captions(project) == tagged
-    press(book, "suspicious tags")
+    press(book, "Suspicious tags")
     book.until(EDITOR, "“witch hat”, but the tagger does not see it", 20)
-    for panel in ("suspicious tags", "suggestions", "history"):
+    for panel in ("Suspicious tags", "Advice", "History"):
         press(book, panel)
-        book.image(panel.replace(" ", "-"), first=EDITOR)
+        book.image(panel.lower().replace(" ", "-"), first=EDITOR)
 
 
-def test_after_a_reload_and_in_a_new_kernel_it_goes_on_where_it_was(notebook, project, edited):
+def test_editing_continues_after_a_reload_and_in_a_new_kernel(notebook, project, edited):
     book = notebook("tag_editor")
     tagged = captions(project)
     book.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     book.run(FIRST)
     book.run(EDITOR)
-    press(book, "redo")
+    press(book, "Redo")
     wait_for(lambda: having(project, "glasses") == 2, "a new kernel repeats what another undid")
-    press(book, "redo")
+    press(book, "Redo")
     wait_for(lambda: captions(project) == edited != tagged, "and the next")
     book.command("docmanager:save")
     book.page.wait_for_timeout(1500)
     book.open()
-    book.until(EDITOR, "select these", 30)
-    book.page.get_by_placeholder("tag, tags with commas").fill("hand made")
-    press(book, "add")
+    book.until(EDITOR, "Select all shown", 30)
+    book.page.get_by_placeholder("Tag, several with commas").fill("hand made")
+    press(book, "Add")
     wait_for(lambda: having(project, "hand made") == 30, "the reloaded page goes on without a cell being run")
-    press(book, "history")
+    press(book, "History")
     book.until(EDITOR, "added hand made", 20)
     book.image("reloaded", first=EDITOR)
 
@@ -157,7 +157,7 @@ def test_many_images_stay_fluid(notebook, project):
     page = time.monotonic() - begun
     book.page.locator("[data-number]").nth(3).click()
     begun = time.monotonic()
-    book.until(EDITOR, "selected images: 1", 20)
+    book.until(EDITOR, "Selected images: 1", 20)
     print(f"{MANY} images: a page after {page:.2f} s, a selection after {time.monotonic() - begun:.2f} s")
     assert page < 3, "far more than it takes, far less than a person waits"
     book.image("many", first=EDITOR)

@@ -6,7 +6,7 @@ import pytest
 
 from lorakit.data.captions import tags_of
 from lorakit.tags.rules import Add, Merge, Remove, Rename, merged
-from lorakit.tags.vocabulary import KAOMOJI, ORDER, THINGS, implied, kind, safety, spelled
+from lorakit.tags.vocabulary import KAOMOJI, KINDS, THINGS, implied, kind, safety, spelled
 
 WORDS = ["mofurin", "boots", "red boots", "red footwear", "blue footwear", "smile", "a*b", "1girl"]
 RULES = [
@@ -107,4 +107,4 @@ def test_each_tag_has_a_kind_of_the_order():
     assert [kind("x", category) for category in ("copyright", "rating", "character", "general", "meta")] == [
         *("series", "safety", "character", "general", "meta")
     ]
-    assert kind("old", "general") == "general" and safety("questionable") == "nsfw" and len(ORDER) == 9
+    assert kind("old", "general") == "general" and safety("questionable") == "nsfw" and len(KINDS) == 9

@@ -1,4 +1,4 @@
-"""Tagging in a notebook: the form keeps what is chosen, tagging tells what it does and goes on where it was cut."""
+"""Tagging in a notebook: the form stores its settings, tagging shows its progress and continues after a cut."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from lorakit.tags.tagging import TaggingConfig, read_tagging, write_tagging
 from widgets import i18n
 from widgets.project.draft import Draft
 from widgets.tags import tagging
-from widgets.tags.tagging import TaggingForm, tag
+from widgets.tags.tagging import run_tagger
+from widgets.tags.tagging_form import TaggingForm, tag_images
 
-MISSING = 4  # captions that are taken away at first
+UNCAPTIONED = 4  # images whose captions the fixture deletes
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def project(tmp_path):
     """The demo's images, some without captions, and the demo tagger, which reads two images at once."""
     project = Project(tmp_path / "project")
     shutil.copytree(DATASET, project.dataset)
-    for file in captions(project)[:MISSING]:
+    for file in captions(project)[:UNCAPTIONED]:
         file.unlink()
     Draft(project).set("data.trigger", TRIGGER)
     write_tagging(project, "wd14", {"source": "demo", "batch_size": 2}, TaggingConfig())
@@ -58,7 +59,7 @@ def captions(project):
 
 
 @pytest.mark.parametrize("name", taggers.names())
-def test_the_form_of_every_tagger_shows_its_settings_and_a_new_form_the_same(name, project):
+def test_the_form_shows_the_settings_of_every_tagger(name, project):
     form = TaggingForm(project)
     form.tagger.value = name
     assert {path for path in form.rows if path.startswith(f"{name}.")} == {
@@ -70,7 +71,7 @@ def test_the_form_of_every_tagger_shows_its_settings_and_a_new_form_the_same(nam
     assert again.name == name and list(again.rows) == list(form.rows)
 
 
-def test_what_is_set_is_on_disk_at_once_and_other_taggers_keep_theirs(project):
+def test_settings_are_on_disk_at_once_and_other_taggers_keep_theirs(project):
     form = TaggingForm(project)
     form.rows["tagging.general_threshold"].control.slider.value = 0.5
     form.rows["tagging.blacklist"].control.widget.value = "* background\nsolo"
@@ -94,12 +95,12 @@ def test_a_suggestion_is_written_into_its_field(project):
     assert "source" not in read_tagging(project)[1]
 
 
-def test_a_setting_that_is_missing_is_told_and_nothing_can_be_asked_meanwhile(project):
+def test_a_missing_setting_is_reported_and_disables_the_buttons(project):
     form = TaggingForm(project)
     form.tagger.value = "server"
-    assert "model is empty" in form.rows["server.model"].trouble and form.button.disabled and form.ask.disabled
+    assert "model is empty" in form.rows["server.model"].trouble and form.button.disabled and form.preview.disabled
     form.set("server.model", "m")
-    assert not form.rows["server.model"].trouble or "none" in form.rows["server.model"]._trouble.layout.display
+    assert "model is empty" not in form.rows["server.model"].trouble
     assert not form.button.disabled
 
 
@@ -116,53 +117,57 @@ def test_a_key_typed_into_the_form_never_gets_to_the_disk(project):
 
 def test_a_damaged_file_is_explained_in_the_cell(project, shown):
     (project.folder / "tagging.yaml").write_text("tagger: [")
-    tagging.tagging(project)
-    tag(project)
+    tag_images(project)
+    run_tagger(project)
     assert "tagging.yaml" in shown[0] and "tagging.yaml" in shown[-1]
 
 
 # ---- tagging ---------------------------------------------------------------------------------------------------------
 
 
-def test_captions_are_written_and_told_with_the_locked_ones_and_an_example(project, shown):
+def test_captions_are_written_and_shown_with_counts_and_examples(project, shown):
     before = {file: file.read_text() for file in captions(project)}
-    tag(project)
+    run_tagger(project)
     new = [file for file in captions(project) if file not in before]
-    assert len(new) == MISSING and {file: file.read_text() for file in before} == before
-    told = shown[-1]
-    assert f"captions written: {MISSING}" in told and "wrote or locked them: 26" in told
-    assert "demo (onnxruntime, CPU) read 4 images" in told
-    assert "data:image/jpeg;base64," in told and new[0].read_text().strip() in told
+    assert len(new) == UNCAPTIONED and {file: file.read_text() for file in before} == before
+    result = shown[-1]
+    assert f"{UNCAPTIONED} captions written" in result and "26 kept (hand-written or locked)" in result
+    assert "4 images scored by demo (onnxruntime, CPU)" in result
+    assert "data:image/jpeg;base64," in result and new[0].read_text().strip() in result
     assert any("2 of 4 images" in text for text in shown)
 
 
 def test_the_button_does_the_same(project, shown):
     form = TaggingForm(project)
     form.button.click()
-    assert f"captions written: {MISSING}" in form.told.value and len(captions(project)) == 30
+    assert f"{UNCAPTIONED} captions written" in form.status.value and len(captions(project)) == 30
 
 
-def test_no_tagger_is_fetched_when_no_image_wants_a_caption(project, shown):
-    tag(project)
+def test_no_tagger_is_downloaded_when_no_image_needs_a_caption(project, shown):
+    run_tagger(project)
     write_tagging(project, "wd14", {"source": "nobody/has-this-tagger"}, TaggingConfig())
-    tag(project)
-    assert "No image wants a caption." in shown[-1] and "the tag editor unlocks it" in shown[-1]
+    run_tagger(project)
+    assert "No image needs a caption." in shown[-1] and "the tag editor unlocks them" in shown[-1]
 
 
-def test_the_form_says_which_trigger_is_written(project):
-    assert TRIGGER in TaggingForm(project).trigger.value
+def test_the_form_shows_the_trigger_word_or_a_field_for_it(project):
+    form = TaggingForm(project)
+    assert TRIGGER in form.trigger_text.value and form.trigger.layout.display == "none"
     Draft(project).set("data.trigger", "")
-    assert "No trigger is chosen" in TaggingForm(project).trigger.value
+    form = TaggingForm(project)
+    assert "No trigger word yet" in form.trigger_text.value and not form.trigger.layout.display
+    form.trigger.value = "mofurin2"
+    assert Draft(project).data.trigger == "mofurin2" and "mofurin2" in form.trigger_text.value
 
 
-def test_only_asking_writes_nothing_and_asks_about_locked_images_too(project, shown):
+def test_a_preview_writes_nothing_and_scores_locked_images_too(project, shown):
     before = {file: file.read_text() for file in captions(project)}
-    tag(project, only_ask=True)
+    run_tagger(project, preview=True)
     assert {file: file.read_text() for file in captions(project)} == before
-    assert "read 30 images" in shown[-1] and "captions written: 0" in shown[-1]
+    assert "30 images scored" in shown[-1] and "0 captions written" in shown[-1]
 
 
-def test_an_interrupted_tagging_says_so_and_asks_only_for_the_rest(project, shown, monkeypatch):
+def test_an_interrupted_tagging_continues_with_the_rest(project, shown, monkeypatch):
     read, asked = taggers.wd14.Tagger.read, []
 
     def interrupted(self, images):
@@ -172,23 +177,23 @@ def test_an_interrupted_tagging_says_so_and_asks_only_for_the_rest(project, show
         return read(self, images)
 
     monkeypatch.setattr(taggers.wd14.Tagger, "read", interrupted)
-    tag(project)
-    assert "Stopped after 2 images" in shown[-1] and len(captions(project)) == 30 - MISSING
-    tag(project)
-    assert asked == [2, 2, 2] and f"captions written: {MISSING}" in shown[-1]
+    run_tagger(project)
+    assert "Stopped after 2 images" in shown[-1] and len(captions(project)) == 30 - UNCAPTIONED
+    run_tagger(project)
+    assert asked == [2, 2, 2] and f"{UNCAPTIONED} captions written" in shown[-1]
 
 
-def test_a_server_that_fails_halfway_is_told_and_its_answers_are_kept(project, shown, monkeypatch):
+def test_results_of_a_server_that_fails_halfway_are_kept(project, shown, monkeypatch):
     monkeypatch.setattr(taggers.server, "WAITS", ())
     with chatting() as chat:
         write_tagging(project, "server", {"address": chat.address, "model": "m"}, TaggingConfig())
         chat.answer = lambda number, body: said("a girl") if number < 3 else (402, {}, b"<b>no</b>")
-        tag(project)
-        assert "HTTP 402, &lt;b&gt;no" in shown[-1] and "What 2 images were answered is kept." in shown[-1]
+        run_tagger(project)
+        assert "HTTP 402, &lt;b&gt;no" in shown[-1] and "The results of 2 images are stored." in shown[-1]
         chat.answer = lambda number, body: said("a girl in a forest")
-        tag(project)
-        assert len(chat.asked) == 3 + 2 and "captions written: 4" in shown[-1]
+        run_tagger(project)
+        assert len(chat.asked) == 3 + 2 and "4 captions written" in shown[-1]
 
 
-def test_what_taggers_are_is_said_in_chinese():
+def test_descriptions_of_taggers_are_translated():
     assert set(i18n.translations()["taggers"]) == {taggers.about(name) for name in taggers.names()}

@@ -1,4 +1,4 @@
-"""A choice whose words change, as counts do, while what is chosen stays."""
+"""A choice whose labels change, as counts do, while the chosen value stays."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import ipywidgets
 
 
 class Choice:
-    """One of several values, as toggle buttons or in another `widget` with options; `chosen(value)` is called when a
-    person takes another."""
+    """One of several values, as toggle buttons or in another `widget` with options.
 
-    def __init__(self, chosen: Callable[[str], None], widget: ipywidgets.DOMWidget | None = None):
+    `on_choice(value)` is called when the user picks another value, not when `draw` changes the widget.
+    """
+
+    def __init__(self, on_choice: Callable[[str], None], widget: ipywidgets.DOMWidget | None = None):
         self.widget = widget or ipywidgets.ToggleButtons(
             style={"button_width": "auto"}, layout=ipywidgets.Layout(width="auto")
         )
-        self._chosen = chosen
+        self._on_choice = on_choice
         self._is_drawing = False
         self.widget.observe(self._changed, "value")
 
     def draw(self, options: list[tuple[str, str]], value: str) -> None:
-        """Offer (words, value) pairs, with `value` taken."""
-        self._is_drawing = True  # new options make ipywidgets take the first, which is nobody's choice
+        """Show (label, value) pairs, with `value` chosen."""
+        # when its options change, ipywidgets picks the first one: that is not the user's choice
+        self._is_drawing = True
         if list(self.widget.options) != options:
             self.widget.options = options
         self.widget.value = value
@@ -30,4 +33,4 @@ class Choice:
 
     def _changed(self, change: dict[str, Any]) -> None:
         if not self._is_drawing:
-            self._chosen(change["new"])
+            self._on_choice(change["new"])
