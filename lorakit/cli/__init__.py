@@ -68,8 +68,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from lorakit.doctor import examine
+    from lorakit.doctor import check_machine
 
-    for finding in examine(options.folder.absolute()):
-        print(f"{finding.name:16} {finding.value}" + (f"   ! {finding.cure}" if finding.cure else ""))
+    for check in check_machine(options.folder.absolute()):
+        print(f"{check.name:16} {check.value}" + (f"   ! {check.fix}" if check.fix else ""))
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lorakit.config import to_dict
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter
-from lorakit.machine.device import choose
+from lorakit.machine.device import choose_precision
 from lorakit.models import family
 from lorakit.project import ProjectError, Run
 from lorakit.run.config import read_config
@@ -29,7 +29,7 @@ class Generator:
 
     def __init__(self, run: Run):
         self.run, self.config = run, read_config(run)
-        self.precision = choose(self.config.loop.precision)
+        self.precision = choose_precision(self.config.loop.precision)
         self.model = family(self.config.model.family).Model(
             self.config.model, self.precision.device, self.precision.dtype, self.config.trained
         )

@@ -19,7 +19,7 @@ from lorakit.data.images import ImageError, header
 from lorakit.data.listing import Note, folder_of
 from lorakit.data.scan import Sample, scan
 from lorakit.files import write_atomic
-from lorakit.machine.device import choose
+from lorakit.machine.device import choose_precision
 from lorakit.models import family
 from lorakit.project import Project
 from lorakit.randomness import seed_of
@@ -160,7 +160,7 @@ class _Base:
     """The base model without any adapter."""
 
     def __init__(self, project: Project, config: RunConfig):
-        precision = choose(config.loop.precision)
+        precision = choose_precision(config.loop.precision)
         self.config, self.device = config, precision.device
         self.model = family(config.model.family).Model(config.model, precision.device, precision.dtype)
         self.model.offload = config.memory.offload

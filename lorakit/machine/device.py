@@ -1,4 +1,4 @@
-"""Which device trains and in which floating point type."""
+"""The device that trains, its floating point type, determinism, and memory of the allocator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Precision:
-    """The device and the type that the frozen model computes in; adapter weights are always float32."""
+    """The device and the type that the frozen base model computes in; adapter weights are always float32."""
 
     device: torch.device
     dtype: torch.dtype
@@ -24,78 +24,88 @@ class Precision:
 
     @property
     def scales_loss(self) -> bool:
-        """fp16 gradients would vanish without loss scaling."""
+        """Whether the loss is scaled up before the backward pass: small fp16 gradients would be rounded to 0."""
         return self.name == "fp16"
 
 
-def choose(wanted: str) -> Precision:
-    """The precision of this machine: bf16 from compute capability 8.0, fp16 below, fp32 on a CPU.
+def choose_precision(setting: str) -> Precision:
+    """The precision for a setting (one of PRECISIONS); auto: bf16 from compute capability 8.0, fp16 below, fp32 on CPU.
 
-    By capability, not by torch's own answer, which counts slow emulation of bf16 as support.
-    Raises ConfigError when fp16 is asked for on a CPU.
+    Raises ConfigError for fp16 on a CPU.
     """
     import torch
 
     cuda = torch.cuda.is_available()
-    if wanted == "auto":
-        wanted = ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16") if cuda else "fp32"
-    if wanted == "fp16" and not cuda:
+    if setting == "auto":
+        # by capability: torch.cuda.is_bf16_supported() counts slow emulation as support
+        setting = ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16") if cuda else "fp32"
+    if setting == "fp16" and not cuda:
         raise ConfigError("precision is fp16, which needs a GPU; on a CPU use auto, fp32 or bf16.")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
-    return Precision(torch.device("cuda" if cuda else "cpu"), dtype, wanted)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[setting]
+    return Precision(torch.device("cuda" if cuda else "cpu"), dtype, setting)
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Let equal inputs give equal bits on a GPU too; a CPU does so by itself.
+    """Make a GPU compute the same bits from the same inputs; a CPU does so anyway.
 
-    An operation that cannot raises RuntimeError. (Were it to warn only, attention's backward pass would take its
-    kernels that add in any order.)
+    Operations that have no deterministic kernel then raise RuntimeError.
     """
     import torch
 
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # not warn_only: with it, attention's backward pass uses kernels that add in any order
         torch.use_deterministic_algorithms(True)
+        # filling new tensors is for debugging, and slow
         torch.utils.deterministic.fill_uninitialized_memory = False
+        # benchmarks choose among kernels by time, which differs from run to run
         torch.backends.cudnn.benchmark = False
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed blocks instead of returning them: on a CPU page faults cost more than the arithmetic."""
+    """Make glibc reuse freed blocks instead of returning them to the system.
+
+    For training on a CPU, where page faults would cost more time than the arithmetic.
+    """
     import ctypes
     import sys
 
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: large blocks come from the heap
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap is not trimmed
+        # musl has no mallopt
+        if hasattr(libc, "mallopt"):
+            # M_MMAP_THRESHOLD: large blocks come from the heap; M_TRIM_THRESHOLD: and the heap is not trimmed
+            libc.mallopt(-3, 2**31 - 1)
+            libc.mallopt(-1, 2**31 - 1)
 
 
 def return_freed_memory() -> None:
-    """Give the system what glibc keeps of freed blocks, which after loading a model can be most of a gigabyte."""
+    """Return freed blocks that glibc keeps to the system; after loading a model that can be most of a gigabyte."""
     import ctypes
     import sys
 
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # musl has none
+        # musl has no malloc_trim
+        if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory used so far, in 1e9 bytes: of the GPU, or of this process on a CPU."""
+    """Peak memory in 1e9 bytes: what torch allocated on the GPU, or on a CPU what this process used."""
     import sys
 
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "linux":  # getrusage would count the process that started this one
+    if sys.platform == "linux":
+        # not getrusage, which may count the peak of the process that started this one
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             kib = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
         return int(kib) * 1024 / 1e9
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    # getrusage counts bytes on macOS, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,4 +1,4 @@
-"""Whether torch can calculate on this machine's GPU, found out by calculating."""
+"""What torch reports about this machine's GPU, and whether a real calculation on it works."""
 
 from __future__ import annotations
 
@@ -8,94 +8,105 @@ import subprocess
 import sys
 from typing import Any
 
-from lorakit.machine.host import environment
+from lorakit.machine.host import child_environment
 
 TIMEOUT = 90  # s; a first import of torch from a slow disk takes half a minute
 
 
-def ask() -> dict[str, Any]:
-    """`facts` from a process of its own: a GPU's context takes half a GB of its memory as long as its process lives,
-    and the notebook that looks must not keep that from the trainer.
+def query() -> dict[str, Any]:
+    """`collect_facts` in a process of its own, or {"error": reason} when that fails or takes longer than TIMEOUT.
 
-    What went wrong instead is told as {"broken": why}.
+    A CUDA context takes half a GB of GPU memory as long as its process lives; the notebook that checks the machine must
+    not keep that from the trainer.
     """
-    source = "import json; from lorakit.machine.gpu import facts; print('\\n' + json.dumps(facts()))"
+    source = "import json; from lorakit.machine.gpu import collect_facts; print('\\n' + json.dumps(collect_facts()))"
     try:
         done = subprocess.run(
             [sys.executable, "-c", source],
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
-            env=environment(),
+            env=child_environment(),
             check=True,
         )
     except subprocess.TimeoutExpired:
-        return {"broken": f"no answer within {TIMEOUT} s"}
+        return {"error": f"no answer within {TIMEOUT} s"}
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines()
-        return {"broken": f"{said[-1] if said else 'it died'} (exit status {error.returncode})"}
+        lines = error.stderr.strip().splitlines()
+        return {"error": f"{lines[-1] if lines else 'it died'} (exit status {error.returncode})"}
+    # the last line: packages may print while they are imported
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def facts() -> dict[str, Any]:
-    """What torch says of this machine and of a calculation on its GPU; imports torch and keeps the GPU."""
+def collect_facts() -> dict[str, Any]:
+    """What torch reports about this machine and about a calculation on its GPU; imports torch and keeps the GPU.
+
+    Always: `torch` and `cuda` (versions), `available`, `warning` (torch's own, "" for none), `precision`, and `onnx` or
+    `onnx_error` where onnxruntime is installed. With a GPU: `name`, `capability`, `built_for`, `free` and `total`
+    (bytes), `failed` (why the calculation failed, "" when it is right).
+    """
     import warnings
 
     import torch
 
-    from lorakit.machine.device import choose
+    from lorakit.machine.device import choose_precision
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = {"torch": torch.__version__, "cuda": torch.version.cuda, "available": torch.cuda.is_available()}
-    found["said"] = next((str(warning.message).partition("(Triggered")[0] for warning in told), "")
-    if found["available"]:
+        facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "available": torch.cuda.is_available()}
+    # torch explains an old driver or a missing one by a warning, with its own source line behind it
+    facts["warning"] = next((str(warning.message).partition("(Triggered")[0] for warning in warned), "")
+    if facts["available"]:
         free, total = torch.cuda.mem_get_info()
-        found |= {"name": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
-        found |= {"built_for": torch.cuda.get_arch_list(), "free": free, "total": total, "wrong": _calculate()}
-    return {**found, "precision": choose("auto").name, **_onnx()}
+        facts |= {"name": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
+        facts |= {"built_for": torch.cuda.get_arch_list(), "free": free, "total": total, "failed": _calculate()}
+    return {**facts, "precision": choose_precision("auto").name, **_onnx()}
 
 
 def _calculate() -> str:
-    """A matrix product and a convolution whose results are known; "" when they are right."""
+    """Why a matrix product and a convolution with known results fail; "" when they are right."""
     import torch
 
-    from lorakit.machine.device import choose
+    from lorakit.machine.device import choose_precision
 
-    dtype = choose("auto").dtype
+    dtype = choose_precision("auto").dtype
     try:
         product = torch.ones(64, 64, device="cuda", dtype=dtype) @ torch.ones(64, 64, device="cuda", dtype=dtype)
         ones = torch.ones(1, 8, 16, 16, device="cuda", dtype=dtype)
         filtered = torch.nn.functional.conv2d(ones, torch.ones(8, 8, 3, 3, device="cuda", dtype=dtype))
-        right = bool((product == 64).all()) and bool((filtered == 72).all())
+        # a product of ones sums 64 of them; a 3 x 3 convolution over 8 channels sums 72
+        is_right = bool((product == 64).all()) and bool((filtered == 72).all())
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    return "" if right else "it calculates wrong"
+    return "" if is_right else "the result is wrong"
 
 
 def _onnx() -> dict[str, str]:
+    """Which device onnxruntime uses; nothing when it is not installed."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
         return {}
-    except (ImportError, OSError) as error:  # a build for another CUDA
-        return {"onnx_wrong": str(error).splitlines()[0]}
+    except (ImportError, OSError) as error:
+        # typically a build for another CUDA version
+        return {"onnx_error": str(error).splitlines()[0]}
     return {"onnx": "GPU" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "CPU"}
 
 
-def capability(built: str) -> tuple[int, int]:
-    """sm_90a -> (9, 0)."""
-    digits = re.search(r"\d+", built)[0]
+def capability(architecture: str) -> tuple[int, int]:
+    """The compute capability that an architecture is named by: sm_90a -> (9, 0)."""
+    digits = re.search(r"\d+", architecture)[0]
     return int(digits[:-1]), int(digits[-1])
 
 
-def is_built_for(card: tuple[int, int], built: list[str]) -> bool:
-    """Whether code for these architectures runs on a card: sm_XY on X.Y and later cards of the same X, compute_XY on
-    all later ones (https://docs.nvidia.com/cuda/cuda-c-programming-guide, Binary and PTX Compatibility)."""
-    major, minor = card
-    return any(
-        card >= capability(each)
-        if each.startswith("compute")
-        else (major == capability(each)[0] and minor >= capability(each)[1])
-        for each in built
-    )
+def is_built_for(gpu: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether code compiled for these architectures runs on a GPU of this compute capability.
+
+    Machine code sm_XY runs on X.Y and later GPUs of the same X; compute_XY, which the driver compiles, on all later
+    ones (https://docs.nvidia.com/cuda/cuda-c-programming-guide, Binary and PTX Compatibility).
+    """
+    for architecture in architectures:
+        lowest = capability(architecture)
+        if gpu >= lowest and (architecture.startswith("compute") or gpu[0] == lowest[0]):
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""What the kernel says of this machine: which start of it this is, memory left, kills for memory."""
+"""What Linux reports about this machine: its identity, free memory, processes killed because memory ran out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-COUNTERS = ("memory.events", "memory.oom_control")  # of a cgroup, version 2 and 1
+# Files of a control group (the limits of a container), version 2 and 1.
+COUNTERS = ("memory.events", "memory.oom_control")
+# (limit, used, key in memory.stat of the cached files that the kernel can free)
 SIZES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -17,46 +19,56 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Host memory in bytes, within what a container may use; `available` counts what the kernel can free at once."""
+    """Host memory in bytes, within the limits of a container; `available` includes what the kernel can free at once."""
 
     available: int
     total: int
 
 
 def identity() -> dict[str, str]:
-    """The machine by name, and this start of it or of its container: a process number means nothing in another."""
-    return {"host": socket.gethostname(), "boot": f"{_text('/proc/sys/kernel/random/boot_id').strip()} {begun(1)}"}
+    """The machine's name and an id of its current boot (or of its container's).
 
-
-def environment() -> dict[str, str]:
-    """Our environment for a process of ours that speaks UTF-8; in it this very lorakit comes first where it is not
-    installed but found by a notebook's path.
+    Process numbers are only comparable within the same boot.
     """
-    ours, root = {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}, Path(__file__).parents[2]
+    boot = _text("/proc/sys/kernel/random/boot_id").strip()
+    return {"host": socket.gethostname(), "boot": f"{boot} {process_start(1)}"}
+
+
+def child_environment() -> dict[str, str]:
+    """Environment variables for a Python process that we start: this one's, with UTF-8 output.
+
+    Where lorakit is not installed but found through a notebook's path, the child finds the same one.
+    """
+    variables, root = {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}, Path(__file__).parents[2]
     if root.name not in ("site-packages", "dist-packages"):
-        ours["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return ours
+        variables["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return variables
 
 
-def begun(pid: int) -> str:
-    """When a process began, in clock ticks since the machine did; "" when there is no such process."""
+def process_start(pid: int) -> str:
+    """When a process started, in clock ticks since boot; "" when there is no such process.
+
+    With the pid it identifies a process: numbers are given again after a process has ended.
+    """
     stat = _text(f"/proc/{pid}/stat")
-    return stat.rpartition(")")[2].split()[19] if stat else ""  # a program's name may hold spaces and brackets
+    # fields are counted from behind the program's name, which may hold spaces and brackets (man 5 proc, field 22)
+    return stat.rpartition(")")[2].split()[19] if stat else ""
 
 
 def memory() -> Memory | None:
-    """Memory left and in all; None where the kernel does not tell."""
-    told = _table("/proc/meminfo")
-    if not {"MemAvailable", "MemTotal"} <= told.keys():
+    """Free and total memory; None where the kernel does not report them (not Linux)."""
+    table = _table("/proc/meminfo")
+    if not {"MemAvailable", "MemTotal"} <= table.keys():
         return None
-    available, total = told["MemAvailable"] * 1024, told["MemTotal"] * 1024
+    # meminfo counts in KiB
+    available, total = table["MemAvailable"] * 1024, table["MemTotal"] * 1024
     for limit, used in _limits():
         available, total = min(available, limit - used), min(total, limit)
     return Memory(max(0, available), total)
 
 
 def memory_kills() -> int:
-    """How many processes the kernel has killed because memory ran out, in this container if it is one; only grows."""
+    """How many processes the kernel has killed because memory ran out (in this container, if it is one); only grows."""
     counts = [_table(group / name).get("oom_kill") for group in _groups() for name in COUNTERS]
     return next((count for count in counts if count is not None), _table("/proc/vmstat").get("oom_kill", 0))
 
@@ -66,7 +78,8 @@ def _limits() -> Iterator[tuple[int, int]]:
     for group in _groups():
         for limit, used, cached in SIZES:
             numbers = _text(group / limit).strip(), _text(group / used).strip()
-            if all(number.isdecimal() for number in numbers):  # "max" is no limit
+            # a group without a limit says "max"
+            if all(number.isdecimal() for number in numbers):
                 yield int(numbers[0]), int(numbers[1]) - _table(group / "memory.stat").get(cached, 0)
 
 
@@ -74,10 +87,11 @@ def _groups() -> Iterator[Path]:
     """Folders of the control groups for memory around this process, the innermost first."""
     for line in _text("/proc/self/cgroup").splitlines():
         _, kinds, path = line.split(":", 2)
-        if kinds in ("", "memory"):  # version 2, version 1
+        # version 2 has no kinds, version 1 a group for each
+        if kinds in ("", "memory"):
             top = Path("/sys/fs/cgroup") / kinds
             group = top / path.strip("/")
-            yield from (found for found in (group, *group.parents) if found == top or top in found.parents)
+            yield from (each for each in (group, *group.parents) if each == top or top in each.parents)
 
 
 def _table(path: str | Path) -> dict[str, int]:
@@ -87,7 +101,9 @@ def _table(path: str | Path) -> dict[str, int]:
 
 
 def _text(path: str | Path) -> str:
+    """The text of a file, "" when it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:  # another kernel, a group's files that are elsewhere, a process that is gone
+    except OSError:
+        # not Linux, a control group mounted elsewhere, a process that has ended
         return ""

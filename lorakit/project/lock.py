@@ -50,7 +50,7 @@ class Trainer:
         """A process of this machine that starts to train now."""
         return cls(
             pid=pid,
-            process=host.begun(pid),
+            process=host.process_start(pid),
             **host.identity(),
             begun=round(time.time(), 3),  # rounded as times in the log are
             memory_kills=host.memory_kills(),
@@ -182,7 +182,7 @@ def busy(run: Run) -> RunBusy:
 
 
 def _is_me(trainer: Trainer) -> bool:
-    return trainer.is_near and (trainer.pid, trainer.process) == (os.getpid(), host.begun(os.getpid()))
+    return trainer.is_near and (trainer.pid, trainer.process) == (os.getpid(), host.process_start(os.getpid()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 from lorakit.files import is_locked, write_json
-from lorakit.machine.host import environment
+from lorakit.machine.host import child_environment
 from lorakit.project import Project, Run
 from lorakit.sync import packs
 from lorakit.sync.copier import Copier, mount_of
@@ -73,7 +73,7 @@ def start(project: Project) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment(),
+            env=child_environment(),
             start_new_session=True,
         )
     return True

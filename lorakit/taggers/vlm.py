@@ -12,7 +12,7 @@ from PIL import Image
 from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.hub import fetch
-from lorakit.machine.device import PRECISIONS, choose
+from lorakit.machine.device import PRECISIONS, choose_precision
 from lorakit.taggers import TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
@@ -65,7 +65,7 @@ class Tagger:
         self.batch = config.batch_size
         try:
             folder = fetch(config.source, patterns=FILES)
-            self._precision = choose(config.precision)
+            self._precision = choose_precision(config.precision)
         except UserError as error:
             raise TaggerError(str(error)) from error
         self._processor, self._model = _loaded(folder, self._precision.dtype)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.data import buckets
 from lorakit.data.scan import Sample
 from lorakit.errors import UserError
-from lorakit.machine.device import choose
+from lorakit.machine.device import choose_precision
 from lorakit.project import Project, Run
 from lorakit.run.checkpoint import STATE, saved_step
 from lorakit.run.config import RunConfig
@@ -147,7 +147,7 @@ def forecast(config: RunConfig, project: Project, run: Run | None = None) -> For
     """
     found = stages(config, project.folder)
     told = tuple(map(_stage, found))
-    precision = choose(config.loop.precision)
+    precision = choose_precision(config.loop.precision)
     is_cuda = precision.device.type == "cuda"
     sized, unknown = None, ""
     try:

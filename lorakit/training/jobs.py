@@ -80,7 +80,7 @@ def start(run: Run) -> bool:
                 log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(command)}\n".encode())
                 # the lock changes hands as the standard input: there is no moment in which nobody holds it
                 trainer = subprocess.Popen(
-                    command, stdin=lock, stdout=log, stderr=log, env=host.environment(), start_new_session=True
+                    command, stdin=lock, stdout=log, stderr=log, env=host.child_environment(), start_new_session=True
                 )
                 sign(lock, Trainer.of(trainer.pid, log=begin))
             threading.Thread(target=trainer.wait, daemon=True).start()  # so that it leaves no zombie
@@ -131,7 +131,7 @@ def stop(run: Run) -> bool:
         time.sleep(0.02)
     if not is_alive(run):
         return False
-    if trainer is None or not trainer.is_near or host.begun(trainer.pid) != trainer.process:
+    if trainer is None or not trainer.is_near or host.process_start(trainer.pid) != trainer.process:
         where = f"process {trainer.pid} of {trainer.host}" if trainer else "a process that has not told its name"
         raise Elsewhere(f"Run {run.name!r} is trained by {where}, which cannot be reached from here: stop it there.")
     os.kill(trainer.pid, signal.SIGINT)

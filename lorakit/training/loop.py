@@ -16,7 +16,7 @@ from lorakit.errors import UserError
 from lorakit.events import Event, Failed, Finished, Sampled, Saved, Started, Stepped, Stopped, Warned
 from lorakit.lora import export, warm_start
 from lorakit.lora.adapter import Adapter
-from lorakit.machine.device import Precision, choose, keep_freed_memory, make_deterministic, peak_memory_gb
+from lorakit.machine.device import Precision, choose_precision, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.models import family
 from lorakit.project import Run, disk_full_errors
 from lorakit.project.lock import lock_run
@@ -68,7 +68,7 @@ class Session:
     def __init__(self, run: Run):
         self.run = run
         self.config: RunConfig = read_config(run)
-        self.precision: Precision = choose(self.config.loop.precision)
+        self.precision: Precision = choose_precision(self.config.loop.precision)
         make_deterministic(self.precision.device)
         if self.precision.device.type == "cpu":
             keep_freed_memory()

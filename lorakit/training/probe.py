@@ -23,7 +23,7 @@ from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Progress, Sampled, Saved, Started, Stepped
 from lorakit.files import write_json
 from lorakit.machine import host
-from lorakit.machine.host import environment
+from lorakit.machine.host import child_environment
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run
 from lorakit.project.lock import is_alive
@@ -156,7 +156,7 @@ def probe(config: RunConfig, project: Project) -> Iterator[Progress | Probed]:
             stderr=words,
             text=True,
             start_new_session=True,  # the interrupt button is for us; we end it
-            env=environment(),
+            env=child_environment(),
         )
         try:
             yield Progress(what="start", done=0, total=1)

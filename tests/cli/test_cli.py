@@ -396,7 +396,7 @@ def test_an_interrupted_command_ends_with_one_line(monkeypatch, capsys, tmp_path
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorakit.doctor.examine", interrupt)
+    monkeypatch.setattr("lorakit.doctor.check_machine", interrupt)
     assert main(["doctor", str(tmp_path)]) == 130
     assert capsys.readouterr().err.strip().count("\n") == 0
 

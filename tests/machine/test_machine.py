@@ -60,18 +60,18 @@ def test_memory_without_a_container_is_the_machines(files):
 
 def test_a_kernel_that_tells_nothing_is_no_trouble(files):
     files.clear()
-    assert host.memory() is None and host.memory_kills() == 0 and host.begun(1) == ""
+    assert host.memory() is None and host.memory_kills() == 0 and host.process_start(1) == ""
     assert host.identity()["host"]
 
 
 def test_a_process_is_known_by_when_it_began_and_not_when_it_is_gone():
     child = subprocess.Popen(["sleep", "60"])
-    assert host.begun(child.pid) == host.begun(child.pid) != host.begun(os.getpid()) != ""
+    assert host.process_start(child.pid) == host.process_start(child.pid) != host.process_start(os.getpid()) != ""
     child.kill()
     child.wait()
-    assert host.begun(child.pid) == ""
+    assert host.process_start(child.pid) == ""
 
 
 def test_the_name_of_a_program_does_not_hide_when_it_began(files):
     files["/proc/5/stat"] = "5 (a (b) 1 2) S " + " ".join(str(number) for number in range(4, 53))
-    assert host.begun(5) == "22"
+    assert host.process_start(5) == "22"

@@ -17,7 +17,7 @@ from sittings import new_run, until
 from tiny import save_images, save_sd15
 
 from lorakit import doctor
-from lorakit.doctor import Finding
+from lorakit.doctor import CheckResult
 from lorakit.errors import UserError
 from lorakit.events import Finished, Stepped
 from lorakit.files import write_json
@@ -32,8 +32,8 @@ from widgets.project import preferences
 from widgets.project.closing import close_project
 
 ROOT = Path(__file__).parents[2]
-WELL = [Finding("torch", "2.13"), Finding("disk", "50 GB free")]
-NO_GPU = doctor.trouble("GPU", "none", "choose a {card}", card="T4 <GPU>")
+WELL = [CheckResult("torch", "2.13"), CheckResult("disk", "50 GB free")]
+NO_GPU = doctor.failed("GPU", "none", "choose a {gpu}", gpu="T4 <GPU>")
 
 
 class View:
@@ -74,7 +74,7 @@ def cell(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(platforms, "find", functools.partial(platforms.find, root=tmp_path))
     monkeypatch.setattr(preferences, "_set_here", {})
-    monkeypatch.setattr(doctor, "examine", lambda folder: [*WELL, NO_GPU])
+    monkeypatch.setattr(doctor, "check_machine", lambda folder: [*WELL, NO_GPU])
     monkeypatch.setattr(entry, "DisplayHandle", View)
     monkeypatch.setattr(View, "shown", [])
     monkeypatch.setattr(Cell, "widgets", [])
@@ -173,7 +173,7 @@ def test_a_new_project_speaks_the_machines_language(variables, language, cell, t
 
 def test_a_chosen_mirror_is_in_force_here_and_in_what_is_started_and_is_taken_back(cell, monkeypatch):
     asked = []
-    monkeypatch.setattr(doctor, "examine", lambda folder: asked.append(os.environ.get("HF_ENDPOINT")) or WELL)
+    monkeypatch.setattr(doctor, "check_machine", lambda folder: asked.append(os.environ.get("HF_ENDPOINT")) or WELL)
     project = entry.open_project()
     cell.choices()[1].value = preferences.MIRROR
     assert os.environ["HF_ENDPOINT"] == preferences.MIRROR and asked == [None, preferences.MIRROR]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lorakit.config import Config, to_dict
-from lorakit.machine.host import environment
+from lorakit.machine.host import child_environment
 from lorakit.models.files.check import ModelFile, check, missing
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, RED, aside, box, size
@@ -62,7 +62,7 @@ def _fetching(model: Config) -> Iterator[str]:
     options = [f"--set=model.{name}={value}" for name, value in to_dict(model).items() if value != ""]
     child = subprocess.Popen(
         [sys.executable, "-m", "lorakit", "model", "fetch", *options],
-        env=environment(),
+        env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

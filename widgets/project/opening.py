@@ -153,7 +153,7 @@ class Entry:
         display(self._choices())
 
     def _ask(self) -> None:
-        self.findings = doctor.examine(self.project.folder)
+        self.findings = doctor.check_machine(self.project.folder)
 
     def _draw(self) -> None:
         self.view.update(HTML(summary.render(self.project, self.place, self.findings, self.warnings)))

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 
 from lorakit.data.images import EXTENSIONS
-from lorakit.doctor import Finding
+from lorakit.doctor import CheckResult
 from lorakit.project import Project
 from lorakit.project.platforms import Place
 from lorakit.sync import service
@@ -15,7 +15,7 @@ from widgets import page
 from widgets.i18n import say
 
 
-def render(project: Project, place: Place, findings: Iterable[Finding], warnings: Iterable[str] = ()) -> str:
+def render(project: Project, place: Place, findings: Iterable[CheckResult], warnings: Iterable[str] = ()) -> str:
     """The card as HTML: problems with their cures in sight, checks that passed folded into one line."""
     found = list(findings)
     alarms = [*warnings, *([say(place.keeps)] if place.is_lost else [])]
@@ -25,8 +25,8 @@ def render(project: Project, place: Place, findings: Iterable[Finding], warnings
         _holds(project),
         _others(project, place),
         *(page.box(text, page.AMBER) for text in alarms),
-        *(_problem(finding) for finding in found if finding.cure),
-        _passed([finding for finding in found if not finding.cure]),
+        *(_problem(finding) for finding in found if finding.fix),
+        _passed([finding for finding in found if not finding.fix]),
         _left_out(project),
     ]
     return f'<div style="max-width:{page.WIDTH}px;line-height:1.6;overflow-wrap:anywhere">{"".join(pieces)}</div>'
@@ -79,7 +79,7 @@ def _others(project: Project, place: Place) -> str:
     return page.aside(say("Also here: {names}. {code} opens one.", names=", ".join(others), code=example))
 
 
-def _problem(finding: Finding) -> str:
+def _problem(finding: CheckResult) -> str:
     told = say("{what}: {found}", what=say(finding.name), found=say(finding.text, **finding.fields))
     return (
         f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ {html.escape(told)}</span> — '
@@ -100,7 +100,7 @@ def _left_out(project: Project) -> str:
     )
 
 
-def _passed(findings: list[Finding]) -> str:
+def _passed(findings: list[CheckResult]) -> str:
     left = "text-align:left;vertical-align:baseline"
     rows = "".join(
         f'<tr><td style="{left};white-space:nowrap;padding:1px 16px 1px 0">{html.escape(say(each.name))}</td>'

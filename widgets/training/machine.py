@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from lorakit.machine.host import environment
+from lorakit.machine.host import child_environment
 from lorakit.optimizers import OPTIMIZERS
 
 
@@ -20,7 +20,7 @@ def why_unusable(optimizer: str) -> str:
         return ""
     source = f"from lorakit.optimizers import why_unusable; print(why_unusable({optimizer!r}))"
     command = [sys.executable, "-c", source]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     # of a traceback the last line
     return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
 
