@@ -1,4 +1,4 @@
-"""Clicks on plain HTML that reach the kernel: a hidden text field, and attributes that write into it."""
+"""Clicks on plain HTML that reach the kernel, through a hidden text field that the click writes into."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ import ipywidgets
 # The field's change event is what ipywidgets 7 and 8 listen to; the time makes two equal clicks two changes.
 _SEND = (
     "const field = document.querySelector('.{name} input'); if (!field) return; "
-    "field.value = JSON.stringify([Date.now() + Math.random(), said]); "
+    "field.value = JSON.stringify([Date.now() + Math.random(), message]); "
     "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {{bubbles: true}}));"
 )
-_CLICK = "((said) => {{ {send} }})({message})"
+_CLICK = "((message) => {{ {send} }})({message})"
 _NEAREST = "const hit = event.target.closest('[data-say]'); if (!hit) return; event.preventDefault(); {say}"
 _KEY = "if (event.key !== 'Enter' && event.key !== ' ') return; event.stopPropagation(); "
 
 
 class Clicks:
-    """A hidden field, `widget`, to be displayed beside the HTML; `told(message)` is called for each click.
+    """A hidden field, `widget`, to be displayed beside the HTML; `clicked(message)` is called for each click.
 
-    Front-ends that strip scripts out of HTML do nothing on a click: what matters needs another way, too.
+    A front-end that strips scripts from HTML ignores such clicks, so that anything important needs a button as well.
     """
 
-    def __init__(self, told: Callable[[Any], None]):
-        self._told = told
-        self.name = f"lorakit-{uuid.uuid4().hex[:12]}"  # of this field alone in the page
+    def __init__(self, clicked: Callable[[Any], None]):
+        self._clicked = clicked
+        self.name = f"lorakit-{uuid.uuid4().hex[:12]}"  # unique in the page, which may show several
         self.widget = ipywidgets.Text(layout=ipywidgets.Layout(display="none"))
         self.widget.add_class(self.name)
         self.widget.observe(self._changed, "value")
 
     def attributes(self) -> str:
-        """For an element around many that carry `data-say="…"` (see `said`): a click, or Enter, on one of them tells
-        what it carries."""
+        """Attributes of an element around many with a `data-say` (see `sends`): a click or Enter on one sends it."""
         say = _CLICK.format(send=_SEND.format(name=self.name), message="JSON.parse(hit.dataset.say)")
         listen = "((event) => {{ {before}{nearest} }})(event)"
         nearest = _NEAREST.format(say=say)
@@ -46,17 +45,17 @@ class Clicks:
         )
 
     def script(self, message: str) -> str:
-        """JavaScript for an event attribute; it tells the value of `message`, a JavaScript expression."""
+        """JavaScript for an event attribute; it sends the value of `message`, a JavaScript expression."""
         return _CLICK.format(send=_SEND.format(name=self.name), message=message)
 
     def _changed(self, change: dict) -> None:
         try:
-            _, said = json.loads(change["new"])
+            _, message = json.loads(change["new"])
         except (ValueError, TypeError):
-            return  # half a text, or one that a person typed
-        self._told(said)
+            return  # the field holds something else than a message of a click
+        self._clicked(message)
 
 
-def said(message: Any) -> str:
-    """The attribute of an element that tells `message` (anything that JSON can hold) when it is clicked."""
+def sends(message: Any) -> str:
+    """The attributes of an element that sends `message` (anything that JSON can hold) when it is clicked."""
     return f'data-say="{html.escape(json.dumps(message))}" role="button" tabindex="0"'

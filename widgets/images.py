@@ -1,4 +1,4 @@
-"""Small copies of images, as data that stays in a cell's output; the whole ones stay on disk."""
+"""Small copies of images, as data inside a cell's output; the full ones stay on disk."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ SIDE = 160  # px of a thumbnail's longer side
 
 
 def thumbnail(file: Path, side: int = SIDE) -> str:
-    """`src` of a small JPEG of an image; "" when it is not there (yet) or cannot be read."""
+    """`src` of a small JPEG of an image; "" when it does not exist yet or cannot be read."""
     try:
         return _thumbnail(file, file.stat().st_mtime_ns, side)
-    except OSError:  # also what Pillow raises for an image that is only half there
+    except OSError:  # also raised by Pillow for a half-written image
         return ""
 
 
 @lru_cache(maxsize=256)
 def _thumbnail(file: Path, changed: int, side: int) -> str:
+    # `changed`, the time of the last change, only makes a changed file another key of the cache.
     from PIL import Image
 
     with Image.open(file) as image:
+        # A JPEG is decoded at a fraction of its size, which is several times faster.
         image.draft("RGB", (side, side))
         small = image.convert("RGB")
     small.thumbnail((side, side))
@@ -39,9 +41,9 @@ def source(data: bytes) -> str:
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=quality, optimize=True)
-    return packed.getvalue()
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, optimize=True)
+    return file.getvalue()
 
 
 def bounded(image: Image.Image, width: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Pieces of HTML that views are made of, with inline styles alone, which a notebook keeps when it is opened again."""
+"""Pieces of HTML for views, with inline styles only: a notebook that is opened again keeps no other styles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def box(text: str, colour: str, title: str = "") -> str:
 
 
 def bar(share: float, colour: str = BLUE, height: int = 6) -> str:
-    """How much of something is done, 0 to 1."""
+    """A progress bar; `share` is what is done, 0 to 1."""
     full = f"width:{100 * min(1.0, max(0.0, share)):.1f}%;background-color:{colour}"
     return (
         f'<div style="height:{height}px;border-radius:{height // 2}px;background-color:rgba(128,128,128,0.25)">'
@@ -31,20 +31,20 @@ def bar(share: float, colour: str = BLUE, height: int = 6) -> str:
     )
 
 
-def facts(told: list[str]) -> str:
-    """A line of short plain texts, broken between them if that is possible."""
-    dotted = [f"{text} ·" for text in told[:-1]] + told[-1:]
+def facts(texts: list[str]) -> str:
+    """Short plain texts in a line, with dots between them; a narrow page breaks it at the dots."""
+    dotted = [f"{text} ·" for text in texts[:-1]] + texts[-1:]
     pieces = (f'<span style="display:inline-block">{html.escape(text)}</span>' for text in dotted)
     return f'<div style="line-height:1.6">{" ".join(pieces)}</div>'
 
 
 def aside(text: str) -> str:
-    """A plain text that stands back."""
+    """A plain text, small and grey."""
     return f'<div style="color:{GREY};font-size:12px;line-height:1.5;max-width:{WIDTH}px">{html.escape(text)}</div>'
 
 
 def span(seconds: float) -> str:
-    """A time in words, as exact as one wants to know it."""
+    """A time in words, with fewer digits the longer it is."""
     minutes, hours = round(seconds / 60), seconds // 3600
     if seconds < 90:
         return say("{n} s", n=max(0, round(seconds)))
@@ -56,14 +56,14 @@ def span(seconds: float) -> str:
 
 
 def clock(at: float) -> str:
-    """When that is on this machine's clock, with the day if it is not today."""
+    """A time (seconds since 1970) on this machine's clock, with the day if it is not today."""
     moment = time.localtime(at)
     today = time.strftime("%Y-%m-%d", moment) == time.strftime("%Y-%m-%d")
     return time.strftime("%H:%M %Z" if today else "%m-%d %H:%M %Z", moment)
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """Bytes in words, decimal: 1 MB is 1,000,000 bytes."""
     for unit, digits in (("B", 0), ("KB", 0), ("MB", 0)):
         if count < 999.5:
             return f"{count:.{digits}f} {unit}"

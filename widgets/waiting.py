@@ -1,4 +1,4 @@
-"""Whether a kernel is asked for something else while a cell runs, so that one that only watches can give way."""
+"""Notices requests that wait in the kernel while a cell runs, so that a cell that only shows something can end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Queue:
-    """What waits until the cell that runs now has ended: further cells, a slider that was moved, a page loaded again.
+    """Requests that wait for the end of the current cell: further cells, a moved slider, a reloaded page.
 
-    What waits from the beginning (Run All sends all cells at once) is not counted; of a kernel that is not ipykernel's
-    nothing is seen to wait.
+    Requests that waited from the beginning do not count: Run All sends all cells at once. A kernel other than
+    ipykernel's always seems to have none.
     """
 
     def __init__(self, kernel: Any):
@@ -17,11 +17,11 @@ class Queue:
         self._begins_empty = not self._has_messages()
 
     def has_grown(self) -> bool:
-        """True once something waits that did not when the cell began."""
+        """True once a request waits, if none did when the cell began."""
         return self._begins_empty and self._has_messages()
 
     def close(self) -> None:
-        """Let the kernel look for what waits: having looked here, its own loop may not be told of it again."""
+        """Make the kernel look for requests: polling the socket here used up the signal that its loop waits for."""
         if self._stream is not None:
             self._stream.io_loop.add_callback(self._stream.flush)
 

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(run) -> Forecast:
+def plan(run) -> Forecast:
     return forecast(read_config(run), run.project, run)
 
 
@@ -65,80 +65,80 @@ def words(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
 
 
-def rendered(told: Forecast, run, **how) -> str:
-    return words(view.render(told, read_config(run), **how))
+def rendered(plan: Forecast, run, **how) -> str:
+    return words(view.render(plan, read_config(run), **how))
 
 
-def test_steps_data_sizes_and_space_are_told(told, run):
-    text = rendered(told, run)
-    assert "24 steps" in text and "6 epochs" in text and "42 images seen" in text
-    assert "7 images × 1" in text and "64 × 64 px" in text and "0 of 7 encoded already" in text
-    assert "saved states 3 ×" in text and "LoRA files 6 ×" in text and "free" in text
+def test_steps_data_sizes_and_space_are_shown(plan, run):
+    text = rendered(plan, run)
+    assert "24 steps" in text and "6 epochs" in text and "42 images in total" in text
+    assert "7 images × 1" in text and "64 × 64 px" in text and "0 of 7 cached" in text
+    assert "training states 3 ×" in text and "LoRA files 6 ×" in text and "free" in text
     assert "not known yet" in text  # time and memory
 
 
 @pytest.mark.parametrize(
     "hours, sentence",
     [
-        (1.0, "finished within a session of 1 h"),
-        (0.025, "After 0.025 h: step 17 of 24, 4 of 6 epochs done; 2 sessions in all"),
+        (1.0, "finish within one session of 1 h"),
+        (0.025, "After 0.025 h: step 17 of 24, 4 of 6 epochs; 2 sessions in total"),
     ],
 )
-def test_the_end_of_a_session_is_told(told, run, hours, sentence):
-    text = rendered(told, run, probed=MEASURED, hours=hours)
+def test_the_end_of_a_session_is_shown(plan, run, hours, sentence):
+    text = rendered(plan, run, probed=MEASURED, hours=hours)
     assert sentence in text
     assert "11.2 of 15.8 GB, Tesla T4" in text and "1 images/s" in text
     assert "start 40.0 s, base model 15.0 s, first step 5.0 s" in text
 
 
-def test_memory_that_may_run_out_is_told_with_the_next_rung(told, run):
-    assert "gradient_checkpointing" not in rendered(told, run, probed=MEASURED)
+def test_memory_that_may_run_out_is_shown_with_settings_that_save_some(plan, run):
+    assert "gradient checkpointing" not in rendered(plan, run, probed=MEASURED)
     tight = replace(MEASURED, peak_memory_gb=15.5)
-    assert "memory.gradient_checkpointing=true" in rendered(told, run, probed=tight)
+    assert "“Gradient checkpointing” yes" in rendered(plan, run, probed=tight)
 
 
 @pytest.mark.parametrize(
-    "free, warning", [(10_000, ""), (1_100, "It will hardly fit"), (900, "It will not fit"), (None, "")]
+    "free, warning", [(10_000, ""), (1_100, "Disk space is tight"), (900, "Not enough disk space"), (None, "")]
 )
-def test_a_disk_that_fills_up_is_told_where_it_stands(told, run, free, warning):
+def test_a_disk_that_fills_up_is_shown(plan, run, free, warning):
     disk = Disk(folder=Path("/drive"), is_remote=True, needed=1_000, free=free)
-    text = rendered(replace(told, disks=(disk,)), run)
-    assert ("fit" in text) == bool(warning) and warning in text
+    text = rendered(replace(plan, disks=(disk,)), run)
+    assert (("Not enough" in text) or ("is tight" in text)) == bool(warning) and warning in text
     assert "remote copy" in text
 
 
 @pytest.mark.parametrize(
     "precision, asked, capability, sentence",
     [
-        ("fp32", "auto", None, "fp32: there is no GPU here"),
-        ("fp16", "auto", (7, 5), "fp16: Tesla T4 has no fast bf16 (compute capability 7.5, 8.0 is needed)"),
-        ("bf16", "auto", (8, 9), "bf16: Tesla T4 computes in it (compute capability 8.9)"),
-        ("bf16", "bf16", (8, 9), "bf16, as was chosen"),
+        ("fp32", "auto", None, "fp32: no GPU found"),
+        ("fp16", "auto", (7, 5), "fp16: Tesla T4 has no fast bf16 (compute capability 7.5; bf16 needs 8.0)"),
+        ("bf16", "auto", (8, 9), "bf16: supported by Tesla T4 (compute capability 8.9)"),
+        ("bf16", "bf16", (8, 9), "bf16 (set by hand)"),
     ],
 )
-def test_the_precision_is_told_with_its_reason(told, precision, asked, capability, sentence):
-    found = replace(told, precision=precision, asked_precision=asked, capability=capability, device="Tesla T4")
-    assert view.precision(found) == sentence
+def test_the_precision_is_shown_with_its_reason(plan, precision, asked, capability, sentence):
+    changed = replace(plan, precision=precision, asked_precision=asked, capability=capability, device="Tesla T4")
+    assert view.precision(changed) == sentence
 
 
-def test_a_base_that_is_not_there_leaves_sizes_open_and_the_rest_told(tmp_path):
+def test_a_base_that_is_not_there_leaves_sizes_open_and_the_rest_shown(tmp_path):
     save_images(tmp_path / "dataset")
     config = configure(settings(tmp_path / "none", model={"source": "somebody/model"}))
     text = words(view.render(forecast(config, Project(tmp_path)), config))
-    assert "8 steps" in text and "not on this machine yet" in text and "Not known until the base is there" in text
+    assert "8 steps" in text and "not on this machine yet" in text and "Known once the base model is downloaded" in text
 
 
-def test_names_of_files_are_text_and_not_html(told, run):
-    found = replace(told, notes=("<script>alert(1)</script>.png: left out.",) * 30)
-    drawn = view.render(found, read_config(run))
+def test_names_of_files_are_text_and_not_html(plan, run):
+    changed = replace(plan, notes=("<script>alert(1)</script>.png: left out.",) * 30)
+    drawn = view.render(changed, read_config(run))
     assert "<script>" not in drawn and "30 notes" in drawn and "and 10 more" in drawn
 
 
-def test_all_of_it_is_said_in_chinese(told, run):
-    english = words(view.render(told, read_config(run), MEASURED))
+def test_all_of_it_is_in_chinese(plan, run):
+    english = words(view.render(plan, read_config(run), MEASURED))
     i18n.use("zh")
     try:
-        chinese = words(view.render(told, read_config(run), MEASURED))
+        chinese = words(view.render(plan, read_config(run), MEASURED))
     finally:
         i18n.use("en")
     assert "24 步" in chinese and not {"Disk space", "whole run", "precision"} & set(re.findall(r"[A-Za-z ]+", chinese))
@@ -159,8 +159,8 @@ def test_a_probe_draws_what_it_does_and_then_its_figures(run, cell, monkeypatch)
     monkeypatch.setattr(view, "REDRAW", 0.0)
     monkeypatch.setattr(view, "try_steps", lambda config, project: iter(seen))
     view.probe(run)
-    assert "Starting" in cell[1] and "Trying real steps 2 / 5" in cell[2]
-    assert "Time and memory" in cell[-1] and "Trying" not in cell[-1]
+    assert "Starting" in cell[1] and "Measuring steps 2 / 5" in cell[2]
+    assert "Time and memory" in cell[-1] and "Measuring" not in cell[-1]
 
 
 def test_drawings_come_at_most_once_a_second(run, cell, monkeypatch):
@@ -171,16 +171,16 @@ def test_drawings_come_at_most_once_a_second(run, cell, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error, told", [(KeyboardInterrupt(), "Stopped. What was encoded is kept"), (ProbeFailed("no room"), "no room")]
+    "error, text", [(KeyboardInterrupt(), "Stopped. The caches are kept"), (ProbeFailed("no room"), "no room")]
 )
-def test_an_interrupt_and_a_refusal_end_in_a_sentence(run, cell, monkeypatch, error, told):
+def test_an_interrupt_and_a_refusal_end_in_a_sentence(run, cell, monkeypatch, error, text):
     def trying(config, project):
         yield Progress(what="start", done=0, total=1)
         raise error
 
     monkeypatch.setattr(view, "try_steps", trying)
     view.probe(run)
-    assert told in cell[-1]
+    assert text in cell[-1]
 
 
 def test_settings_without_a_project_are_refused(run):
@@ -193,4 +193,4 @@ def test_the_slider_moves_the_end_of_the_session(run, cell, monkeypatch):
     shown = view._View(run, None, 3.0)
     shown.show()
     shown._set_hours({"new": 0.025})
-    assert "finished within" in cell[0] and "step 17 of 24" in cell[-1]
+    assert "finish within" in cell[0] and "step 17 of 24" in cell[-1]

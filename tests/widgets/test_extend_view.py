@@ -1,4 +1,4 @@
-"""Promise: what more epochs mean is seen before they are had; resuming and beginning anew have a button each."""
+"""Promise: more epochs are shown before they are added; resuming and starting a new run have a button each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(trained, tmp_path):
 
 @pytest.fixture
 def cell(monkeypatch):
-    """Everything that a cell displays."""
+    """All that a cell displays."""
     shown: list = []
     monkeypatch.setattr("IPython.display.display", lambda *drawn, **_: shown.extend(drawn))
     return shown
@@ -65,7 +65,7 @@ def test_each_way_has_an_image_a_sentence_and_a_button_and_nothing_is_done(run, 
     view.more_epochs(run, 5)
     assert list(buttons(cell)) and set(buttons(cell)) == {"Stretch", "Hold", "New stage"}
     drawn = [view.render(run, 5, way) for way in view.WAYS]
-    assert all("<img" in image and "planned until now" in image for image in drawn)
+    assert all("<img" in image and "current plan" in image for image in drawn)
     assert len({re.sub(r"<[^>]+>", " ", image) for image in drawn}) == 3
     assert run.config_file.read_bytes() == before
 
@@ -74,7 +74,7 @@ def test_each_way_has_an_image_a_sentence_and_a_button_and_nothing_is_done(run, 
 def test_a_way_does_what_it_showed(run, cell, way, steps):
     shown = view._curve(run, view.planned(run, 5, way))
     view.more_epochs(run, 5, way)
-    assert "20 steps now" in texts(cell)
+    assert "now has 20 steps" in texts(cell)
     further = [event.lr for event in train(run) if isinstance(event, Stepped)]
     assert saved_step(run) == len(shown) == steps
     assert further == pytest.approx(shown[8:])
@@ -84,19 +84,19 @@ def test_a_button_does_it_once_and_then_all_are_off(run, cell):
     view.more_epochs(run, 5)
     found = buttons(cell)
     found["New stage"].click()
-    assert len(read_config(run).stages) == 1 and "20 steps now" in texts(cell)
+    assert len(read_config(run).stages) == 1 and "now has 20 steps" in texts(cell)
     assert all(button.disabled for button in found.values())
 
 
-def test_epochs_of_a_run_of_several_stages_are_said_to_be_those_of_the_last(run):
+def test_epochs_of_a_run_of_several_stages_are_shown_to_be_those_of_the_last(run):
     assert "last stage" not in view.render_title(run, 5)
     extend.add_stage(run, {"loop": {"epochs": 1}})
-    assert "epochs of its last stage alone" in view.render_title(run, 5)
+    assert "counts epochs of the last stage only" in view.render_title(run, 5)
 
 
 @pytest.mark.parametrize("way", ["", "stretch", "hold", "stage"])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_epochs_that_are_done_are_told_and_nothing_happens(run, cell, epochs, way):
+def test_epochs_that_are_done_are_shown_and_nothing_happens(run, cell, epochs, way):
     before = run.config_file.read_bytes()
     view.more_epochs(run, epochs, way)
     assert "Nothing to do" in texts(cell) and not buttons(cell)
@@ -104,10 +104,10 @@ def test_epochs_that_are_done_are_told_and_nothing_happens(run, cell, epochs, wa
 
 
 def test_holding_a_rate_that_is_next_to_nothing_is_warned_of(run, trained, tmp_path):
-    assert "next to nothing" not in view.render(run, 5, "hold")  # linear ends at an eighth
+    assert "close to zero" not in view.render(run, 5, "hold")  # linear ends at an eighth
     view.more_epochs(run, 30, "stretch")
     list(train(run))
-    assert "next to nothing" in view.render(run, 40, "hold")
+    assert "close to zero" in view.render(run, 40, "hold")
 
 
 def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypatch):
@@ -118,8 +118,8 @@ def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypa
     assert set(found) == {"Resume this run", "Start a new run from these weights"}
     found["Start a new run from these weights"].click()
     assert not started and [other.name for other in run.project.runs()] == ["r", "r-2"]
-    made = read_config(run.project.run("r-2"))
-    assert made.adapter.network_weights == str(run.lora_file(8)) and made.adapter.rank == 2
+    config = read_config(run.project.run("r-2"))
+    assert config.adapter.network_weights == str(run.lora_file(8)) and config.adapter.rank == 2
 
 
 def test_resuming_starts_the_trainer(run, cell, monkeypatch):
@@ -127,15 +127,15 @@ def test_resuming_starts_the_trainer(run, cell, monkeypatch):
     monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
     view.continue_run(run)
     buttons(cell)["Resume this run"].click()
-    assert started == ["r"] and "goes on" in texts(cell)
+    assert started == ["r"] and "is training" in texts(cell)
 
 
 def test_a_new_run_has_the_settings_of_the_old_and_its_own_steps(run):
     extend.add_stage(run, {"loop": {"epochs": 1}})
-    made = view.new_run_from(run, "again")
-    config, old = read_config(made), read_config(run)
+    new = view.new_run_from(run, "again")
+    config, old = read_config(new), read_config(run)
     assert (config.data, config.optimizer, config.loop) == (old.data, old.optimizer, old.loop)
-    assert config.stages == () and saved_step(made) == 0
+    assert config.stages == () and saved_step(new) == 0
 
 
 def test_files_that_cannot_be_begun_from_are_refused(run, tmp_path):

@@ -82,7 +82,7 @@ def test_the_sheet_grows_with_empty_places_and_ends_whole(tmp_path, drawn):
 
 def test_axes_that_are_known_label_the_sheet_from_the_first_image(tmp_path, drawn):
     x, y = Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2))
-    view.show_grid(view.Painting(x, y, fake(tmp_path, 3, 2, 64)))
+    view.show_grid(view.ShownGrid(x, y, fake(tmp_path, 3, 2, 64)))
     sizes = {images(html)[0].size for html in drawn if "image " in html}
     assert len(sizes) == 1, "all of its places are there from the beginning"
     (width, height) = sizes.pop()
@@ -95,31 +95,31 @@ def test_what_is_left_in_the_notebook_is_bounded_however_large_the_grid_is(tmp_p
     assert images(drawn[-1])[0].width <= 1600
 
 
-def test_the_interrupt_button_leaves_what_is_painted_and_no_error(tmp_path, drawn):
-    painting = fake(tmp_path, 3, 2, 64, stop=4)
-    view.show_grid(painting)
-    assert "4 of 6 images are painted and kept" in drawn[-1] and len(images(drawn[-1])) == 1
+def test_the_interrupt_button_leaves_the_images_and_no_error(tmp_path, drawn):
+    events = fake(tmp_path, 3, 2, 64, stop=4)
+    view.show_grid(events)
+    assert "4 of 6 images are generated and kept" in drawn[-1] and len(images(drawn[-1])) == 1
 
 
 def test_the_interrupt_button_pressed_twice_leaves_no_error_either(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(view, "_give_back", lambda painting: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(view, "_free", lambda events: signal.raise_signal(signal.SIGINT))
     view.show_grid(fake(tmp_path, 3, 2, 64, stop=0))
-    assert "What was painted before is kept" in drawn[-1] and not images(drawn[-1])
+    assert "Images generated before are kept" in drawn[-1] and not images(drawn[-1])
 
 
-def test_a_painter_that_waits_is_let_go_when_the_interrupt_button_is_pressed(tmp_path, drawn, monkeypatch):
-    painting, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
+def test_a_waiting_generator_is_closed_by_the_interrupt_button(tmp_path, drawn, monkeypatch):
+    events, put = fake(tmp_path, 3, 2, 64), view.Sheet.put
     monkeypatch.setattr(view.Sheet, "put", lambda self, event: (put(self, event), signal.raise_signal(signal.SIGINT)))
-    view.show_grid(view.Painting(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), painting))
-    assert "1 of 6 images" in drawn[-1] and painting.gi_frame is None
+    view.show_grid(view.ShownGrid(Axis("checkpoint", (1, 2, 3)), Axis("seed", (1, 2)), events))
+    assert "1 of 6 images" in drawn[-1] and events.gi_frame is None
 
 
-def test_the_form_paints_what_it_says(trained, drawn):
+def test_the_form_generates_what_it_shows(trained, drawn):
     form = GridForm(trained)
     form.strengths.value = "0.5，1"
-    form.sampling.value, form.seed.value = 1, 7
-    assert "4 columns × 2 rows = 8 images" in form.told.value
-    view.show_grid(form.paint())
+    form.sampling_steps.value, form.seed.value = 1, 7
+    assert "4 columns × 2 rows = 8 images" in form.summary.value
+    view.show_grid(form.grid())
     folder = trained.grids / "checkpoint-strength"
     assert str(folder / "grid.png") in drawn[-1] and len(list((folder / "cells").iterdir())) == 7, "off is off twice"
     with Image.open(next((folder / "cells").iterdir())) as cell:
@@ -146,29 +146,29 @@ def test_any_two_of_the_four_axes_can_be_chosen_and_only_their_fields_are_seen(t
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, text",
     [
         ({"y": "checkpoint"}, "the same"),
-        ({"strengths": "1, much"}, "&#x27;much&#x27; is no number"),
+        ({"strengths": "1, much"}, "&#x27;much&#x27; is not a number"),
         ({"y": "prompt", "prompts": " \n"}, "has no values"),
         ({"y": "seed", "seeds": "-1"}, "-1 cannot be a value"),
     ],
 )
-def test_what_cannot_be_painted_is_explained_in_the_form(trained, changes, told):
+def test_values_that_cannot_be_generated_are_explained_in_the_form(trained, changes, text):
     form = GridForm(trained)
     for name, value in changes.items():
         getattr(form, name).value = value
-    assert told in form.told.value
+    assert text in form.summary.value
     with pytest.raises(ConfigError):
-        form.paint()
+        form.grid()
 
 
 def test_suggested_prompts_test_what_was_learned_and_what_leaks(trained):
     form = GridForm(trained)
-    found = suggested(trained, form.config)
-    assert found[0] == "mofu", "the trigger alone"
-    assert any("moon" in prompt for prompt in found) and "mofu" not in found[-1], "far from the images; a leak"
-    assert len(found) == len(set(found)) >= 5
+    prompts = suggested(trained, form.config)
+    assert prompts[0] == "mofu", "the trigger word alone"
+    assert any("moon" in prompt for prompt in prompts) and "mofu" not in prompts[-1], "far from the images; a leak"
+    assert len(prompts) == len(set(prompts)) >= 5
 
 
 def test_a_run_without_files_can_only_be_compared_without_them(tmp_path, trained):

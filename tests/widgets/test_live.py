@@ -55,7 +55,7 @@ class Cell:
         return SimpleNamespace(display=display, update=update)
 
     @property
-    def told(self):
+    def text(self):
         return "".join(self.shown)
 
 
@@ -101,7 +101,7 @@ def test_a_run_of_10000_steps_leaves_little_behind_and_is_drawn_quickly(run):
             live.figures(run, history)
             live.samples(run, history)
             spent.append(time.process_time() - begun)
-    assert min(spent) < 0.1
+    assert min(spent) < 0.3, "it is drawn once a second, beside a trainer"
 
 
 def test_a_fresh_process_shows_a_long_run_within_3_seconds_and_needs_no_torch(run):
@@ -116,7 +116,7 @@ def test_a_fresh_process_shows_a_long_run_within_3_seconds_and_needs_no_torch(ru
     assert float(done.stdout) < 3
 
 
-def test_what_is_read_on_is_what_would_be_read_at_once(run):
+def test_reading_in_pieces_and_at_once_is_the_same(run):
     write(run, started(0, 50), *(stepped(i) for i in range(1, 11)))
     history = History(run.log).read_on()
     for event in (saved(run, 10), *(stepped(i) for i in range(11, 21)), Stopped(step=20, reason="")):
@@ -127,7 +127,7 @@ def test_what_is_read_on_is_what_would_be_read_at_once(run):
     assert history.losses() == whole.losses() and history.step == 20
 
 
-# ---- what it tells ---------------------------------------------------------------------------------------------------
+# ---- what it shows --------------------------------------------------------------------------------------------------
 
 
 def test_a_resume_leaves_no_mark_in_the_curves(tmp_path):
@@ -139,60 +139,60 @@ def test_a_resume_leaves_no_mark_in_the_curves(tmp_path):
     histories = [History(run.log).read_on() for run in (cut, uncut)]
     assert histories[0].losses() == histories[1].losses()
     assert histories[0].rates() == histories[1].rates()
-    assert histories[0].sittings == [30] and histories[1].sittings == []
+    assert histories[0].resumes == [30] and histories[1].resumes == []
 
 
 @pytest.mark.parametrize(
     "last, words",
     [
         (Finished(step=3, lora="lora/r-000003.safetensors"), ["finished", "r-000003.safetensors", "Next: compare"]),
-        (Stopped(step=3, reason=""), ["stopped", "Everything up to step 3 is kept", "start again"]),
+        (Stopped(step=3, reason=""), ["stopped", "Everything up to step 3 is saved", "Run the cell again"]),
         (Failed(reason="the VAE is broken"), ["failed", "the VAE is broken"]),
-        (None, ["cut off", "session ended"]),
+        (None, ["interrupted", "session ended"]),
     ],
 )
-def test_the_end_is_told_in_words_with_what_to_do(run, last, words):
-    told = [started(0, 9), *(stepped(i) for i in (1, 2, 3)), saved(run, 3), *([last] if last else [])]
-    html = live.render(write(run, *told))
+def test_the_end_is_shown_in_words_with_the_next_step(run, last, words):
+    logged = [started(0, 9), *(stepped(i) for i in (1, 2, 3)), saved(run, 3), *([last] if last else [])]
+    html = live.render(write(run, *logged))
     assert all(word in html for word in words), html
-    assert "step 3 / 9" in html and "saved here: step 3 (" in html and "interrupt" not in html
+    assert "step 3 / 9" in html and "saved here: step 3 (" in html and "(interrupt)" not in html
 
 
-def test_a_living_trainer_is_told_step_by_step_from_its_first_second(run):
+def test_a_running_trainer_is_shown_from_its_first_second(run):
     write(run, started(0, 9), *(stepped(i) for i in range(1, 4)), Stopped(step=3, reason=""), ago=600)
     with lock_run(run):
         html = live.render(run)
-        assert "loading the model" in html and "left, done about" not in html
+        assert "loading the base model" in html and "left, finished at about" not in html
         events.append(run.log, Progress(what="images", done=3, total=12), time=time.time())
         html = live.render(run)
-        assert "preparing: images 3 / 12" in html and "width:25.0%" in html
+        assert "caching images: 3 / 12" in html and "width:25.0%" in html
         events.append(run.log, Progress(what="images", done=12, total=12), time=time.time())
-        assert "loading the model" in live.render(run)
+        assert "loading the base model" in live.render(run)
         events.append(run.log, started(1, 9), time=time.time())
         for step in (2, 3):
             events.append(run.log, stepped(step), time=time.time())
         html = live.render(run)
-    assert "training" in html and "step 3 / 9" in html and "images/s" in html and "left, done about" in html
+    assert "training" in html and "step 3 / 9" in html and "images/s" in html and "left, finished at about" in html
 
 
-def test_the_time_left_goes_by_the_clock_of_this_sitting(run):
-    told = [started(0, 300), *(stepped(i) for i in range(1, 141)), started(100, 300)]
-    history = History(write(run, *told, *(stepped(i) for i in range(101, 151)), pace=2.0).log).read_on()
+def test_the_time_left_is_that_of_this_session(run):
+    logged = [started(0, 300), *(stepped(i) for i in range(1, 141)), started(100, 300)]
+    history = History(write(run, *logged, *(stepped(i) for i in range(101, 151)), pace=2.0).log).read_on()
     assert history.seconds_left() == pytest.approx(150 * 2.0, rel=0.01)
 
 
 def test_samples_are_the_newest_of_each_prompt_and_bounded(run):
-    told = [event for step in range(10, 100, 10) for event in sampled(run, step, count=6)]
-    (run.folder / told[-6].image).unlink()  # an image that did not come along
-    html = live.render(write(run, started(0, 100), stepped(1), *told))
+    logged = [event for step in range(10, 100, 10) for event in sampled(run, step, count=6)]
+    (run.folder / logged[-6].image).unlink()  # an image that did not come along
+    html = live.render(write(run, started(0, 100), stepped(1), *logged))
     assert len(IMAGE.findall(html)) == 4 * 6 - 1
     assert "step 90" in html and "step 40" in html and "step 30" not in html
     assert PROMPTS[3] in html and PROMPTS[4] not in html and "and 2 more prompts" in html
 
 
 def test_warnings_are_counted_and_only_the_newest_are_shown(run):
-    told = [Warned(text=f"warning {i}") for i in range(8) for _ in range(1 + i % 2)]
-    html = live.render(write(run, *told))
+    logged = [Warned(text=f"warning {i}") for i in range(8) for _ in range(1 + i % 2)]
+    html = live.render(write(run, *logged))
     assert [i for i in range(8) if f"warning {i}" in html] == [3, 4, 5, 6, 7]
     assert "warning 7 (× 2)" in html and "warning 6 (×" not in html
 
@@ -209,12 +209,12 @@ def test_nothing_that_a_user_wrote_becomes_html(run):
 
 @pytest.fixture
 def standing(tmp_path, run, monkeypatch):
-    """standing(trouble, since=seconds ago): what the copying to the project's home says."""
+    """standing(trouble, since=seconds ago): the state of the copying to the remote copy."""
     write(run, started(0, 9), stepped(1), saved(run, 1), Stopped(step=1, reason=""))
     remote = tmp_path / "MyDrive" / "mine"
     write_json(run.project.folder / "home.json", {"home": str(remote)})
 
-    def tell(trouble="", *, since=0.0, confirmed=0, seen=0.0, is_running=True):
+    def shown(trouble="", *, since=0.0, confirmed=0, seen=0.0, is_running=True):
         now = time.time()
         found = service.Standing(
             confirmed={"r": confirmed},
@@ -228,25 +228,25 @@ def standing(tmp_path, run, monkeypatch):
         monkeypatch.setattr(service, "standing", lambda _: found)
         return live.render(Project(run.project.folder).run("r"))
 
-    return tell
+    return shown
 
 
-def test_saved_here_and_safe_at_home_are_two_things(standing):
+def test_saved_here_and_safe_in_the_remote_copy_are_two_things(standing):
     assert "saved here: step 1 (" in standing() and "nothing safe on Drive yet" in standing()
     assert "safe on Drive: step 1" in standing(confirmed=1) and "3 files (120 MB) to copy" in standing(confirmed=1)
 
 
-def test_trouble_at_home_is_a_banner_that_turns_red(standing):
+def test_failed_copies_are_a_banner_that_turns_red(standing):
     assert "Drive is full" not in standing("Drive is full.", since=1)
     assert "Drive is full" in standing("Drive is full.", since=20)
     assert live.AMBER in standing("Drive is full.", since=20) and live.RED not in standing("x", since=20)
     assert live.RED in standing("Drive is full.", since=61)
-    assert "Training does not wait" in standing("Drive is full.", since=61)
+    assert "Training continues meanwhile" in standing("Drive is full.", since=61)
 
 
-def test_a_silent_or_missing_copier_is_told(standing):
-    assert "Nothing is copied any more" not in standing(seen=10)
-    assert "Nothing is copied any more" in standing(seen=100)
+def test_copying_that_stalls_or_is_not_running_is_shown(standing):
+    assert "Copying has stalled" not in standing(seen=10)
+    assert "Copying has stalled" in standing(seen=100)
     assert "is not running" in standing(seen=100, is_running=False)
 
 
@@ -258,10 +258,10 @@ def test_outside_of_a_notebook_it_says_what_to_do(run):
         live.watch(write(run, started(0, 9)))
 
 
-def test_a_run_that_nobody_trains_is_shown_and_left_at_once(run, cell):
+def test_a_run_that_is_not_trained_is_shown_and_left_at_once(run, cell):
     begun = time.monotonic()
     live.watch(write(run, started(0, 9), stepped(1), *sampled(run, 1), Stopped(step=1, reason="")))
-    assert time.monotonic() - begun < 3 and "stopped" in cell.told and len(IMAGE.findall(cell.told)) == 1
+    assert time.monotonic() - begun < 3 and "stopped" in cell.text and len(IMAGE.findall(cell.text)) == 1
 
 
 def test_the_interrupt_button_stops_once_and_watches_until_all_is_saved(run, cell, later, monkeypatch):
@@ -273,7 +273,7 @@ def test_the_interrupt_button_stops_once_and_watches_until_all_is_saved(run, cel
         live.watch(run)
         assert trainer.process.wait(10) == 0
     assert any("Finishing this step and saving" in html for _, html in cell.updates)
-    assert "stopped" in cell.told and "Finishing" not in cell.told
+    assert "stopped" in cell.text and "Finishing" not in cell.text
     assert asked == [run]
     times = [at for at, html in cell.updates if "training" in html and "Finishing" not in html]
     assert times and all(b - a >= 0.9 for a, b in zip(times, times[1:], strict=False)), "one drawing a second"
@@ -285,16 +285,16 @@ def test_the_interrupt_button_stops_from_the_first_drawing_on(run, cell):
         cell.on_display = interrupt
         live.watch(run)
         assert trainer.process.wait(10) == 0
-    assert "stopped" in cell.told
+    assert "stopped" in cell.text
 
 
-def test_a_second_interrupt_only_ends_the_watching(run, cell, later):
+def test_a_second_interrupt_only_closes_the_view(run, cell, later):
     run = write(run)
     with Trainer(run, saving=30) as trainer:
         later(1.0, interrupt)
         later(2.5, interrupt)
         live.watch(run)
-        assert trainer.process.poll() is None and "No longer watched" in cell.told
+        assert trainer.process.poll() is None and "View closed" in cell.text
 
 
 def test_a_kernel_that_is_shut_down_leaves_the_trainer_alone(run, cell, later, monkeypatch):

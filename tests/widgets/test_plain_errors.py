@@ -15,27 +15,36 @@ def outputs_of(*cells: str) -> list[list]:
 
 
 def test_only_errors_for_people_are_shown_as_what_they_say():
-    _, [told], [other], [after] = outputs_of(
-        FIRST, "raise UserError('the folder <x> is missing')", "raise ValueError('a fault of ours')", "print('goes on')"
+    _, [shown], [other], [after] = outputs_of(
+        FIRST,
+        "raise UserError('no folder <x>')",
+        "raise ValueError('a fault of ours')",
+        "print('continues')",
     )
-    assert told.output_type == "display_data" and "the folder &lt;x&gt; is missing" in told.data["text/html"]
-    assert "Traceback" not in told.data["text/html"]
+    assert shown.output_type == "display_data" and "no folder &lt;x&gt;" in shown.data["text/html"]
+    assert "Traceback" not in shown.data["text/html"]
     assert other.output_type == "error" and other.ename == "ValueError"
-    assert after.text == "goes on\n"
+    assert after.text == "continues\n"
 
 
 def test_a_cell_that_is_run_before_those_above_it_says_so_and_a_fault_of_ours_keeps_its_traceback():
     _, [early], [deep] = outputs_of(FIRST, "run = form.run()", "def ours():\n    return missing\n\nours()")
-    assert "There is no “form” here yet" in early.data["text/html"]
+    assert "“form” is not defined yet" in early.data["text/html"]
     assert deep.output_type == "error" and deep.ename == "NameError"
 
 
+def test_settings_are_called_by_their_labels():
+    labels = FIRST.replace("plain_errors()", "from widgets.project.labels import labelled\nplain_errors(labelled)")
+    _, [shown] = outputs_of(labels, "raise UserError('adapter.rank is 0; see config.yaml')")
+    assert "“Rank” is 0; see config.yaml" in shown.data["text/html"]
+
+
 def test_the_interrupt_button_is_no_error():
-    _, [stopped], [after] = outputs_of(FIRST, "raise KeyboardInterrupt", "print('goes on')")
-    assert "What was done is kept" in stopped.data["text/html"] and after.text == "goes on\n"
+    _, [stopped], [after] = outputs_of(FIRST, "raise KeyboardInterrupt", "print('continues')")
+    assert "Work done so far is kept" in stopped.data["text/html"] and after.text == "continues\n"
 
 
-def test_a_cell_that_told_such_an_error_has_failed():
+def test_a_cell_that_showed_such_an_error_has_failed():
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(FIRST), nbformat.v4.new_code_cell("raise UserError('no')")]
     )

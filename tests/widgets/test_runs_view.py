@@ -35,12 +35,12 @@ def shown(runs: RunList, name: str) -> set[str]:
     return {what for what, button in runs.buttons[name].items() if button.layout.display != "none"}
 
 
-def test_a_row_tells_state_steps_loss_sample_and_what_is_saved(runs):
+def test_a_row_shows_state_steps_loss_sample_and_what_is_saved(runs):
     html = row(runs.run("stopped"))
-    for told in ("stopped", "step 3 / 9", "loss 0.1", "saved here: step 3 (5 min ago)", "last sign of life 5 min ago"):
-        assert told in html
+    for text in ("stopped", "step 3 / 9", "loss 0.1", "saved here: step 3 (5 min ago)", "last activity 5 min ago"):
+        assert text in html
     assert html.count("data:image/jpeg") == 1 and html.count("data:image/svg") == 1
-    assert "not begun" in row(runs.run("new")) and "finished" in row(runs.run("complete"))
+    assert "not started" in row(runs.run("new")) and "finished" in row(runs.run("complete"))
 
 
 def test_a_row_of_a_long_run_is_small(tmp_path):
@@ -49,8 +49,8 @@ def test_a_row_of_a_long_run_is_small(tmp_path):
 
 def test_every_run_has_the_buttons_that_make_sense_for_it(runs):
     found = RunList(runs)
-    assert shown(found, "new") == {"view", "go on"} and found.buttons["new"]["go on"].description == "Start"
-    assert shown(found, "stopped") == {"view", "go on", "download"}
+    assert shown(found, "new") == {"view", "continue"} and found.buttons["new"]["continue"].description == "Start"
+    assert shown(found, "stopped") == {"view", "continue", "download"}
     assert shown(found, "complete") == {"view", "download"}
     with Trainer(runs.run("new")):
         found.refresh()
@@ -60,14 +60,14 @@ def test_every_run_has_the_buttons_that_make_sense_for_it(runs):
 def test_view_shows_the_whole_run_below(runs):
     found = RunList(runs)
     found.buttons["stopped"]["view"].click()
-    assert "Everything up to step 3 is kept" in found.detail.value and "Samples" in found.detail.value
+    assert "Everything up to step 3 is saved" in found.detail.value and "Samples" in found.detail.value
 
 
 def test_continue_starts_the_trainer_and_says_where_to_watch_it(runs, monkeypatch):
     begun = []
     monkeypatch.setattr(jobs, "start", lambda run: begun.append(run.name) or True)
     found = RunList(runs)
-    found.buttons["stopped"]["go on"].click()
+    found.buttons["stopped"]["continue"].click()
     assert begun == ["stopped"] and "in the background" in found.message.value
     assert "watch(project.run(&quot;stopped&quot;))" in found.message.value
 
@@ -79,16 +79,16 @@ def test_stop_stops_the_trainer_of_another_process(runs):
         found.buttons["stopped"]["stop"].click()
         assert trainer.process.wait(10) == 0
     found.refresh()
-    assert shown(found, "stopped") == {"view", "go on", "download"}
+    assert shown(found, "stopped") == {"view", "continue", "download"}
 
 
-def test_what_goes_wrong_after_a_click_is_told_where_it_was_clicked(runs, monkeypatch):
+def test_an_error_after_a_click_is_shown_in_the_list(runs, monkeypatch):
     def refuse(run):
         raise ProjectError("its config is <gone>")
 
     monkeypatch.setattr(jobs, "start", refuse)
     found = RunList(runs)
-    found.buttons["new"]["go on"].click()
+    found.buttons["new"]["continue"].click()
     assert "its config is &lt;gone&gt;" in found.message.value
 
 
@@ -103,8 +103,8 @@ def test_a_file_that_jupyter_serves_is_a_link_and_any_other_a_path(runs, tmp_pat
     server = {"root_dir": str(tmp_path), "base_url": "/jupyter/"}
     (tmp_path / "runtime" / "jpserver-77.json").write_text(json.dumps(server))
     found.buttons["stopped"]["download"].click()
-    wanted = "/jupyter/files/project/runs/stopped/lora/stopped-000003.safetensors?download=1"
-    assert f'href="{wanted}" download' in found.message.value
+    link = "/jupyter/files/project/runs/stopped/lora/stopped-000003.safetensors?download=1"
+    assert f'href="{link}" download' in found.message.value
 
 
 def test_colab_downloads_by_itself(runs, monkeypatch):
@@ -121,7 +121,7 @@ def test_colab_downloads_by_itself(runs, monkeypatch):
 def test_a_new_run_appears_with_the_next_refresh_and_an_empty_project_says_so(tmp_path):
     empty = project(tmp_path)
     found = RunList(empty)
-    assert "no runs" in found.message.value and found.list.children == ()
+    assert "No runs" in found.message.value and found.list.children == ()
     write(empty.run("first"), started(0, 3))
     found.refresh()
     assert len(found.list.children) == 1 and found.message.value == ""

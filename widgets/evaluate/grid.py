@@ -1,4 +1,4 @@
-"""Grids in a cell: a form that collects what is to be compared, and the sheet, shown while it is painted."""
+"""A grid in a cell: its contact sheet, shown while the images are generated."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from widgets.images import bounded, source
 from widgets.page import BLUE, WIDTH, aside, bar, box, facts, span
 
 REDRAW = 2.0  # s between two drawings at least
-SHEET, SHEET_BYTES = 1600, 440_000  # px wide and bytes large at most, as shown; base64 makes a third more of them
-EMPTY = "#e5e5e5"  # a place that is not painted yet
+# The sheet as shown is at most so many px wide and so many bytes large; base64 adds a third to the bytes.
+SHEET, SHEET_BYTES = 1600, 440_000
+EMPTY = "#e5e5e5"  # a place whose image is not there yet
 
 
 @dataclass(frozen=True)
-class Painting:
-    """A grid that is about to be painted, with its axes: the sheet can be labelled from the beginning."""
+class ShownGrid:
+    """The events of a grid with its axes, so that the sheet has its labels from the first image on."""
 
     x: Axis
     y: Axis
@@ -38,24 +39,25 @@ class Painting:
         return self.events
 
 
-def show_grid(painting: Iterable[Rendered | Done]) -> None:
-    """Generate a grid in this cell and show it as it grows: `show_grid(choice.paint())`, `show_grid(grid(...))`.
+def show_grid(events: Iterable[Rendered | Done]) -> None:
+    """Generate a grid in this cell and show it as it grows: `show_grid(choice.grid())`, `show_grid(grid(...))`.
 
-    The interrupt button ends it without an error; what is painted is kept, and the same cell goes on there.
+    The interrupt button stops it without an error; images are kept, and the same cell continues from there.
     """
     from IPython.display import HTML, display
 
-    view = display(HTML(say("loading the base model…")), display_id=True)
-    with suppress(KeyboardInterrupt):  # pressed again while what painted is let go
-        _show(painting, lambda shown: view.update(HTML(shown)))
+    view = display(HTML(say("Loading the base model…")), display_id=True)
+    # The button may be pressed once more while the base model is freed.
+    with suppress(KeyboardInterrupt):
+        _show(events, lambda shown: view.update(HTML(shown)))
 
 
-def _show(painting: Iterable[Rendered | Done], draw: Callable[[str], None]) -> None:
+def _show(events: Iterable[Rendered | Done], draw: Callable[[str], None]) -> None:
     drawn, pace = 0.0, deque(maxlen=8)
     with tempfile.TemporaryDirectory() as folder:
-        sheet = Sheet(Path(folder), painting)
+        sheet = Sheet(Path(folder), events)
         try:
-            for event in painting:
+            for event in events:
                 if isinstance(event, Done):
                     draw(_finished(event))
                     continue
@@ -67,25 +69,26 @@ def _show(painting: Iterable[Rendered | Done], draw: Callable[[str], None]) -> N
         except KeyboardInterrupt:
             draw(_interrupted(sheet))
         finally:
-            _give_back(painting)
+            _free(events)
 
 
 class Sheet:
-    """The images painted so far, each in its place, as small copies in a folder of their own."""
+    """The images so far, each in its place, as small copies in a folder of their own."""
 
-    def __init__(self, folder: Path, painting: Iterable[Rendered | Done]):
-        axes = (painting.x, painting.y) if isinstance(painting, Painting) else None
+    def __init__(self, folder: Path, events: Iterable[Rendered | Done]):
+        axes = (events.x, events.y) if isinstance(events, ShownGrid) else None
         self.columns, self.rows = ([axis.label(v) for v in axis.values] for axis in axes) if axes else ([], [])
         self.folder, self.places, self.done, self.total = folder, {}, 0, 0
 
-    def put(self, painted: Rendered) -> None:
-        """Take an image in."""
-        cell: Cell = painted.cell
-        self.columns += [""] * (cell.column + 1 - len(self.columns))  # of a grid whose axes nobody told
+    def put(self, image: Rendered) -> None:
+        """Add an image."""
+        cell: Cell = image.cell
+        # Events without axes: columns and rows are added as their images come.
+        self.columns += [""] * (cell.column + 1 - len(self.columns))
         self.rows += [""] * (cell.row + 1 - len(self.rows))
-        self.done, self.total = painted.done, painted.total
-        with Image.open(painted.file) as image:
-            small = image.convert("RGB")
+        self.done, self.total = image.done, image.total
+        with Image.open(image.file) as opened:
+            small = opened.convert("RGB")
         side = max(64, SHEET // len(self.columns))
         small.thumbnail((side, side))
         file = self.places[cell.column, cell.row] = self.folder / f"{cell.column}-{cell.row}.png"
@@ -102,43 +105,44 @@ class Sheet:
 
 
 def _growing(sheet: Sheet, pace: deque[tuple[float, int]]) -> str:
-    told = [say("image {done} / {total}", done=sheet.done, total=sheet.total)]
+    texts = [say("image {done} / {total}", done=sheet.done, total=sheet.total)]
+    # time and image of the first and of the last of the newest images
     (begun, first), (now, last) = pace[0], pace[-1]
     if last > first:
-        told.append(say("{span} left", span=span((now - begun) / (last - first) * (sheet.total - last))))
-    head = (
-        f'<div style="max-width:{WIDTH}px">{facts(told)}<div style="margin:6px 0">{bar(last / sheet.total)}</div></div>'
-    )
+        texts.append(say("{span} left", span=span((now - begun) / (last - first) * (sheet.total - last))))
+    progress = f'<div style="margin:6px 0">{bar(last / sheet.total)}</div>'
+    head = f'<div style="max-width:{WIDTH}px">{facts(texts)}{progress}</div>'
     return head + _shown(sheet.image())
 
 
 def _interrupted(sheet: Sheet) -> str:
-    told = say("What was painted before is kept. Run the cell again: it goes on there.")
+    text = say("Images generated before are kept. Run the cell again to continue.")
     if sheet.places:
-        told = say(
-            "{done} of {total} images are painted and kept. Run the cell again: it goes on there.",
+        text = say(
+            "{done} of {total} images are generated and kept. Run the cell again to continue.",
             done=sheet.done,
             total=sheet.total,
         )
-    return box(told, BLUE, say("Stopped")) + (_shown(sheet.image()) if sheet.places else "")
+    return box(text, BLUE, say("Stopped")) + (_shown(sheet.image()) if sheet.places else "")
 
 
 def _finished(done: Done) -> str:
     with Image.open(done.image) as image:
         data = bounded(image.convert("RGB"), SHEET, SHEET_BYTES)
-    return _shown(data) + aside(say("In full size: {file}", file=done.image))
+    return _shown(data) + aside(say("Full size: {file}", file=done.image))
 
 
 def _shown(data: bytes) -> str:
     return f'<img alt="{html.escape(say("Grid"))}" style="max-width:100%" src="{source(data)}">'
 
 
-def _give_back(painting: Iterable[Rendered | Done]) -> None:
-    """Let go of the base model that painted, on the GPU, too."""
-    events = painting.events if isinstance(painting, Painting) else painting
+def _free(events: Iterable[Rendered | Done]) -> None:
+    """Free the base model, in memory and on the GPU."""
+    events = events.events if isinstance(events, ShownGrid) else events
     if isinstance(events, Iterator) and hasattr(events, "close"):
         events.close()
-    gc.collect()  # a model's layers refer to each other
+    # Reference counting alone leaves a model in memory: its layers refer to each other.
+    gc.collect()
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -15,18 +15,19 @@ from lorakit.generation.generator import OFF
 from lorakit.generation.grid import Axis, grid
 from lorakit.project import Run
 from lorakit.run.config import RunConfig, read_config
-from widgets.evaluate.grid import Painting
+from widgets.evaluate.grid import ShownGrid
 from widgets.i18n import say
 from widgets.page import GREY, RED
 
-NAMES = {"checkpoint": "checkpoints", "strength": "strengths", "prompt": "prompts", "seed": "seeds"}  # of axes
-COLUMNS = 8  # checkpoints that are compared at first
-CAPTIONS = 2  # of the dataset among the suggested prompts
-ELSEWHERE = "full body, spacesuit, holding a flag, on the moon"  # surely in no dataset
+# axis of a grid -> its label
+NAMES = {"checkpoint": "Checkpoints", "strength": "Strengths", "prompt": "Prompts", "seed": "Seeds"}
+COLUMNS = 8  # checkpoints that are compared unless the user chooses otherwise
+CAPTIONS = 2  # captions of the dataset among the suggested prompts
+UNSEEN = "full body, spacesuit, holding a flag, on the moon"  # a scene that no dataset has
 
 
 def grid_form(run: Run) -> GridForm:
-    """Show the form; what it returns paints in a cell of its own: `show_grid(choice.paint())`."""
+    """Show the form. The next cell generates the grid: `show_grid(choice.grid())`."""
     from IPython.display import display
 
     form = GridForm(run)
@@ -35,8 +36,10 @@ def grid_form(run: Run) -> GridForm:
 
 
 def suggested(run: Run, config: RunConfig) -> list[str]:
-    """Prompts that tell what a LoRA has learned: the trigger alone, captions that it has seen, sample prompts that it
-    has not, something far from its images, and a caption without the trigger (does it leak?).
+    """Prompts that show what a LoRA has learned.
+
+    The trigger word alone, captions of the dataset, sample prompts, a scene that is in no dataset, and a caption
+    without the trigger word: if the subject shows there, it leaks.
     """
     data, trigger = config.data, config.data.trigger
     folder = run.project.folder / data.folder
@@ -46,65 +49,65 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     ]
     seen = [with_trigger(caption, trigger) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
     without = [", ".join(tag for tag in tags_of(caption) if tag != trigger) for caption in seen[:1]]
-    found = [trigger, *seen, *config.sample.prompts[:CAPTIONS], f"{trigger}, {ELSEWHERE}" if trigger else "", *without]
-    return list(dict.fromkeys(prompt for prompt in found if prompt))
+    prompts = [trigger, *seen, *config.sample.prompts[:CAPTIONS], f"{trigger}, {UNSEEN}" if trigger else "", *without]
+    return list(dict.fromkeys(prompt for prompt in prompts if prompt))
 
 
 class GridForm:
-    """The widget: `widget` is to be displayed; `axes()` and `paint()` are what it says now."""
+    """Display `widget`; `axes()` and `grid()` return what is chosen in it."""
 
     def __init__(self, run: Run):
         self.run, self.config = run, read_config(run)
         self.steps = run.lora_steps()
         names = [(say(label), name) for name, label in NAMES.items()]
-        look, prompts = self.config.sample, suggested(run, self.config)
+        sampling, prompts = self.config.sample, suggested(run, self.config)
         checkpoints = [(say("step {n}", n=step), step) for step in reversed(self.steps)]
-        checkpoints.append((say("without the LoRA"), OFF))
-        self.x = _field(ipywidgets.Dropdown(options=names, value="checkpoint"), say("columns"))
-        self.y = _field(ipywidgets.Dropdown(options=names, value="strength"), say("rows"))
-        self.every = _field(ipywidgets.IntSlider(self._spacing(), 1, max(2, len(self.steps))), say("every nth"))
-        self.off = _field(ipywidgets.Checkbox(True), say("LoRA off, too"))
-        self.strengths = _field(ipywidgets.Text("0.6, 0.8, 1"), say("strengths"))
-        self.prompts = _field(ipywidgets.Textarea("\n".join(prompts), rows=8), say("prompts"))
-        self.seeds = _field(ipywidgets.Text(", ".join(str(look.seed + i) for i in range(3))), say("seeds"))
-        self.checkpoint = _field(ipywidgets.Dropdown(options=checkpoints), say("checkpoint"))
-        self.strength = _field(ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.05), say("strength"))
-        self.prompt = _field(ipywidgets.Textarea((prompts[1:] or prompts or [""])[0], rows=3), say("prompt"))
-        self.seed = _field(ipywidgets.IntText(look.seed), say("seed"))
-        self.width = _field(ipywidgets.IntText(look.width), say("width, px"))
-        self.height = _field(ipywidgets.IntText(look.height), say("height, px"))
-        self.sampling = _field(ipywidgets.IntSlider(look.steps, 1, 100), say("sampling steps"))
-        self.told = ipywidgets.HTML()
-        self.values = {  # axis -> its fields, and those that hold instead when it is none
+        checkpoints.append((say("without LoRA"), OFF))
+        self.x = _field(ipywidgets.Dropdown(options=names, value="checkpoint"), say("Columns"))
+        self.y = _field(ipywidgets.Dropdown(options=names, value="strength"), say("Rows"))
+        self.every = _field(ipywidgets.IntSlider(self._spacing(), 1, max(2, len(self.steps))), say("Every nth"))
+        self.off = _field(ipywidgets.Checkbox(True), say("Also without LoRA"))
+        self.strengths = _field(ipywidgets.Text("0.6, 0.8, 1"), say("Strengths"))
+        self.prompts = _field(ipywidgets.Textarea("\n".join(prompts), rows=8), say("Prompts"))
+        self.seeds = _field(ipywidgets.Text(", ".join(str(sampling.seed + i) for i in range(3))), say("Seeds"))
+        self.checkpoint = _field(ipywidgets.Dropdown(options=checkpoints), say("Checkpoint"))
+        self.strength = _field(ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.05), say("Strength"))
+        self.prompt = _field(ipywidgets.Textarea((prompts[1:] or prompts or [""])[0], rows=3), say("Prompt"))
+        self.seed = _field(ipywidgets.IntText(sampling.seed), say("Seed"))
+        self.width = _field(ipywidgets.IntText(sampling.width), say("Width, px"))
+        self.height = _field(ipywidgets.IntText(sampling.height), say("Height, px"))
+        self.sampling_steps = _field(ipywidgets.IntSlider(sampling.steps, 1, 100), say("Sampling steps"))
+        self.summary = ipywidgets.HTML()
+        self.values = {  # axis -> its fields, and those that are shown instead while it is no axis
             "checkpoint": ([self.every, self.off], [self.checkpoint]),
             "strength": ([self.strengths], [self.strength]),
             "prompt": ([self.prompts], [self.prompt]),
             "seed": ([self.seeds], [self.seed]),
         }
         fields = [self.x, self.y, *(field for pair in self.values.values() for fields in pair for field in fields)]
-        fields += [self.width, self.height, self.sampling]
+        fields += [self.width, self.height, self.sampling_steps]
         for field in fields:
             field.observe(self._changed, "value")
-        self.widget = ipywidgets.VBox([*fields, self.told], layout=ipywidgets.Layout(max_width="720px"))
+        self.widget = ipywidgets.VBox([*fields, self.summary], layout=ipywidgets.Layout(max_width="720px"))
         self._changed(None)
 
     def axes(self) -> tuple[Axis, Axis]:
-        """Columns and rows. Raises ConfigError for what cannot be painted."""
+        """Columns and rows. Raises ConfigError for values that cannot be generated."""
         if self.x.value == self.y.value:
-            raise ConfigError(say("Columns and rows are the same; choose two that differ."))
+            raise ConfigError(say("Columns and rows are the same. Choose two different ones."))
         return self._axis(self.x.value), self._axis(self.y.value)
 
-    def paint(self) -> Painting:
-        """The grid, ready to be shown: `show_grid(choice.paint())`. Images that exist are kept.
+    def grid(self) -> ShownGrid:
+        """The grid, ready to be shown: `show_grid(choice.grid())`. Images that exist are kept.
 
-        Raises ConfigError for what cannot be painted.
+        Raises ConfigError for values that cannot be generated.
         """
         x, y = self.axes()
         sampling = replace(
             self.config.sample,
             width=self.width.value,
             height=self.height.value,
-            steps=self.sampling.value,
+            steps=self.sampling_steps.value,
             seed=self.seed.value,
         )
         events = grid(
@@ -117,14 +120,15 @@ class GridForm:
             strength=self.strength.value,
             name=f"{x.name}-{y.name}",
         )
-        return Painting(x, y, events)
+        return ShownGrid(x, y, events)
 
     def _spacing(self) -> int:
-        """So that no more than COLUMNS checkpoints are compared at first."""
+        """One checkpoint in so many is compared at first, which makes at most COLUMNS of them."""
         return max(1, -(-len(self.steps) // COLUMNS))
 
     def _axis(self, name: str) -> Axis:
-        if name == "checkpoint":  # counted from the newest, which is never left out
+        # Counted from the newest checkpoint, which is never left out.
+        if name == "checkpoint":
             chosen = self.steps[::-1][:: self.every.value][::-1]
             return Axis(name, (*([OFF] if self.off.value else []), *chosen))
         if name == "prompt":
@@ -141,38 +145,40 @@ class GridForm:
         try:
             x, y = self.axes()
         except UserError as error:
-            self.told.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
+            self.summary.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
             return
-        told = say(
-            "{x} columns × {y} rows = {n} images. Paint them in the next cell: {code}",
+        text = say(
+            "{x} columns × {y} rows = {n} images. Generate them in the next cell: {code}",
             x=len(x.values),
             y=len(y.values),
             n=len(x.values) * len(y.values),
-            code="show_grid(choice.paint())",
+            code="show_grid(choice.grid())",
         )
         columns = " · ".join(x.label(value) for value in x.values) if x.name != "prompt" else ""
-        self.told.value = (
-            f'<div style="line-height:1.5"><div>{html.escape(told)}</div>'
+        self.summary.value = (
+            f'<div style="line-height:1.5"><div>{html.escape(text)}</div>'
             f'<div style="color:{GREY}">{html.escape(columns)}</div></div>'
         )
 
 
-def _field(widget: Any, words: str) -> Any:
-    """A field as wide as the form, its words beside it."""
-    widget.description = words
+def _field(widget: Any, label: str) -> Any:
+    """A field as wide as the form, its label beside it."""
+    widget.description = label
     widget.style.description_width = "112px"
     widget.layout.width = "98%"
     return widget
 
 
 def _numbers(what: str, text: str, kind: type) -> list[float]:
-    """Numbers with commas between them, Chinese ones too. Raises ConfigError."""
-    found = []
+    """Numbers separated by commas, ASCII or Chinese. Raises ConfigError."""
+    numbers = []
     for part in text.replace("，", ",").split(","):
         try:
-            found.append(kind(part.strip()))
+            numbers.append(kind(part.strip()))
         except ValueError:
             raise ConfigError(
-                say("{what}: {part} is no number; write them like 1, 2, 3.", what=what, part=repr(part.strip()))
+                say(
+                    "{what}: {part} is not a number. Write numbers such as 1, 2, 3.", what=what, part=repr(part.strip())
+                )
             ) from None
-    return found
+    return numbers

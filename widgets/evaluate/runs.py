@@ -1,4 +1,4 @@
-"""The list of a project's runs: how far each is, and buttons to view it, go on with it, stop it, take its file."""
+"""The list of a project's runs: how far each is, with buttons to view, continue, stop and download it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from widgets.training.history import History
 from widgets.training.live import STATES, kept, render, trouble
 
 SIDE = 84  # px of the newest sample
-GOES_ON = ("new", "stopped", "failed", "cut")  # states in which a trainer can be started
+STARTABLE = ("new", "stopped", "failed", "cut")  # states in which a trainer can be started
 
 
 def runs(project: Project) -> None:
@@ -38,11 +38,12 @@ def runs(project: Project) -> None:
 def row(run: Run) -> str:
     """One run as HTML: newest sample, state, steps, loss and what is saved. Needs nothing but the run's folder."""
     history, (state, _), now = History(run.log).read_on(), jobs.history(run), time.time()
-    told = [say("step {step} / {steps}", step=history.step, steps=history.total)] if history.total else []
+    progress = [say("step {step} / {steps}", step=history.step, steps=history.total)] if history.total else []
     _, smooth = history.losses()
     loss = f"<span>{html.escape(say('loss'))} {number(smooth[-1][1], 4)} {spark(smooth)}</span>" if smooth else ""
-    dates = [*kept(run, history, now), say("last sign of life {span} ago", span=span(now - history.at))]
+    dates = [*kept(run, history, now), say("last activity {span} ago", span=span(now - history.at))]
     shown = _newest(run, history)
+    # "failed" and "cut" need attention
     colour = RED if state in ("failed", "cut") else BLUE
     return (
         f'<div style="max-width:{WIDTH}px;overflow:hidden;line-height:1.5;padding:6px 0">'
@@ -50,14 +51,14 @@ def row(run: Run) -> str:
         f'<div style="overflow:hidden"><div><b>{html.escape(run.name)}</b> · '
         f'<span style="color:{colour}">{html.escape(say(STATES[state]))}</span></div>'
         f'<div style="margin:3px 0">{bar(history.step / max(1, history.total), colour, 4)}</div>'
-        f"{facts(told)}{loss}{facts(dates) if history.at else ''}</div></div>"
+        f"{facts(progress)}{loss}{facts(dates) if history.at else ''}</div></div>"
     )
 
 
 def served(file: Path) -> str:
-    """The address at which this kernel's Jupyter server hands out a file, without its host; "" when it does not.
+    """The address of a file on this kernel's Jupyter server, without its host; "" when it serves no such file.
 
-    A link relative to the notebook would not do: JupyterLab opens what it points to instead of handing it over.
+    A link relative to the notebook would not do: JupyterLab opens the file instead of downloading it.
     """
     from IPython import get_ipython
 
@@ -65,17 +66,18 @@ def served(file: Path) -> str:
     connection = shell.config.get("IPKernelApp", {}).get("connection_file") if shell else None
     if not connection or "JPY_PARENT_PID" not in os.environ:
         return ""
-    told = Path(connection).parent / f"jpserver-{os.environ['JPY_PARENT_PID']}.json"
-    if not told.exists():
+    # Jupyter writes its address beside the kernels' connection files, named by its process id.
+    info = Path(connection).parent / f"jpserver-{os.environ['JPY_PARENT_PID']}.json"
+    if not info.exists():
         return ""
-    server = json.loads(told.read_text(encoding="utf-8"))
+    server = json.loads(info.read_text(encoding="utf-8"))
     if not file.is_relative_to(server["root_dir"]):
         return ""
     return f"{server['base_url']}files/{quote(file.relative_to(server['root_dir']).as_posix())}?download=1"
 
 
 def _newest(run: Run, history: History) -> str:
-    """The sample painted last, or an empty place."""
+    """The newest sample, or an empty frame."""
     for step in sorted(history.samples, reverse=True)[:1]:
         if source := thumbnail(run.folder / next(iter(history.samples[step].values())).image, SIDE):
             return f'<img src="{source}" style="width:{SIDE}px;border-radius:4px">'
@@ -84,7 +86,7 @@ def _newest(run: Run, history: History) -> str:
 
 
 class RunList:
-    """The widget: `widget` is to be displayed. A click changes what stands in it and draws nothing elsewhere."""
+    """Display `widget`. A click changes its content and shows nothing elsewhere: Colab drops output of callbacks."""
 
     def __init__(self, project: Project):
         self.project = project
@@ -97,23 +99,23 @@ class RunList:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the project again: new runs appear, figures are of now."""
-        found = self.project.runs()
-        for run in found:
+        """Read the project again: new runs appear, all figures are current."""
+        runs = self.project.runs()
+        for run in runs:
             if run.name not in self.rows:
                 self._add(run)
             self._draw(run)
         self.list.children = [
-            ipywidgets.VBox([self.rows[run.name], self._bar(list(self.buttons[run.name].values()))]) for run in found
+            ipywidgets.VBox([self.rows[run.name], self._bar(list(self.buttons[run.name].values()))]) for run in runs
         ]
-        empty = box(say("There are no runs in {folder} yet.", folder=self.project.folder), GREY)
-        self.message.value = trouble(self.project, time.time()) if found else empty
+        empty = box(say("No runs in {folder} yet.", folder=self.project.folder), GREY)
+        self.message.value = trouble(self.project, time.time()) if runs else empty
 
     def _add(self, run: Run) -> None:
         self.rows[run.name] = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
         self.buttons[run.name] = {
             "view": self._button(say("View"), "eye", partial(self.view, run)),
-            "go on": self._button(say("Continue"), "play", partial(self.go_on, run)),
+            "continue": self._button(say("Continue"), "play", partial(self.continue_run, run)),
             "stop": self._button(say("Stop"), "stop", partial(self.stop, run)),
             "download": self._button(say("Download newest LoRA"), "download", partial(self.download, run)),
         }
@@ -121,21 +123,22 @@ class RunList:
     def _draw(self, run: Run) -> None:
         state, buttons = jobs.history(run)[0], self.buttons[run.name]
         self.rows[run.name].value = row(run)
-        fits = {"go on": state in GOES_ON, "stop": state == "running", "download": bool(run.lora_steps())}
+        fits = {"continue": state in STARTABLE, "stop": state == "running", "download": bool(run.lora_steps())}
         for name, is_shown in fits.items():
             buttons[name].layout.display = "" if is_shown else "none"
-        buttons["go on"].description = say("Start") if state == "new" else say("Continue")
+        buttons["continue"].description = say("Start") if state == "new" else say("Continue")
 
     def view(self, run: Run) -> None:
-        """Show all of a run below the list, as it is now."""
+        """Show a run's whole view, as it is now, below the list."""
         self.detail.value = render(run)
 
-    def go_on(self, run: Run) -> None:
+    def continue_run(self, run: Run) -> None:
         """Train a run in the background."""
         jobs.start(run)
         self._say(
             say(
-                "{run} trains in the background now. Watch it with View, or live in a cell of its own: {code}",
+                "{run} is now training in the background. Click View to see it, or watch it live in another cell: "
+                "{code}",
                 run=run.name,
                 code=f'watch(project.run("{run.name}"))',
             )
@@ -145,27 +148,27 @@ class RunList:
     def stop(self, run: Run) -> None:
         """Ask a run's trainer to finish its step, save and stop."""
         jobs.stop(run)
-        self._say(say("{run} finishes its step, saves and stops; Refresh shows when it has.", run=run.name))
+        self._say(say("{run} will finish its step, save and stop. Click Refresh to see when it has.", run=run.name))
         self._draw(run)
 
     def download(self, run: Run) -> None:
-        """Hand over the newest exported file: as the browser's download where that is possible, else by its path."""
+        """Download the newest LoRA file in the browser where that is possible, else show its path."""
         file = run.lora_file(run.lora_steps()[-1])
-        self._say(say("The newest file: {file}", file=file))
+        self._say(say("Newest LoRA file: {file}", file=file))
         try:
             colab = importlib.import_module("google.colab.files")
         except ImportError:  # not in Colab
             if address := served(file):
-                words = html.escape(say("Download {name}", name=file.name))
-                self.message.value += f'<a href="{address}" download style="color:{BLUE}">{words}</a>'
+                text = html.escape(say("Download {name}", name=file.name))
+                self.message.value += f'<a href="{address}" download style="color:{BLUE}">{text}</a>'
         else:
             colab.download(str(file))
 
     def _say(self, text: str) -> None:
         self.message.value = box(text, BLUE)
 
-    def _button(self, words: str, icon: str, act: Callable[[], None]) -> ipywidgets.Button:
-        button = ipywidgets.Button(description=words, icon=icon, layout=ipywidgets.Layout(width="auto"))
+    def _button(self, label: str, icon: str, act: Callable[[], None]) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=label, icon=icon, layout=ipywidgets.Layout(width="auto"))
         button.on_click(partial(self._clicked, act))
         return button
 

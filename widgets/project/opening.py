@@ -21,6 +21,7 @@ from widgets import i18n, page
 from widgets.i18n import say
 from widgets.plain import plain_errors
 from widgets.project import preferences, summary
+from widgets.project.labels import labelled
 from widgets.project.preferences import Preferences
 
 FIRST_NAME = "my-lora"
@@ -37,7 +38,7 @@ def open_project(name: str = "", remote: str | Path | None = None) -> Project:
     From here on an error for people is a sentence in this notebook. Raises UserError for a name that cannot be a
     folder's.
     """
-    plain_errors()
+    plain_errors(labelled)
     view = DisplayHandle()
     view.display(HTML(""))
     place, warnings = _place(remote)

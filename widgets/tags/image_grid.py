@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import ipywidgets
 
-from widgets.clicks import Clicks, said
+from widgets.clicks import Clicks, sends
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, GREEN, aside
@@ -92,7 +92,7 @@ class ImageGrid:
         image = f'<img src="{source}" alt="" style="max-width:100%;max-height:100%;border-radius:4px;margin:0">'
         content = image if source else aside(say("unreadable"))
         return (
-            f'<div {said(["image", name])} data-number="{number}" title="{title}" style="position:relative;'
+            f'<div {sends(["image", name])} data-number="{number}" title="{title}" style="position:relative;'
             f'cursor:pointer;border-radius:6px;padding:3px;min-width:0"><div style="height:{SIDE}px;display:flex;'
             f'align-items:center;justify-content:center">{content}</div><div style="font-size:11px;line-height:1.4;'
             f'opacity:0.75;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"><b>{number}</b> '

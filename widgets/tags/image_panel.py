@@ -11,7 +11,7 @@ from lorakit.data.captions import tags_of
 from lorakit.tags.authors import PERSON
 from lorakit.tags.edits import Change
 from lorakit.tags.suspects import ABSENT
-from widgets.clicks import Clicks, said
+from widgets.clicks import Clicks, sends
 from widgets.data.thumbnails import LARGE, Thumbnails
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, aside
@@ -94,8 +94,8 @@ class ImagePanel:
         author = html.escape(say("person") if by == PERSON else by)
         return (
             '<div style="display:flex;gap:8px;align-items:center">'
-            f'<span {said(["remove", tag, name])} title="{html.escape(say("Remove"))}" style="cursor:pointer;'
-            f'padding:0 5px;opacity:0.7">✕</span><span {said(["tag", tag])} style="flex:1;cursor:pointer;'
+            f'<span {sends(["remove", tag, name])} title="{html.escape(say("Remove"))}" style="cursor:pointer;'
+            f'padding:0 5px;opacity:0.7">✕</span><span {sends(["tag", tag])} style="flex:1;cursor:pointer;'
             f'overflow-wrap:anywhere">{html.escape(tag)}</span><span style="opacity:0.65;font-size:11px;'
             'white-space:nowrap;overflow:hidden;text-overflow:ellipsis;max-width:12em" '
             f'title="{author}">{author}</span>{self._score_html(name, tag)}</div>'
@@ -125,7 +125,7 @@ class ImagePanel:
 
     def _pill(self, name: str, tag: str, score: float) -> str:
         return (
-            f'<span {said(["add", tag, name])} style="display:inline-block;cursor:pointer;border:1px solid #8886;'
+            f'<span {sends(["add", tag, name])} style="display:inline-block;cursor:pointer;border:1px solid #8886;'
             f'border-radius:10px;padding:0 8px;margin:2px">+ {html.escape(tag)} <span style="opacity:0.65">{score:.2f}'
             "</span></span>"
         )

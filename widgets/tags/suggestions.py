@@ -7,7 +7,7 @@ import html
 import ipywidgets
 
 from lorakit.tags.suspects import SUGGESTIONS, Suggestion, group, tags_for_trigger, tags_to_keep
-from widgets.clicks import Clicks, said
+from widgets.clicks import Clicks, sends
 from widgets.i18n import say
 from widgets.page import WIDTH, aside
 from widgets.tags.state import EditorState
@@ -61,7 +61,7 @@ class SuggestionsPanel:
 
     def _tag(self, suggestion: Suggestion) -> str:
         return (
-            f'<span {said(["tag", suggestion.tag])} title="{html.escape(_sentence(suggestion))}" style="cursor:pointer;'
+            f'<span {sends(["tag", suggestion.tag])} title="{html.escape(_sentence(suggestion))}" style="cursor:pointer;'
             f'display:inline-block">{html.escape(suggestion.tag)} <span style="opacity:0.65">{suggestion.count}</span>'
             "</span>"
         )

@@ -8,7 +8,7 @@ from collections import Counter
 import ipywidgets
 
 from lorakit.tags.suspects import ABSENT, SUSPICIOUS, SuspiciousTag
-from widgets.clicks import Clicks, said
+from widgets.clicks import Clicks, sends
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import WIDTH, aside
@@ -29,7 +29,7 @@ def sentence(suspect: SuspiciousTag) -> str:
 def link(message: list[str], label: str) -> str:
     """A small button in HTML that sends a message."""
     return (
-        f'<span {said(message)} style="cursor:pointer;border:1px solid #8886;border-radius:4px;padding:1px 8px;'
+        f'<span {sends(message)} style="cursor:pointer;border:1px solid #8886;border-radius:4px;padding:1px 8px;'
         f'white-space:nowrap">{html.escape(label)}</span>'
     )
 
@@ -93,13 +93,13 @@ class SuspectsPanel:
             fix = link(["remove", first.tag, *names], say("Remove"))
         return (
             f'<div style="{ROW}"><div style="display:flex;flex-wrap:wrap;gap:4px">{images}</div>'
-            f'<span {said(["tag", first.tag])} style="flex:1;min-width:120px;cursor:pointer;overflow-wrap:anywhere">'
+            f'<span {sends(["tag", first.tag])} style="flex:1;min-width:120px;cursor:pointer;overflow-wrap:anywhere">'
             f"{html.escape(sentence(first))}{more}</span>{fix}</div>"
         )
 
     def _image(self, name: str, source: str) -> str:
         number = self._state.numbers[name]
         return (
-            f'<img {said(["focus", name])} src="{source}" alt="{number}" title="{number} · {html.escape(name)}" '
+            f'<img {sends(["focus", name])} src="{source}" alt="{number}" title="{number} · {html.escape(name)}" '
             f'style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px;margin:0;cursor:pointer">'
         )

@@ -6,7 +6,7 @@ import html
 
 import ipywidgets
 
-from widgets.clicks import Clicks, said
+from widgets.clicks import Clicks, sends
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, aside
 from widgets.tags.state import EditorState, TagRow
@@ -57,7 +57,7 @@ class TagTable:
         # the count as a bar, from the right
         share = 100 * row.count / largest
         return (
-            f'<div {said(["tag", row.tag])} style="{style}{chosen}">'
+            f'<div {sends(["tag", row.tag])} style="{style}{chosen}">'
             f'<span style="flex:1;overflow-wrap:anywhere">{html.escape(row.tag)}</span>'
             f'<span style="color:{AMBER};white-space:nowrap" title="{html.escape(say("suspicious"))}">{suspects}</span>'
             f'<span style="opacity:0.65;width:2.4em;text-align:right" title="{html.escape(say("mean score"))}">{score}'

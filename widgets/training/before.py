@@ -1,4 +1,4 @@
-"""Before the start: what a run will be, what it needs, how long it takes and where it will be when a session ends."""
+"""Before training: the steps of a run, what it needs, how long it takes, and how far a session gets."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ from lorakit.run.memory import next_rung
 from lorakit.training.forecast import Disk, Forecast, StageForecast, forecast
 from lorakit.training.probe import Outlook, Probed, outlook, remembered
 from lorakit.training.probe import probe as try_steps
+from widgets.fields import value_text
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
 from widgets.plot import Curve, lines, number
+from widgets.project.labels import labelled
 
-REDRAW = 1.0  # s between two drawings at least
-BUCKETS, NOTES = 12, 20  # that are shown at most
-TIGHT_MEMORY = 0.95  # share of the memory from which on it is likely to run out
+REDRAW = 1.0  # s between two updates at least
+BUCKETS, NOTES = 12, 20  # shown at most
+TIGHT_MEMORY = 0.95  # share of the memory above which training is likely to run out of it
+# files that a run writes (see forecast.Written) -> their name
 FILES = {
-    "states": "saved states",
+    "states": "training states",
     "loras": "LoRA files",
     "samples": "samples",
-    "images": "encoded images",
-    "captions": "encoded captions",
+    "images": "cached images (latents)",
+    "captions": "cached captions (text encodings)",
 }
+# phases before the first step -> their name; others are part of these
 PHASES = {"start": "start", "load": "base model", "first step": "first step"}
+# what a probe is doing (see Progress) -> a line about it
 DOING = {
-    "start": "Starting: libraries, images, base model…",
-    "images": "Encoding images",
-    "captions": "Encoding captions",
-    "load": "Loading what is trained…",
-    "steps": "Trying real steps",
+    "start": "Starting: loading libraries, images and the base model…",
+    "images": "Caching images",
+    "captions": "Caching captions",
+    "load": "Loading the trained parts…",
+    "steps": "Measuring steps",
 }
 
 
 def before_training(what: Run | RunConfig, project: Project | None = None, hours: float = 3.0) -> None:
-    """Show what a run, or one of these settings in `project`, will be; `hours` is how long a session lasts.
+    """Show what training a run, or these settings in `project`, will need; a session lasts `hours`.
 
-    Below it a button that tries a few real steps, and a slider for the hours. Raises UserError for what cannot be
-    trained at all, such as a dataset without images.
+    Below it are a button that measures a few real steps, and a slider for the hours. Raises UserError for a run that
+    cannot be trained at all, such as one without images.
     """
     view = _View(what, project, hours)
     view.show()
@@ -53,14 +58,14 @@ def before_training(what: Run | RunConfig, project: Project | None = None, hours
 
 
 def probe(what: Run | RunConfig, project: Project | None = None, hours: float = 3.0) -> None:
-    """The same, and try a few real steps at once, in the foreground of the cell; the interrupt button ends that."""
+    """The same, and measure a few real steps at once in this cell; the interrupt button stops that."""
     view = _View(what, project, hours)
     view.show()
     view.probe()
 
 
 class _View:
-    """The display of one cell."""
+    """What one cell shows, and its controls."""
 
     def __init__(self, what: Run | RunConfig, project: Project | None, hours: float):
         self.run = what if isinstance(what, Run) else None
@@ -69,11 +74,11 @@ class _View:
         self.project = self.run.project if self.run else project
         self.config = read_config(self.run) if self.run else what
         self.hours, self.note = hours, ""
-        self.told = forecast(self.config, self.project, self.run)
+        self.forecast = forecast(self.config, self.project, self.run)
         self.probed = remembered(self.config, self.project)
 
     def html(self) -> str:
-        return render(self.told, self.config, self.probed, self.hours, self.note)
+        return render(self.forecast, self.config, self.probed, self.hours, self.note)
 
     def show(self) -> None:
         from IPython.display import HTML, display
@@ -85,15 +90,15 @@ class _View:
         from IPython.display import display
 
         wide = ipywidgets.Layout(width="auto")
-        again = say("Try the steps again") if self.probed else say("Try a few real steps")
-        button = ipywidgets.Button(description=again, layout=wide)
+        label = say("Measure again") if self.probed else say("Measure speed and memory")
+        button = ipywidgets.Button(description=label, layout=wide)
         slider = ipywidgets.FloatSlider(
             value=self.hours,
             min=0.5,
             max=24,
             step=0.5,
             readout_format=".1f",
-            description=say("hours a session"),
+            description=say("Hours per session"),
             style={"description_width": "initial"},
             layout=wide,
         )
@@ -116,45 +121,45 @@ class _View:
             button.disabled = False
 
     def probe(self) -> None:
-        """Try the steps, with a line that says what is being done."""
-        drawn = 0.0
+        """Measure the steps, with a line about what is being done."""
+        updated = 0.0
         try:
             for event in try_steps(self.config, self.project):
                 if isinstance(event, Probed):
                     self.probed, self.note = event, ""
-                elif time.monotonic() - drawn >= REDRAW:
-                    self.note, drawn = doing(event), time.monotonic()
+                elif time.monotonic() - updated >= REDRAW:
+                    self.note, updated = doing(event), time.monotonic()
                     self.draw()
-            self.told = forecast(self.config, self.project, self.run)  # what is encoded by now
+            self.forecast = forecast(self.config, self.project, self.run)  # images and captions are cached by now
         except KeyboardInterrupt:
-            self.note = box(say("Stopped. What was encoded is kept; nothing else was changed."), AMBER)
+            self.note = box(say("Stopped. The caches are kept; nothing else was changed."), AMBER)
         except UserError as error:
-            self.note = box(str(error), RED, say("The steps could not be tried"))
+            self.note = box(labelled(str(error)), RED, say("Measuring failed"))
         self.draw()
 
 
 def doing(event: Progress) -> str:
-    """One line on what a probe is doing."""
-    told = say(DOING[event.what])
+    """One line, as HTML, about what a probe is doing."""
+    text = say(DOING[event.what])
     if event.total > 1:
-        told = f"{told} {event.done} / {event.total}"
-    return f'<div style="margin:8px 0">{html.escape(told)}{bar(event.done / event.total)}</div>'
+        text = f"{text} {event.done} / {event.total}"
+    return f'<div style="margin:8px 0">{html.escape(text)}{bar(event.done / event.total)}</div>'
 
 
 # ---- the view --------------------------------------------------------------------------------------------------------
 
 
-def render(told: Forecast, config: RunConfig, probed: Probed | None = None, hours: float = 3.0, note: str = "") -> str:
-    """All of it as HTML; `note` is a piece of HTML of what goes on."""
+def render(plan: Forecast, config: RunConfig, probed: Probed | None = None, hours: float = 3.0, note: str = "") -> str:
+    """The whole view as HTML; `note` is a piece of HTML about a probe."""
     pieces = [
-        _headline(told),
-        *_time(told, config, probed, hours),
+        _headline(plan),
+        *_time(plan, config, probed, hours),
         note,
-        *(_stage(told, stage) for stage in told.stages),
-        _rates(told, config),
-        _preparation(told, config),
-        _disks(told),
-        _notes(told),
+        *(_stage(plan, stage) for stage in plan.stages),
+        _rates(plan, config),
+        _preparation(plan, config),
+        _disks(plan),
+        _notes(plan),
     ]
     style = f"max-width:{WIDTH}px;line-height:1.6;overflow-wrap:anywhere"
     return f'<div style="{style}">{"".join(pieces)}</div>'
@@ -165,31 +170,31 @@ def _section(title: str, body: str) -> str:
 
 
 def _row(label: str, text: str, share: float | None = None, colour: str = BLUE) -> str:
-    """A line: what it is, a small bar, figures; these are broken where there is no room."""
-    drawn = ""
+    """A line: a label, a small bar for `share` (0 to 1), a text that is broken where there is no room."""
+    filled = ""
     if share is not None:
-        drawn = f'<span style="display:inline-block;width:90px;margin-right:10px">{bar(share, colour)}</span>'
+        filled = f'<span style="display:inline-block;width:90px;margin-right:10px">{bar(share, colour)}</span>'
     return (
         f'<div style="overflow:hidden"><div style="float:left;width:126px;margin-right:10px;color:{GREY}">'
-        f'{html.escape(label)}</div><div style="overflow:hidden">{drawn}'
+        f'{html.escape(label)}</div><div style="overflow:hidden">{filled}'
         f'<span style="display:inline-block">{html.escape(text)}</span></div></div>'
     )
 
 
-def _headline(told: Forecast) -> str:
-    images = sum(stage.images for stage in told.stages)
-    steps = say("{n} steps", n=f"{told.steps:,}")
-    rest = [say("{n} epochs", n=told.epochs), say("{n} images seen", n=f"{images:,}")]
-    rest += [say("{n} steps are done", n=f"{told.done:,}")] if told.done else []
-    return f'<div style="font-size:20px;font-weight:bold">{html.escape(steps)}</div>{facts(rest)}'
+def _headline(plan: Forecast) -> str:
+    images = sum(stage.images for stage in plan.stages)
+    steps = say("{n} steps", n=f"{plan.steps:,}")
+    parts = [say("{n} epochs", n=plan.epochs), say("{n} images in total (with repeats)", n=f"{images:,}")]
+    parts += [say("{n} steps done", n=f"{plan.done:,}")] if plan.done else []
+    return f'<div style="font-size:20px;font-weight:bold">{html.escape(steps)}</div>{facts(parts)}'
 
 
-def _time(told: Forecast, config: RunConfig, probed: Probed | None, hours: float) -> Iterator[str]:
-    """What the probe told, in time and memory."""
+def _time(plan: Forecast, config: RunConfig, probed: Probed | None, hours: float) -> Iterator[str]:
+    """Time and memory, from the measured steps."""
     if probed is None:
-        yield aside(say("How long it takes and how much memory it needs is not known yet: try a few real steps."))
+        yield aside(say("Time and memory are not known yet. Measure a few steps to see them."))
         return
-    ahead = outlook(told, probed, hours)
+    expected = outlook(plan, probed, hours)
     share = probed.peak_memory_gb / probed.total_memory_gb
     is_tight = share > TIGHT_MEMORY
     memory = say("{peak} of {total} GB", peak=f"{probed.peak_memory_gb:.1f}", total=f"{probed.total_memory_gb:.1f}")
@@ -198,15 +203,17 @@ def _time(told: Forecast, config: RunConfig, probed: Probed | None, hours: float
     )
     speed = f"{span_of_step(probed.seconds_per_step)} · {say('{n} images/s', n=number(probed.images_per_second))}"
     body = [
-        _row(say("whole run"), _when(ahead)),
-        _row(say("a step"), speed),
+        _row(say("whole run"), _when(expected)),
+        _row(say("per step"), speed),
         _row(say("first step after"), f"{span(probed.seconds_to_first_step)} ({phases})"),
-        _row(say("most memory"), f"{memory}, {probed.device}", share, RED if is_tight else BLUE),
+        _row(say("peak memory"), f"{memory}, {probed.device}", share, RED if is_tight else BLUE),
     ]
-    yield _section(say("Time and memory"), "".join([_session(told, ahead, hours), *body]))
+    yield _section(say("Time and memory"), "".join([_session(plan, expected, hours), *body]))
     if is_tight and (rung := next_rung(config)):
-        settings = " ".join(f"{name}={str(value).lower()}" for name, value in rung.change(config).items())
-        yield box(f"{settings}\n{rung.name}: {rung.price}", AMBER, say("Memory may run out; this gives some back"))
+        # as in the form: labels of settings, labels of values
+        changes = rung.change(config)
+        settings = " · ".join(f"{labelled(name)} {value_text(value)}" for name, value in changes.items())
+        yield box(f"{settings}\n{rung.name}: {rung.price}", AMBER, say("Memory may run out. These settings save some"))
 
 
 def span_of_step(seconds: float) -> str:
@@ -218,73 +225,75 @@ def _when(ahead: Outlook) -> str:
     if ahead.sessions > 1:
         return say("{span} in {n} sessions", span=span(ahead.seconds), n=ahead.sessions)
     return say(
-        "{span}, until {clock} if it starts now", span=span(ahead.seconds), clock=clock(time.time() + ahead.seconds)
+        "{span}, until {clock} if started now", span=span(ahead.seconds), clock=clock(time.time() + ahead.seconds)
     )
 
 
-def _session(told: Forecast, ahead: Outlook, hours: float) -> str:
-    """Where the run is when the session ends, as a sentence and a bar."""
-    if ahead.step >= told.steps:
-        line = say("It will be finished within a session of {hours} h.", hours=f"{hours:g}")
+def _session(plan: Forecast, ahead: Outlook, hours: float) -> str:
+    """How far the run is when the session ends: a sentence and a bar."""
+    if ahead.step >= plan.steps:
+        line = say("It will finish within one session of {hours} h.", hours=f"{hours:g}")
     else:
         line = say(
-            "After {hours} h: step {step} of {steps}, {epochs} of {all} epochs done; {sessions} sessions in all.",
+            "After {hours} h: step {step} of {steps}, {epochs} of {all} epochs; {sessions} sessions in total.",
             hours=f"{hours:g}",
             step=f"{ahead.step:,}",
-            steps=f"{told.steps:,}",
+            steps=f"{plan.steps:,}",
             epochs=ahead.epochs,
-            all=told.epochs,
+            all=plan.epochs,
             sessions=ahead.sessions,
         )
-    return f'<div style="margin:4px 0 6px 0">{html.escape(line)}{bar(ahead.step / told.steps)}</div>'
+    return f'<div style="margin:4px 0 6px 0">{html.escape(line)}{bar(ahead.step / plan.steps)}</div>'
 
 
 # ---- data and steps --------------------------------------------------------------------------------------------------
 
 
-def _stage(told: Forecast, stage: StageForecast) -> str:
-    """Concept folders and sizes of a stage."""
+def _stage(plan: Forecast, stage: StageForecast) -> str:
+    """The folders of images and the bucket sizes of a stage."""
     title = say("Images and steps")
-    if len(told.stages) > 1:
+    if len(plan.stages) > 1:
         first = stage.last - stage.steps + 1
-        title = say("Stage of steps {first} to {last}", first=f"{first:,}", last=f"{stage.last:,}")
+        title = say("Stage: steps {first} to {last}", first=f"{first:,}", last=f"{stage.last:,}")
     rows = [
         _row(
-            say("steps an epoch"),
-            say("{n}, each of up to {batch} images", n=stage.steps_per_epoch, batch=stage.batch),
+            say("steps per epoch"),
+            say("{n} (batch size {batch})", n=stage.steps_per_epoch, batch=stage.batch),
         )
     ]
     for concept in stage.concepts:
-        name = concept.name or say("data folder")
+        name = concept.name or say("dataset folder")
         counted = say("{n} images × {repeats}", n=concept.images, repeats=concept.repeats)
         rows.append(_row(name, f"{counted} · {say('regularization')}" if concept.is_reg else counted))
+    # the largest bucket has a full bar
     most = max(bucket.samples for bucket in stage.buckets)
     ordered = sorted(stage.buckets, key=lambda bucket: -bucket.samples)
     for bucket in ordered[:BUCKETS]:
         figures = [say("{n} images", n=bucket.images)]
-        figures += [say("{n} enlarged", n=bucket.enlarged)] if bucket.enlarged else []
-        figures += [say("{n} lose an edge", n=bucket.cropped)] if bucket.cropped else []
+        figures += [say("{n} upscaled", n=bucket.enlarged)] if bucket.enlarged else []
+        figures += [say("{n} cropped", n=bucket.cropped)] if bucket.cropped else []
         rows.append(_row(f"{bucket.size[0]} × {bucket.size[1]} px", " · ".join(figures), bucket.samples / most))
     if len(ordered) > BUCKETS:
         rows.append(aside(say("and {n} more sizes", n=len(ordered) - BUCKETS)))
     return _section(title, "".join(rows))
 
 
-def _rates(told: Forecast, config: RunConfig) -> str:
-    curve = Curve("", [(step, rate) for step, rate in enumerate(told.lr, 1)])
-    ends = tuple(float(stage.last) for stage in told.stages[:-1])
-    drawn = lines([curve], title=say("learning rate"), x_label=say("step"), marks=(*ends, float(told.done)), height=140)
+def _rates(plan: Forecast, config: RunConfig) -> str:
+    curve = Curve("", [(step, rate) for step, rate in enumerate(plan.lr, 1)])
+    # a mark where each stage ends, and one where the run is
+    ends = tuple(float(stage.last) for stage in plan.stages[:-1])
+    plot = lines([curve], title=say("learning rate"), x_label=say("step"), marks=(*ends, float(plan.done)), height=140)
     if OPTIMIZERS[config.optimizer.name].adapts_rate:
-        drawn += aside(say("This optimizer finds the learning rate itself; the curve is a factor on it."))
-    return drawn
+        plot += aside(say("This optimizer finds the learning rate itself; the curve is a factor on it."))
+    return plot
 
 
-def _notes(told: Forecast) -> str:
-    if not told.notes:
+def _notes(plan: Forecast) -> str:
+    if not plan.notes:
         return ""
-    items = "".join(f"<div>{html.escape(note)}</div>" for note in told.notes[:NOTES])
-    more = aside(say("and {n} more", n=len(told.notes) - NOTES)) if len(told.notes) > NOTES else ""
-    title = html.escape(say("{n} notes on the images", n=len(told.notes)))
+    items = "".join(f"<div>{html.escape(note)}</div>" for note in plan.notes[:NOTES])
+    more = aside(say("and {n} more", n=len(plan.notes) - NOTES)) if len(plan.notes) > NOTES else ""
+    title = html.escape(say("{n} notes on the images", n=len(plan.notes)))
     return (
         f'<details style="margin:14px 0 0 0"><summary style="cursor:pointer;color:{AMBER}">{title}</summary>'
         f'<div style="font-size:12px;margin:4px 0 0 16px">{items}{more}</div></details>'
@@ -294,53 +303,53 @@ def _notes(told: Forecast) -> str:
 # ---- what it needs ---------------------------------------------------------------------------------------------------
 
 
-def _preparation(told: Forecast, config: RunConfig) -> str:
-    rows = [_row(say("precision"), precision(told))]
-    if told.weights is not None:
-        count = say("{n} numbers", n=f"{told.weights:,}")
+def _preparation(plan: Forecast, config: RunConfig) -> str:
+    rows = [_row(say("precision"), precision(plan))]
+    if plan.weights is not None:
+        count = say("{n} parameters", n=f"{plan.weights:,}")
         rows.append(_row(say("trained"), f"{count}, {config.adapter.type}, rank {config.adapter.rank}"))
-    for label, cached in ((say("images"), told.images), (say("captions"), told.texts)):
+    for label, cached in ((say("images"), plan.images), (say("captions"), plan.texts)):
         if cached is not None and cached.total:
-            there = say("{there} of {total} encoded already", there=cached.there, total=cached.total)
+            there = say("{there} of {total} cached", there=cached.there, total=cached.total)
             rows.append(_row(label, there, cached.there / cached.total))
-    return _section(say("Base and preparation"), "".join(rows) + (box(told.unknown, AMBER) if told.unknown else ""))
+    return _section(say("Base model and caches"), "".join(rows) + (box(plan.unknown, AMBER) if plan.unknown else ""))
 
 
-def precision(told: Forecast) -> str:
-    """Which precision, and why."""
-    if told.asked_precision != "auto":
-        return say("{precision}, as was chosen", precision=told.precision)
-    if told.capability is None:
-        return say("{precision}: there is no GPU here", precision=told.precision)
-    fields = {"precision": told.precision, "device": told.device, "capability": "{}.{}".format(*told.capability)}
-    if told.capability >= (8, 0):
-        return say("{precision}: {device} computes in it (compute capability {capability})", **fields)
-    return say("{precision}: {device} has no fast bf16 (compute capability {capability}, 8.0 is needed)", **fields)
+def precision(plan: Forecast) -> str:
+    """The precision, and why it is that."""
+    if plan.asked_precision != "auto":
+        return say("{precision} (set by hand)", precision=plan.precision)
+    if plan.capability is None:
+        return say("{precision}: no GPU found", precision=plan.precision)
+    fields = {"precision": plan.precision, "device": plan.device, "capability": "{}.{}".format(*plan.capability)}
+    if plan.capability >= (8, 0):
+        return say("{precision}: supported by {device} (compute capability {capability})", **fields)
+    return say("{precision}: {device} has no fast bf16 (compute capability {capability}; bf16 needs 8.0)", **fields)
 
 
-def _disks(told: Forecast) -> str:
-    if not told.written:
-        return _section(say("Disk space"), aside(say("Not known until the base is there.")))
+def _disks(plan: Forecast) -> str:
+    if not plan.written:
+        return _section(say("Disk space"), aside(say("Known once the base model is downloaded.")))
     rows = [
         _row(say(FILES[row.what]), f"{row.count} × {size(row.each)} = {size(row.count * row.each)}")
-        for row in told.written
+        for row in plan.written
         if row.count
     ]
-    return _section(say("Disk space"), "".join(rows) + "".join(map(_disk, told.disks)))
+    return _section(say("Disk space"), "".join(rows) + "".join(map(_disk, plan.disks)))
 
 
 def _disk(disk: Disk) -> str:
     label = say("remote copy") if disk.is_remote else say("on this machine")
     if disk.free is None:
-        return _row(label, say("{needed} more; how much is free is not known", needed=size(disk.needed)))
+        return _row(label, say("{needed} needed; free space unknown", needed=size(disk.needed)))
     colour = RED if disk.is_tight else BLUE
-    told = say("{needed} more of {free} free", needed=size(disk.needed), free=size(disk.free))
-    drawn = _row(label, told, disk.needed / max(1, disk.free), colour)
+    text = say("{needed} needed, {free} free", needed=size(disk.needed), free=size(disk.free))
+    row = _row(label, text, disk.needed / max(1, disk.free), colour)
     if disk.is_tight:
-        title = say("It will not fit") if disk.needed > disk.free else say("It will hardly fit")
-        cure = say(
-            "Make room in {folder}, or write less: save.every_epochs and sample.every_epochs say how often.",
+        title = say("Not enough disk space") if disk.needed > disk.free else say("Disk space is tight")
+        advice = say(
+            "Free some space in {folder}, or save LoRA files and generate samples less often.",
             folder=disk.folder,
         )
-        drawn += box(cure, RED, title)
-    return drawn
+        row += box(advice, RED, title)
+    return row

@@ -1,4 +1,4 @@
-"""Going on with a run: resume it, give it more epochs, or start a new run from its weights; what each of them means."""
+"""Continue a run: resume it, add epochs, or start a new run from its weights, each shown before it is done."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from lorakit.training import jobs
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, GREY, RED, WIDTH, aside, box
 from widgets.plot import Curve, lines, number
+from widgets.project.labels import labelled
 
-STAGE = "stage"  # beside extend.WAYS
+STAGE = "stage"  # a way besides those of extend.WAYS: a further stage with settings of its own
 WAYS = (*extend.WAYS, STAGE)
-FLAT = 0.02  # share of the highest rate below which steps change next to nothing
+FLAT = 0.02  # share of the highest learning rate below which a step changes almost nothing
 
 
 def more_epochs(run: Run, epochs: int, way: str = "") -> None:
-    """Show what `epochs` epochs in all could mean for a run: an image, a sentence and a button for each way.
+    """Show the ways to train a run for `epochs` epochs in total: a plot, a sentence and a button for each.
 
-    With `way` (stretch, hold, stage) it is done at once. Train the run afterwards to go on. For a run of several stages
-    epochs are those of its last one. Epochs that are done or planned already are told, and nothing happens.
+    With `way` ("stretch", "hold", "stage") it is done at once. Train the run afterwards. In a run of several stages
+    the epochs are those of its last stage. Nothing happens where as many are done or planned already.
     """
     from IPython.display import display
 
@@ -50,24 +51,24 @@ def more_epochs(run: Run, epochs: int, way: str = "") -> None:
 
 
 def ways(run: Run, epochs: int) -> tuple[str, ...]:
-    """What can be done for that many epochs. Raises NothingToDo when there is nothing."""
+    """The ways to so many epochs. Raises NothingToDo where as many are done or planned already."""
     extend.more_epochs(run, epochs, "hold")
-    return WAYS if _further(run, epochs) > 0 else extend.WAYS  # fewer than planned are no new stage
+    return WAYS if _further(run, epochs) > 0 else extend.WAYS  # fewer than planned need no stage
 
 
 def continue_run(run: Run) -> None:
-    """Two buttons with two names: resume this run, and start a new run from its weights."""
+    """Show two buttons: resume this run, or start a new run from its weights."""
     from IPython.display import display
 
     answer, buttons = ipywidgets.HTML(), []
-    name = ipywidgets.Text(value=_free_name(run), description=say("new name"), layout=ipywidgets.Layout(width="280px"))
+    name = ipywidgets.Text(value=_free_name(run), description=say("New name"), layout=ipywidgets.Layout(width="280px"))
     resume = _button(say("Resume this run"), lambda: _resume(run), answer, buttons)
     begin = _button(
-        say("Start a new run from these weights"), lambda: _told_new(new_run_from(run, name.value)), answer, buttons
+        say("Start a new run from these weights"), lambda: _about_new(new_run_from(run, name.value)), answer, buttons
     )
     about = (
-        say("All of its state goes on: steps, optimizer, learning rate. It ends as if it had never been cut."),
-        say("Only the newest LoRA file is taken over; steps, optimizer and learning rate begin anew."),
+        say("Steps, optimizer and learning rate continue. The result is the same as without a break."),
+        say("Starts from the newest LoRA file; steps, optimizer and learning rate start over."),
     )
     first = [ipywidgets.HBox([resume]), ipywidgets.HTML(aside(about[0]))]
     second = [ipywidgets.HBox([begin]), name, ipywidgets.HTML(aside(about[1]))]
@@ -75,17 +76,19 @@ def continue_run(run: Run) -> None:
 
 
 def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -> Run:
-    """A new run called `name` that starts from the weights of `source`: a run's newest LoRA file, or any file.
+    """Create the run `name`, which starts from the weights of `source`: a run's newest LoRA file, or any LoRA file.
 
     Its other settings are those of the run, or of `like` where `source` is a file. Raises UserError when the run has
-    no file yet, has begun under that name, or the file cannot be held.
+    no LoRA file yet, when a run of that name has trained, or when the file does not fit these settings.
     """
     model = source if isinstance(source, Run) else like
     if model is None:
-        raise UserError("Whose settings shall the new run have? new_run_from(file, name, like=a run of the project).")
+        raise UserError(
+            "A file has no settings: name a run of the project that has, new_run_from(file, name, like=run)."
+        )
     if isinstance(source, Run):
         if not (steps := source.lora_steps()):
-            raise UserError(f"Run {source.name!r} has exported no LoRA file yet; train it up to its first one.")
+            raise UserError(f"Run {source.name!r} has no LoRA file yet. Train it until it saves the first one.")
         source = source.lora_file(steps[-1])
     run = model.project.run(name)
     settings = {part: values for part, values in settings_of(model).items() if part != "stages"}
@@ -93,25 +96,25 @@ def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -
     return run
 
 
-# ---- what is shown ---------------------------------------------------------------------------------------------------
+# ---- as HTML --------------------------------------------------------------------------------------------------------
 
 
 def render_title(run: Run, epochs: int) -> str:
-    """Of which run, and how far it is."""
-    told = say("{epochs} epochs for run {name}, which has {done} steps behind it", **_fields(run, epochs))
+    """The run, the epochs in total, and how far it is."""
+    text = say("{epochs} epochs in total for run {name} ({done} steps done)", **_fields(run, epochs))
     if read_config(run).stages:
-        told += f" · {say('epochs of its last stage alone')}"
-    return f'<div style="font-weight:bold;max-width:{WIDTH}px">{html.escape(told)}</div>'
+        text += f" · {say('counts epochs of the last stage only')}"
+    return f'<div style="font-weight:bold;max-width:{WIDTH}px">{html.escape(text)}</div>'
 
 
 def render(run: Run, epochs: int, way: str) -> str:
-    """One way as HTML: the old learning rate, the new one, and what that means."""
+    """One way: a plot of the old and the new learning rate, and what the way does."""
     old, new = _curve(run, read_config(run)), _curve(run, planned(run, epochs, way))
     done = saved_step(run)
-    drawn = lines(
+    plot = lines(
         [
-            Curve(say("planned until now"), list(enumerate(old, 1)), GREY, dashed=True),
-            Curve(say("from now on"), list(enumerate(new, 1))),
+            Curve(say("current plan"), list(enumerate(old, 1)), GREY, dashed=True),
+            Curve(say("new plan"), list(enumerate(new, 1))),
         ],
         title=_name(way),
         x_label=say("step"),
@@ -119,16 +122,16 @@ def render(run: Run, epochs: int, way: str) -> str:
         height=130,
     )
     pieces = [
-        drawn,
+        plot,
         f'<div style="max-width:{WIDTH}px;line-height:1.5">{html.escape(_meaning(run, epochs, way, old))}</div>',
     ]
     if way == "hold" and old[-1] < FLAT * max(old):
-        pieces.append(box(say("That is next to nothing: the further epochs would hardly change anything."), AMBER))
+        pieces.append(box(say("That is close to zero: more epochs would hardly change anything."), AMBER))
     return "".join(pieces)
 
 
 def planned(run: Run, epochs: int, way: str) -> RunConfig:
-    """The config that a way would give the run; nothing is written. Raises ConfigError for another way."""
+    """The config that a way would give the run; nothing is saved. Raises ConfigError for an unknown way."""
     if way == STAGE:
         return extend.with_stage(run, _overrides(run, epochs))
     return extend.more_epochs(run, epochs, way)
@@ -144,11 +147,15 @@ def _name(way: str) -> str:
 
 def _meaning(run: Run, epochs: int, way: str, old: list[float]) -> str:
     if way == "stretch":
-        return say("The curve is planned anew over all {epochs} epochs: it comes down later.", **_fields(run, epochs))
+        return say(
+            "The learning rate curve is stretched over all {epochs} epochs, so it falls later.", **_fields(run, epochs)
+        )
     if way == "hold":
-        return say("The curve stays as it is, and its last value, {rate}, is held to the end.", rate=number(old[-1]))
+        return say("The learning rate stays at its last value, {rate}, until the end.", rate=number(old[-1]))
     n = _further(run, epochs)
-    return say("What was planned is trained to its end; then {n} epochs follow with a curve of their own.", n=n)
+    return say(
+        "The current plan is trained to its end; then {n} epochs follow with their own learning rate curve.", n=n
+    )
 
 
 def _fields(run: Run, epochs: int) -> dict[str, object]:
@@ -156,7 +163,7 @@ def _fields(run: Run, epochs: int) -> dict[str, object]:
 
 
 def _further(run: Run, epochs: int) -> int:
-    """Epochs beyond those that the last stage has; below 1 when there are none."""
+    """Epochs beyond those of the last stage; 0 or less when it has as many already."""
     config = read_config(run)
     per_epoch = extend.steps_per_epoch(run, config)
     return math.ceil(epochs - stage_steps(config, per_epoch)[-1] / per_epoch[-1])
@@ -166,34 +173,34 @@ def _overrides(run: Run, epochs: int) -> dict[str, dict[str, int]]:
     return {"loop": {"epochs": _further(run, epochs)}}
 
 
-# ---- what is done ----------------------------------------------------------------------------------------------------
+# ---- actions --------------------------------------------------------------------------------------------------------
 
 
 def _do(run: Run, epochs: int, way: str) -> str:
-    """Do it, and say so in HTML."""
+    """Extend the run, and return a message about it as HTML."""
     if way == STAGE:
-        ways(run, epochs)  # refuses what is done or planned
+        ways(run, epochs)  # raises NothingToDo
         config = extend.add_stage(run, _overrides(run, epochs))
     else:
         config = extend.extend_run(run, epochs, way)
     steps = sum(stage_steps(config, extend.steps_per_epoch(run, config)))
-    told = say(
-        "{way}: run {name} has {steps} steps now. Train it to go on.", way=_name(way), name=run.name, steps=steps
+    text = say(
+        "{way}: run {name} now has {steps} steps. Train it to continue.", way=_name(way), name=run.name, steps=steps
     )
-    return box(told, GREEN)
+    return box(text, GREEN)
 
 
 def _resume(run: Run) -> str:
     if jobs.start(run):
-        return box(say("Run {name} goes on. Its own cell shows how.", name=run.name), GREEN)
-    return box(say("Run {name} is being trained already.", name=run.name), AMBER)
+        return box(say("Run {name} is training. Watch it in the training cell.", name=run.name), GREEN)
+    return box(say("Run {name} is already training.", name=run.name), AMBER)
 
 
-def _told_new(run: Run) -> str:
-    told = say(
-        "Run {name} is made. Write that name into the form's first field, then run the training cell.", name=run.name
+def _about_new(run: Run) -> str:
+    text = say(
+        "Run {name} is ready. Enter that name in the form's first field, then run the training cell.", name=run.name
     )
-    return box(told, GREEN)
+    return box(text, GREEN)
 
 
 def _free_name(run: Run) -> str:
@@ -202,10 +209,10 @@ def _free_name(run: Run) -> str:
 
 
 def _button(
-    text: str, act: Callable[[], str], answer: ipywidgets.HTML, buttons: list[ipywidgets.Button]
+    label: str, act: Callable[[], str], answer: ipywidgets.HTML, buttons: list[ipywidgets.Button]
 ) -> ipywidgets.Button:
-    """A button that does something once and shows what came of it; then all `buttons` are off."""
-    button = ipywidgets.Button(description=text, layout=ipywidgets.Layout(width="auto", min_width="160px"))
+    """A button, added to `buttons`, that shows the message of `act` in `answer`; after a success all are disabled."""
+    button = ipywidgets.Button(description=label, layout=ipywidgets.Layout(width="auto", min_width="160px"))
     buttons.append(button)
 
     def on_click(_: ipywidgets.Button) -> None:
@@ -214,7 +221,7 @@ def _button(
             for each in buttons:
                 each.disabled = True
         except UserError as error:
-            answer.value = box(str(error), RED)
+            answer.value = box(labelled(str(error)), RED)
 
     button.on_click(on_click)
     return button
