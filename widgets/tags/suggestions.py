@@ -61,7 +61,8 @@ class SuggestionsPanel:
 
     def _tag(self, suggestion: Suggestion) -> str:
         return (
-            f'<span {sends(["tag", suggestion.tag])} title="{html.escape(_sentence(suggestion))}" style="cursor:pointer;'
+            f'<span {sends(["tag", suggestion.tag])} title="{html.escape(_sentence(suggestion))}" '
+            f'style="cursor:pointer;'
             f'display:inline-block">{html.escape(suggestion.tag)} <span style="opacity:0.65">{suggestion.count}</span>'
             "</span>"
         )
