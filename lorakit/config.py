@@ -77,7 +77,8 @@ def part(
 ) -> Any:
     """A field that holds another Config.
 
-    With `variants`, the value of the part's own field `tag` chooses its class (a model family owns its Config).
+    With `variants`, the value of the part's own field `tag` chooses its class (a model family owns its Config). A
+    `config_class` beside it is the class they all derive from; its own default of `tag` holds where none is given.
     A `free` part may change between the sessions of one run: it does not decide the result.
     """
     described = {"help": help, "tag": tag, "variants": variants, "free": free}
@@ -283,11 +284,12 @@ def _unknown(name: str, config_class: type[Config], path: str) -> str:
 def _parse(value: Any, f: dataclasses.Field, wanted: Any, path: str) -> Any:
     if "variants" in f.metadata:
         inner = wanted
-        if f.metadata["variants"]:
+        if f.metadata["variants"] and isinstance(value, dict):
             tag = f.metadata["tag"]
-            if not isinstance(value, dict) or tag not in value:
+            usual = getattr(wanted, tag, None)
+            if tag not in value and usual is None:
                 raise ConfigError(f"{path}.{tag} is missing: it says which kind of {path} this is.")
-            inner = f.metadata["variants"](value[tag])
+            inner = f.metadata["variants"](value.get(tag, usual))
         return from_dict(inner, value, path + ".")
     if isinstance(value, list):
         return tuple(value)

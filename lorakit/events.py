@@ -58,7 +58,7 @@ class Saved(Event):
     step: int
     state: str
     lora: str
-    matched: str  # "192/192": how many modules of the file were found again when it was read back
+    matched: str  # modules of the file, "" without one; earlier versions wrote "192/192"
 
 
 @dataclass(frozen=True, kw_only=True)

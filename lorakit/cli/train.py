@@ -18,7 +18,7 @@ from lorakit.training.status import project_status
 LINES = {
     events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
     events.Progress: "encoding {what}: {done} of {total}",
-    events.Saved: "saved step {step}  {lora}  {matched}",
+    events.Saved: "saved step {step}  {lora}",
     events.Sampled: "sample {image}",
     events.Warned: "! {text}",
     events.Stopped: "stopped after step {step}: {reason}",

@@ -47,8 +47,8 @@ class Generator:
             self.precision.name,
         ]
 
-    def use(self, checkpoint: int | str, strength: float = 1.0) -> str:
-        """Put a checkpoint's file (a step, or OFF) on the model; returns "matched/all" modules.
+    def use(self, checkpoint: int | str, strength: float = 1.0) -> int:
+        """Put a checkpoint's file (a step, or OFF) on the model; returns the adapter's number of modules.
 
         Raises ProjectError when there is no such file and LoraFileError when it does not fit.
         """
@@ -61,7 +61,7 @@ class Generator:
             self._adapter.load(export.weights(lora_file(self.run, checkpoint), self._adapter, self.model))
             self._checkpoint = checkpoint
         self._adapter.set_strength(0.0 if checkpoint == OFF else strength)
-        return f"{len(self._adapter.layers)}/{len(self._adapter.layers)}"
+        return len(self._adapter.layers)
 
     def read(self, prompts: list[str]) -> None:
         """Encode all prompts that are going to be painted, then let go of what encoded them, as training does."""
@@ -100,15 +100,15 @@ def lora_file(run: Run, step: int) -> Path:
     return run.lora_file(step)
 
 
-def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, str]:
-    """Load a step's file into the base once more, then copy it out; returns the copy and "matched/all".
+def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, int]:
+    """Load a step's file into the base once more, then copy it out; returns the copy and its number of modules.
 
     `target` is a file name in .safetensors, or a folder; folders that are not there are made.
     """
     file = lora_file(run, step)
-    matched = Generator(run).use(step)
+    modules = Generator(run).use(step)
     target = Path(target)
     if target.suffix != file.suffix:
         target = target / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copy2(file, target)), matched
+    return Path(shutil.copy2(file, target)), modules

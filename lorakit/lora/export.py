@@ -14,24 +14,23 @@ if TYPE_CHECKING:
     import torch
 
     from lorakit.lora.adapter import Adapter
-    from lorakit.lora.kinds import Change
+    from lorakit.lora.change import Change
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, form: str) -> str:
-    """Write the adapter in a form of LoRA files (see `lora_file.pack`) and prove the file.
+def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, form: str) -> int:
+    """Write the adapter in a form of LoRA files (`kohya` or `comfy`), prove the file, and return its number of modules.
 
-    Returns "matched/all" modules, e.g. "192/192". Raises LoraFileError, and leaves no file, when a number is not finite
-    or the file does not hold what was trained.
+    dtype     a key of DTYPES
+    metadata  texts by name, for the file's header
+
+    Raises LoraFileError, and leaves no file, when a number is not finite or the file does not hold what was trained.
     """
     import torch
     from safetensors.torch import save
 
-    tensors: dict[str, torch.Tensor] = {}
-    for key, (down, up) in adapter.pairs():
-        name = model.names(*key)[form]
-        tensors |= lora_file.pack(form, name, down, up, adapter.config.scale, getattr(torch, DTYPES[dtype]))
+    tensors = packed(adapter, model, dtype, form, "cpu")
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise LoraFileError(
@@ -39,74 +38,88 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     part_file = file.with_suffix(".part")
-    with open(part_file, "wb") as written:  # not by save_file, whose files nobody else may read, such as a webui's user
-        written.write(save(tensors, metadata))
-        written.flush()
-        os.fsync(written.fileno())
+    # save_file would make a file that only its owner may read, and a webui may run as another user
+    with open(part_file, "wb") as opened:
+        opened.write(save(tensors, metadata))
+        opened.flush()
+        os.fsync(opened.fileno())
     try:
-        matched = prove(part_file, adapter, model, dtype)
+        modules = prove(part_file, adapter, model, dtype)
     except LoraFileError:
         part_file.unlink()
         raise
     os.replace(part_file, file)
-    return matched
+    return modules
 
 
-def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> str:
-    """Read a file back and compare each module's change with the trained one; returns "matched/all".
+def packed(adapter: Adapter, model: Any, dtype: str, form: str, device: str) -> dict[str, torch.Tensor]:
+    """All tensors of the adapter's LoRA file by name, on a device; on "meta" they have their shapes alone."""
+    import torch
 
-    Compared are the factors of alpha / rank * B A, number by number: A, and alpha / rank * B, wherever the file has the
-    scale. A number x may be off by r |x| for the rounding, or by the dtype's smallest number (times the scale, if that
-    is above 1): r = 2^-21 for float32's rounding of the scale, and for fp16 2^-11, for bf16 2^-8 more. Each number of
-    the change, a sum of `rank` products, is then off by about 2 r times the sum of their sizes at most. Raises
-    LoraFileError when a module is missing, left over, of another rank, or off by more.
+    tensors: dict[str, torch.Tensor] = {}
+    for key, trained in adapter.modules():
+        module = model.names(*key)[form]
+        moved = {role: tensor.detach().to(device) for role, tensor in trained.items()}
+        tensors |= adapter.variant.pack(form, module, moved, adapter.config.scale, getattr(torch, DTYPES[dtype]))
+    return tensors
+
+
+def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> int:
+    """Read a file back, compare each module's change with the trained one, and return the number of modules.
+
+    Compared are the factors of the change, number by number, with alpha / rank in the factor that takes it, wherever
+    the file has the scale; of plain LoRA A, and alpha / rank * B. A number x may be off by r |x| for the rounding, or by
+    the dtype's smallest number (times the scale, if that is above 1): r = 2^-21 for float32's rounding of the scale,
+    and for fp16 2^-11, for bf16 2^-8 more. Each number of plain LoRA's change, a sum of `rank` products, is then off by
+    about 2 r times the sum of their sizes at most. Raises LoraFileError when a module is missing, left over, of another
+    rank, or off by more.
     """
     import torch
 
     changes = _read(file, adapter, model)
-    kind, scale = torch.finfo(getattr(torch, DTYPES[dtype])), adapter.config.scale
-    relative, absolute = kind.eps / 2 + 2**-21, kind.smallest_normal * kind.eps
-    for key, (down, up) in adapter.pairs():
-        stored = {role: tensor.float() for role, tensor in changes[key].tensors.items()}
-        sides = (
-            (stored["down"], down, absolute),
-            (changes[key].scale * stored["up"], scale * up, absolute * max(1, scale)),
-        )
-        for found, trained, least in sides:
-            found, trained = found.flatten(1), trained.flatten(1)
-            # NaN is never close
-            if found.shape != trained.shape or not torch.allclose(found, trained, rtol=relative, atol=least):
+    limits, scale = torch.finfo(getattr(torch, DTYPES[dtype])), adapter.config.scale
+    relative, absolute = limits.eps / 2 + 2**-21, limits.smallest_normal * limits.eps
+    for key, own in adapter.modules():
+        for role, weight in own.items():
+            stored, trained, least = changes[key].tensors[role].float(), weight.detach().cpu(), absolute
+            if role == adapter.variant.scaled_role(own):
+                stored, trained, least = changes[key].scale * stored, scale * trained, absolute * max(1, scale)
+            stored, trained = stored.flatten(1), trained.flatten(1)
+            # allclose is false for NaN
+            if stored.shape != trained.shape or not torch.allclose(stored, trained, rtol=relative, atol=least):
                 raise LoraFileError(f"{file.name}: the change of {key[1]} is not the trained one.")
-    return f"{len(changes)}/{len(adapter.layers)}"
+    return len(changes)
 
 
 def weights(file: Path, adapter: Adapter, model: Any) -> dict[str, torch.Tensor]:
     """A file's tensors under the adapter's own names, float32, for `Adapter.load`.
 
-    A file without alpha has the scale in lora_B; there it is taken out again, so that the change stays as it is. Raises
-    LoraFileError when the file was made for another base, with other modules, another rank or another alpha / rank.
+    A file without alpha has the scale in one of its factors; there it is taken out again, so that the change stays the
+    same. Raises LoraFileError when the file was made for another base, with other modules, another rank or another
+    alpha / rank.
     """
-    found = {}
+    tensors = {}
     rank, scale = adapter.config.rank, adapter.config.scale
-    for (part, module), change in _read(file, adapter, model).items():
-        if change.rank != rank:
+    for key, change in _read(file, adapter, model).items():
+        if change.rank not in (None, rank):
             raise LoraFileError(f"{file.name}: the rank is {change.rank}, the run's is {rank}.")
-        if change.alpha is not None and not math.isclose(change.scale, scale, rel_tol=1e-6):  # alpha is float32 there
+        # files hold alpha in float32
+        if change.alpha is not None and not math.isclose(change.scale, scale, rel_tol=1e-6):
             raise LoraFileError(f"{file.name}: alpha / rank is {change.alpha:g} / {rank}, the run's is {scale:g}.")
-        up = change.tensors["up"].float()
-        found[f"{part}.{module}.lora_A.weight"] = change.tensors["down"].float()
-        found[f"{part}.{module}.lora_B.weight"] = up / scale if change.alpha is None else up
-    return found
+        for role, tensor in change.tensors.items():
+            has_scale = change.alpha is None and role == adapter.variant.scaled_role(change.tensors)
+            tensors[adapter.name(key, role)] = tensor.float() / scale if has_scale else tensor.float()
+    return tensors
 
 
 def _read(file: Path, adapter: Adapter, model: Any) -> dict[tuple[str, str], Change]:
-    """The changes of exactly the adapter's modules, plain LoRA all."""
+    """The changes of exactly the adapter's modules, each with tensors in the roles that are trained."""
     changes = lora_file.read(file, model, adapter.layers)
     if len(changes) < len(adapter.layers):
         raise LoraFileError(f"{file.name} holds {len(changes)} of {len(adapter.layers)} modules.")
-    for (_, module), change in changes.items():
-        if change.tensors.keys() != {"down", "up"}:
+    for key, own in adapter.modules():
+        if (roles := changes[key].tensors.keys()) != own.keys():
             raise LoraFileError(
-                f"{file.name}: {module} has {', '.join(sorted(change.tensors))}; down and up are wanted."
+                f"{file.name}: {key[1]} has {', '.join(sorted(roles))}; expected are {', '.join(own)}, as the run has."
             )
     return changes

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import UserError
-from lorakit.lora.kinds import Change, kind_of, rank_of
+from lorakit.lora import variants
+from lorakit.lora.change import Change
 
 if TYPE_CHECKING:
     import torch
@@ -25,17 +27,10 @@ FORMS = {
     "lycoris": r"lycoris_",
     "onetrainer": r"lora_transformer_",
 }
-# role of a tensor -> how it is spelled behind its module's name; LoHa's and LoKr's roles are spelled as they are called
-ROLES = {
-    "down": r"lora_down|lora_A|lora\.down|lora_linear_layer\.down",
-    "up": r"lora_up|lora_B|lora\.up|lora_linear_layer\.up",
-    "mid": "lora_mid",
-    "alpha": "alpha",
-    "dora": "dora_scale|lora_magnitude_vector",
-}
-_SPELLINGS = "|".join(f"(?P<{role}>{spelling})" for role, spelling in ROLES.items())
-PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")  # of alpha_pattern, as peft and diffusers write them: a module's name
-TENSOR = re.compile(rf"(.+?)\.(?:{_SPELLINGS}|((?:hada|lokr)_\w+))(?:\.\w+)?(?:\.weight)?")
+# role of a tensor that any variant may have -> how it is spelled behind its module's name; others say the variants
+ROLES = {"alpha": "alpha", "dora": "dora_scale|lora_magnitude_vector"}
+# a key of peft's `alpha_pattern`, as peft and diffusers write it: a module's name or the end of one
+PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")
 
 
 class LoraFileError(UserError):
@@ -45,29 +40,18 @@ class LoraFileError(UserError):
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def pack(
-    form: str, name: str, down: torch.Tensor, up: torch.Tensor, scale: float, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """A module's tensors [rank, in, ...] and [out, rank, ...] as a form writes them.
-
-    kohya: `lora_down.weight`, `lora_up.weight` and `alpha`. comfy: `lora_A.weight` and `lora_B.weight` with the scale
-    in it and no alpha, which diffusers refuses there.
-    """
-    import torch
-
-    if form == "comfy":
-        return {f"{name}.lora_A.weight": down.to(dtype), f"{name}.lora_B.weight": (scale * up).to(dtype)}
-    return {
-        f"{name}.lora_down.weight": down.to(dtype),
-        f"{name}.lora_up.weight": up.to(dtype),
-        f"{name}.alpha": torch.tensor(scale * down.shape[0]),
-    }
+@cache
+def _tensor_pattern() -> re.Pattern[str]:
+    """A tensor's name: its module, a group named after its role, and perhaps an adapter's name and `.weight`."""
+    spellings = ROLES | {role: spelled for name in variants.names() for role, spelled in variants.variant(name).spellings.items()}
+    roles = "|".join(f"(?P<{role}>{spelled})" for role, spelled in spellings.items())
+    return re.compile(rf"(.+?)\.(?:{roles})(?:\.\w+)?(?:\.weight)?")
 
 
 def _split(key: str) -> tuple[str, str] | None:
     """(module's name, role) of a tensor's name; None when it belongs to no adapter."""
-    match = TENSOR.fullmatch(key)
-    return match and (match[1], match.lastgroup or match[match.lastindex])
+    match = _tensor_pattern().fullmatch(key)
+    return match and (match[1], match.lastgroup)
 
 
 def form_of(name: str) -> str:
@@ -99,7 +83,7 @@ class LoraSummary:
     """What the names and shapes in a LoRA file tell."""
 
     form: str  # a key of FORMS, or "unknown"
-    kinds: tuple[str, ...]  # keys of KINDS; "unknown" where a module is no whole one
+    variants: tuple[str, ...]  # their names; "unknown" where a module is complete for none
     modules: int
     ranks: tuple[int, ...]  # all that occur, ascending
     shapes: Mapping[str, Mapping[str, Any]]  # module's name without what forms spell differently -> role -> shape
@@ -118,12 +102,12 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
         if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
             raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")
     if not found:
-        raise LoraFileError("This is no LoRA file: it has no lora_down and lora_up, lora_A and lora_B, hada or lokr.")
-    kinds = {name: kind_of(set(shapes)) for name, shapes in found.items()}
-    ranks = {rank_of(kinds[name], shapes) for name, shapes in found.items() if kinds[name]}
+        raise LoraFileError(f"This is no LoRA file: no tensor in it is named like those of {variants.titles()}.")
+    known = {name: variants.of_roles(set(shapes)) for name, shapes in found.items()}
+    ranks = {known[name].rank(shapes) for name, shapes in found.items() if known[name]}
     return LoraSummary(
         form=form_of(next(iter(found))),
-        kinds=tuple(sorted({kind or "unknown" for kind in kinds.values()})),
+        variants=tuple(sorted({one.name if one else "unknown" for one in known.values()})),
         modules=len(found),
         ranks=tuple(sorted(ranks - {None})),
         shapes={_key(name): shapes for name, shapes in found.items()},
@@ -199,7 +183,7 @@ def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any
     if foreign or not found:
         example = f", such as {foreign[0]}" if foreign else ""
         raise LoraFileError(
-            f"{file.name}: {len(foreign)} of {len(tensors)} tensors are of no LoRA, LoHa or LoKr{example}."
+            f"{file.name}: {len(foreign)} of {len(tensors)} tensors are of no {variants.titles()}{example}."
         )
     return found, _settings(file, metadata)
 
@@ -233,21 +217,21 @@ def _change(
     file: Path, name: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any], shape: tuple[int, ...]
 ) -> Change:
     """One module's change. Raises LoraFileError when it is incomplete, not finite or does not fit the weight."""
-    kind = kind_of(set(tensors))
-    if kind is None:
+    known = variants.of_roles(set(tensors))
+    if known is None:
         dora = " DoRA cannot be read: what it does is no change that is added to a weight." if "dora" in tensors else ""
-        raise LoraFileError(f"{file.name}: {name} has {', '.join(sorted(tensors))}: no whole LoRA, LoHa or LoKr.{dora}")
+        raise LoraFileError(f"{file.name}: {name} has {', '.join(sorted(tensors))}: no complete {variants.titles()}.{dora}")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is of no use.")
     factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}
     if not all(tensor.ndim for tensor in factors.values()):
         raise LoraFileError(f"{file.name}: {name} has a single number where a matrix should be; the file is damaged.")
-    rank = rank_of(kind, {role: tensor.shape for role, tensor in factors.items()})
+    rank = known.rank({role: tensor.shape for role, tensor in factors.items()})
     if "alpha" in tensors:
         alpha = tensors["alpha"].float().mean().item()  # a single number, whatever its shape
     else:
         alpha, rank = _peft_alpha(settings, name, rank)
-    change = Change(kind, factors, alpha, shape, rank)
+    change = Change(known, factors, alpha, shape, rank)
     if not change.fits():
         sizes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in factors.items())
         raise LoraFileError(f"{file.name}: {name} has {sizes}, which do not go together to the weight's {shape}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,56 +12,67 @@ from lorakit.hub import fetch
 from lorakit.hub.files import verify_safetensors
 from lorakit.hub.fingerprint import file_digest
 from lorakit.lora import file as lora_file
+from lorakit.lora import variants
 from lorakit.lora.file import LoraFileError
 
 if TYPE_CHECKING:
     from lorakit.lora.adapter import Adapter
-    from lorakit.lora.kinds import Change
+    from lorakit.lora.change import Change
 
 
-def rank_and_alpha(file: Path) -> tuple[int, float]:
-    """The rank and alpha of a LoRA file; where its modules differ, the largest rank, and the alpha that goes with the
-    commonest alpha / rank. Raises LoraFileError for a file that a plain LoRA cannot hold.
+def adapter_settings(file: Path) -> dict[str, Any]:
+    """The settings `type`, `rank` and `alpha` of an adapter that a LoRA file goes onto.
+
+    Where modules differ it is the largest rank, and the alpha that goes with the most common alpha / rank; of full
+    matrices, which have no rank, `type` alone. Raises LoraFileError for a file that no adapter here can hold.
     """
     from safetensors import safe_open
 
     header = verify_safetensors(file)
-    lora_file.describe(header)  # refuses what is no LoRA file
+    # refuses what is no LoRA file
+    lora_file.describe(header)
     modules = lora_file.modules(header)
     shapes = {
         name: {role: header[tensor]["shape"] for role, tensor in roles.items()} for name, roles in modules.items()
     }
-    _refuse_others(file, shapes)
-    ranks = {name: roles["down"][0] for name, roles in shapes.items()}
+    variant = _trained_variant(file, shapes)
+    ranks = {name: variant.rank(roles) for name, roles in shapes.items()}
     with safe_open(file, "pt") as opened:
         scales = [
             opened.get_tensor(roles["alpha"]).float().mean().item() / ranks[name]
             for name, roles in modules.items()
-            if "alpha" in roles
+            if "alpha" in roles and ranks[name]
         ]
+    if not any(ranks.values()):
+        return {"type": variant.name}
+    # alpha is a rounded float32, so scales that should be equal may differ in the last digits
     ((scale, _),) = Counter(float(f"{scale:.6g}") for scale in scales or [1.0]).most_common(1)
-    rank = max(ranks.values())
-    return rank, float(f"{scale * rank:.5g}")
+    rank = max(filter(None, ranks.values()))
+    return {"type": variant.name, "rank": rank, "alpha": float(f"{scale * rank:.5g}")}
 
 
-def _refuse_others(file: Path, modules: Mapping[str, Mapping[str, Iterable[int]]]) -> None:
-    """Raise LoraFileError when a module, as shapes by role, is no plain LoRA of a linear layer or a 1x1 convolution."""
-    others = []
-    for name, shapes in modules.items():
-        if shapes.keys() - {"alpha"} != {"down", "up"}:
-            others.append(f"{name} has {', '.join(sorted(shapes))}")
-        elif any(side != 1 for side in tuple(shapes["down"])[2:]):
-            others.append(f"{name} is a convolution of {'x'.join(map(str, tuple(shapes['down'])[2:]))}")
-    if others:
-        raise LoraFileError(
-            f"{file.name} is no file that a run can start from: {len(others)} of {len(modules)} modules are no plain "
-            f"LoRA of a linear layer (LoHa, LoKr and LoCon files have such); the first: {others[0]}. Start from a "
-            "plain LoRA file, or merge this one into the base and train on that."
-        )
+def _trained_variant(file: Path, modules: Mapping[str, Mapping[str, Sequence[int]]]) -> type[variants.Variant]:
+    """The variant that all modules of a file can be trained as, given their shapes by role.
+
+    Raises LoraFileError with the first module that cannot when there is no such variant.
+    """
+    refused = {}
+    for variant in map(variants.variant, variants.trainable()):
+        reasons = {name: reason for name, shapes in modules.items() if (reason := variant.why_not_trained(shapes))}
+        if not reasons:
+            return variant
+        refused[variant] = [f"{name} {reason}" for name, reason in reasons.items()]
+    # the one that most modules are of
+    variant, others = min(refused.items(), key=lambda item: len(item[1]))
+    raise LoraFileError(
+        f"{file.name} is no file that a run can start from: {len(others)} of {len(modules)} modules are no "
+        f"{variant.title} of a linear layer or a 1x1 convolution, as runs train it; the first: {others[0]}. Start from "
+        "another file, or merge this one into the base and train on that."
+    )
 
 
 def digest(source: str) -> str:
-    """SHA-256 of the file that a run starts from; it is fetched when it is not here."""
+    """SHA-256 of the file that a run starts from; it is fetched when it is not on this machine."""
     return file_digest([fetch(source)])
 
 
@@ -76,10 +87,10 @@ class Weights:
 def read(source: str, model: Any) -> Weights:
     """Read a LoRA file of any form for a model that has no adapter yet.
 
-    Raises LoraFileError when it is damaged, made for another base, or holds what a plain LoRA cannot.
+    Raises LoraFileError when it is damaged, made for another base, or holds what an adapter cannot.
     """
     file = fetch(source)
-    rank_and_alpha(file)
+    adapter_settings(file)
     return Weights(file, lora_file.read(file, model))
 
 
@@ -91,6 +102,29 @@ def put(weights: Weights, adapter: Adapter) -> list[str]:
     """
     file, changes = weights.file, weights.changes
     parts = {part for part, _ in adapter.layers}
+    _refuse_misfits(weights, adapter, parts)
+    tensors = adapter.weights()
+    matched = adapter.layers.keys() & changes.keys()
+    for key, trained in adapter.modules():
+        if key in matched:
+            # views of `tensors`, so that filling these fills those
+            own = {role: tensors[adapter.name(key, role)] for role in trained}
+            adapter.variant.fill(own, changes[key].tensors, changes[key].scale / adapter.config.scale)
+    adapter.load(tensors)
+    notes = []
+    if absent := Counter(part for part, module in changes if part not in parts):
+        counts = ", ".join(f"{count} of {part}" for part, count in absent.items())
+        notes.append(f"{file.name}: modules of parts that this run does not train are left out: {counts}.")
+    if missing := len(adapter.layers) - len(matched):
+        notes.append(
+            f"{file.name} has no weights for {missing} of {len(adapter.layers)} modules; these start from scratch."
+        )
+    return notes
+
+
+def _refuse_misfits(weights: Weights, adapter: Adapter, parts: set[str]) -> None:
+    """Raise LoraFileError when the adapter, which is on these parts, cannot take the file over."""
+    file, changes = weights.file, weights.changes
     lost = [module for part, module in changes if part in parts and (part, module) not in adapter.layers]
     matched = adapter.layers.keys() & changes.keys()
     if lost or not matched:
@@ -99,23 +133,14 @@ def put(weights: Weights, adapter: Adapter) -> list[str]:
         )
         trained = ", ".join(sorted(parts))
         raise LoraFileError(f"{file.name} does not go onto this run's adapter on {trained}: {what}.")
-    tensors, rank, scale = adapter.weights(), adapter.config.rank, adapter.config.scale
-    for part, module in matched:
-        change = changes[part, module]
-        if change.rank > rank:
+    for key in matched:
+        change, rank = changes[key], adapter.config.rank
+        if change.variant is not adapter.variant:
             raise LoraFileError(
-                f"{file.name}: the rank is {change.rank}, the run's is {rank}; set adapter.rank={change.rank}."
+                f"{file.name} holds a {change.variant.title}, the run trains a {adapter.variant.title}; set "
+                f"the adapter type to {change.variant.name}."
             )
-        down, up = tensors[f"{part}.{module}.lora_A.weight"], tensors[f"{part}.{module}.lora_B.weight"]
-        down[: change.rank] = change.tensors["down"].float().reshape(down[: change.rank].shape)
-        up[:, : change.rank] = (change.scale / scale * change.tensors["up"].float()).reshape(up[:, : change.rank].shape)
-    adapter.load(tensors)
-    notes = []
-    if absent := Counter(part for part, module in changes if part not in parts):
-        told = ", ".join(f"{count} of {part}" for part, count in absent.items())
-        notes.append(f"{file.name}: modules of parts that this run does not train are left out: {told}.")
-    if missing := len(adapter.layers) - len(matched):
-        notes.append(
-            f"{file.name} has no weights for {missing} of {len(adapter.layers)} modules; these begin at nothing."
-        )
-    return notes
+        if change.rank is not None and change.rank > rank:
+            raise LoraFileError(
+                f"{file.name}: the rank is {change.rank}, the run's is {rank}; set the rank to {change.rank}."
+            )

@@ -11,7 +11,8 @@ from lorakit import models
 from lorakit.config import Config, ConfigError, Slider, current_names, from_dict, part, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
 from lorakit.diffusion.weightings import LossConfig
-from lorakit.lora.adapter import AdapterConfig
+from lorakit.lora import variants
+from lorakit.lora.variants import AdapterConfig
 from lorakit.machine.device import PRECISIONS
 from lorakit.optimizers import RATES, OptimizerConfig
 from lorakit.project import ProjectError, Run
@@ -54,7 +55,9 @@ class RunConfig(Config):
 
     model: Config = part(tag="family", variants=models.config_class, help="the base model")
     data: DataConfig = part(DataConfig, help="the images and captions")
-    adapter: AdapterConfig = part(AdapterConfig, help="what is trained")
+    adapter: AdapterConfig = part(
+        AdapterConfig, tag="type", variants=variants.config_class, help="what is trained"
+    )
     loss: LossConfig = part(LossConfig, help="what is minimised")
     optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
     schedule: ScheduleConfig = part(ScheduleConfig, help="how the learning rate moves")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorakit.config import to_dict, to_yaml
+from lorakit.config import current_names, to_dict, to_yaml
 from lorakit.files import write_atomic
 from lorakit.hub import fetch
-from lorakit.lora.warm_start import rank_and_alpha
+from lorakit.lora.warm_start import adapter_settings
 from lorakit.project import Project, ProjectError, Run
 from lorakit.project.lock import busy, is_alive
 from lorakit.run.config import RunConfig, configure
@@ -86,8 +86,7 @@ def save_from_weights(run: Run, source: str, settings: dict[str, Any], gpu_prese
             f"to resume {run.name!r}, train it without new weights."
         )
     file = fetch(source)
-    rank, alpha = rank_and_alpha(file)
     # The trainer may run in another working directory.
     stored = str(file.absolute()) if Path(source).expanduser().exists() else source
-    adapter = {**settings.get("adapter", {}), "rank": rank, "alpha": alpha, "network_weights": stored}
+    adapter = {**current_names(settings).get("adapter", {}), **adapter_settings(file), "network_weights": stored}
     return save_config(run, configure({**settings, "adapter": adapter}, gpu_preset))

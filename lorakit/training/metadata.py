@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit import __version__
 from lorakit.config import to_dict
+from lorakit.lora.variants import variant
 from lorakit.run.stages import STAGE_PARTS
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[
     # of several text encoders kohya's tools write a list
     text_rates = list(rates.values()) if len(rates) > 1 else next(iter(rates.values()), None)
     told = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": variant(config.adapter.type).network_module,
         "ss_network_dim": config.adapter.rank,
         "ss_network_alpha": config.adapter.scale * config.adapter.rank,
         "ss_network_dropout": config.adapter.dropout,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit import hub, optimizers
 from lorakit.data import buckets
 from lorakit.data.feed import Feed
-from lorakit.lora import export, file
+from lorakit.lora import export
 from lorakit.lora.adapter import Adapter
 from lorakit.models import family
 from lorakit.project import DiskFull, Project, Run
@@ -112,8 +112,12 @@ def state_bytes(adapter: Adapter, config: RunConfig, device: torch.device | str 
     """
     import torch
 
-    # prodigy remembers where a weight began, unless at zero, as B does
-    kinds = {name: (tuple(weight.shape), name.endswith("lora_B.weight")) for name, weight in adapter.named()}
+    # some optimizers, such as prodigy, store the first weights, but not where they are all zero
+    kinds = {
+        adapter.name(key, role): (tuple(weight.shape), role in adapter.variant.zero_roles)
+        for key, tensors in adapter.modules()
+        for role, weight in tensors.items()
+    }
     examples = [kind for kind in dict.fromkeys(kinds.values()) for _ in range(2)]
     weights = [
         torch.nn.Parameter(torch.full(shape, 0.0 if is_zero else 0.1, device=device)) for shape, is_zero in examples
@@ -169,14 +173,7 @@ def _saved_bytes(state: dict, shared: set[int]) -> int:
 
 def lora_bytes(adapter: Adapter, model: Any, config: RunConfig, metadata: dict[str, str]) -> int:
     """Size of one exported LoRA file with this metadata."""
-    import torch
-
-    dtype = getattr(torch, export.DTYPES[config.save.dtype])
-    weights = [weight for _, weight in adapter.named()]
-    tensors: dict[str, torch.Tensor] = {}
-    for key, down, up in zip(adapter.layers, weights[::2], weights[1::2], strict=True):
-        name = model.names(*key)[config.form]
-        tensors |= file.pack(config.form, name, down, up, adapter.config.scale, dtype)
+    tensors = export.packed(adapter, model, config.save.dtype, config.form, "meta")
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():

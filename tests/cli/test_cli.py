@@ -190,7 +190,7 @@ def test_export_checks_a_file_and_copies_it(trained, tmp_path, capsys):
     }
     for output, file in targets.items():
         assert main(["export", str(trained), "--output", str(output), "--step", "4"]) == 0
-        assert f"{file}: 48/48 modules matched" in capsys.readouterr().out
+        assert f"{file}: 48 modules matched" in capsys.readouterr().out
         assert file.read_bytes() == made
 
 
@@ -370,7 +370,7 @@ def test_a_run_in_a_program_of_its_own(project, settings):
     assert ended.returncode == 0, ended.stderr
     assert "finished after step 1" in ended.stdout and "\r" not in ended.stdout
     (saved,) = [event for _, event in read(Project(project).run("run1").log) if isinstance(event, Saved)]
-    assert saved.matched == "48/48"
+    assert saved.matched == "48"
 
 
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "peft", "PIL", "safetensors", "huggingface_hub", "matplotlib"}

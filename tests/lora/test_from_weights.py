@@ -18,7 +18,7 @@ from lorakit.lora import export
 from lorakit.lora import file as lora_file
 from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.lora.file import LoraFileError
-from lorakit.lora.warm_start import rank_and_alpha
+from lorakit.lora.warm_start import adapter_settings
 from lorakit.project import Project, ProjectError
 from lorakit.run.config import configure, read_config
 from lorakit.run.create import save_config, save_from_weights
@@ -99,7 +99,7 @@ def test_modules_of_several_ranks_and_alphas_begin_exactly_too(tmp_path, sd15):
         whole = tensors[f"{second}.lora_{side}.weight"]
         tensors[f"{second}.lora_{side}.weight"] = (whole[:2] if side == "down" else whole[:, :2]).contiguous()
     save_file(tensors, file)
-    assert rank_and_alpha(file) == (4, 3.0)
+    assert adapter_settings(file) == {"type": "lora", "rank": 4, "alpha": 3.0}
     session = begun(tmp_path / "p", file, sd15)
     names = {key: session.model.names(*key)["kohya"] for key in changes}
     for key, name in names.items():
@@ -123,7 +123,7 @@ def test_the_rank_and_alpha_are_the_files_whatever_was_set(tmp_path, sd15):
     session._attach()
     assert_starts_from(session, changes)
     save_config(run, configure(settings(sd15, adapter={**by_hand, "rank": 2})))
-    with pytest.raises(LoraFileError, match="rank is 3, the run's is 2; set adapter.rank=3"):
+    with pytest.raises(LoraFileError, match="rank is 3, the run's is 2; set the rank to 3"):
         Session(run)._attach()
 
 
@@ -140,7 +140,7 @@ def test_parts_that_are_not_trained_are_told_and_those_the_file_lacks_begin_at_n
     assert "text_encoder" not in session.model.loaded()
     lora(file, sd15)
     session = begun(tmp_path / "q", file, sd15, text)
-    assert "begin at nothing" in session.notes[0] and warnings(list(session._resume())) == session.notes
+    assert "start from scratch" in session.notes[0] and warnings(list(session._resume())) == session.notes
     assert not any(session.adapter.delta(*key).any() for key in session.adapter.layers if key[0] == "text_encoder")
 
 
@@ -164,7 +164,7 @@ def test_a_file_that_a_plain_lora_cannot_hold_is_refused_before_anything_is_writ
     file, module = tmp_path / "a.safetensors", "lora_unet_down_blocks_0_attentions_0_proj_in"
     save_file({f"{module}.{role}": torch.ones(shape) for role, shape in shapes.items()}, file)
     run = Project(tmp_path / "p").run("r")
-    with pytest.raises(LoraFileError, match="1 of 1 modules are no plain LoRA.*Start from a plain LoRA file"):
+    with pytest.raises(LoraFileError, match="1 of 1 modules are no LoRA of a linear layer.*Start from another file"):
         save_from_weights(run, str(file), settings(sd15))
     assert not run.folder.exists()
 

@@ -17,9 +17,13 @@ from tiny import save_base
 from lorakit import models
 from lorakit.lora import export
 from lorakit.lora import file as lora_file
-from lorakit.lora.adapter import Adapter, AdapterConfig
+from lorakit.lora import variants
+from lorakit.lora.adapter import Adapter
+from lorakit.lora.change import Change
 from lorakit.lora.file import LoraFileError
-from lorakit.lora.kinds import Change, kind_of, rank_of
+from lorakit.lora.variants import AdapterConfig
+from lorakit.lora.variants.lokr import Lokr
+from lorakit.lora.variants.lora import Lora
 from lorakit.models.files.kinds import lora_family
 
 CPU = torch.device("cpu")
@@ -66,6 +70,11 @@ def with_adapter(model, alpha: float = ALPHA, parts: tuple[str, ...] = ()):
     return model, adapter
 
 
+def sides_of(adapter: Adapter) -> dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]:
+    """(part, module) -> down [rank, in, ...] and up [out, rank, ...]."""
+    return {key: (t["down"].detach(), t["up"].detach()) for key, t in adapter.modules()}
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +97,8 @@ def test_a_familys_names_are_told_from_the_others(family):
     for names in (known.kohya,) if family == "sd15" else (known.kohya, dotted_names):
         header = {f"{name}.lora_{side}.weight": {"shape": shape} for name in names for side, shape in shapes.items()}
         told = lora_file.describe({"__metadata__": {}, **header})
-        assert (lora_family(told.shapes), told.kinds, told.modules, told.ranks) == (family, ("lora",), len(names), (4,))
+        found = (lora_family(told.shapes), told.variants, told.modules, told.ranks)
+        assert found == (family, ("lora",), len(names), (4,))
         assert told.form == ("kohya" if names is known.kohya else "comfy")
 
 
@@ -100,11 +110,11 @@ def test_a_familys_names_are_told_from_the_others(family):
 def test_a_file_read_back_is_the_trained_change(bases, fresh, tmp_path, family, form, alpha):
     model, adapter = with_adapter(opened(bases, family), alpha)
     file = tmp_path / "lora.safetensors"
-    assert export.write(file, adapter, model, {}, "fp32", form) == f"{len(adapter.layers)}/{len(adapter.layers)}"
+    assert export.write(file, adapter, model, {}, "fp32", form) == len(adapter.layers)
     changes = lora_file.read(file, fresh(family))
     assert changes.keys() == adapter.layers.keys()
     for key, change in changes.items():
-        assert change.kind == "lora" and change.rank == RANK
+        assert change.variant is Lora and change.rank == RANK
         wanted = adapter.delta(*key)
         if form == "kohya" or alpha != ALPHA:  # powers of two are folded in without rounding
             assert torch.equal(change.delta(), wanted)
@@ -117,7 +127,7 @@ def test_the_comfy_form_is_dotted_has_no_alpha_and_has_the_scale_in_its_b(traine
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "bf16", "comfy")
     tensors = load_file(tmp_path / "lora.safetensors")
     assert len(tensors) == 2 * len(adapter.layers)
-    for key, (down, up) in adapter.pairs():
+    for key, (down, up) in sides_of(adapter).items():
         name = model.names(*key)["comfy"]
         assert re.fullmatch(r"diffusion_model(\.\w+)+", name)
         assert torch.equal(tensors[f"{name}.lora_A.weight"], down.bfloat16())
@@ -185,7 +195,7 @@ def test_a_file_of_any_writer_is_the_same_change(fresh, trained, tmp_path, famil
     model, adapter = trained(family)
     tensors = {}
     keys = [key for key in adapter.layers if key[0] == model.denoiser]
-    pairs = dict(adapter.pairs())
+    pairs = sides_of(adapter)
     for key in keys:
         tensors |= WILD[writer](model.names(*key), *pairs[key])
     save_file(tensors, tmp_path / "wild.safetensors")
@@ -210,7 +220,7 @@ def test_text_parts_of_any_writer_are_the_same_change(fresh, trained, tmp_path, 
     model, adapter = trained(family)
     wanted = {key: adapter.delta(*key) for key in adapter.layers if key[0] != model.denoiser}
     tensors = {}
-    for key, sides in adapter.pairs():
+    for key, sides in sides_of(adapter).items():
         tensors |= TEXT[writer](model.names(*key), *sides) if key in wanted else {}
     save_file(tensors, tmp_path / "wild.safetensors")
     changes = lora_file.read(tmp_path / "wild.safetensors", fresh(family))
@@ -223,7 +233,7 @@ def test_text_parts_of_any_writer_are_the_same_change(fresh, trained, tmp_path, 
 @pytest.mark.parametrize("where", ("in the file", "beside it"))
 def test_the_alpha_of_pefts_settings_counts(fresh, trained, tmp_path, family, where, is_rslora):
     model, adapter = trained(family)
-    (key, (down, up)), (other, sides) = list(adapter.pairs())[:2]
+    (key, (down, up)), (other, sides) = list(sides_of(adapter).items())[:2]
     names = [model.names(*key), model.names(*other)]
     alpha = 6.0 / RANK**0.5 if is_rslora else 6.0
     own = {path(names[1]): alpha / 2}
@@ -265,7 +275,7 @@ def test_parts_that_a_file_does_not_name_are_not_loaded(bases, trained, tmp_path
     assert other.loaded() == (other.denoiser,)
 
 
-# ---- kinds -----------------------------------------------------------------------------------------------------------
+# ---- variants --------------------------------------------------------------------------------------------------------
 
 LAYERS = {
     "linear": lambda: torch.nn.Linear(24, 36, bias=False),
@@ -308,9 +318,10 @@ def test_loha_and_lokr_are_pefts(kind, layer):
     shape = tuple(root[0].weight.shape)
     made = with_peft(root, PEFT[kind], ["0"])["0"]
     tensors = tensors_of(made)
-    assert kind_of(set(tensors)) == kind.partition(" ")[0]
-    change = Change(kind_of(set(tensors)), tensors, PEFT[kind].alpha, shape, PEFT[kind].r)
-    assert rank_of(change.kind, {role: weight.shape for role, weight in tensors.items()}) in (PEFT[kind].r, None)
+    variant = variants.of_roles(set(tensors))
+    assert variant.name == kind.partition(" ")[0]
+    change = Change(variant, tensors, PEFT[kind].alpha, shape, PEFT[kind].r)
+    assert variant.rank({role: weight.shape for role, weight in tensors.items()}) in (PEFT[kind].r, None)
     assert change.fits()
     torch.testing.assert_close(change.delta(), made.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
 
@@ -333,13 +344,13 @@ def test_pefts_own_files_of_loha_and_lokr_are_read_with_their_alpha(bases, fresh
 
 def test_a_lokr_of_two_full_matrices_has_no_rank_and_minds_no_alpha():
     tensors = {"lokr_w1": torch.randn(2, 3), "lokr_w2": torch.randn(4, 5)}
-    change = Change("lokr", tensors, 7.0, (8, 15), rank_of("lokr", tensors))
+    change = Change(Lokr, tensors, 7.0, (8, 15), Lokr.rank({role: tensor.shape for role, tensor in tensors.items()}))
     assert change.rank is None and torch.equal(change.delta(), torch.kron(tensors["lokr_w1"], tensors["lokr_w2"]))
 
 
 def test_a_convolution_between_down_and_up_is_that_of_three_layers():
     down, mid, up = (torch.randn(shape) for shape in ((4, 6, 1, 1), (4, 4, 3, 3), (8, 4, 1, 1)))
-    change = Change("lora", {"down": down, "mid": mid, "up": up}, 2.0, (8, 6, 3, 3), 4)
+    change = Change(Lora, {"down": down, "mid": mid, "up": up}, 2.0, (8, 6, 3, 3), 4)
     x = torch.randn(1, 6, 9, 9)
     conv = torch.nn.functional.conv2d
     assert change.fits()
@@ -402,7 +413,7 @@ def changed(tensors: dict[str, torch.Tensor], change: str, name: str) -> dict[st
 
 WRONG = {
     "dora": "DoRA cannot be read",
-    "half": "has alpha, down: no whole LoRA",
+    "half": "has alpha, down: no complete LoHa, LoKr or LoRA",
     "another width": "do not go together",
     "another rank": "do not go together",
     "turned": "do not go together",
@@ -410,7 +421,7 @@ WRONG = {
     "a module more": r"does not fit this base: 1 of \d+ modules are not in it, the first is lora_unet_somewhere\.$",
     "two forms": "holds 1 modules twice",
     "two adapters": "two adapters",
-    "a bias": r"1 of \d+ tensors are of no LoRA.*diff_b",
+    "a bias": r"1 of \d+ tensors are of no LoHa, LoKr or LoRA.*diff_b",
     "all else": r"The base is \w+, the file's names are like those of unknown in the form kohya\.$",
 }
 
@@ -429,7 +440,7 @@ def test_a_file_that_would_be_applied_in_part_or_wrongly_is_refused(fresh, train
 
 def test_a_module_under_the_names_of_two_systems_is_refused(fresh, trained, tmp_path, family):
     model, adapter = trained(family)
-    key, sides = next(adapter.pairs())
+    key, sides = next(iter(sides_of(adapter).items()))
     names = model.names(*key)
     tensors = both(names["kohya"], *sides, DOWN_UP) | both(names["diffusers"], *(t.clone() for t in sides), A_B)
     save_file(tensors, tmp_path / "lora.safetensors")
@@ -442,13 +453,13 @@ def test_a_file_with_another_kind_in_it_is_refused_for_a_run(trained, tmp_path, 
     file = tmp_path / "lora.safetensors"
     export.write(file, adapter, model, {}, "fp32", "kohya")
     tensors = load_file(file)
-    key, (down, up) = next(adapter.pairs())
+    key, (down, up) = next(iter(sides_of(adapter).items()))
     name = model.names(*key)["kohya"]
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{name}.")}
     for i in (1, 2):
         tensors |= {f"{name}.hada_w{i}_a": up.flatten(1).clone(), f"{name}.hada_w{i}_b": down.flatten(1).clone()}
     save_file(tensors, file)
-    with pytest.raises(LoraFileError, match="down and up are wanted"):
+    with pytest.raises(LoraFileError, match="hada_w1_a.*expected are down, up"):
         export.weights(file, adapter, model)
 
 
@@ -466,7 +477,7 @@ def test_a_file_for_another_family_is_told_by_its_names(fresh, trained, tmp_path
 def test_what_is_no_lora_file_is_told(bases, fresh, tmp_path, family):
     model = fresh(family)
     weights = next(iter((bases[family] / model.denoiser).glob("*.safetensors")))
-    with pytest.raises(LoraFileError, match="are of no LoRA, LoHa or LoKr, such as"):
+    with pytest.raises(LoraFileError, match="are of no LoHa, LoKr or LoRA, such as"):
         lora_file.read(weights, model)
     (tmp_path / "page.safetensors").write_text("<html>")
     with pytest.raises(LoraFileError, match="is damaged or no .safetensors file"):

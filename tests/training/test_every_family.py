@@ -150,8 +150,7 @@ def test_every_file_of_a_run_is_put_on_the_base_as_it_was_trained(settings, uncu
     trained = Session(uncut)
     trained._attach()
     list(trained._resume())
-    matched = generator.use(6).split("/")
-    assert matched[0] == matched[1] == str(len(trained.adapter.layers))
+    assert generator.use(6) == len(trained.adapter.layers)
     for key in trained.adapter.layers:
         wanted = trained.adapter.delta(*key)
         assert torch.allclose(generator._adapter.delta(*key), wanted, atol=2e-3 * wanted.abs().max() + 1e-6)

@@ -1,6 +1,5 @@
 """The form: made from the configs, on disk at every change, and the same run as its code."""
 
-import dataclasses
 import json
 import re
 from dataclasses import dataclass, fields
@@ -8,10 +7,11 @@ from dataclasses import dataclass, fields
 import ipywidgets
 import pytest
 from PIL import Image
+from trained_lokr import TrainedLokr
 
 from lorakit import models, presets
 from lorakit.config import Config, ConfigError, Field, Slider, part, setting
-from lorakit.lora import adapter
+from lorakit.lora.variants import lokr
 from lorakit.project import Project
 from lorakit.run import config as runs
 from lorakit.run.config import RunConfig
@@ -110,7 +110,7 @@ class WiderConfig(RunConfig):
 def test_a_new_setting_and_a_new_row_appear_without_an_edit_of_the_form(project, monkeypatch):
     for module in (runs, draft):
         monkeypatch.setattr(module, "RunConfig", WiderConfig)
-    monkeypatch.setitem(adapter.KINDS, "shiny", dataclasses.replace(adapter.KINDS["lora"], help="a shiny new kind"))
+    monkeypatch.setattr(lokr, "Lokr", TrainedLokr)
     found = Form(project)
     assert "new.colour" in found.rows
     found.choose(expert=True)
@@ -122,10 +122,16 @@ def test_a_new_setting_and_a_new_row_appear_without_an_edit_of_the_form(project,
     found.rows["new.table"].control.widget.value = "{a: 1e-4}"
     found.rows["new.names"].control.widget.value = "one\n\n two \n"
     assert found.settings["new"] == {"colour": "blue", "table": {"a": 1e-4}, "names": ["one", "two"]}
-    found.rows["adapter.type"].control.widget.value = "shiny"
-    assert "a shiny new kind" in found.rows["adapter.type"].note.value
+    factor = found.rows["adapter.factor"]
+    assert factor.widget.layout.display == "none"
+    found.rows["adapter.type"].control.widget.value = "lokr"
+    assert "a Kronecker product, trained" in found.rows["adapter.type"].note.value
+    assert factor.widget.layout.display == ""
+    found.set("adapter.factor", 8)
     found.set("model.source", "demo")
-    assert found.value.adapter.type == "shiny" and found.value.new.names == ("one", "two")
+    assert found.value.adapter == TrainedLokr.Config(type="lokr", factor=8) and found.value.new.names == ("one", "two")
+    found.set("adapter.type", "lora")
+    assert found.value.adapter.type == "lora" and "factor" not in found.settings["adapter"]
 
 
 # ---- what is typed --------------------------------------------------------------------------------------------------

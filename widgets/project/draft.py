@@ -16,6 +16,8 @@ from lorakit.config import Config, ConfigError, check, current_names, read_yaml,
 from lorakit.data import DataConfig
 from lorakit.errors import UserError
 from lorakit.files import write_atomic
+from lorakit.lora import variants
+from lorakit.lora.variants import AdapterConfig
 from lorakit.optimizers import RATES
 from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig, configure, read_config, settings_of
@@ -48,22 +50,30 @@ class Choice:
 
 
 def owners(family: str) -> Iterator[tuple[str, type[Config]]]:
-    """(part of a run, its Config) for a family, in the run's order; the run's own settings last, under ""."""
+    """(part of a run, its Config) for a family, in the run's order; the run's own settings last, under "".
+
+    The adapter stands there once more for each variant that can be trained, with the variant's own options.
+    """
     kinds = types_of(RunConfig)
     for f in fields(RunConfig):
-        if "variants" in f.metadata:
-            yield f.name, (models.config_class(family) if f.metadata["variants"] else kinds[f.name])
+        if f.name == "model":
+            yield f.name, models.config_class(family)
+        elif "variants" in f.metadata:
+            yield f.name, kinds[f.name]
+        if f.name == "adapter":
+            yield from ((f.name, variants.config_class(name)) for name in variants.trainable())
     yield "", RunConfig
 
 
 def places(family: str) -> dict[str, tuple[type[Config], str]]:
     """Path -> (Config, name) of every setting of a run of a family, also of those that the family refuses."""
-    return {
-        f"{owner}.{f.name}".lstrip("."): (config_class, f.name)
-        for owner, config_class in owners(family)
-        for f in fields(config_class)
-        if "variants" not in f.metadata and f"{owner}.{f.name}" != "model.family"
-    }
+    found: dict[str, tuple[type[Config], str]] = {}
+    for owner, config_class in owners(family):
+        for f in fields(config_class):
+            if "variants" not in f.metadata and f"{owner}.{f.name}" != "model.family":
+                # what all variants of the adapter have comes first, and is not replaced by what one inherits
+                found.setdefault(f"{owner}.{f.name}".lstrip("."), (config_class, f.name))
+    return found
 
 
 def usable(family: str) -> dict[str, tuple[type[Config], str]]:
@@ -115,10 +125,15 @@ class Draft:
 
     @property
     def by_hand(self) -> dict[str, Any]:
-        """Path -> value of all that was set by hand and makes sense with the family."""
+        """Path -> value of all that was set by hand and makes sense with the family and the adapter type."""
         own = {f"model.{name}": value for name, value in self.choice.models.get(self.choice.family, {}).items()}
-        known = usable(self.choice.family)
-        return {path: value for path, value in {**own, **self.choice.settings}.items() if path in known}
+        known, settings = usable(self.choice.family), {**own, **self.choice.settings}
+        adapter = variants.config_class(settings.get("adapter.type", AdapterConfig.type))
+        return {
+            path: value
+            for path, value in settings.items()
+            if path in known and (not path.startswith("adapter.") or issubclass(adapter, known[path][0]))
+        }
 
     @property
     def settings(self) -> dict[str, Any]:

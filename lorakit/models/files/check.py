@@ -198,7 +198,7 @@ def _lora(header: Mapping[str, Any]) -> str:
         return f"a LoRA of an unknown form ({error})"
     rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
     family = lora_title(lora_family(lora.shapes)) or "an unknown family"
-    return f"a LoRA for {family} ({', '.join(lora.kinds)}, rank {rank}, {lora.modules} modules, {lora.form} form)"
+    return f"a LoRA for {family} ({', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {lora.form} form)"
 
 
 def _diffusers_folder(path: Path) -> ModelFile:
