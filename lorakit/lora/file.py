@@ -43,7 +43,9 @@ class LoraFileError(UserError):
 @cache
 def _tensor_pattern() -> re.Pattern[str]:
     """A tensor's name: its module, a group named after its role, and perhaps an adapter's name and `.weight`."""
-    spellings = ROLES | {role: spelled for name in variants.names() for role, spelled in variants.variant(name).spellings.items()}
+    spellings = ROLES | {
+        role: spelled for name in variants.names() for role, spelled in variants.variant(name).spellings.items()
+    }
     roles = "|".join(f"(?P<{role}>{spelled})" for role, spelled in spellings.items())
     return re.compile(rf"(.+?)\.(?:{roles})(?:\.\w+)?(?:\.weight)?")
 
@@ -220,7 +222,9 @@ def _change(
     known = variants.of_roles(set(tensors))
     if known is None:
         dora = " DoRA cannot be read: what it does is no change that is added to a weight." if "dora" in tensors else ""
-        raise LoraFileError(f"{file.name}: {name} has {', '.join(sorted(tensors))}: no complete {variants.titles()}.{dora}")
+        raise LoraFileError(
+            f"{file.name}: {name} has {', '.join(sorted(tensors))}: no complete {variants.titles()}.{dora}"
+        )
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is of no use.")
     factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}

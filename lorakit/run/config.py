@@ -55,9 +55,7 @@ class RunConfig(Config):
 
     model: Config = part(tag="family", variants=models.config_class, help="the base model")
     data: DataConfig = part(DataConfig, help="the images and captions")
-    adapter: AdapterConfig = part(
-        AdapterConfig, tag="type", variants=variants.config_class, help="what is trained"
-    )
+    adapter: AdapterConfig = part(AdapterConfig, tag="type", variants=variants.config_class, help="what is trained")
     loss: LossConfig = part(LossConfig, help="what is minimised")
     optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
     schedule: ScheduleConfig = part(ScheduleConfig, help="how the learning rate moves")

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import save_base
 
 from lorakit import models
-from lorakit.lora import export
+from lorakit.lora import export, variants
 from lorakit.lora import file as lora_file
-from lorakit.lora import variants
 from lorakit.lora.adapter import Adapter
 from lorakit.lora.change import Change
 from lorakit.lora.file import LoraFileError

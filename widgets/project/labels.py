@@ -34,16 +34,21 @@ def _labels(language: str, family: str) -> dict[str, str]:
 
     from lorakit import models
     from lorakit.config import types_of
+    from lorakit.lora import variants
     from lorakit.run.config import RunConfig
 
     # The parts that every family shares come from RunConfig: a family's own file would load torch.
-    parts = {f.name: types_of(RunConfig)[f.name] for f in fields(RunConfig) if f.metadata.get("variants", 0) is None}
+    types = types_of(RunConfig)
+    parts = [(f.name, types[f.name]) for f in fields(RunConfig) if "variants" in f.metadata and f.name != "model"]
+    parts += [("adapter", variants.config_class(name)) for name in variants.trainable()]
     if family:
-        parts["model"] = models.config_class(family)
+        parts.append(("model", models.config_class(family)))
     labels: dict[str, str] = {}
-    for part, config_class in parts.items():
+    for part, config_class in parts:
         for f in fields(config_class):
             label = label_and_help(f"{part}.{f.name}", config_class, f.name)[0]
+            # kohya's name in brackets stands beside the field alone
+            label = re.sub(r"\s*[(（].*", "", label)
             labels[f"{part}.{f.name}"] = label
             labels.setdefault(f.name, label)
     return labels

@@ -40,7 +40,7 @@ class Lokr(Variant):
 
 
 def _large(tensors: Tensors) -> torch.Tensor:
-    """W2: [out, in], of a convolution [out, in, height, width], or [out, in * height * width] where it is stored flat."""
+    """W2: [out, in], of a convolution [out, in, height, width], or [out, in * height * width] where it is flat."""
     if "lokr_w2" in tensors:
         return tensors["lokr_w2"]
     a, b = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
