@@ -45,7 +45,7 @@ class Adapter:
             yield key, self.variant.parameters(layer)
 
     def name(self, key: tuple[str, str], role: str) -> str:
-        """The name of a tensor in a training state, e.g. `unet.mid_block.attentions.0.proj_in.lora_A.weight`."""
+        """The name of a tensor in a training state: `<part>.<module>.<the name that its role is stored under>`."""
         part, module = key
         return f"{part}.{module}.{self.variant.stored[role]}"
 

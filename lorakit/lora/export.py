@@ -67,12 +67,13 @@ def packed(adapter: Adapter, model: Any, dtype: str, form: str, device: str) -> 
 def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> int:
     """Read a file back, compare each module's change with the trained one, and return the number of modules.
 
-    Compared are the factors of the change, number by number, with alpha / rank in the factor that takes it, wherever
-    the file has the scale; of plain LoRA A, and alpha / rank * B. A number x may be off by r |x| for the rounding, or by
-    the dtype's smallest number (times the scale, if that is above 1): r = 2^-21 for float32's rounding of the scale,
-    and for fp16 2^-11, for bf16 2^-8 more. Each number of plain LoRA's change, a sum of `rank` products, is then off by
-    about 2 r times the sum of their sizes at most. Raises LoraFileError when a module is missing, left over, of another
-    rank, or off by more.
+    Compared are the factors of the change, number by number, with alpha / rank in the factor that takes it (wherever
+    the file has it): of plain LoRA A, and alpha / rank * B. A number x may be off by r |x| for the rounding, or by the
+    dtype's smallest number (times the scale, if that is above 1): r = 2^-21 for float32's rounding of the scale, and
+    for fp16 2^-11, for bf16 2^-8 more. Each number of plain LoRA's change, a sum of `rank` products, is then off by
+    about 2 r times the sum of their sizes at most.
+
+    Raises LoraFileError when a module is missing, left over, of another rank, or off by more.
     """
     import torch
 

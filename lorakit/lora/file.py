@@ -56,6 +56,12 @@ def _split(key: str) -> tuple[str, str] | None:
     return match and (match[1], match.lastgroup)
 
 
+def is_adapter_tensor(key: str) -> bool:
+    """Whether a tensor is named like one of an adapter; alpha alone does not count, as other models have that, too."""
+    split = _split(key)
+    return split is not None and split[1] != "alpha"
+
+
 def form_of(name: str) -> str:
     """The form that a module's name is written in; "unknown" for names without a prefix that is known."""
     return next((form for form, start in FORMS.items() if re.match(start, name)), "unknown")

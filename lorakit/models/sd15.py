@@ -76,7 +76,7 @@ class Model(_unet.UNetModel):
             raise ConfigError(f"clip_skip is {config.clip_skip}, but this base's text encoder has {layers} layers.")
 
     def names(self, part: str, module: str) -> dict[str, str]:
-        """Form of LoRA files -> the name they know a module by, without what follows (.lora_down.weight)."""
+        """Form of LoRA files -> the name they know a module by, without a tensor's name behind it."""
         if part == "unet":
             flat = f"lora_unet_{module}".replace(".", "_")
         else:

@@ -5,24 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from lorakit.lora.file import is_adapter_tensor
 from lorakit.models.files.marks import PREFIX, VAE_ALONE, FileKind, all_marks
 
 LORA = "a LoRA (an adapter, not a base model)"
-LORA_TENSORS = (
-    "lora_down",
-    "lora_up",
-    "lora_A.",
-    "lora_B.",
-    "lora.down",
-    "lora.up",
-    "hada_w1",
-    "lokr_w",
-    "oft_",
-)
 # Files that no family trains on: (what it is, what a tensor's name of it is like). The first match counts.
 # These come before the families' kinds, as some have their tensors, too ...
 SPECIAL: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    (LORA, lambda name: any(mark in name for mark in LORA_TENSORS)),
+    (LORA, lambda name: is_adapter_tensor(name) or "oft_" in name),
     ("a ControlNet", lambda name: name.startswith(("control_model.", "controlnet_", "input_hint_block."))),
     ("a textual inversion embedding", lambda name: name in ("emb_params", "string_to_param", "clip_l", "clip_g")),
     ("an SDXL derivative with EDM's noise (Playground 2.5, CosXL)", lambda name: name.startswith("edm_")),
