@@ -15,7 +15,7 @@ from lorakit.events import Progress
 from lorakit.files import write_atomic
 from lorakit.models.files.marks import CaptionProfile, caption_profiles
 from lorakit.project import Project
-from lorakit.taggers import ImagesRefused, Tagger, TaggerError
+from lorakit.taggers import Refused, Tagger, TaggerError
 from lorakit.tags import vocabulary
 from lorakit.tags.authors import DOCTOR, PERSON
 from lorakit.tags.editor import CaptionEditor
@@ -302,16 +302,16 @@ def _run_tagger(
     paths = {editor.samples[name].digest: editor.samples[name].path for name in names}
     remaining = [digest for digest in paths if results.get(digest) is None]
     failures: dict[str, UserError] = {}  # by digest
-    for begin in range(0, len(remaining), tagger.batch_size):
-        batch, images = remaining[begin : begin + tagger.batch_size], {}
+    for begin in range(0, len(remaining), tagger.batch):
+        batch, images = remaining[begin : begin + tagger.batch], {}
         for digest in batch:
             try:
                 images[digest] = open_rgb(paths[digest])
             except ImageError as error:  # damaged or deleted since the scan
                 failures[digest] = error
         try:
-            outputs = dict(zip(images, tagger.run([*images.values()]), strict=True)) if images else {}
-        except ImagesRefused as error:
+            outputs = dict(zip(images, tagger.read([*images.values()]), strict=True)) if images else {}
+        except Refused as error:
             failures |= dict.fromkeys(images, error)
             done = begin + len(batch)
             if len(failures) > done - len(failures) + MAX_REFUSED:

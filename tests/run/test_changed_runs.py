@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sittings import HARD, TEXT, assert_same_bits, assert_same_end, at, copy_of, merged, new_run, trace, until
 from tiny import save_sd15
 
-from lorakit.events import Saved
+from lorakit.events import Saved, Started
 from lorakit.hub.files import ModelFileError
 from lorakit.project import Project
 from lorakit.run import checkpoint
@@ -167,23 +167,36 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("change, named", INPUTS.values(), ids=INPUTS)
-def test_a_run_does_not_go_on_with_other_images_or_another_base(tmp_path, base, half, uncut, change, named):
-    mine = Path(shutil.copytree(base, tmp_path / "base"))
-    run = new_run(tmp_path / "project", mine, HARD, TEXT)
+@pytest.fixture(scope="module")
+def own_base(tmp_path_factory, base):
+    """A run with a base model of its own, cut after the save of step 2; each test leaves both as they were."""
+    folder = tmp_path_factory.mktemp("own")
+    run = new_run(folder / "project", Path(shutil.copytree(base, folder / "base")), HARD, TEXT)
     until(run, at(Saved, 2))
+    return run, folder / "base"
+
+
+@pytest.mark.parametrize("change, named", INPUTS.values(), ids=INPUTS)
+def test_a_run_is_not_resumed_with_other_images_or_another_base_until_they_are_restored(
+    own_base, base, half, change, named
+):
+    run, its_base = own_base
     state = (run.states / "00000002" / STATE).read_bytes()
-    change(run.project.dataset, mine)
+    change(run.project.dataset, its_base)
     with pytest.raises(RunChanged) as error:
         list(train(run))
-    assert (
-        named in str(error.value) and "undo these changes" in str(error.value) and "start a new run" in str(error.value)
-    )
+    message = str(error.value)
+    assert named in message and "undo these changes" in message and "start a new run" in message
     assert (run.states / "00000002" / STATE).read_bytes() == state
-    for there, kept in ((run.project.dataset, half.project.dataset), (mine, base)):
+    for there, kept in ((run.project.dataset, half.project.dataset), (its_base, base)):
         shutil.rmtree(there)
         shutil.copytree(kept, there)
-    list(train(run))  # put back, it goes on
+    until(run, at(Started, 2))
+
+
+def test_a_run_that_was_refused_and_restored_ends_bitwise_where_an_uncut_one_does(own_base, uncut):
+    run, _ = own_base
+    list(train(run))
     assert_same_end(run, uncut)
 
 

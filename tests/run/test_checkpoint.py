@@ -76,12 +76,15 @@ def test_a_run_with_a_damaged_newest_state_goes_on_from_the_one_before_and_says_
 ):
     run = copy_of(half, tmp_path / "project")
     damage(run.states / "00000004" / file)
-    seen = list(train(run))
+    # what follows from there is the same whatever was damaged: one goes to the end
+    goes_to_the_end = file == STATE and damage is truncate
+    seen = list(train(run)) if goes_to_the_end else until(run, at(Started, 2))
     assert next(event.step for event in seen if isinstance(event, Started)) == 2
     (told,) = warnings(seen)
     assert "step 4" in told and "is passed over: " in told
     assert file in told or (file == COMPLETE and damage is flip_a_byte)  # then the hash in it, and not it, looks wrong
-    assert_same_end(run, uncut)
+    if goes_to_the_end:
+        assert_same_end(run, uncut)
 
 
 def test_a_run_whose_states_are_all_damaged_does_not_begin_again_and_says_what_to_do(tmp_path, half, uncut):
