@@ -22,7 +22,7 @@ from lorakit.tags.tagging import TaggingConfig
 from widgets import i18n
 from widgets.choices import LABELS
 from widgets.project import draft as drafts
-from widgets.project.draft import Draft, places
+from widgets.project.draft import Draft, all_settings
 from widgets.training import machine
 from widgets.training.form import Form
 
@@ -270,7 +270,7 @@ def test_a_choice_that_there_is_not_is_refused(project, changes):
 def test_every_setting_has_label_and_help_in_chinese_and_none_is_left_over():
     translated, expected = i18n.translations()["settings"], set()
     for family in models.names():
-        expected |= {path.replace("model.", f"{family}.") for path in places(family)}
+        expected |= {path.replace("model.", f"{family}.") for path in all_settings(family)}
     expected |= {f"{owner}.{f.name}" for owner, c in OUTSIDE.items() for f in fields(c) if not f.metadata["ui"].hidden}
     assert set(translated) == expected
     for label, help in translated.values():
@@ -278,7 +278,7 @@ def test_every_setting_has_label_and_help_in_chinese_and_none_is_left_over():
 
 
 def test_every_setting_has_a_label_and_a_help_in_english(family):
-    for path, (config_class, name) in places(family).items():
+    for path, (config_class, name) in all_settings(family).items():
         f = config_class.__dataclass_fields__[name]
         assert label_of(f).strip() and f.metadata["help"].strip() and not f.metadata["help"].endswith("."), path
 
@@ -287,14 +287,14 @@ def test_every_row_of_a_registry_has_its_help_in_chinese():
     found = {
         h
         for family in models.names()
-        for c, n in places(family).values()
+        for c, n in all_settings(family).values()
         for h in helps_of(c.__dataclass_fields__[n]).values()
     }
     assert found == set(i18n.translations()["rows"])
 
 
 def test_every_choice_has_a_label_and_every_label_its_chinese():
-    settings = {(c, n) for family in models.names() for c, n in places(family).values()}
+    settings = {(c, n) for family in models.names() for c, n in all_settings(family).values()}
     settings |= {(c, f.name) for c in OUTSIDE.values() for f in fields(c)}
     chosen = {v for c, n in settings for v in choices_of(c.__dataclass_fields__[n]) or () if isinstance(v, str)}
     shapes = {value for value in chosen if re.fullmatch(r"\d+x\d+", value)}

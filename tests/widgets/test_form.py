@@ -17,7 +17,7 @@ from lorakit.run import config as runs
 from lorakit.run.config import RunConfig
 from lorakit.run.resume import training_settings
 from widgets.project import draft
-from widgets.project.draft import places, underneath, usable
+from widgets.project.draft import all_settings, preset_values, supported_settings
 from widgets.training import machine
 from widgets.training.form import Form
 
@@ -70,8 +70,8 @@ def test_beginners_see_eight_fields_and_experts_every_setting(family, made):
         "sample.prompts",
     }
     made.choose(expert=True)
-    assert set(usable(family)) - set(made.rows) == {"schedule.past"}, "which extend alone writes"
-    refused = {path for path in places(family) if path not in usable(family)}
+    assert set(supported_settings(family)) - set(made.rows) == {"schedule.past"}, "which extend alone writes"
+    refused = {path for path in all_settings(family) if path not in supported_settings(family)}
     assert all(path in models.config_class(family).unsupported or path.endswith("_lr") for path in refused)
 
 
@@ -281,7 +281,7 @@ def test_what_is_set_by_hand_wins_over_the_preset_the_gpu_preset_and_the_family(
         row = presets.find(family, "style", "large")
         want = {**draft.flattened(config_class.defaults), **draft.flattened(config_class.gpu_presets[gpu_preset])}
         want |= draft.flattened(row.settings)
-        assert {path: underneath(made.draft.choice)[path] for path in want} == want
+        assert {path: preset_values(made.draft.choice)[path] for path in want} == want
     made.set("adapter.rank", 5)
     made.choose(purpose="character", size="small")
     assert made.draft.shown["adapter.rank"] == 5

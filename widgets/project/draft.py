@@ -1,4 +1,4 @@
-"""What is chosen for the next run of a project: kept in its settings.yaml, and the config that follows from it."""
+"""The draft of a project's next run: the choices kept in its settings.yaml, and the config that they make."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from widgets.i18n import say
 
 FILE = "settings.yaml"
 RENAMED = {"pictures": "images", "card": "gpu_preset"}  # fields of Choice in the files of version 0.1
-HEAD = "# What is chosen for the next run; the form writes this file on every change.\n"
+HEAD = "# The settings of the next run; the form writes this file on every change.\n"
 
 
 @dataclass
 class Choice:
-    """All that is on disk: what was chosen, not what follows from it.
+    """What the user chose, as it is on disk; everything else follows from it.
 
-    images    those of an epoch (repeats counted) when the preset was chosen, 0: unknown
-    settings    path -> value, of all that was set by hand but the base model's
+    images      per epoch (with repeats) when the preset was chosen; 0: unknown
+    settings    path -> value of everything set by hand, without the base model's settings
     models      family -> its `model` settings that were set by hand
     """
 
@@ -49,10 +49,10 @@ class Choice:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def owners(family: str) -> Iterator[tuple[str, type[Config]]]:
-    """(part of a run, its Config) for a family, in the run's order; the run's own settings last, under "".
+def config_parts(family: str) -> Iterator[tuple[str, type[Config]]]:
+    """(part of a run, its Config) for a family, in the order of RunConfig; the run's own settings last, under "".
 
-    The adapter stands there once more for each variant that can be trained, with the variant's own options.
+    The adapter is repeated for each variant that can be trained, with that variant's own options.
     """
     kinds = types_of(RunConfig)
     for f in fields(RunConfig):
@@ -65,46 +65,48 @@ def owners(family: str) -> Iterator[tuple[str, type[Config]]]:
     yield "", RunConfig
 
 
-def places(family: str) -> dict[str, tuple[type[Config], str]]:
-    """Path -> (Config, name) of every setting of a run of a family, also of those that the family refuses."""
-    found: dict[str, tuple[type[Config], str]] = {}
-    for owner, config_class in owners(family):
+def all_settings(family: str) -> dict[str, tuple[type[Config], str]]:
+    """Path -> (Config, name) of every setting of a run of a family, with those that the family does not support."""
+    settings: dict[str, tuple[type[Config], str]] = {}
+    for part, config_class in config_parts(family):
         for f in fields(config_class):
-            if "variants" not in f.metadata and f"{owner}.{f.name}" != "model.family":
-                # what all variants of the adapter have comes first, and is not replaced by what one inherits
-                found.setdefault(f"{owner}.{f.name}".lstrip("."), (config_class, f.name))
-    return found
+            if "variants" not in f.metadata and f"{part}.{f.name}" != "model.family":
+                # The options that all variants of the adapter share come first; a variant's inherited copy is no other.
+                settings.setdefault(f"{part}.{f.name}".lstrip("."), (config_class, f.name))
+    return settings
 
 
-def usable(family: str) -> dict[str, tuple[type[Config], str]]:
-    """Those of `places` that make sense with the family: neither refused nor the rate of a part that it has not."""
-    chosen = models.config_class(family)
-    without = {f"optimizer.{rate}" for rate in RATES if rate not in chosen.rates.values()} | set(chosen.unsupported)
-    return {path: place for path, place in places(family).items() if path not in without}
+def supported_settings(family: str) -> dict[str, tuple[type[Config], str]]:
+    """Those of `all_settings` that the family supports and has a part for: SD 1.5 has no second text encoder."""
+    config_class = models.config_class(family)
+    without = {f"optimizer.{rate}" for rate in RATES if rate not in config_class.rates.values()}
+    without |= set(config_class.unsupported)
+    return {path: place for path, place in all_settings(family).items() if path not in without}
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """Settings by path as `configure` takes them: {"adapter.rank": 8} -> {"adapter": {"rank": 8}}."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for path, value in flat.items():
-        owner, _, name = path.rpartition(".")
-        (found.setdefault(owner, {}) if owner else found)[name] = list(value) if isinstance(value, tuple) else value
-    return found
+        part, _, name = path.rpartition(".")
+        # lists, as YAML has no tuples
+        (settings.setdefault(part, {}) if part else settings)[name] = list(value) if isinstance(value, tuple) else value
+    return settings
 
 
 def flattened(settings: dict[str, Any]) -> dict[str, Any]:
-    """The other way round."""
-    found = {}
-    for owner, values in settings.items():
-        found |= {f"{owner}.{name}": v for name, v in values.items()} if isinstance(values, dict) else {owner: values}
-    return found
+    """The inverse of `nested`: {"adapter": {"rank": 8}} -> {"adapter.rank": 8}."""
+    flat = {}
+    for part, values in settings.items():
+        flat |= {f"{part}.{name}": v for name, v in values.items()} if isinstance(values, dict) else {part: values}
+    return flat
 
 
 class Draft:
     """The next run of a project as it is chosen now; every change is on disk before the method returns.
 
-    What is set by hand wins over the preset, which wins over the GPU preset, which wins over the family's defaults.
-    `notes` are sentences about what was amiss in the file when it was read.
+    A value set by hand wins over the preset, which wins over the GPU preset, which wins over the family's defaults.
+    `notes` are sentences about damage in the file when it was read.
     """
 
     def __init__(self, project: Project, name: str = ""):
@@ -116,7 +118,7 @@ class Draft:
             self.choose(run=name)
         self.follow()
 
-    # ---- what follows from the choice --------------------------------------------------------------------------------
+    # ---- what the choices make -------------------------------------------------------------------------------------
 
     @property
     def run(self) -> Run:
@@ -125,35 +127,35 @@ class Draft:
 
     @property
     def by_hand(self) -> dict[str, Any]:
-        """Path -> value of all that was set by hand and makes sense with the family and the adapter type."""
+        """Path -> value of everything set by hand that the family and the adapter type support."""
         own = {f"model.{name}": value for name, value in self.choice.models.get(self.choice.family, {}).items()}
-        known, settings = usable(self.choice.family), {**own, **self.choice.settings}
+        supported, settings = supported_settings(self.choice.family), {**own, **self.choice.settings}
         adapter = variants.config_class(settings.get("adapter.type", AdapterConfig.type))
         return {
             path: value
             for path, value in settings.items()
-            if path in known and (not path.startswith("adapter.") or issubclass(adapter, known[path][0]))
+            if path in supported and (not path.startswith("adapter.") or issubclass(adapter, supported[path][0]))
         }
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `configure` makes the config of, with `choice.gpu_preset`: the preset's and those by hand."""
+        """The settings for `configure`, by part: of the preset and set by hand, without the GPU preset."""
         family = {"model.family": self.choice.family}
         return nested({**family, **_preset(self.choice), **self.by_hand})
 
     @property
     def value(self) -> RunConfig:
-        """The config. Raises ConfigError with a sentence for everything that is missing or does not go together."""
+        """The config. Raises ConfigError with a sentence for everything that is missing or in conflict."""
         return configure(self.settings, self.choice.gpu_preset)
 
     @property
     def shown(self) -> dict[str, Any]:
         """Path -> value that holds now, for every usable setting; "" for a source that is not chosen yet."""
-        return {**underneath(self.choice), **self.by_hand}
+        return {**preset_values(self.choice), **self.by_hand}
 
     @property
     def data(self) -> DataConfig:
-        """The data settings that hold now. Raises ConfigError when they do not go together."""
+        """The data settings that hold now. Raises ConfigError when they are in conflict."""
         shown = self.shown
         return DataConfig(**{f.name: shown[f"data.{f.name}"] for f in fields(DataConfig) if f"data.{f.name}" in shown})
 
@@ -167,115 +169,118 @@ class Draft:
         unsupported = models.config_class(self.choice.family).unsupported
         if reason := unsupported.get(path, unsupported.get(path.removeprefix("model."))):
             raise ConfigError(f"{path} cannot be used with {self.choice.family}: {reason}")
-        value = checked(path, value, usable(self.choice.family))
-        self._own(path)[path.removeprefix("model.")] = value
+        value = checked(path, value, supported_settings(self.choice.family))
+        self._kept_in(path)[path.removeprefix("model.")] = value
         self.save()
 
     def reset(self, path: str) -> None:
-        """Let go of what was set by hand: the preset, the GPU preset or the family decides again."""
-        self._own(path).pop(path.removeprefix("model."), None)
+        """Forget the value set by hand: that of the preset, the GPU preset or the family holds again."""
+        self._kept_in(path).pop(path.removeprefix("model."), None)
         self.save()
 
-    def _own(self, path: str) -> dict[str, Any]:
-        """Where a setting is kept: those of the base model go with its family."""
+    def _kept_in(self, path: str) -> dict[str, Any]:
+        """The table that keeps a setting: those of the base model are kept by family."""
         is_model = path.startswith("model.")
         return self.choice.models.setdefault(self.choice.family, {}) if is_model else self.choice.settings
 
     def choose(self, **changes: Any) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-        """Change fields of the choice but `settings` and `models`: {path: (old, new)} and paths that stayed by hand.
+        """Change fields of the choice, except `settings` and `models`.
 
-        The name of a run that there is brings its settings. Raises ConfigError or ProjectError, and changes nothing,
-        when there is no such family, GPU preset, purpose or size, or when the name cannot be a run's.
+        Returns {path: (old, new)} of the settings that changed, and the paths that kept a value set by hand which the
+        new preset would have changed. The name of an existing run brings that run's settings. Raises ConfigError or
+        ProjectError, and changes nothing, for an unknown family, GPU preset, purpose or size, or an impossible name.
         """
-        wanted = replace(self.choice, **changes)
-        if "family" in changes and wanted.gpu_preset not in models.config_class(wanted.family).gpu_presets:
-            wanted.gpu_preset = ""
-        _allowed(wanted)
-        run = self.project.run(wanted.run)
-        if wanted.run != self.choice.run and run.config_file.exists():  # such as one from another's weights
-            wanted = self._taken(run)
-        shown, own, under = self.shown, self.by_hand, underneath(self.choice)
-        self.choice = wanted
+        choice = replace(self.choice, **changes)
+        if "family" in changes and choice.gpu_preset not in models.config_class(choice.family).gpu_presets:
+            choice.gpu_preset = ""
+        _check(choice)
+        run = self.project.run(choice.run)
+        # such as a run that was created from the weights of another
+        if choice.run != self.choice.run and run.config_file.exists():
+            choice = self._of_run(run)
+        old, by_hand, old_presets = self.shown, self.by_hand, preset_values(self.choice)
+        self.choice = choice
         self.save()
-        new = underneath(wanted)
-        stayed = [path for path, value in own.items() if path in new and under.get(path) != new[path] != value]
-        changed = {path: (shown.get(path), v) for path, v in self.shown.items() if shown.get(path) != v}
-        return changed, stayed
+        new = preset_values(choice)
+        kept = [path for path, value in by_hand.items() if path in new and old_presets.get(path) != new[path] != value]
+        changed = {path: (old.get(path), value) for path, value in self.shown.items() if old.get(path) != value}
+        return changed, kept
 
     def follow(self) -> None:
-        """Take over the settings of the chosen run when it has begun and was changed elsewhere since the last choice.
+        """Take over the settings of the chosen run if it has trained and was changed since the last choice.
 
-        So more epochs and further stages, which are given to the run itself, are in the form too.
+        More epochs and further stages are added to the run itself; this brings them into the form, too.
         """
         run = self.run
         if not run.record_file.exists():
             return
-        chosen = self.file.stat().st_mtime_ns if self.file.exists() else 0  # nothing was, and the run's settings hold
-        if run.config_file.stat().st_mtime_ns <= chosen:
+        last_choice = self.file.stat().st_mtime_ns if self.file.exists() else 0  # 0: the run is always newer
+        if run.config_file.stat().st_mtime_ns <= last_choice:
             return
-        held = read_config(run)
+        config = read_config(run)
         try:
-            same = training_settings(held) == training_settings(self.value)
+            same = training_settings(config) == training_settings(self.value)
         except ConfigError:
             same = False
         if not same:
-            self.choice = self._taken(run)
+            self.choice = self._of_run(run)
             self.save()
 
-    def _taken(self, run: Run) -> Choice:
-        """The choice that a run's config says, beside what is kept of other families' base models."""
-        taken = choice_of(run)
-        return replace(taken, expert=self.choice.expert, models={**self.choice.models, **taken.models})
+    def _of_run(self, run: Run) -> Choice:
+        """The choice that makes a run's config, with the base models chosen for other families."""
+        choice = choice_of(run)
+        return replace(choice, expert=self.choice.expert, models={**self.choice.models, **choice.models})
 
     # ---- the file ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the choice; of two forms of one project the later one wins."""
-        told = {f.name: getattr(self.choice, f.name) for f in fields(Choice)}
-        told["settings"] = nested(self.choice.settings)
-        told["models"] = {family: nested(values) for family, values in self.choice.models.items() if values}
+        stored = {f.name: getattr(self.choice, f.name) for f in fields(Choice)}
+        stored["settings"] = nested(self.choice.settings)
+        stored["models"] = {family: nested(values) for family, values in self.choice.models.items() if values}
         self.project.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.file, HEAD + yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+        write_atomic(self.file, HEAD + yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
 
     def _read(self) -> Choice:
-        """The choice on disk; without one that of the newest run, so that a new machine asks nothing again."""
+        """The choice on disk; without a file that of the newest run, so that a new machine shows the same."""
         if self.file.exists():
             try:
-                choice, trouble = read_choice(read_yaml(self.file))
-                self.project.run(choice.run)  # refuses what cannot be a name
+                choice, problems = read_choice(read_yaml(self.file))
+                self.project.run(choice.run)  # raises ProjectError for an impossible name
             except UserError as error:
-                choice, trouble = Choice(), str(error).splitlines()[:1]
-            if trouble:
-                aside = self.file.with_name(f"settings-damaged-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-                self.file.replace(aside)
+                choice, problems = Choice(), str(error).splitlines()[:1]
+            if problems:
+                damaged = self.file.with_name(f"settings-damaged-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+                self.file.replace(damaged)
                 self.notes = [
-                    say("{file} could not be used as it was; that is kept as {aside}.", file=FILE, aside=aside.name),
-                    *trouble,
+                    say("{file} was damaged and is kept as {copy}.", file=FILE, copy=damaged.name),
+                    *problems,
                 ]
             return choice
         runs = sorted(self.project.runs(), key=lambda run: run.config_file.stat().st_mtime)
         return choice_of(runs[-1]) if runs else Choice()
 
 
-def _allowed(choice: Choice) -> None:
-    """Refuse (ConfigError) a family, GPU preset, purpose or size that there is not."""
+def _check(choice: Choice) -> None:
+    """Raise ConfigError for an unknown family, GPU preset, purpose or size."""
     gpu_presets = tuple(models.config_class(choice.family).gpu_presets)
     for name, allowed in (("gpu_preset", gpu_presets), ("purpose", presets.PURPOSES), ("size", presets.SIZES)):
-        if (given := getattr(choice, name)) not in ("", *allowed):
-            raise ConfigError(f"There is no {name} {given!r}; there are {', '.join(allowed)}.")
+        if (value := getattr(choice, name)) not in ("", *allowed):
+            raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
 
 
-def underneath(choice: Choice) -> dict[str, Any]:
-    """Path -> value that holds where nothing is set by hand, for every usable setting."""
+def preset_values(choice: Choice) -> dict[str, Any]:
+    """Path -> value, before anything is set by hand, of every setting that the family supports."""
     family = models.config_class(choice.family)
-    found = {path: _default(*place) for path, place in usable(choice.family).items()}
+    values = {path: _default(*setting) for path, setting in supported_settings(choice.family).items()}
+    # each layer wins over those before it
     for layer in (
         flattened(family.defaults),
         flattened(family.gpu_presets.get(choice.gpu_preset, {})),
         _preset(choice),
     ):
-        found |= layer
-    return found
+        values |= layer
+    return values
 
 
 def _preset(choice: Choice) -> dict[str, Any]:
@@ -290,31 +295,31 @@ def _default(config_class: type[Config], name: str) -> Any:
     return "" if f.default is dataclasses.MISSING else f.default
 
 
-def read_choice(told: dict[str, Any]) -> tuple[Choice, list[str]]:
-    """The choice that a file tells, and a sentence for each of its settings that is left out as unknown or wrong.
+def read_choice(stored: dict[str, Any]) -> tuple[Choice, list[str]]:
+    """The choice in a file's table, and a sentence for each setting that is left out as unknown or wrong.
 
     Raises UserError when nothing of it can be used.
     """
-    told = {RENAMED.get(name, name): value for name, value in told.items()}
-    plain = Choice()
-    for name, value in told.items():
-        if not hasattr(plain, name) or type(value) is not type(getattr(plain, name)):
+    stored = {RENAMED.get(name, name): value for name, value in stored.items()}
+    default = Choice()
+    for name, value in stored.items():
+        if not hasattr(default, name) or type(value) is not type(getattr(default, name)):
             raise ConfigError(f"{name} is {value!r}, which a form does not write.")
-    choice = replace(plain, **{**told, "settings": {}, "models": {}})
-    _allowed(choice)
-    given = flattened(current_names(told.get("settings", {})))
-    choice.settings, trouble = _sound(given, places(choice.family))
-    for family, values in told.get("models", {}).items():
-        sound, wrong = _sound(flattened({"model": values}), places(family))
+    choice = replace(default, **{**stored, "settings": {}, "models": {}})
+    _check(choice)
+    settings = flattened(current_names(stored.get("settings", {})))
+    choice.settings, problems = _sound(settings, all_settings(choice.family))
+    for family, values in stored.get("models", {}).items():
+        sound, wrong = _sound(flattened({"model": values}), all_settings(family))
         choice.models[family] = {path.removeprefix("model."): value for path, value in sound.items()}
-        trouble += wrong
-    return choice, trouble
+        problems += wrong
+    return choice, problems
 
 
-def _sound(given: dict[str, Any], known: dict[str, tuple[type[Config], str]]) -> tuple[dict[str, Any], list[str]]:
-    """Those of some settings that are right, checked, and a sentence for each of the others."""
+def _sound(values: dict[str, Any], known: dict[str, tuple[type[Config], str]]) -> tuple[dict[str, Any], list[str]]:
+    """The settings (path -> value) that are right, and a sentence for each of the others."""
     sound, wrong = {}, []
-    for path, value in given.items():
+    for path, value in values.items():
         try:
             sound[path] = checked(path, value, known)
         except ConfigError as error:
@@ -323,7 +328,7 @@ def _sound(given: dict[str, Any], known: dict[str, tuple[type[Config], str]]) ->
 
 
 def checked(path: str, value: Any, known: dict[str, tuple[type[Config], str]]) -> Any:
-    """A setting as its Config holds it. Raises ConfigError when it is not among the known ones or wrong in itself."""
+    """A setting as its Config holds it. Raises ConfigError when it is unknown or its value is wrong by itself."""
     if path not in known:
         hint = difflib.get_close_matches(path, known, n=1)
         raise ConfigError(f"{path} is not a setting here." + (f" Did you mean {hint[0]}?" if hint else ""))
@@ -331,12 +336,12 @@ def checked(path: str, value: Any, known: dict[str, tuple[type[Config], str]]) -
 
 
 def choice_of(run: Run) -> Choice:
-    """The choice that a run's config says, e.g. on a new machine that knows nothing else."""
+    """The choice that makes a run's config, e.g. on a new machine, which has only the run."""
     settings = settings_of(run)
     choice = Choice(run=run.name, family=settings["model"]["family"])
-    under, known = underneath(choice), places(choice.family)
-    given, _ = _sound({path: v for path, v in flattened(settings).items() if path != "model.family"}, known)
-    own = {path: value for path, value in given.items() if value != under.get(path)}
+    defaults, known = preset_values(choice), all_settings(choice.family)
+    values, _ = _sound({path: v for path, v in flattened(settings).items() if path != "model.family"}, known)
+    own = {path: value for path, value in values.items() if value != defaults.get(path)}
     choice.models[choice.family] = {p.removeprefix("model."): v for p, v in own.items() if p.startswith("model.")}
     choice.settings = {path: value for path, value in own.items() if not path.startswith("model.")}
     return choice

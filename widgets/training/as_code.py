@@ -1,4 +1,4 @@
-"""The run that a form stands for as Python, and as a command."""
+"""The run that a form describes, as Python and as a command."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ run = Project({folder!r}).run({run!r})
 config = configure({settings}{gpu_preset})
 save_config(run, config)
 
-# In a terminal, where the same command goes on with a run that was stopped:
+# In a terminal; the same command resumes a stopped run:
 # {shell}
 """
 
 
 def code(draft: Draft) -> str:
-    """Python that begins the same run without a form, and the same for a terminal.
+    """Python that creates the same run without a form, and the command for a terminal.
 
-    Raises ConfigError when the settings are not yet those of a run.
+    Raises ConfigError when settings are missing or wrong.
     """
-    draft.value  # noqa: B018  which refuses what could not run
+    draft.value  # noqa: B018 - raises what is wrong
     flat, gpu_preset = flattened(draft.settings), draft.choice.gpu_preset
     shell = [
         "lorakit",
@@ -55,4 +55,5 @@ def _on_one_line(value: Any) -> str:
     """YAML of a value for `--set`."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     text = text.removesuffix("\n...\n").rstrip("\n")
-    return json.dumps(value, ensure_ascii=False) if "\n" in text else text  # which is YAML, too, and one line
+    # JSON is YAML, too, and always one line
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text

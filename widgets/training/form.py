@@ -20,6 +20,7 @@ from widgets.i18n import say
 from widgets.page import AMBER
 from widgets.project import draft as drafts
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 from widgets.training import machine
 from widgets.training.as_code import code
 from widgets.training.header import Header
@@ -183,7 +184,7 @@ class Form:
         # Problems of a group that may be closed, and of no single field, stand at the top.
         beside = {"run", *(row.path for row in self._rows.basic)}
         elsewhere = [worded(path, text, draft.choice.family) for path, text in problems.items() if path not in beside]
-        notes = [problem_html(note, AMBER) for note in draft.notes]
+        notes = [problem_html(labelled(note, draft.choice.family), AMBER) for note in draft.notes]
         self.top.value = "".join([*notes, *map(problem_html, elsewhere)])
         self.end.value = ending(len(problems))
 

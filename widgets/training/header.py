@@ -14,7 +14,7 @@ from widgets.fields import help_html, label_and_help, problem_html, value_text
 from widgets.i18n import say
 from widgets.layouts import Layouts
 from widgets.page import AMBER
-from widgets.project.draft import usable
+from widgets.project.draft import supported_settings
 
 MARGIN = "2px 40px 2px 2px"  # such a field ends where fields with a button beside them end
 MOST_CHANGES = 8  # that are listed after a preset was chosen
@@ -128,7 +128,7 @@ class Header:
     def _changes(self) -> str:
         """What the preset or GPU preset that was chosen last changed, and which settings it left as set by hand."""
         changed, stayed = self._form.changes
-        places = usable(self._form.draft.choice.family)
+        places = supported_settings(self._form.draft.choice.family)
         lines = [
             f"{label_and_help(path, *places[path])[0]} {value_text(old)} → {value_text(new)}"
             for path, (old, new) in changed.items()

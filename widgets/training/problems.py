@@ -9,14 +9,14 @@ from lorakit.config import ConfigError
 from lorakit.run.resume import recorded_config, training_settings
 from widgets.fields import value_text
 from widgets.i18n import say
-from widgets.project.draft import Draft, flattened, usable
+from widgets.project.draft import Draft, flattened, supported_settings
 from widgets.project.labels import labelled
 
 
 def problems_of(draft: Draft) -> dict[str, str]:
     """Path -> what is wrong there; "" -> what is wrong but at no single field."""
     lines_at: dict[str, list[str]] = {}
-    places = usable(draft.choice.family)
+    places = supported_settings(draft.choice.family)
     try:
         draft.value  # noqa: B018 - raises what is wrong
     except ConfigError as error:

@@ -12,7 +12,7 @@ from widgets.fields import Row, is_basic
 from widgets.i18n import say
 from widgets.layouts import Layouts
 from widgets.page import AMBER, RED
-from widgets.project.draft import Draft, owners, usable
+from widgets.project.draft import Draft, config_parts, supported_settings
 from widgets.project.guides import advice_tables
 from widgets.training.problems import is_missing, worded
 
@@ -41,7 +41,7 @@ class SettingRows:
     def __init__(self, family: str, changed: Callable[[Row], None], undone: Callable[[Row], None]):
         self.family, self.layouts = family, Layouts()
         self._changed, self._undone = changed, undone
-        self._places = usable(family)
+        self._places = supported_settings(family)
         self.by_path: dict[str, Row] = {}
         self.basic = [self._add(path) for path, setting in self._places.items() if is_basic(*setting)]
         self._groups: list[tuple[str, list[Row]]] = []
@@ -78,7 +78,7 @@ class SettingRows:
         return row
 
     def _make_groups(self) -> None:
-        for part, _ in owners(self.family):
+        for part, _ in config_parts(self.family):
             rest = [path for path in self._places if path.rpartition(".")[0] == part and path not in self.by_path]
             if paths := [path for path in rest if not is_hidden(*self._places[path])]:
                 self._groups.append((part, [self._add(path) for path in paths]))
