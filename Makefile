@@ -1,7 +1,7 @@
 # Each target makes .venv if it has to, and says what it does. `make PYTHON=python3.12 test` picks the Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint slow gpu browser colab clean install packages
+.PHONY: help demo test lab lint slow gpu browser colab clean install packages notebooks zip
 
 # On Linux PyPI's torch brings gigabytes of CUDA; without an NVIDIA driver the CPU build does. A mirror can be named here.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -30,6 +30,8 @@ help:
 	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small cards"
 	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in screenshots/"
 	@echo "make colab   install on top of what Colab has preinstalled, see that nothing of it changes, and test there"
+	@echo "make zip     pack the kit into lorakit.zip, for Colab: upload it to Google Drive or to Colab's Files"
+	@echo "make notebooks SOURCE=https://…  write where the kit is published into the notebooks' first cells and badges"
 	@echo "make clean   remove .venv, demo-output and what was built"
 
 demo: install
@@ -67,9 +69,17 @@ colab: install
 	@echo "Installing on top of Colab's packages of 2026-08-19 in build/colab, and running the core's tests there (minutes)."
 	@$(RUN) tests/colab_install.py
 
+zip:
+	@echo "Packing what is committed into lorakit.zip."
+	@git archive --format=zip --output=lorakit.zip HEAD
+
+notebooks: install
+	@echo "Writing the first cell and the badge of every notebook."
+	@$(RUN) notebooks/first_cell.py $(SOURCE)
+
 clean:
 	@echo "Removing $(VENV), demo-output and what was built."
-	@rm -rf $(VENV) demo-output screenshots build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf $(VENV) demo-output lorakit.zip screenshots build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install:

@@ -16,13 +16,14 @@ import time
 import venv
 from pathlib import Path
 
-from test_packaging import FIRST_CELL
+from test_packaging import first_cell
+
+from widgets.bootstrap import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PINS = ROOT / "tests" / "colab-2026-08-19.txt"
 TORCH = "torch==2.13.0"  # nearest to Colab's 2.11.0+cu128 of which there is a build for CPUs
 ABSENT_FROM_PYPI = ("jedi",)  # Colab's IPython does without; a plain one asks for it
-EXTRAS = "data,prodigy,tagger"  # as in the first cell
 HERE = ROOT / "build" / "colab"
 PYTHON = HERE / "bin" / "python"
 CORE = (
@@ -56,22 +57,24 @@ def main() -> None:
     image()
     before = freeze()
     print(f"the image: {len(before)} packages, {TORCH} in place of Colab's build, Python {sys.version.split()[0]}")
-    print("the first cell in a checkout that is not installed:", run_cell(ROOT / "notebooks", "nowhere"))
+    print("the first cell in a checkout that is not installed:", run_cell(ROOT / "notebooks"))
     source = checkout()
+    content = Path(tempfile.mkdtemp())
+    shutil.make_archive(str(content / "lorakit"), "zip", source)
     wanted = f"{source}[{EXTRAS}]"
     planned = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report(wanted)]
     print("to be installed:", ", ".join(f"{name} {version}" for name, version in planned))
     assert not {name.lower().replace("_", "-") for name, _ in planned} & set(before), (
         "a preinstalled package is replaced"
     )
-    print("the first cell, which installs, without a restart:", run_cell(Path(tempfile.mkdtemp()), source.as_uri()))
+    print("the first cell, which installs lorakit.zip, without a restart:", run_cell(content, content))
     after = freeze()
     changed = {name: (version, after.get(name)) for name, version in before.items() if after.get(name) != version}
     assert not changed, f"the installation changed {changed}"
     print(f"no preinstalled package changed; {len(after) - len(before)} were added")
     python("-c", IMPORT_ALL)
     print("every module was imported")
-    print("the first cell, installed:", run_cell(Path(tempfile.mkdtemp()), "nowhere"))
+    print("the first cell, installed:", run_cell(Path(tempfile.mkdtemp())))
     tests = [f"tests/{name}" for name in CORE]
     # pytest as a program, not as a module: the checkout is not on its path, so what is tested is what was installed
     subprocess.run([PYTHON.with_name("pytest"), "-q", *tests], cwd=ROOT, env=environment(), check=True)
@@ -107,10 +110,12 @@ def freeze() -> dict[str, str]:
     return {item["name"].lower().replace("_", "-"): item["version"] for item in json.loads(told)}
 
 
-def run_cell(folder: Path, source: str) -> str:
-    """The notebooks' first cell in `folder`, installing from `source` if it finds no lorakit there."""
-    cell = FIRST_CELL.replace("git+{repository}", source).replace("open_project()", "open_project(remote=HOME)")
-    cell = f"HOME = {tempfile.mkdtemp()!r}\n{cell}"
+def run_cell(folder: Path, content: Path | None = None) -> str:
+    """Run the notebooks' first cell in `folder`; as in Colab, with `content` as its /content, if that is given."""
+    cell = first_cell.first_cell("").replace("open_project()", f"open_project(remote={tempfile.mkdtemp()!r})")
+    if content:
+        cell = f"import sys, types\nsys.modules['google.colab'] = types.ModuleType('colab')\n{cell}"
+        cell = cell.replace("/content", str(content))
     done = subprocess.run(
         [PYTHON, "-c", RUN_CELL, cell, str(folder)], cwd="/", env=environment(), capture_output=True, text=True
     )

@@ -1,12 +1,15 @@
 """What is declared agrees: pyproject.toml, environment.yml, constraints.txt, Colab's image and the code's imports."""
 
 import ast
+import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
@@ -15,22 +18,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from setuptools.config.pyprojecttoml import read_configuration
 
+from widgets import bootstrap
+
 ROOT = Path(__file__).parents[1]
 PROJECT = read_configuration(ROOT / "pyproject.toml", expand=False)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TO_USE = ["bnb", "data", "prodigy", "tagger", "lab"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}  # otherwise a package is imported by its own name
-FIRST_CELL = """\
-import sys
-
-sys.path.append("..")  # a checkout's own code, where it is not installed
-try:
-    from widgets.project.opening import open_project
-except ModuleNotFoundError:
-    %pip install -q "lorakit[data,prodigy,tagger] @ git+{repository}"
-    from widgets.project.opening import open_project
-project = open_project()"""
+spec = importlib.util.spec_from_file_location("first_cell", ROOT / "notebooks" / "first_cell.py")
+first_cell = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(first_cell)
 COLAB_ALONE = {"google"}  # imported where Colab is known to be
 PREINSTALLED = [line for line in (ROOT / "tests/colab-2026-08-19.txt").read_text().splitlines() if line[0] != "#"]
 COLAB = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in PREINSTALLED)}
@@ -100,26 +98,185 @@ def test_xformers_is_nowhere():
 
 def first_cells() -> dict[str, str]:
     """The first code cell of every notebook that opens a project."""
-    found = {}
+    cells = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        codes = [
+            "".join(cell["source"])
+            for cell in json.loads(path.read_text("utf-8"))["cells"]
+            if cell["cell_type"] == "code"
+        ]
         if any("open_project" in code for code in codes):
-            found[path.name] = codes[0]
-    return found
+            cells[path.name] = codes[0]
+    return cells
 
 
 def test_every_notebook_begins_with_the_same_cell():
-    same = FIRST_CELL.format(repository=PROJECT["urls"]["Repository"])
-    found = {name: re.sub(r"open_project\(.*\)", "open_project()", code) for name, code in first_cells().items()}
-    assert {name: code for name, code in found.items() if code != same} == {}
+    expected = first_cell.first_cell(first_cell.source())
+    cells = {name: re.sub(r"open_project\(.*\)", "open_project()", code) for name, code in first_cells().items()}
+    assert len(cells) == 7 and {name: code for name, code in cells.items() if code != expected} == {}
 
 
-def test_every_address_in_the_notebooks_is_that_of_the_repository():
-    repository = urlsplit(PROJECT["urls"]["Repository"]).path
-    address = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)(/[\w.-]+/[\w.-]+)")
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert {*address.findall(path.read_text(encoding="utf-8"))} <= {repository}, path.name
+def test_the_notebooks_are_as_the_setting_of_the_source_makes_them(monkeypatch, tmp_path):
+    copy = copied_notebooks(monkeypatch, tmp_path)
+    first_cell.write(first_cell.source())
+    for path in copy.glob("*.ipynb"):
+        assert json.loads(path.read_text("utf-8")) == json.loads((ROOT / "notebooks" / path.name).read_text("utf-8"))
+
+
+def test_a_source_is_written_into_cells_and_badges_and_taken_out_again(monkeypatch, tmp_path):
+    copy = copied_notebooks(monkeypatch, tmp_path)
+    before = {path.name: path.read_text("utf-8") for path in tmp_path.rglob("*.*") if path.is_file()}
+    first_cell.write("https://github.com/someone/their-kit")
+    assert first_cell.source() == "https://github.com/someone/their-kit"
+    text = (copy / "4_train.ipynb").read_text("utf-8")
+    assert f"lorakit[{bootstrap.EXTRAS}] @ git+https://github.com/someone/their-kit" in text
+    assert text.count("colab.research.google.com/github/someone/their-kit/blob/main/notebooks/4_train.ipynb)") == 1
+    first_cell.write("https://example.org/kit.zip")
+    assert f"lorakit[{bootstrap.EXTRAS}] @ https://example.org/kit.zip" in (copy / "4_train.ipynb").read_text("utf-8")
+    assert "colab-badge" not in (copy / "4_train.ipynb").read_text("utf-8")
+    first_cell.write("")
+    assert {path.name: path.read_text("utf-8") for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    with pytest.raises(SystemExit, match="must be empty or begin with https://"):
+        first_cell.write("http://example.org/kit.zip")
+
+
+def copied_notebooks(monkeypatch, folder: Path) -> Path:
+    """Copies of the notebooks and of pyproject.toml, for `first_cell.write` to change."""
+    copy = Path(shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=lambda _, names: {"lora-projects"}))
+    monkeypatch.setattr(first_cell, "NOTEBOOKS", copy)
+    monkeypatch.setattr(first_cell, "PYPROJECT", Path(shutil.copy(ROOT / "pyproject.toml", folder)))
+    return copy
+
+
+# In place of Colab: its module, a mount of Drive, and a pip that "installs" by making the checkout importable.
+COLAB_ALONE_CELL = """
+import pathlib, subprocess, sys, types
+# the kit may be installed where the tests run
+sys.path[:] = [path for path in sys.path if not pathlib.Path(path, "widgets").exists()]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+content, root, cell = sys.argv[1:]
+drive = types.SimpleNamespace(mount=lambda folder: print("mounted", folder))
+sys.modules["google.colab"] = types.SimpleNamespace(drive=drive)
+def pip(command, **options):
+    print(*command[-1:])
+    sys.path.append(root)
+    return types.SimpleNamespace(returncode=0)
+subprocess.run = pip
+exec(cell.partition("project = ")[0].replace("/content", content))
+import widgets
+print(widgets.__file__)
+try:
+    open_project("con/trary")
+except Exception as error:
+    print(type(error).__name__, sys.modules["widgets"].__file__)
+"""
+
+
+def colab(folder: Path) -> list[str]:
+    """What the first cell prints where a notebook is alone and `folder` is /content."""
+    command = [sys.executable, "-c", COLAB_ALONE_CELL, str(folder), str(ROOT), first_cell.first_cell("")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (folder / "cwd").mkdir()
+    done = subprocess.run(command, cwd=folder / "cwd", env=environment, capture_output=True, text=True, check=False)
+    return [line for line in (done.stdout + done.stderr).splitlines() if line and "IPython" not in line]
+
+
+@pytest.mark.parametrize("place", ["uploaded", "on Drive"])
+@pytest.mark.parametrize("form", ["zip", "folder"])
+def test_a_notebook_alone_in_colab_installs_the_kit_from_a_zip_or_folder(tmp_path, place, form):
+    kit = (tmp_path if place == "uploaded" else tmp_path / "drive" / "MyDrive") / "lorakit"
+    shutil.copytree(ROOT / "widgets", kit / "widgets", ignore=shutil.ignore_patterns("__pycache__"))
+    if form == "zip":
+        kit = Path(shutil.make_archive(str(kit), "zip", kit))
+        shutil.rmtree(kit.with_suffix(""))
+    lines = colab(tmp_path)
+    assert any(line.startswith("mounted") for line in lines) == (place == "on Drive")
+    (installed,) = [line for line in lines if line.endswith(f"[{bootstrap.EXTRAS}]")]
+    assert installed.startswith(str(kit)) == (form == "zip"), "pip builds inside a folder: a copy of it is taken"
+    assert f"{kit}/widgets/__init__.py" in lines
+    assert lines[-1] == f"UserError {ROOT}/widgets/__init__.py", "then the installed one is used"
+
+
+def test_a_notebook_without_the_kit_says_what_to_do(tmp_path):
+    text = first_cell.first_cell("")
+    lines = colab(tmp_path)
+    assert lines[0] == f"mounted {tmp_path}/drive" and "No module named 'widgets'" in lines[-1]
+    above = text.splitlines()[text.splitlines().index("from widgets import open_project") - 1]
+    assert "Put lorakit.zip on Google Drive" in above and "请把 lorakit.zip 放到" in above
+
+
+def test_a_failed_installation_is_shown_in_pips_words(monkeypatch, tmp_path):
+    failed = SimpleNamespace(returncode=1, stderr="ERROR: no connection")
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SystemExit, match="(?s)could not be installed.*no connection"):
+        bootstrap.install(tmp_path)
+
+
+# Every host that a file of the kit may name, and why. None of them is fetched and run as code.
+HOSTS = {
+    "huggingface.co": "models",
+    "www.huggingface.co": "models",
+    "hf.co": "models",
+    "hf-mirror.com": "the mirror of Hugging Face that people in China use",
+    "modelscope.cn": "models",
+    "www.modelscope.cn": "models",
+    "modelscope.ai": "models",
+    "www.modelscope.ai": "models",
+    "download.pytorch.org": "PyTorch's own package index",
+    "pytorch.org": "documentation",
+    "docs.nvidia.com": "documentation",
+    "arxiv.org": "papers",
+    "rentry.org": "a guide that a preset cites",
+    "civitai.com": "where people publish LoRA files",
+    "openrouter.ai": "a captioning server that a user may choose",
+    "api.openai.com": "a captioning server that a user may choose",
+    "dashscope.aliyuncs.com": "a captioning server that a user may choose",
+    "colab.research.google.com": "Colab itself and its badge",
+    "git-lfs.github.com": "the first line of every Git LFS pointer",
+    "github.com": "see REPOSITORIES",
+    "www.apache.org": "the license",
+    "keepachangelog.com": "documentation",
+    "semver.org": "documentation",
+}
+OURS = re.compile(
+    r"127\.0\.0\.1|localhost|(\d+\.){3}\d+|example\.(org|com)|[\w.-]+\.(example|invalid)|[\w.-]*\{.*|\[.*|…|127.*|git-lfs|h|host|me|x"
+)
+# Named to say where a format or a list comes from; nothing is fetched from them.
+REPOSITORIES = ("huggingface/safetensors", "googlecolab/backend-info", "spec/v1")
+BULKY = re.compile(r"merges\.txt|vocab\.json|tokenizer\.json|LICENSE|NOTICE|.*\.(safetensors|png|onnx)")
+
+
+def texts() -> dict[str, str]:
+    """Every text file of the repository."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    paths = [ROOT / name for name in names if name and not BULKY.fullmatch(Path(name).name)]
+    return {str(path.relative_to(ROOT)): path.read_text("utf-8", errors="replace") for path in paths if path.is_file()}
+
+
+def test_no_file_names_an_address_that_others_could_own():
+    address = re.compile(r"(?:https?|git|ssh)(?:\+\w+)?://([^\s/\"'`<>)\]:,;，。）]+)")
+    unknown = {
+        f"{name}: {host}"
+        for name, text in texts().items()
+        for host in address.findall(text)
+        if host not in HOSTS and not OURS.fullmatch(host) and name != "tests/test_packaging.py"
+    }
+    assert not unknown, "\n".join(sorted(unknown))
+
+
+def test_no_file_names_a_repository_or_has_the_kit_fetched_by_name():
+    repository = re.compile(
+        r"github\.com[/:][\w.-]+/[\w.-]+|colab\.research\.google\.com/github/|pip install[^\n]*\blorakit\b(?!\.zip)"
+    )
+    (source,) = [first_cell.source() or "nowhere"]
+    named = {
+        f"{name}: {hit[0]}"
+        for name, text in texts().items()
+        for hit in repository.finditer(text.replace(source, ""))
+        if not hit[0].partition("/")[2].rstrip(".").startswith(REPOSITORIES)
+        if name not in ("tests/test_packaging.py", "notebooks/first_cell.py")
+    }
+    assert not named, "\n".join(sorted(named))
 
 
 def test_nothing_in_the_kit_listens():

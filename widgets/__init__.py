@@ -24,7 +24,7 @@ NAMES = {
     "guides": "project.guides",
     "more_epochs": "training.extend",
     "newest_run": "project.loras",
-    "open_project": "project.opening",
+    "open_project": "bootstrap",
     "prepare": "data.prepare",
     "regularize": "data.regularize",
     "run_tagger": "tags.tagging",

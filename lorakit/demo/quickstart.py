@@ -47,10 +47,10 @@ def execute(output: Path) -> None:
         import nbclient
         import nbformat
     except ImportError as error:
-        raise UserError(f"The demo runs a notebook, and {error.name} is missing: pip install 'lorakit[lab]'.") from None
+        raise UserError(f"The demo runs a notebook, and {error.name} is missing: pip install {error.name}") from None
     if not NOTEBOOK.exists():
         raise UserError(
-            f"{NOTEBOOK} is not there: the demo needs the project's sources (git clone), not the package alone."
+            f"{NOTEBOOK} is missing: the demo needs the kit's whole folder, not only the installed package."
         )
     output.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -1,0 +1,61 @@
+"""The first cell of every notebook: installs the kit if the notebook came alone (Colab), then opens the project.
+
+It may run from inside lorakit.zip, before anything is installed: only the standard library and IPython are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from IPython.display import HTML, DisplayHandle
+
+EXTRAS = "data,prodigy,tagger,bnb"  # of pyproject.toml: what the notebooks offer
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", "*.egg-info", "lora-projects")
+
+
+def open_project(name: str = "", remote: str | Path | None = None) -> Any:
+    """Open a project, or create it; see widgets.project.opening.open_project. Returns the Project.
+
+    In Colab this first installs the kit from the folder or zip that this file was loaded from. Raises SystemExit with
+    pip's own words if that fails.
+    """
+    line = DisplayHandle()
+    line.display(HTML("starting … · 正在启动 …"))
+    kit = Path(__file__).parents[1]
+    if needs_install(kit):
+        line.update(HTML("installing the kit (1 minute) … · 正在安装（约 1 分钟）…"))
+        install(kit)
+    from widgets.project.opening import open_project
+
+    line.update(HTML(""))
+    return open_project(name, remote)
+
+
+def needs_install(kit: Path) -> bool:
+    """Whether the kit was found as a zip, or in Colab as a folder; elsewhere a checkout runs where it is."""
+    is_installed = kit == Path(sysconfig.get_path("purelib"))
+    return kit.is_file() or ("google.colab" in sys.modules and not is_installed)
+
+
+def install(kit: Path) -> None:
+    """Install the kit, a zip or a folder, and what its notebooks need; packages that are there already stay."""
+    with tempfile.TemporaryDirectory() as desk:
+        source = kit
+        if kit.is_dir():  # pip builds inside the folder, and this one may be on Drive
+            source = Path(shutil.copytree(kit, Path(desk) / "kit", ignore=NOT_COPIED))
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        done = subprocess.run([*pip, f"{source}[{EXTRAS}]"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{kit} could not be installed · 安装失败:\n{done.stderr[-2000:]}")
+    # From here on the installed copy is imported, not the one in the zip.
+    sys.path[:] = [path for path in sys.path if Path(path) != kit]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lorakit", "widgets")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
