@@ -20,7 +20,7 @@ ORDER = """
     demo doctor cli __main__
 """.split()
 WIDGETS = """
-    i18n page plot plain images clicks waiting layouts choices controls fields project data tags training evaluate
+    i18n page plot plain images clicks waiting layouts choices controls fields project data tags training evaluate bootstrap
 """.split()
 MOST_FILES = 15  # in a room
 HEAVY = ["torch", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "ipywidgets", "IPython"]

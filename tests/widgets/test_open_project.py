@@ -367,10 +367,10 @@ def test_with_all_files_local_nothing_but_this_machine_is_called(cell, tmp_path,
 def test_the_first_cell_is_quick_in_a_kernel_imports_no_torch_and_says_errors_plainly(tmp_path):
     import nbformat
     from nbclient import NotebookClient
-    from test_packaging import FIRST_CELL
+    from test_packaging import first_cell
 
     code = [
-        FIRST_CELL,
+        first_cell.first_cell(""),
         "import sys\nprint('torch' in sys.modules, project.folder)",
         "import time; begin = time.monotonic(); open_project(); took = time.monotonic() - begin",
         "print(f'{took:.3f}')",
