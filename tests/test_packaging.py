@@ -241,6 +241,7 @@ HOSTS = {
 OURS = re.compile(
     r"127\.0\.0\.1|localhost|(\d+\.){3}\d+|example\.(org|com)|[\w.-]+\.(example|invalid)|[\w.-]*\{.*|\[.*|…|127.*|git-lfs|h|host|me|x"
 )
+MAKERS = ("tests/test_packaging.py", "notebooks/first_cell.py")  # their addresses are patterns
 # Named to say where a format or a list comes from; nothing is fetched from them.
 REPOSITORIES = ("huggingface/safetensors", "googlecolab/backend-info", "spec/v1")
 BULKY = re.compile(r"merges\.txt|vocab\.json|tokenizer\.json|LICENSE|NOTICE|.*\.(safetensors|png|onnx)")
@@ -259,7 +260,7 @@ def test_no_file_names_an_address_that_others_could_own():
         f"{name}: {host}"
         for name, text in texts().items()
         for host in address.findall(text)
-        if host not in HOSTS and not OURS.fullmatch(host) and name != "tests/test_packaging.py"
+        if host not in HOSTS and not OURS.fullmatch(host) and name not in MAKERS
     }
     assert not unknown, "\n".join(sorted(unknown))
 
@@ -274,7 +275,7 @@ def test_no_file_names_a_repository_or_has_the_kit_fetched_by_name():
         for name, text in texts().items()
         for hit in repository.finditer(text.replace(source, ""))
         if not hit[0].partition("/")[2].rstrip(".").startswith(REPOSITORIES)
-        if name not in ("tests/test_packaging.py", "notebooks/first_cell.py")
+        if name not in MAKERS
     }
     assert not named, "\n".join(sorted(named))
 
