@@ -91,7 +91,7 @@ def main():
         for f in world.held_out_figures(options.count if options.lora else min(options.count, 60), kind=world.character)
     ]
     images = paint(pipeline, [", ".join(tags) for tags in characters])
-    scores = tagger.read(images)
+    scores = tagger.run(images)
     marks = found([world.MARKS] * len(scores), scores)["all"]
     for mark in world.MARKS:
         print(f"  {mark:20} {found([[mark]] * len(scores), scores)['all']:7.1%}")
@@ -104,7 +104,7 @@ def main():
     else:
         prompts = [world.tags(figure) for figure in world.held_out_figures(options.count)]
         images = paint(pipeline, [", ".join(tags) for tags in prompts])
-        kept = found([tags[1:] for tags in prompts], tagger.read(images))
+        kept = found([tags[1:] for tags in prompts], tagger.run(images))
         met = [
             bar("marks found in the base's images, trigger prompts", marks, 0.20, at_least=False),
             bar("prompted tags found in the base's images", kept["all"], 0.90),

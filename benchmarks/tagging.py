@@ -34,7 +34,7 @@ def agreement(tagger, truth, threshold):
     """(precision, recall, F1) over all tags of all images; ratings do not count."""
     files = sorted(DATASET.rglob("*.png"))
     right = wrong = missed = 0
-    for tags, scores in zip(truth, tagger.read([Image.open(file) for file in files]), strict=True):
+    for tags, scores in zip(truth, tagger.run([Image.open(file) for file in files]), strict=True):
         found = {t for t, score in scores.items() if score >= threshold and tagger.categories[t] != "rating"}
         right, wrong, missed = right + len(tags & found), wrong + len(found - tags), missed + len(tags - found)
     return right / (right + wrong), right / (right + missed), 2 * right / (2 * right + wrong + missed)
@@ -44,10 +44,10 @@ def pace(tagger, size, count):
     """Images a second, and how many the preparation alone does; images of noise that are decoded already."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     images = [Image.fromarray(noise)] * count
-    tagger.read(images[: tagger.batch])
+    tagger.run(images[: tagger.batch_size])
     begun = time.perf_counter()
-    for i in range(0, count, tagger.batch):
-        tagger.read(images[i : i + tagger.batch])
+    for i in range(0, count, tagger.batch_size):
+        tagger.run(images[i : i + tagger.batch_size])
     read = time.perf_counter() - begun
     begun = time.perf_counter()
     for image in images[: max(1, count // 10)]:

@@ -69,6 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     config = from_dict(TaggingConfig, changed.pop("tagging"), "tagging.")
     settings = changed.pop("tagger")
     data = _data(changed)
+    # checked before it is stored, and before a model is downloaded
     from_dict(taggers.config_class(name), settings, "tagger.")
     write_tagging(project, name, settings, config)
     for event in tag(project, data, taggers.load(name, settings), config):

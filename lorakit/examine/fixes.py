@@ -94,14 +94,14 @@ def _crop_borders(project: Project, config: DataConfig, finding: DatasetFinding,
     return FixResult(len(drawn))
 
 
-# ---- captions: all through the tag book, whose undo takes them back --------------------------------------------------
+# ---- captions: all through the caption editor, so that they can be undone --------------------------------------------
 
 
 def _write_captions(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    book = CaptionEditor(project, config)
-    trained = {name: book.samples[name].caption for name in finding.images if name in book.samples}
-    bare = {name: text for name, text in trained.items() if not book.captions[name]}
-    return _changed(book, finding, bare, by=DOCTOR)
+    editor = CaptionEditor(project, config)
+    trained = {name: editor.samples[name].caption for name in finding.images if name in editor.samples}
+    bare = {name: text for name, text in trained.items() if not editor.captions[name]}
+    return _changed(editor, finding, bare, by=DOCTOR)
 
 
 def _trigger_first(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
@@ -127,18 +127,18 @@ def _absorb(project: Project, config: DataConfig, finding: DatasetFinding, answe
             caption = rule.apply(caption)
         return caption
 
-    book = CaptionEditor(project, config)
-    return _changed(book, finding, {name: without(caption) for name, caption in book.captions.items()})
+    editor = CaptionEditor(project, config)
+    return _changed(editor, finding, {name: without(caption) for name, caption in editor.captions.items()})
 
 
-def _each(book: CaptionEditor, finding: DatasetFinding, change: Callable[[str], str]) -> FixResult:
-    captions = {name: book.captions[name] for name in finding.images if name in book.captions}
-    return _changed(book, finding, {name: change(caption) for name, caption in captions.items() if caption})
+def _each(editor: CaptionEditor, finding: DatasetFinding, change: Callable[[str], str]) -> FixResult:
+    captions = {name: editor.captions[name] for name in finding.images if name in editor.captions}
+    return _changed(editor, finding, {name: change(caption) for name, caption in captions.items() if caption})
 
 
-def _changed(book: CaptionEditor, finding: DatasetFinding, captions: dict[str, str], by: str = PERSON) -> FixResult:
-    wanted = {name: text for name, text in captions.items() if text != book.captions[name]}
-    change = book.change(FIXES[finding.fix].label, wanted, by)
+def _changed(editor: CaptionEditor, finding: DatasetFinding, captions: dict[str, str], by: str = PERSON) -> FixResult:
+    wanted = {name: text for name, text in captions.items() if text != editor.captions[name]}
+    change = editor.change(FIXES[finding.fix].label, wanted, by)
     done = change.new.keys() | change.old.keys() if change else set()
     return FixResult(
         len(done), tuple(f"{name}: its caption stays as it is; look at its file." for name in wanted.keys() - done)

@@ -1,4 +1,4 @@
-"""Taggers: images in, scores of tags or sentences out; a file of this folder each, and the folder is the registry."""
+"""Taggers: images in, scores of tags or sentences out. Every file of this folder without an underscore is a tagger."""
 
 from __future__ import annotations
 
@@ -16,61 +16,63 @@ CATEGORIES = ("general", "character", "copyright", "artist", "rating", "meta", "
 
 
 class TaggerError(UserError):
-    """A tagger cannot be had or does not answer; the message says what to do."""
+    """A tagger cannot be loaded or run; the message says why and what to do."""
 
 
-class Refused(TaggerError):
-    """These images get no answer; others may."""
+class ImagesRefused(TaggerError):
+    """The tagger gives no result for these images; it may for others."""
 
 
 class Tagger(Protocol):
-    """What `Tagger(config)` of each file answers.
+    """The contract: `Tagger(config)` of each file has these attributes and methods.
 
-    name         short, for telling later who wrote a tag: "wd-vit-tagger-v3"
+    name         short, stored as the author of the tags that it writes: "wd-vit-tagger-v3"
     output       "tags" or "sentence"
-    batch        images that it reads at once
-    runs_on      where it computes, for people: "onnxruntime, CPU"
-    prompt       what a writer of sentences is asked, "" for others
-    categories   of those with tags: tag -> one of CATEGORIES, in the tagger's own order
+    batch_size   images that it takes at once
+    runs_on      library and device, to be shown: "onnxruntime, CPU"
+    prompt       the question to a captioner, "" for taggers that give tags
+    categories   tag -> one of CATEGORIES, in the tagger's order; empty for captioners
     """
 
     name: str
     output: str
-    batch: int
+    batch_size: int
     runs_on: str
     prompt: str
     categories: dict[str, str]
 
-    def read(self, images: list[Image.Image]) -> list[dict[str, float]] | list[str]:
-        """For each image (8 bits a channel, any size): tag -> score (0 to 1) of every tag, as the tagger spells it
-        (underscores), or a sentence. Raises TaggerError, Refused when others may be answered.
+    def run(self, images: list[Image.Image]) -> list[dict[str, float]] | list[str]:
+        """The result for each image (8 bits a channel, any size).
+
+        Either tag -> score (0 to 1) of all tags, in the tagger's spelling (underscores), or a sentence.
+        Raises TaggerError; ImagesRefused if it may work for other images.
         """
 
 
 def names() -> tuple[str, ...]:
-    """All taggers: the files of this folder without a leading underscore."""
-    return tuple(sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_")))
+    """The names of all taggers: the files of this folder without a leading underscore."""
+    return tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")))
 
 
 def config_class(name: str) -> type[Config]:
-    """The settings of a tagger. Raises TaggerError for an unknown one."""
+    """The class of a tagger's settings. Raises TaggerError for an unknown tagger."""
     return _module(name).Config
 
 
 def about(name: str) -> str:
-    """What a tagger does, in a sentence for people. Raises TaggerError as above."""
+    """What a tagger does, in one sentence to be shown. Raises TaggerError for an unknown tagger."""
     return _module(name).__doc__.partition("\n")[0]
 
 
 def output(name: str) -> str:
-    """What a tagger gives, "tags" or "sentence". Raises TaggerError as above."""
+    """The output of a tagger, "tags" or "sentence". Raises TaggerError for an unknown tagger."""
     return _module(name).Tagger.output
 
 
 def load(name: str, settings: dict[str, Any]) -> Tagger:
-    """A tagger, ready to read images; its files are downloaded if need be.
+    """A tagger that is ready to run; its files are downloaded if they are missing.
 
-    Raises ConfigError for wrong settings, TaggerError for what cannot be had, with what to do.
+    Raises ConfigError for wrong settings, TaggerError when it cannot be loaded.
     """
     module = _module(name)
     return module.Tagger(from_dict(module.Config, settings))

@@ -1,4 +1,4 @@
-"""A WD tagger's `model.onnx`, run by onnxruntime."""
+"""Runs a WD tagger's `model.onnx` with onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,69 +13,73 @@ FILE = "model.onnx"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def is_there() -> bool:
+def is_installed() -> bool:
     """Whether onnxruntime is installed."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 def has_gpu() -> bool:
-    """Whether the installed onnxruntime was built for NVIDIA GPUs; that one works, only a session tells."""
+    """Whether the installed onnxruntime was built for NVIDIA GPUs; whether one works shows when a model is loaded."""
     import onnxruntime
 
     return CUDA in onnxruntime.get_available_providers()
 
 
 class Onnx:
-    """The model: `side` px of its square images, whether it is `on_gpu`, and that in words, `runs_on`.
+    """A loaded model.
 
-    Raises TaggerError when onnxruntime is missing, or the file is torn or something else.
+    side      px of the square images that it takes
+    on_gpu    whether it runs on the GPU; `runs_on` says so in words
+
+    Raises TaggerError when onnxruntime is missing, or the file is damaged or no WD tagger.
     """
 
     def __init__(self, folder: Path):
-        if not is_there():
+        if not is_installed():
             raise TaggerError("onnxruntime is not installed: pip install onnxruntime (onnxruntime-gpu for the GPU).")
         import onnxruntime
-        import torch  # noqa: F401  (brings the CUDA libraries that onnxruntime looks for)
+        import torch  # noqa: F401  - loads the CUDA libraries that onnxruntime needs
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-        # its exceptions have no base of their own
+        # onnxruntime's exceptions have no common base class
         self._errors = tuple(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception))
         self._file = folder / FILE
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what is wrong is told by exceptions and by `runs_on`
-        wanted = [name for name in (CUDA, CPU) if name in onnxruntime.get_available_providers()]
+        options.log_severity_level = 4  # only fatal errors; others are raised
+        providers = [name for name in (CUDA, CPU) if name in onnxruntime.get_available_providers()]
         try:
-            self._session = onnxruntime.InferenceSession(str(self._file), options, providers=wanted)
+            self._session = onnxruntime.InferenceSession(str(self._file), options, providers=providers)
         except self._errors as error:
             raise TaggerError(
-                f"{self._file} cannot be loaded by onnxruntime {onnxruntime.__version__}: it is torn or something "
-                f"else; remove it to download it again. ({_first_line(error)})"
+                f"{self._file} cannot be loaded by onnxruntime {onnxruntime.__version__}: it is damaged or no model; "
+                f"remove it to download it again. ({_first_line(error)})"
             ) from error
         self._input = self._session.get_inputs()[0]
         shape = self._input.shape
         if len(shape) != 4 or shape[1] != shape[2] or not isinstance(shape[1], int) or shape[3] != 3:
             raise TaggerError(f"{self._file} takes {shape}, but a WD tagger takes (images, side, side, 3).")
         self.side: int = shape[1]
-        self._fixed = shape[0] if isinstance(shape[0], int) else 0  # images of a batch, when that cannot vary
+        # some models take a fixed number of images, 0: any number
+        self._fixed_batch = shape[0] if isinstance(shape[0], int) else 0
         self.on_gpu = self._session.get_providers()[0] == CUDA
         self.runs_on = f"onnxruntime, {'GPU' if self.on_gpu else 'CPU'}"
 
     def scores(self, squares: np.ndarray) -> np.ndarray:
-        """(n, tags) float32 of (n, side, side, 3) uint8 RGB; the model is given float32 BGR, 0 to 255."""
+        """Scores (n, tags) float32 of images (n, side, side, 3) uint8 RGB."""
+        # WD models take float32 BGR, 0 to 255
         bgr = np.ascontiguousarray(squares[..., ::-1], dtype=np.float32)
-        step = self._fixed or len(bgr)
-        found = [self._run(bgr[i : i + step], step) for i in range(0, len(bgr), step)]
-        return np.concatenate(found)
+        step = self._fixed_batch or len(bgr)
+        return np.concatenate([self._run(bgr[i : i + step], step) for i in range(0, len(bgr), step)])
 
-    def _run(self, part: np.ndarray, size: int) -> np.ndarray:
-        """Scores of up to `size` images, filled up to that number with black ones, whose scores are left out."""
-        filled = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
+    def _run(self, images: np.ndarray, size: int) -> np.ndarray:
+        """Scores of up to `size` images; black images pad the batch, their scores are dropped."""
+        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
         try:
-            return self._session.run(None, {self._input.name: filled})[0][: len(part)]
+            return self._session.run(None, {self._input.name: padded})[0][: len(images)]
         except self._errors as error:
             raise TaggerError(
-                f"{self._file} could not be run on {len(part)} images ({self.runs_on}); where memory is short, take "
-                f"a smaller batch_size. ({_first_line(error)})"
+                f"{self._file} failed on {len(images)} images ({self.runs_on}); if memory is short, lower batch_size. "
+                f"({_first_line(error)})"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What all writers of sentences share: the usual question, images as small as they may be, an answer in one line."""
+"""What all captioners share: the default prompt, images scaled down, sentences in one line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PROMPT = (
 
 
 def reduced(image: Image.Image, longest_side: int) -> Image.Image:
-    """The image in RGB, its longest side at most `longest_side` px; never enlarged."""
+    """The image in RGB, scaled down so that its longest side has at most `longest_side` px."""
     image = image.convert("RGB")
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     return image
 
 
 def in_one_line(text: str) -> str:
-    """A caption file holds one line, and no half characters as "\\ud800" in JSON makes them."""
+    """A text that a caption file can hold: one line, without the lone surrogates that JSON such as "\\ud800" gives."""
     return " ".join(text.encode("utf-8", "replace").decode().split())

@@ -1,4 +1,4 @@
-"""A WD tagger's `model.safetensors`, run by timm on torch."""
+"""Runs a WD tagger's `model.safetensors` with timm on torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def has_gpu() -> bool:
 
 
 class Timm:
-    """The model: `side` px of its square images, and where it `runs_on`, in words.
+    """A loaded model.
 
-    Source: config.json of the v3 taggers, in timm's format. Raises TaggerError when timm (or torchvision, which that
-    imports) is missing or the files do not make a model.
+    side      px of the square images that it takes
+    runs_on   library and device, to be shown
+
+    Source of the preprocessing: config.json of the v3 taggers, in timm's format. Raises TaggerError when timm (or
+    torchvision, which it imports) is missing, or the files make no model.
     """
 
     def __init__(self, folder: Path):
@@ -31,22 +34,22 @@ class Timm:
             import timm
         except ImportError as error:
             raise TaggerError(
-                f"To run taggers on torch, timm and torchvision are needed: pip install timm ({error})."
+                f"Running a tagger on torch needs timm and torchvision: pip install timm ({error})."
             ) from error
         import torch
         from safetensors.torch import load_file
 
         try:
-            told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            published = told["pretrained_cfg"]
-            self.side: int = published["input_size"][-1]
-            self._mean, self._std = torch.tensor(published["mean"]), torch.tensor(published["std"])
-            head = {"num_classes": told["num_classes"], "global_pool": told["global_pool"]}
-            model = timm.create_model(told["architecture"], pretrained=False, **head, **told.get("model_args", {}))
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            preprocessing = config["pretrained_cfg"]
+            self.side: int = preprocessing["input_size"][-1]
+            self._mean, self._std = torch.tensor(preprocessing["mean"]), torch.tensor(preprocessing["std"])
+            head = {"num_classes": config["num_classes"], "global_pool": config["global_pool"]}
+            model = timm.create_model(config["architecture"], pretrained=False, **head, **config.get("model_args", {}))
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise TaggerError(
-                f"{folder}: timm {timm.__version__} makes no tagger of model.safetensors and config.json "
+                f"{folder}: timm {timm.__version__} cannot load model.safetensors and config.json "
                 f"({type(error).__name__}: {str(error)[:200]}); download them again, or update timm."
             ) from error
         self._device = torch.device("cuda" if has_gpu() else "cpu")
@@ -54,10 +57,11 @@ class Timm:
         self.runs_on = f"torch, {'GPU' if has_gpu() else 'CPU'}"
 
     def scores(self, squares: np.ndarray) -> np.ndarray:
-        """(n, tags) float32 of (n, side, side, 3) uint8 RGB; the model is given NCHW BGR, normalized."""
+        """Scores (n, tags) float32 of images (n, side, side, 3) uint8 RGB."""
         import torch
 
         x = (torch.from_numpy(squares).float() / 255 - self._mean) / self._std
+        # the model takes normalized BGR, (n, 3, side, side)
         bgr = x.permute(0, 3, 1, 2).flip(1).contiguous()
         try:
             with torch.inference_mode():

@@ -59,6 +59,7 @@ class EditHistory:
         for name in entry.images():
             if not entry.undoes:
                 self._changes_of[name].append(number)
+            # the undo skipped an image that was changed since: there the change stays in force
             elif self._changes_of[name][-1:] == [number]:
                 self._changes_of[name].pop()
                 self._made_on[number][name] = self._changes_of[name][-1:]

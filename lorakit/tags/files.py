@@ -58,6 +58,8 @@ class CaptionFiles:
         by_file: dict[Path, str] = {}
         for name, text in captions.items():
             by_file.setdefault(self.file(name), text)
+        # several images of one file would otherwise overwrite each other's caption
+        # several images of one file would otherwise overwrite each other's caption
         return {name: text for file, text in by_file.items() for name in self._images[file]}
 
     def have_changed(self) -> bool:
@@ -130,6 +132,8 @@ def one_line(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise CaptionEditError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
+    # a caption file holds one line; a scan drops spaces and commas at its ends, and a byte order mark
+    # a caption file holds one line; a scan drops spaces and commas at its ends, and a byte order mark
     lines = (re.sub(r"^\s+|[\s,]+$", "", line) for line in re.sub("[\0\ufeff]", "", text).splitlines())
     caption = SEPARATOR.join(filter(None, lines))
     if (size := len(caption_content(caption).encode())) > MAX_CAPTION_BYTES:
@@ -161,6 +165,8 @@ def _replace(file: Path, old: str | None, new: str | None) -> bool:
     if new is None:
         file.unlink()
         return True
+    # written aside and renamed: a reader sees the old caption or the new one, never half of it
+    # written aside and renamed: a reader sees the old caption or the new one, never half of it
     part = file.with_name(PART)
     try:
         part.write_bytes(new.encode("utf-8", "surrogateescape"))

@@ -51,6 +51,7 @@ class HistoryFile:
             data += b"\n"
             self._write(b"\n")
         self._offset += len(data)
+        # lines that begin an entry give none: it counts only when its "done" line is there
         return [entry for line in data.splitlines() if (entry := self._read(line)) is not None]
 
     def begin(self, entry: Entry) -> None:
@@ -76,6 +77,7 @@ class HistoryFile:
         size = 0 if is_new else self.file.stat().st_size
         try:
             with open(self.file, "ab") as lines:
+                # fsync: captions may only be touched when this line would survive a power cut
                 lines.write(data)
                 lines.flush()
                 os.fsync(lines.fileno())
@@ -84,6 +86,7 @@ class HistoryFile:
             with suppress(OSError):
                 os.truncate(self.file, size)
             raise _unwritable(self.file, error) from error
+        # a new file lasts only when its folder's list of names does
         if is_new:
             fsync(self.file.parent)
 
@@ -166,6 +169,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # the name is fixed: other versions of lorakit lock the same file
         lock = open(folder / "book.lock", "ab")
     except OSError as error:
         raise CaptionEditError(
@@ -208,6 +212,7 @@ def _json(record: dict, indent: int | None = None) -> str:
 
 def _record(entry: Entry, dataset: str) -> dict:
     """An entry as its line stores it; images with the same edit stand together."""
+    # one edit of a thousand captions is one group, so that the line stays short
     groups: dict[tuple, dict[str, int]] = {}
     for name, edit in entry.edits.items():
         groups.setdefault((edit.removed, edit.inserted), {})[name] = edit.position

@@ -80,6 +80,8 @@ def matcher(pattern: str, trigger: str = "") -> Callable[[str], bool]:
     pattern = pattern.strip()
     if "*" not in pattern:
         return lambda tag: tag == pattern
+    # everything but * is literal: tags are full of brackets, as in (o)_(o)
+    # everything but * is literal: tags are full of brackets, as in (o)_(o)
     regex = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
     return lambda tag: tag != trigger and regex.fullmatch(tag) is not None
 
@@ -92,6 +94,8 @@ def merged(base: str, edited: str, current: str) -> str:
     if base == current:
         return edited
     old, new, present = tags_of(base), tags_of(edited), tags_of(current)
+    # only additions and removals count; a tag that was merely moved stays where `current` has it
+    # only additions and removals count; a tag that was merely moved stays where `current` has it
     removed = set(old) - set(new)
     added = [tag for tag in new if tag not in old and tag not in present]
     # as long as `added` and `new` run alike, the tag stands before every old one
@@ -105,9 +109,11 @@ def _mapped(caption: str, rename: Callable[[str], str | None]) -> str:
     A caption in which nothing is renamed stays the same to the letter, its spaces too. A tag that is renamed to one
     that stands elsewhere in the caption is dropped.
     """
+    # `new in tags`: the tag that is there already keeps its place
     tags = tags_of(caption)
     new_tags: list[str] = []
     for tag, new in zip(tags, map(rename, tags), strict=True):
+        # a tag that is there already keeps its place, the renamed one goes
         if new is None or (new != tag and (new in tags or new in new_tags)):
             continue
         new_tags.append(new)

@@ -33,6 +33,7 @@ class ScoreFile:
         self._scores: dict[str, dict[str, float]] = {}
         for line in _lines(self.file):
             self.categories |= line.get("categories", {})
+            # later lines replace earlier ones
             if "digest" in line:
                 self._scores[line["digest"]] = line["tags"]
 
@@ -117,6 +118,7 @@ def _append(file: Path, lines: list[dict]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "ab+") as stream:
+            # appending ignores the position, which only matters for reading the last byte
             if stream.seek(0, os.SEEK_END) and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
                 data = b"\n" + data
             stream.write(data)

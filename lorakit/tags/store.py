@@ -22,6 +22,7 @@ class CaptionStore:
 
     def __init__(self, project: Project, config: DataConfig):
         folder = project.folder / "tags"
+        # a project may hold several datasets, such as dataset/ and prepared/, each with its own captions
         dataset = f"{config.folder}/*{config.caption_extension}"
         self._log = HistoryFile(folder / "history.jsonl", dataset)
         self._first = FirstCaptions(folder / "captions.v1.json", dataset)
@@ -41,6 +42,7 @@ class CaptionStore:
             return None
         self.files.scan()
         if self._log.pending is not None:
+            # a file that was edited by hand since the kill is left alone and counts as skipped
             unwritten, _ = self._write_files(self._log.pending)
             self.history.replay(self._log.finish(unwritten))
             self.files.scan()

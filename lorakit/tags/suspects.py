@@ -147,6 +147,7 @@ def suspicious_tags(
     A tag is reported missing only if captions have it in most of the images where the tagger sees it. Other tags were
     left out on purpose, for the trigger word to cover.
     """
+    # sentences are left out: each would look like a tag that is used only once
     tagged = {name: _tags(caption, trigger) for name, caption in captions.items()}
     counts = Counter(tag for tags in tagged.values() for tag in set(tags))
     usual = _usual_tags(counts, scores) if scores else set()

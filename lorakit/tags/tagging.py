@@ -15,7 +15,7 @@ from lorakit.events import Progress
 from lorakit.files import write_atomic
 from lorakit.models.files.marks import CaptionProfile, caption_profiles
 from lorakit.project import Project
-from lorakit.taggers import Refused, Tagger, TaggerError
+from lorakit.taggers import ImagesRefused, Tagger, TaggerError
 from lorakit.tags import vocabulary
 from lorakit.tags.authors import DOCTOR, PERSON
 from lorakit.tags.editor import CaptionEditor
@@ -177,6 +177,7 @@ def images_to_tag(project: Project, editor: CaptionEditor, trigger: str, output:
     if which == "unlocked":
         return names
 
+    # the trigger word alone is no caption, nor is what the doctor wrote for an image without one
     def has_caption(name: str) -> bool:
         authors = [by for tag, by in editor.authors(name).items() if tag != trigger and by != DOCTOR]
         return any((by in captioners) == (output == "sentence") for by in authors)
@@ -206,6 +207,7 @@ def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config
     ratings = [tag for tag in scores if categories.get(tag) == "rating"]
     rating = max(ratings, key=scores.__getitem__, default=None)
     tags: dict[str, str] = {}
+    # from the highest score down: a replacement that two tags share takes the place of the first
     for tag in sorted(scores, key=scores.__getitem__, reverse=True):
         category = categories.get(tag, "general")
         threshold = config.character_threshold if category == "character" else config.general_threshold
@@ -246,6 +248,7 @@ def compose(
         # a person's tags are kept in every mix
         parts["tags"], order = own, ["tags", *order]
     chosen = [tag for part in order for tag in parts[part]]
+    # dict.fromkeys: each tag once, at its first place
     return ", ".join(dict.fromkeys([trigger, *chosen] if trigger else chosen))
 
 
@@ -299,24 +302,26 @@ def _run_tagger(
     editor: CaptionEditor, names: list[str], tagger: Tagger, results: ScoreFile | SentenceFile
 ) -> Generator[Progress, None, TaggerError | None]:
     """Run a tagger on the images without a result and store each batch; returns an error about those that failed."""
+    # by content: identical images are run once
     paths = {editor.samples[name].digest: editor.samples[name].path for name in names}
     remaining = [digest for digest in paths if results.get(digest) is None]
     failures: dict[str, UserError] = {}  # by digest
-    for begin in range(0, len(remaining), tagger.batch):
-        batch, images = remaining[begin : begin + tagger.batch], {}
+    for begin in range(0, len(remaining), tagger.batch_size):
+        batch, images = remaining[begin : begin + tagger.batch_size], {}
         for digest in batch:
             try:
                 images[digest] = open_rgb(paths[digest])
             except ImageError as error:  # damaged or deleted since the scan
                 failures[digest] = error
         try:
-            outputs = dict(zip(images, tagger.read([*images.values()]), strict=True)) if images else {}
-        except Refused as error:
+            outputs = dict(zip(images, tagger.run([*images.values()]), strict=True)) if images else {}
+        except ImagesRefused as error:
             failures |= dict.fromkeys(images, error)
             done = begin + len(batch)
             if len(failures) > done - len(failures) + MAX_REFUSED:
                 raise
             continue
+        # stored after every batch, so that an interruption loses one batch at most
         if isinstance(results, ScoreFile):
             results.add(outputs, tagger.categories)
         else:

@@ -71,72 +71,72 @@ def having(project: Project, tag: str) -> int:
     return sum(tag in caption.split(", ") for caption in captions(project).values())
 
 
-def press(book: lab.Notebook, words: str) -> None:
-    book.page.locator(f'.jp-OutputArea button:has-text("{words}")').first.click()
+def press(page: lab.Notebook, label: str) -> None:
+    page.page.locator(f'.jp-OutputArea button:has-text("{label}")').first.click()
 
 
-def looks(book: lab.Notebook, name: str) -> None:
+def screenshots(page: lab.Notebook, name: str) -> None:
     """Images in both themes and at a phone's width."""
-    book.image(name, first=EDITOR)
-    book.theme("JupyterLab Dark")
-    book.image(f"{name}-dark", first=EDITOR)
-    book.image(f"{name}-phone", 390, first=EDITOR)
-    book.theme("JupyterLab Light")
+    page.image(name, first=EDITOR)
+    page.theme("JupyterLab Dark")
+    page.image(f"{name}-dark", first=EDITOR)
+    page.image(f"{name}-phone", 390, first=EDITOR)
+    page.theme("JupyterLab Light")
 
 
 def test_tags_are_browsed_edited_and_undone(notebook, project, edited):
-    book = notebook("tag_editor")
-    book.run(FIRST)
-    assert "done=15, total=15" in book.run(TAG), "images with captions of their own are left alone"
-    book.run(EDITOR)
+    page = notebook("tag_editor")
+    page.run(FIRST)
+    assert "done=15, total=15" in page.run(TAG), "hand-written captions are kept"
+    page.run(EDITOR)
     tagged = captions(project)
     assert len(tagged) == 30 and having(project, "glasses") == 4
-    book.page.locator('.jp-OutputArea [data-say*="glasses"]').first.click()
-    book.until(EDITOR, "Without it 26", 20)
+    page.page.locator('.jp-OutputArea [data-say*="glasses"]').first.click()
+    page.until(EDITOR, "Without it 26", 20)
     for place in range(2):
-        book.page.locator("[data-number]").nth(place).click()
-        book.until(EDITOR, f"Selected images: {place + 1}", 20)
-    looks(book, "selected")
-    press(book, "Remove")
-    wait_for(lambda: having(project, "glasses") == 2, "the tag is taken out of the two selected images")
-    press(book, "Deselect all")
-    book.page.get_by_placeholder("Tag, several with commas").fill("* hoodie")
-    book.page.get_by_placeholder("New name").fill("hoodie")
-    book.until(EDITOR, "of these 30 images", 20)
-    press(book, "Rename / merge")
+        page.page.locator("[data-number]").nth(place).click()
+        page.until(EDITOR, f"Selected images: {place + 1}", 20)
+    screenshots(page, "selected")
+    press(page, "Remove")
+    wait_for(lambda: having(project, "glasses") == 2, "the tag is removed from the two selected images")
+    press(page, "Deselect all")
+    page.page.get_by_placeholder("Tag, several with commas").fill("* hoodie")
+    page.page.get_by_placeholder("New name").fill("hoodie")
+    page.until(EDITOR, "of these 30 images", 20)
+    press(page, "Rename / merge")
     wait_for(lambda: having(project, "hoodie") > 5, "a pattern renames in all images")
     edited |= captions(project)
     for n in (1, 2):
-        press(book, "Undo")
-        book.until(EDITOR, "undone: renamed" if n == 1 else "undone: removed glasses", 20)
+        press(page, "Undo")
+        page.until(EDITOR, "undone: renamed" if n == 1 else "undone: removed glasses", 20)
     assert captions(project) == tagged
-    press(book, "Suspicious tags")
-    book.until(EDITOR, "“witch hat”, but the tagger does not see it", 20)
+    press(page, "Suspicious tags")
+    page.until(EDITOR, "“witch hat”, but the tagger does not see it", 20)
     for panel in ("Suspicious tags", "Advice", "History"):
-        press(book, panel)
-        book.image(panel.lower().replace(" ", "-"), first=EDITOR)
+        press(page, panel)
+        page.image(panel.lower().replace(" ", "-"), first=EDITOR)
 
 
 def test_editing_continues_after_a_reload_and_in_a_new_kernel(notebook, project, edited):
-    book = notebook("tag_editor")
+    page = notebook("tag_editor")
     tagged = captions(project)
-    book.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
-    book.run(FIRST)
-    book.run(EDITOR)
-    press(book, "Redo")
-    wait_for(lambda: having(project, "glasses") == 2, "a new kernel repeats what another undid")
-    press(book, "Redo")
+    page.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.run(FIRST)
+    page.run(EDITOR)
+    press(page, "Redo")
+    wait_for(lambda: having(project, "glasses") == 2, "a new kernel redoes what another undid")
+    press(page, "Redo")
     wait_for(lambda: captions(project) == edited != tagged, "and the next")
-    book.command("docmanager:save")
-    book.page.wait_for_timeout(1500)
-    book.open()
-    book.until(EDITOR, "Select all shown", 30)
-    book.page.get_by_placeholder("Tag, several with commas").fill("hand made")
-    press(book, "Add")
-    wait_for(lambda: having(project, "hand made") == 30, "the reloaded page goes on without a cell being run")
-    press(book, "History")
-    book.until(EDITOR, "added hand made", 20)
-    book.image("reloaded", first=EDITOR)
+    page.command("docmanager:save")
+    page.page.wait_for_timeout(1500)
+    page.open()
+    page.until(EDITOR, "Select all shown", 30)
+    page.page.get_by_placeholder("Tag, several with commas").fill("hand made")
+    press(page, "Add")
+    wait_for(lambda: having(project, "hand made") == 30, "the reloaded page works without running a cell")
+    press(page, "History")
+    page.until(EDITOR, "added hand made", 20)
+    page.image("reloaded", first=EDITOR)
 
 
 def test_many_images_stay_fluid(notebook, project):
@@ -148,16 +148,16 @@ def test_many_images_stay_fluid(notebook, project):
             image.putpixel((0, 0), (i % 256, i // 256, 9))
             image.save(source.with_name(f"n{i:03d}.png"), compress_level=1)
             Path(source.with_name(f"n{i:03d}.txt")).write_text(f"mofurin, 1girl, number {i % 60}")
-    book = notebook("tag_editor")
-    book.run(FIRST)
-    book.run(EDITOR)
+    page = notebook("tag_editor")
+    page.run(FIRST)
+    page.run(EDITOR)
     begun = time.monotonic()
-    press(book, "›")
-    book.until(EDITOR, f"25–48 of {MANY}", 20)
+    press(page, "›")
+    page.until(EDITOR, f"25–48 of {MANY}", 20)
     page = time.monotonic() - begun
-    book.page.locator("[data-number]").nth(3).click()
+    page.page.locator("[data-number]").nth(3).click()
     begun = time.monotonic()
-    book.until(EDITOR, "Selected images: 1", 20)
+    page.until(EDITOR, "Selected images: 1", 20)
     print(f"{MANY} images: a page after {page:.2f} s, a selection after {time.monotonic() - begun:.2f} s")
-    assert page < 3, "far more than it takes, far less than a person waits"
-    book.image("many", first=EDITOR)
+    assert page < 3, "far more than it takes, far less than a user would wait"
+    page.image("many", first=EDITOR)

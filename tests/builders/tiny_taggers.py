@@ -53,10 +53,10 @@ def _field(number: int, value: int | str | bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
-    found = b""
+    data = b""
     while value > 0x7F:
-        found, value = found + bytes([value & 0x7F | 0x80]), value >> 7
-    return found + bytes([value])
+        data, value = data + bytes([value & 0x7F | 0x80]), value >> 7
+    return data + bytes([value])
 
 
 # ---- vision-language models ------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ CHAT = (
 
 
 def save_blip(folder: Path) -> Path:
-    """A BLIP: it goes on with what it is given."""
+    """A BLIP: it completes the text that it gets."""
     import torch
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
@@ -95,11 +95,11 @@ def word_tokenizer(*signs: str, **named: str):
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<unk>", "<s>", "</s>", *signs, *WORDS]
-    told = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    told.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    told.add_special_tokens([*signs])
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([*signs])
     ends = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=told, extra_special_tokens=named, **ends), words
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=named, **ends), words
 
 
 def save_llava(folder: Path) -> Path:
@@ -141,7 +141,7 @@ def save_florence(folder: Path) -> Path:
 
     tokenizer, words = word_tokenizer("<image>", image_token="<image>")
     images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
-    images.image_seq_length = 5  # what the tiny eyes make of 64 px
+    images.image_seq_length = 5  # tokens of a 64 px image in this tiny encoder
     Florence2Processor(images, tokenizer, num_additional_image_tokens=1).save_pretrained(folder)
     vision = {"depths": (1,) * 4, "embed_dim": (8, 8, 16, 16), "num_heads": (2,) * 4, "num_groups": (2,) * 4}
     vision |= {"window_size": 2, "projection_dim": 16, "max_temporal_embeddings": 10, "max_position_embeddings": 10}
@@ -149,7 +149,7 @@ def save_florence(folder: Path) -> Path:
     text |= {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 32))}
     text |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 3, "init_std": 1.0}
     config = Florence2Config(vision_config=vision, text_config=text, image_token_id=words.index("<image>"))
-    torch.manual_seed(3)  # one that says something
+    torch.manual_seed(3)  # with this seed the sentence is not empty
     model = Florence2ForConditionalGeneration(config)
     torch.nn.init.normal_(model.get_input_embeddings().weight)
     model.save_pretrained(folder)
@@ -181,15 +181,19 @@ def save_qwen(folder: Path) -> Path:
 
 
 class Chat(ThreadingHTTPServer):
-    """Answers each request with `answer(number, body) -> (status, headers, bytes)`; keeps what it was asked. Instead
-    of the bytes there may be pieces of them, with their Content-Length among the headers."""
+    """Answers each request with `answer(number, body) -> (status, headers, bytes)`, and keeps the requests.
+
+    Instead of the bytes there may be an iterator of pieces, with their Content-Length among the headers.
+    """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[tuple[str, dict[str, str], dict]] = []  # path, headers, body
-        self.answer: Callable[[int, dict], tuple[int, dict[str, str], bytes]] = lambda number, body: said("a girl")
+        self.requests: list[tuple[str, dict[str, str], dict]] = []  # path, headers, body
+        self.answer: Callable[[int, dict], tuple[int, dict[str, str], bytes]] = lambda number, body: completion(
+            "a girl"
+        )
 
     @property
     def address(self) -> str:
@@ -203,12 +207,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Chat
 
     def log_message(self, *_):
-        """Tests read `Chat.asked`."""
+        """Tests read `Chat.requests`."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, dict(self.headers), body))
-        status, headers, content = self.server.answer(len(self.server.asked), body)
+        self.server.requests.append((self.path, dict(self.headers), body))
+        status, headers, content = self.server.answer(len(self.server.requests), body)
         self.send_response(status)
         pieces = [content] if isinstance(content, bytes) else content
         length = {"Content-Length": str(len(content))} if isinstance(content, bytes) else {}
@@ -219,13 +223,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
 
-def said(text: str | None) -> tuple[int, dict[str, str], bytes]:
+def completion(text: str | None) -> tuple[int, dict[str, str], bytes]:
     """A chat completion."""
     return 200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
 @contextmanager
-def chatting() -> Iterator[Chat]:
+def chat_server() -> Iterator[Chat]:
     """A server that answers until the block ends."""
     server = Chat()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -111,7 +111,7 @@ def test_a_plain_pipeline_loads_the_base_and_paints_what_the_prompt_says():
         prompts, num_inference_steps=12, guidance_scale=4.0, generator=torch.Generator().manual_seed(0)
     ).images
     assert made[0].size == (128, 128)
-    for prompt, score in zip(prompts, taggers.load("wd14", {"source": "demo"}).read(made), strict=True):
+    for prompt, score in zip(prompts, taggers.load("wd14", {"source": "demo"}).run(made), strict=True):
         tags = prompt.split(", ")
         assert sum(score[tag.replace(" ", "_")] >= 0.35 for tag in tags) >= len(tags) - 2
 
@@ -122,7 +122,7 @@ def test_the_tagger_finds_what_is_drawn_and_not_what_is_not():
     tagger = taggers.load("wd14", {"source": "demo"})
     drawn = figures(world.sample, 25, seed=5) + figures(world.character, 5, seed=6)
     truths = [{tag.replace(" ", "_") for tag in world.visible(figure)} for figure in drawn]
-    scores = tagger.read([draw(figure) for figure in drawn])
+    scores = tagger.run([draw(figure) for figure in drawn])
     right = [score[tag] >= 0.35 for score, truth in zip(scores, truths, strict=True) for tag in truth]
     wrong = [
         value >= 0.35

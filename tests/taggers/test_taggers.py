@@ -1,4 +1,4 @@
-"""Every tagger answers each image alike, alone or among others; a WD file's scores are those of a plain call."""
+"""Every tagger gives an image the same result, alone or in a batch; WD scores equal those of a plain call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hub_server import running
 from PIL import Image
-from tiny_taggers import SIDE, TAGS, chatting, save_blip, save_wd
+from tiny_taggers import SIDE, TAGS, chat_server, save_blip, save_wd
 
 from lorakit import taggers
 from lorakit.config import ConfigError, from_dict
@@ -45,8 +45,8 @@ def images() -> dict[str, Image.Image]:
 
 @pytest.fixture(scope="module")
 def server():
-    with chatting() as found:
-        yield found
+    with chat_server() as chat:
+        yield chat
 
 
 @pytest.fixture(scope="module", params=taggers.names())
@@ -81,52 +81,52 @@ def test_every_tagger_has_settings_with_help_and_suggestions_that_fit_them(name)
 
 
 @pytest.mark.parametrize("name", taggers.names())
-def test_a_setting_that_there_is_not_is_refused(name):
+def test_an_unknown_setting_is_refused(name):
     with pytest.raises(ConfigError, match="colour is not a setting"):
         taggers.load(name, {"colour": 1})
 
 
-def test_an_unknown_tagger_is_refused_with_those_that_there_are():
+def test_an_unknown_tagger_is_refused_and_the_others_are_named():
     with pytest.raises(TaggerError, match="no tagger 'blip'; there are server, vlm, wd14"):
         taggers.load("blip", {})
 
 
-# ---- what they answer ------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_tagger_says_its_name_where_it_runs_and_what_it_gives(tagger):
+def test_a_tagger_has_a_name_a_device_and_an_output(tagger):
     assert tagger.name and "/" not in tagger.name and ":" not in tagger.name
-    assert tagger.output in ("tags", "sentence") and tagger.batch >= 1 and tagger.runs_on
+    assert tagger.output in ("tags", "sentence") and tagger.batch_size >= 1 and tagger.runs_on
     assert set(tagger.categories.values()) <= set(taggers.CATEGORIES)
     assert bool(tagger.categories) == (tagger.output == "tags")
 
 
-def test_every_image_has_its_answer_whatever_its_form(tagger):
-    answers = tagger.read(list(images().values()))
+def test_images_of_every_size_and_mode_get_a_result(tagger):
+    answers = tagger.run(list(images().values()))
     assert len(answers) == len(images())
     for answer in answers:
         if tagger.output == "tags":
             assert list(answer) == list(tagger.categories) and all(0 <= score <= 1 for score in answer.values())
         else:
             assert isinstance(answer, str) and "\n" not in answer
-    assert tagger.read([]) == []
+    assert tagger.run([]) == []
 
 
-def test_an_answer_is_the_same_again_and_beside_other_images(tagger):
-    mine, other = make_image(33, 20), make_image(15, 50, seed=1)
-    (alone,) = tagger.read([mine])
-    beside = tagger.read([other, mine, other])[1]
+def test_results_are_repeatable_and_independent_of_the_batch(tagger):
+    image, other = make_image(33, 20), make_image(15, 50, seed=1)
+    (alone,) = tagger.run([image])
+    beside = tagger.run([other, image, other])[1]
     if tagger.output == "tags":
         assert beside == pytest.approx(alone, abs=1e-6)
     else:
         assert beside == alone
-    assert tagger.read([mine]) == [alone]
+    assert tagger.run([image]) == [alone]
 
 
-def test_images_are_as_they_were_after_they_were_read(tagger):
+def test_taggers_do_not_change_the_images(tagger):
     for name, image in images().items():
         before = image.copy()
-        tagger.read([image])
+        tagger.run([image])
         assert image.size == before.size and image.tobytes() == before.tobytes(), name
 
 
@@ -134,7 +134,7 @@ def test_images_are_as_they_were_after_they_were_read(tagger):
 
 
 def published(image: Image.Image, side: int) -> np.ndarray:
-    """What the taggers' authors give to the model, (1, side, side, 3) float32 BGR, said as plainly as they do."""
+    """What the taggers' authors give to the model, (1, side, side, 3) float32 BGR, in the plainest code."""
     image = image.convert("RGBA")
     canvas = Image.new("RGBA", image.size, (255, 255, 255))
     canvas.alpha_composite(image)
@@ -154,24 +154,24 @@ def test_scores_are_those_of_a_plain_call_with_the_published_preprocessing(batch
     tagger = taggers.load("wd14", {"source": source, "batch_size": 4})
     folder = taggers.wd14.DEMO if batch == "demo" else tmp_path / "tiny"
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
+    model_input = session.get_inputs()[0]
     with open(folder / "selected_tags.csv", encoding="utf-8") as file:
         names = [row["name"] for row in csv.DictReader(file)]
-    for (kind, image), scores in zip(images().items(), tagger.read(list(images().values())), strict=True):
-        x = np.repeat(published(image, given.shape[1]), batch if batch == 3 else 1, axis=0)
-        plain = session.run(None, {given.name: x})[0][0]
+    for (kind, image), scores in zip(images().items(), tagger.run(list(images().values())), strict=True):
+        x = np.repeat(published(image, model_input.shape[1]), batch if batch == 3 else 1, axis=0)
+        plain = session.run(None, {model_input.name: x})[0][0]
         assert list(scores) == names
         assert np.abs(np.array(list(scores.values())) - plain).max() < 1e-5, kind
 
 
 @pytest.mark.parametrize("kind", images())
-def test_what_the_model_sees_is_the_published_image_to_the_bit(kind):
+def test_preprocessing_equals_the_published_one_bit_for_bit(kind):
     image = images()[kind]
     for side in (8, 448):
         assert (squared(image, side)[None, :, :, ::-1] == published(image, side)).all()
 
 
-def test_a_very_long_image_is_read_without_a_square_of_its_length():
+def test_a_very_long_image_needs_no_square_of_its_length_in_memory():
     long = squared(Image.new("RGB", (60_000, 2), "black"), 64)  # as a square 11 GB
     assert long.shape == (64, 64, 3) and (long == 255).mean() > 0.9
 
@@ -181,16 +181,16 @@ def test_a_very_long_image_is_read_without_a_square_of_its_length():
 
 def test_tags_keep_their_names_and_every_category_of_the_format_is_known(tmp_path):
     rows = (("1girl", 0), ("some_artist", 1), ("vocaloid", 3), ("hatsune_miku", 4), ("highres", 5), ("^_^", 9))
-    found = read_tags(save_wd(tmp_path, tags=rows) / "selected_tags.csv")
+    categories = read_tags(save_wd(tmp_path, tags=rows) / "selected_tags.csv")
     kinds = ["general", "artist", "copyright", "character", "meta", "rating"]
-    assert found == dict(zip([name for name, _ in rows], kinds, strict=True))
+    assert categories == dict(zip([name for name, _ in rows], kinds, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("tag_id,name,category,count\n0,a,7,1\n", "category '7'.*0 general"),
-        ("tag_id,name,category,count\n0,a,0,1\n1,a,0,1\n", "line 3: the tag 'a' stands there twice"),
+        ("tag_id,name,category,count\n0,a,0,1\n1,a,0,1\n", "line 3: the tag 'a' is listed twice"),
         ("tag_id,name,category,count\n0,a\n", "line 2: name 'a', category None"),
         ("id;tag\n0;a\n", "line 2: name None"),
         ("tag_id,name,category,count\n0,a,0,1\n", "lists 1 tags; the files are not of the same tagger"),
@@ -198,16 +198,16 @@ def test_tags_keep_their_names_and_every_category_of_the_format_is_known(tmp_pat
         (b"\xff\xfe\x00\x00\n\x80", "cannot be read"),
     ],
 )
-def test_a_file_of_tags_that_does_not_fit_is_explained(text, told, tmp_path):
+def test_a_wrong_selected_tags_csv_is_explained(text, message, tmp_path):
     pytest.importorskip("onnxruntime")
     save_wd(tmp_path)
     (tmp_path / "selected_tags.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(TaggerError, match=told):
+    with pytest.raises(TaggerError, match=message):
         taggers.load("wd14", {"source": str(tmp_path)})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.99])
-def test_a_torn_model_is_explained(share, tmp_path):
+def test_a_damaged_model_is_explained(share, tmp_path):
     pytest.importorskip("onnxruntime")
     file = save_wd(tmp_path) / "model.onnx"
     whole = file.read_bytes()
@@ -217,16 +217,16 @@ def test_a_torn_model_is_explained(share, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"shape": (3, SIDE, SIDE)}, r"a WD tagger takes \(images, side, side, 3\)"),
         ({"shape": (SIDE, SIDE, 4)}, r"takes \['n', 8, 8, 4\]"),
         ({"last": "Neg"}, "no probabilities"),
     ],
 )
-def test_a_model_of_another_kind_is_refused(changes, told, tmp_path):
+def test_a_model_that_is_no_wd_tagger_is_refused(changes, message, tmp_path):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(TaggerError, match=told):
+    with pytest.raises(TaggerError, match=message):
         taggers.load("wd14", {"source": str(save_wd(tmp_path, **changes))})
 
 
@@ -244,7 +244,7 @@ def test_a_file_given_instead_of_its_folder_is_explained(tmp_path):
         taggers.load("wd14", {"source": str(save_wd(tmp_path) / "model.onnx")})
 
 
-def test_a_tagger_comes_from_the_hub_with_its_own_files_only(tmp_path, monkeypatch):
+def test_only_a_taggers_own_files_are_downloaded(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     files = {path.name: path.read_bytes() for path in save_wd(tmp_path / "made").iterdir()}
     with running() as hub:
@@ -261,7 +261,7 @@ def test_a_tagger_comes_from_the_hub_with_its_own_files_only(tmp_path, monkeypat
 # ---- what runs it ----------------------------------------------------------------------------------------------------
 
 
-def test_what_computes_is_told():
+def test_the_device_is_shown():
     pytest.importorskip("onnxruntime")
     assert taggers.load("wd14", {"source": "demo"}).runs_on == "onnxruntime, CPU"
 
@@ -282,7 +282,7 @@ def test_a_missing_timm_is_named_with_its_install_line(monkeypatch, tmp_path):
 
 
 def save_timm(folder) -> dict:
-    """The files of a v3 tagger beside model.onnx, but for right weights; returns what config.json says."""
+    """The files of a v3 tagger beside model.onnx, but for right weights; returns the content of config.json."""
     import json
 
     import torch
@@ -291,11 +291,16 @@ def save_timm(folder) -> dict:
     save_wd(folder)
     sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
     published = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 1.0, "mean": [0.5] * 3}
-    told = {"architecture": "vit_base_patch16_224", "num_classes": len(TAGS), "global_pool": "avg", "model_args": sizes}
-    told["pretrained_cfg"] = {**published, "std": [0.5] * 3}
-    (folder / "config.json").write_text(json.dumps(told))
+    config = {
+        "architecture": "vit_base_patch16_224",
+        "num_classes": len(TAGS),
+        "global_pool": "avg",
+        "model_args": sizes,
+    }
+    config["pretrained_cfg"] = {**published, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps(config))
     save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-    return told
+    return config
 
 
 def test_scores_of_torch_are_those_of_timms_own_preprocessing(tmp_path):
@@ -304,16 +309,16 @@ def test_scores_of_torch_are_those_of_timms_own_preprocessing(tmp_path):
     from safetensors.torch import save_file
     from timm.data import create_transform, resolve_data_config
 
-    told = save_timm(tmp_path)
-    with pytest.raises(TaggerError, match="makes no tagger"):
+    config = save_timm(tmp_path)
+    with pytest.raises(TaggerError, match="cannot load model.safetensors"):
         taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch"})
     torch.manual_seed(0)
-    model = timm.create_model(told["architecture"], num_classes=len(TAGS), global_pool="avg", **told["model_args"])
+    model = timm.create_model(config["architecture"], num_classes=len(TAGS), global_pool="avg", **config["model_args"])
     save_file(model.eval().state_dict(), tmp_path / "model.safetensors")
     tagger = taggers.load("wd14", {"source": str(tmp_path), "runs_on": "torch", "batch_size": 3})
     assert tagger.runs_on.startswith("torch, ")
-    transform = create_transform(**resolve_data_config(told["pretrained_cfg"], model=model))
-    for (kind, image), scores in zip(images().items(), tagger.read(list(images().values())), strict=True):
+    transform = create_transform(**resolve_data_config(config["pretrained_cfg"], model=model))
+    for (kind, image), scores in zip(images().items(), tagger.run(list(images().values())), strict=True):
         side = max(image.size)
         square = Image.fromarray(published(image, side)[0, :, :, ::-1].astype(np.uint8))
         with torch.inference_mode():

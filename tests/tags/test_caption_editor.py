@@ -1,4 +1,7 @@
-"""Captions are changed whole, remembered, and taken back to the letter; what people wrote is safe from taggers."""
+"""Edits of captions are crash-safe and undone byte for byte; hand-written captions are safe from taggers.
+
+The tests with `die_at` kill a process before each of its file operations in turn.
+"""
 
 import json
 import os
@@ -48,8 +51,8 @@ def files(project):
     return {path.name: path.read_bytes() for path in sorted(project.dataset.glob("*.txt"))}
 
 
-def everywhere(book, rule):
-    return {name: rule.apply(caption) for name, caption in book.captions.items()}
+def everywhere(editor, rule):
+    return {name: rule.apply(caption) for name, caption in editor.captions.items()}
 
 
 def fork(work):
@@ -67,7 +70,7 @@ def fork(work):
 
 
 def die_at(count):
-    """Let this process be killed when it begins its file operation number `count`."""
+    """Kill this process with SIGKILL just before its file operation number `count` (from 0)."""
     left = iter(range(count, -1, -1))
 
     def counted(operation):
@@ -82,55 +85,55 @@ def die_at(count):
         setattr(owner, name, counted(getattr(owner, name)))
 
 
-def test_every_caption_is_read_and_nothing_is_written_by_opening(project):
+def test_opening_reads_every_caption_and_writes_nothing(project):
     before = files(project)
-    book = CaptionEditor(project, CONFIG)
-    assert book.captions["c.png"] == "girl, boots" and book.captions["e.png"] == "女孩, 靴子, 帽子"
-    assert book.captions["h.png"] == "girl, from json" and book.captions["f.png"] == ""
-    assert files(project) == before and book.history() == []
+    editor = CaptionEditor(project, CONFIG)
+    assert editor.captions["c.png"] == "girl, boots" and editor.captions["e.png"] == "女孩, 靴子, 帽子"
+    assert editor.captions["h.png"] == "girl, from json" and editor.captions["f.png"] == ""
+    assert files(project) == before and editor.history() == []
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_sequence_is_undone_and_redone_to_the_letter(project, seed):
+def test_any_sequence_is_undone_and_redone_byte_for_byte(project, seed):
     rng, start = random.Random(seed), files(project)
-    books = [CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)]
+    editors = [CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)]
     for step in range(25):
-        book, name = rng.choice(books), rng.choice("abcdefgh") + ".png"
-        book.refresh()
+        editor, name = rng.choice(editors), rng.choice("abcdefgh") + ".png"
+        editor.refresh()
         tag = rng.choice(["girl", "boots", "hat", "x", "y", "靴子"])
         by = rng.choice(["person", "wd14"])
         rule = rng.choice([Add(tag), Add(tag, "start"), Remove(tag), Rename(tag, "z"), Rename("*", "all")])
         match rng.randrange(7):
             case 0:
-                book.change("one", {name: rule.apply(book.captions[name])}, by)
+                editor.change("one", {name: rule.apply(editor.captions[name])}, by)
             case 1 | 2:
-                book.change("all", everywhere(book, rule), by)
+                editor.change("all", everywhere(editor, rule), by)
             case 3:
-                (book.lock if rng.random() < 0.5 else book.unlock)([name])
+                (editor.lock if rng.random() < 0.5 else editor.unlock)([name])
             case 4:
-                book.undo()
+                editor.undo()
             case 5:
-                book.redo()
+                editor.redo()
             case 6:
-                book.samples[name].caption_file.write_bytes(f"by hand, {step}".encode() + b"\r\n" * (step % 2))
-    book = CaptionEditor(project, CONFIG)
-    while book.redo():
+                editor.samples[name].caption_file.write_bytes(f"by hand, {step}".encode() + b"\r\n" * (step % 2))
+    editor = CaptionEditor(project, CONFIG)
+    while editor.redo():
         pass
-    end, locks = files(project), {name: book.is_locked(name) for name in book.samples}
-    while book.undo():
+    end, locks = files(project), {name: editor.is_locked(name) for name in editor.samples}
+    while editor.undo():
         pass
     assert files(project) == start
-    assert all(change.undone for change in book.history()) and book.diff() == ""
+    assert all(change.undone for change in editor.history()) and editor.diff() == ""
     other = CaptionEditor(project, CONFIG)
     while other.redo():
         pass
     assert files(project) == end and {name: other.is_locked(name) for name in other.samples} == locks
-    book.refresh()
-    assert book.captions == other.captions == CaptionEditor(project, CONFIG).captions
+    editor.refresh()
+    assert editor.captions == other.captions == CaptionEditor(project, CONFIG).captions
 
 
 @pytest.mark.parametrize("what", ["change", "undo", "elsewhere"])
-def test_killed_anywhere_captions_are_whole_and_after_opening_all_old_or_all_new(project, tmp_path, what):
+def test_killed_anywhere_captions_are_whole_then_all_old_or_all_new(project, tmp_path, what):
     some = {f"{name}.png" for name in "acfh"}
     CaptionEditor(project, CONFIG).change("first", dict.fromkeys(some, "first"))
     if what == "elsewhere":
@@ -143,40 +146,46 @@ def test_killed_anywhere_captions_are_whole_and_after_opening_all_old_or_all_new
         elif what == "undo":
             other.undo()
 
-    old, found, status = files(project), [], None
+    # after each kill: the files as the dead process left them, and after the next editor finished its work
+    old, runs, status = files(project), [], None
     while status != 0:
-        here = Project(tmp_path / f"copy{len(found)}")
+        here = Project(tmp_path / f"copy{len(runs)}")
         shutil.copytree(project.dataset, here.dataset)
         shutil.copytree(project.folder / "tags", here.folder / "tags")
-        status = fork(lambda here=here: (die_at(len(found)), work(here)))
+        status = fork(lambda here=here: (die_at(len(runs)), work(here)))
         assert status in (0, -signal.SIGKILL)
         torn = files(here)
-        fork(lambda here=here: (die_at(3), CaptionEditor(here, CONFIG)))  # the one that finishes it is killed as well
-        book = CaptionEditor(here, CONFIG)
-        found.append((torn, files(here)))
-        assert book.captions == CaptionEditor(here, CONFIG).captions
-        while book.undo():
+        fork(
+            lambda here=here: (die_at(3), CaptionEditor(here, CONFIG))
+        )  # the first editor that finishes it is killed, too
+        editor = CaptionEditor(here, CONFIG)
+        runs.append((torn, files(here)))
+        assert editor.captions == CaptionEditor(here, CONFIG).captions
+        while editor.undo():
             pass
         assert files(here) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
-    new = found[-1][0]
-    assert len(found) > (2 if what == "elsewhere" else 10)
-    for torn, finished in found:
+    new = runs[-1][0]
+    assert len(runs) > (2 if what == "elsewhere" else 10)
+    for torn, finished in runs:
         assert all(torn.get(name) in (old.get(name), new.get(name)) for name in {*old, *new, *torn})
         assert finished in (old, new)
 
 
-def test_what_was_changed_by_hand_in_the_middle_of_a_cut_change_stays(project):
+def test_an_outside_edit_during_an_interrupted_change_is_kept(project):
     CaptionEditor(project, CONFIG)
     assert fork(lambda: (die_at(2), CaptionEditor(project, CONFIG).change("add", {"a.png": "new", "b.png": "new"}))) < 0
     history = (project.folder / "tags" / "history.jsonl").read_text()
     assert '"what": "add"' in history and '"done"' not in history
     (project.dataset / "a.txt").write_text("by hand")
-    book = CaptionEditor(project, CONFIG)
-    assert (book.captions["a.png"], book.captions["b.png"]) == ("by hand", "new")
-    assert [(change.by, set(change.new)) for change in book.history()] == [("person", {"b.png"}), ("person", {"a.png"})]
+    editor = CaptionEditor(project, CONFIG)
+    assert (editor.captions["a.png"], editor.captions["b.png"]) == ("by hand", "new")
+    assert [(change.by, set(change.new)) for change in editor.history()] == [
+        ("person", {"b.png"}),
+        ("person", {"a.png"}),
+    ]
 
 
-def test_two_books_at_once_lose_no_change(project):
+def test_two_editors_at_once_lose_no_change(project):
     one, other = CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)
     other.change("theirs", {"a.png": "girl, smile, theirs"})
     one.change("mine", everywhere(one, Add("mine")))
@@ -188,111 +197,113 @@ def test_two_processes_at_once_lose_no_change(project):
     CaptionEditor(project, CONFIG)
 
     def work(who):
-        book = CaptionEditor(project, CONFIG)
-        for number in range(8):  # each from what this book saw last
-            book.change("add", everywhere(book, Add(f"{who}{number}")))
+        editor = CaptionEditor(project, CONFIG)
+        for number in range(8):  # each based on what this editor read last
+            editor.change("add", everywhere(editor, Add(f"{who}{number}")))
 
     child = os.fork()
     if child == 0:
         os._exit(fork(lambda: work("a")))
     assert fork(lambda: work("b")) == 0
     assert os.waitpid(child, 0)[1] == 0
-    book = CaptionEditor(project, CONFIG)
-    wanted = {f"{who}{number}" for who in "ab" for number in range(8)}
-    assert all(wanted <= set(tags_of(caption)) for caption in book.captions.values())
-    assert all("girl" in book.captions[name] for name in ("a.png", "b.png", "h.png"))
-    assert len(book.history()) == 16
+    editor = CaptionEditor(project, CONFIG)
+    expected = {f"{who}{number}" for who in "ab" for number in range(8)}
+    assert all(expected <= set(tags_of(caption)) for caption in editor.captions.values())
+    assert all("girl" in editor.captions[name] for name in ("a.png", "b.png", "h.png"))
+    assert len(editor.history()) == 16
 
 
-def test_what_was_changed_elsewhere_becomes_a_persons_and_no_undo_overwrites_it(project):
-    book = CaptionEditor(project, CONFIG)
-    book.change("add", everywhere(book, Add("x")))
+def test_outside_edits_become_a_persons_and_undo_skips_them(project):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("add", everywhere(editor, Add("x")))
     (project.dataset / "a.txt").write_text("by hand")
-    undone = book.undo()
-    assert (undone.what, undone.skipped, book.captions["a.png"]) == ("add", ("a.png",), "by hand")
+    undone = editor.undo()
+    assert (undone.what, undone.skipped, editor.captions["a.png"]) == ("add", ("a.png",), "by hand")
     assert (project.dataset / "a.txt").read_text() == "by hand" and (project.dataset / "b.txt").read_bytes() == FILES[
         "b"
     ]
-    last = book.history()[-1]
+    last = editor.history()[-1]
     assert (last.by, set(last.new)) == ("person", {"a.png"})
-    book.undo()
-    assert book.captions["a.png"] == "girl, boots, smile, x"
+    editor.undo()
+    assert editor.captions["a.png"] == "girl, boots, smile, x"
 
 
-def test_redo_overwrites_nothing_that_was_changed_elsewhere(project):
-    book, other = CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)
-    book.change("add", everywhere(book, Add("x")))
-    book.lock(book.samples)
-    book.undo(), book.undo()
+def test_redo_skips_captions_changed_elsewhere(project):
+    editor, other = CaptionEditor(project, CONFIG), CaptionEditor(project, CONFIG)
+    editor.change("add", everywhere(editor, Add("x")))
+    editor.lock(editor.samples)
+    editor.undo(), editor.undo()
     other.refresh()
     other.change("more", {"a.png": "other"})
-    assert book.redo().skipped == ("a.png",) and book.captions["a.png"] == "other" and "x" in book.captions["b.png"]
+    assert (
+        editor.redo().skipped == ("a.png",) and editor.captions["a.png"] == "other" and "x" in editor.captions["b.png"]
+    )
 
 
-def test_taggers_leave_alone_what_people_wrote_until_it_is_unlocked(project):
-    book = CaptionEditor(project, CONFIG)
+def test_taggers_skip_hand_written_captions_until_they_are_unlocked(project):
+    editor = CaptionEditor(project, CONFIG)
     free = {"f.png", "g.png"}  # nobody wrote anything there
-    assert {name for name in book.samples if not book.is_locked(name)} == free
-    change = book.change("tagged", dict.fromkeys(book.samples, "cat"), by="wd14")
-    assert set(change.new) == free and set(change.skipped) == set(book.samples) - free
-    book.change("by hand", {"f.png": "cat, dog"})
-    assert book.is_locked("f.png") and not book.is_locked("g.png")
-    assert book.change("tagged", {"f.png": "bird"}, by="wd14") is None
-    book.unlock(["f.png", "a.png"])
+    assert {name for name in editor.samples if not editor.is_locked(name)} == free
+    change = editor.change("tagged", dict.fromkeys(editor.samples, "cat"), by="wd14")
+    assert set(change.new) == free and set(change.skipped) == set(editor.samples) - free
+    editor.change("by hand", {"f.png": "cat, dog"})
+    assert editor.is_locked("f.png") and not editor.is_locked("g.png")
+    assert editor.change("tagged", {"f.png": "bird"}, by="wd14") is None
+    editor.unlock(["f.png", "a.png"])
     again = CaptionEditor(project, CONFIG)
     assert not again.is_locked("f.png") and not again.is_locked("a.png") and again.is_locked("b.png")
-    book.undo()
-    assert book.is_locked("f.png") and book.is_locked("a.png")
+    editor.undo()
+    assert editor.is_locked("f.png") and editor.is_locked("a.png")
 
 
-def test_each_tag_knows_who_set_it(project):
-    book = CaptionEditor(project, CONFIG)
-    book.change("tagged", {"f.png": "cat, dog, bird"}, by="wd14")
-    book.change("by hand", {"f.png": "cat, bird, mouse"})
-    assert book.authors("f.png") == {"cat": "wd14", "bird": "wd14", "mouse": "person"}
-    assert book.removed_tags("f.png") == {"dog"}
-    book.unlock(["f.png"])
-    book.change("tagged", {"f.png": "bird, mouse"}, by="wd14")
-    assert book.removed_tags("f.png") == {"dog"}
-    book.undo(), book.undo()
-    assert set(book.authors("a.png").values()) == {"person"}
-    book.change("moved", {"f.png": "mouse, bird, cat"})
-    assert book.authors("f.png") == {"mouse": "person", "bird": "wd14", "cat": "wd14"}
-    book.undo(), book.undo()
-    assert book.removed_tags("f.png") == set() and "dog" in CaptionEditor(project, CONFIG).authors("f.png")
+def test_each_tag_has_an_author(project):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("tagged", {"f.png": "cat, dog, bird"}, by="wd14")
+    editor.change("by hand", {"f.png": "cat, bird, mouse"})
+    assert editor.authors("f.png") == {"cat": "wd14", "bird": "wd14", "mouse": "person"}
+    assert editor.removed_tags("f.png") == {"dog"}
+    editor.unlock(["f.png"])
+    editor.change("tagged", {"f.png": "bird, mouse"}, by="wd14")
+    assert editor.removed_tags("f.png") == {"dog"}
+    editor.undo(), editor.undo()
+    assert set(editor.authors("a.png").values()) == {"person"}
+    editor.change("moved", {"f.png": "mouse, bird, cat"})
+    assert editor.authors("f.png") == {"mouse": "person", "bird": "wd14", "cat": "wd14"}
+    editor.undo(), editor.undo()
+    assert editor.removed_tags("f.png") == set() and "dog" in CaptionEditor(project, CONFIG).authors("f.png")
 
 
-def test_images_that_go_or_are_renamed_do_not_break_it(project):
-    book = CaptionEditor(project, CONFIG)
-    book.change("add", everywhere(book, Add("x")))
+def test_deleted_and_renamed_images_do_not_break_undo(project):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("add", everywhere(editor, Add("x")))
     (project.dataset / "a.png").rename(project.dataset / "new.png")
     (project.dataset / "a.txt").rename(project.dataset / "new.txt")
     (project.dataset / "b.png").unlink()
-    book = CaptionEditor(project, CONFIG)
-    assert book.captions["new.png"] == "girl, boots, smile, x" and "b.png" not in book.captions
-    assert set(book.undo().skipped) == {"a.png", "b.png"}
+    editor = CaptionEditor(project, CONFIG)
+    assert editor.captions["new.png"] == "girl, boots, smile, x" and "b.png" not in editor.captions
+    assert set(editor.undo().skipped) == {"a.png", "b.png"}
     assert (
-        book.captions["new.png"] == "girl, boots, smile, x" and (project.dataset / "c.txt").read_bytes() == FILES["c"]
+        editor.captions["new.png"] == "girl, boots, smile, x" and (project.dataset / "c.txt").read_bytes() == FILES["c"]
     )
 
 
 @pytest.mark.parametrize(
     "tail", [b'{"number": 2, "at": "2', b"\xff\xfe\n", b'{"number": 2}\n[]\n', b'{"done": 7, "of": 1}']
 )
-def test_a_torn_line_of_the_history_is_passed_over(project, tail):
-    book = CaptionEditor(project, CONFIG)
-    book.change("add", everywhere(book, Add("x")))
+def test_a_torn_line_of_the_history_is_skipped(project, tail):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("add", everywhere(editor, Add("x")))
     with open(project.folder / "tags" / "history.jsonl", "ab") as file:
         file.write(tail)
-    book = CaptionEditor(project, CONFIG)
-    book.change("more", everywhere(book, Add("y")))
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("more", everywhere(editor, Add("y")))
     assert [change.what for change in CaptionEditor(project, CONFIG).history()] == ["add", "more"]
     assert CaptionEditor(project, CONFIG).undo().what == "more"
 
 
-def test_a_caption_of_a_json_file_gets_its_own_file_and_undo_takes_that_away(project):
-    book = CaptionEditor(project, CONFIG)
-    book.change("add", {"h.png": "girl, from me"})
+def test_a_caption_of_a_json_file_gets_its_own_file_and_undo_removes_it(project):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("add", {"h.png": "girl, from me"})
     assert (project.dataset / "h.txt").read_text() == "girl, from me\n"
     assert CaptionEditor(project, CONFIG).undo() is not None
     assert (
@@ -304,28 +315,29 @@ def test_a_caption_of_a_json_file_gets_its_own_file_and_undo_takes_that_away(pro
 def test_images_that_share_a_caption_file_change_together(project):
     shutil.copy(project.dataset / "a.png", project.dataset / "a.jpg")
     Image.new("RGB", (16, 16), "red").save(project.dataset / "a.jpg")
-    book = CaptionEditor(project, CONFIG)
-    change = book.change("tagged", {"a.jpg": "one", "a.png": "two"})
-    assert change.skipped == ("a.png",) and book.captions["a.png"] == book.captions["a.jpg"] == "one"
+    editor = CaptionEditor(project, CONFIG)
+    change = editor.change("tagged", {"a.jpg": "one", "a.png": "two"})
+    assert change.skipped == ("a.png",) and editor.captions["a.png"] == editor.captions["a.jpg"] == "one"
     assert (
-        CaptionEditor(project, CONFIG).captions == book.captions and len(CaptionEditor(project, CONFIG).history()) == 1
+        CaptionEditor(project, CONFIG).captions == editor.captions
+        and len(CaptionEditor(project, CONFIG).history()) == 1
     )
 
 
 def test_a_caption_file_that_cannot_be_read_is_never_written(project):
     (project.dataset / "f.txt").mkdir()
-    book = CaptionEditor(project, CONFIG)
-    if "f.png" in book.samples:
-        assert book.is_locked("f.png") and book.change("add", {"f.png": "x"}) is None
+    editor = CaptionEditor(project, CONFIG)
+    if "f.png" in editor.samples:
+        assert editor.is_locked("f.png") and editor.change("add", {"f.png": "x"}) is None
     (project.dataset / "a.txt").write_bytes(b"gar\xe7on, gar\xe7on")
-    book = CaptionEditor(project, CONFIG)
-    assert "a.png" not in book.samples or book.is_locked("a.png")
-    book.change("add", everywhere(book, Add("x")))
+    editor = CaptionEditor(project, CONFIG)
+    assert "a.png" not in editor.samples or editor.is_locked("a.png")
+    editor.change("add", everywhere(editor, Add("x")))
     assert (project.dataset / "a.txt").read_bytes() == b"gar\xe7on, gar\xe7on" and (project.dataset / "f.txt").is_dir()
 
 
-def test_a_full_disk_is_told_and_what_was_not_written_is_as_it_was(project, monkeypatch):
-    book, real = CaptionEditor(project, CONFIG), os.replace
+def test_a_full_disk_is_reported_and_unwritten_captions_are_unchanged(project, monkeypatch):
+    editor, real = CaptionEditor(project, CONFIG), os.replace
 
     def full(part, file):
         if Path(file).name == "b.txt":
@@ -334,19 +346,19 @@ def test_a_full_disk_is_told_and_what_was_not_written_is_as_it_was(project, monk
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(CaptionEditError, match="1 caption.*No space left"):
-        book.change("add", everywhere(book, Add("x")))
+        editor.change("add", everywhere(editor, Add("x")))
     monkeypatch.undo()
     assert not list(project.dataset.glob(".*.part")), "what was begun is gone"
-    assert book.captions["b.png"] == "girl, boots, röd" and book.captions["a.png"].endswith(", x")
+    assert editor.captions["b.png"] == "girl, boots, röd" and editor.captions["a.png"].endswith(", x")
     other = CaptionEditor(project, CONFIG)
-    assert other.captions == book.captions and len(other.history()) == 1
+    assert other.captions == editor.captions and len(other.history()) == 1
     other.undo()
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
-def test_a_line_that_a_full_disk_cut_is_not_in_the_way_of_reading(project, monkeypatch):
-    book = CaptionEditor(project, CONFIG)
-    book.change("add", everywhere(book, Add("x")))
+def test_a_history_line_cut_by_a_full_disk_is_removed(project, monkeypatch):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("add", everywhere(editor, Add("x")))
     history = project.folder / "tags" / "history.jsonl"
     before = history.read_bytes()
 
@@ -356,12 +368,12 @@ def test_a_line_that_a_full_disk_cut_is_not_in_the_way_of_reading(project, monke
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CaptionEditError, match="free some space"):
-        book.change("more", everywhere(book, Add("y")))
+        editor.change("more", everywhere(editor, Add("y")))
     assert history.read_bytes() == before
     assert CaptionEditor(project, CONFIG).captions["a.png"] == "girl, boots, smile, x", "with a disk that is full still"
 
 
-def test_a_disk_that_cannot_sync_folders_does_and_one_that_fails_is_told(project, monkeypatch):
+def test_folders_without_fsync_work_and_a_failing_disk_is_reported(project, monkeypatch):
     real = os.fsync
 
     def fsync(handle, error=22):
@@ -370,17 +382,17 @@ def test_a_disk_that_cannot_sync_folders_does_and_one_that_fails_is_told(project
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    book = CaptionEditor(project, CONFIG)
-    assert len(book.change("add", everywhere(book, Add("x"))).new) == len(FILES)
+    editor = CaptionEditor(project, CONFIG)
+    assert len(editor.change("add", everywhere(editor, Add("x"))).new) == len(FILES)
     monkeypatch.setattr("lorakit.tags.files.fsync", lambda path: fsync(None, 5))
     with pytest.raises(CaptionEditError, match="Input/output error"):
-        book.change("more", everywhere(book, Add("y")))
+        editor.change("more", everywhere(editor, Add("y")))
     monkeypatch.undo()
     assert len(CaptionEditor(project, CONFIG).history()) == 2 and b"y" in files(project)["a.txt"]
 
 
-def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, monkeypatch):
-    book, real, left = CaptionEditor(project, CONFIG), os.replace, iter([True, True, False])
+def test_the_next_call_finishes_an_interrupted_change(project, monkeypatch):
+    editor, real, left = CaptionEditor(project, CONFIG), os.replace, iter([True, True, False])
 
     def replace(part, file):
         if not next(left):
@@ -389,21 +401,21 @@ def test_a_change_that_was_interrupted_is_finished_by_the_next_call(project, mon
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
-        book.change("add", everywhere(book, Add("x")))
+        editor.change("add", everywhere(editor, Add("x")))
     monkeypatch.undo()
-    book.change("more", {"a.png": book.captions["a.png"] + ", y"})
-    assert set(tags_of(book.captions["a.png"])) == {"girl", "boots", "smile", "x", "y"}
-    assert all("x" in tags_of(caption) for caption in book.captions.values())
-    assert [change.what for change in book.history()] == ["add", "more"] and CaptionEditor(
+    editor.change("more", {"a.png": editor.captions["a.png"] + ", y"})
+    assert set(tags_of(editor.captions["a.png"])) == {"girl", "boots", "smile", "x", "y"}
+    assert all("x" in tags_of(caption) for caption in editor.captions.values())
+    assert [change.what for change in editor.history()] == ["add", "more"] and CaptionEditor(
         project, CONFIG
     ).refresh() is None
-    book.undo(), book.undo()
+    editor.undo(), editor.undo()
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
-def test_a_caption_can_be_emptied_and_comes_back(project):
-    book = CaptionEditor(project, CONFIG)
-    book.change("nothing left", dict.fromkeys(["a.png", "h.png"], ""))
+def test_an_emptied_caption_comes_back_with_undo(project):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("nothing left", dict.fromkeys(["a.png", "h.png"], ""))
     again = CaptionEditor(project, CONFIG)
     assert again.captions["a.png"] == again.captions["h.png"] == "" and len(again.history()) == 1
     assert again.is_locked("a.png") and not again.tag_counts().get("smile")
@@ -411,67 +423,67 @@ def test_a_caption_can_be_emptied_and_comes_back(project):
     assert files(project) == {f"{name}.txt": data for name, data in FILES.items() if data is not None}
 
 
-def test_regularization_images_are_no_taggers_and_not_edited(project):
+def test_regularization_images_are_not_edited(project):
     reg = project.dataset / "reg/1_girl"
     reg.mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(reg / "r.png")
     (reg / "r.txt").write_bytes(b"girl")
-    book = CaptionEditor(project, CONFIG)
-    assert {Path(name).stem for name in book.captions} == {*FILES}
-    book.change("add x", everywhere(book, Add("x")), "wd")
+    editor = CaptionEditor(project, CONFIG)
+    assert {Path(name).stem for name in editor.captions} == {*FILES}
+    editor.change("add x", everywhere(editor, Add("x")), "wd")
     assert (reg / "r.txt").read_bytes() == b"girl"
 
 
-def test_two_data_folders_have_a_history_each(project):
+def test_two_datasets_have_a_history_each(project):
     shutil.copytree(project.dataset, project.folder / "prepared")
-    book, other = CaptionEditor(project, CONFIG), CaptionEditor(project, DataConfig(folder="prepared"))
-    book.change("add", everywhere(book, Add("x")))
+    editor, other = CaptionEditor(project, CONFIG), CaptionEditor(project, DataConfig(folder="prepared"))
+    editor.change("add", everywhere(editor, Add("x")))
     assert other.undo() is None and other.change("add", {"a.png": "y"}).number == 2
-    assert book.undo().what == "add" and book.captions["a.png"] == "girl, boots, smile"
+    assert editor.undo().what == "add" and editor.captions["a.png"] == "girl, boots, smile"
     assert CaptionEditor(project, DataConfig(folder="prepared")).captions["a.png"] == "y"
 
 
-def test_the_difference_reads_as_a_diff_and_counts_begin_with_the_rarest(project):
-    book = CaptionEditor(project, CONFIG)
-    book.change("rename", {"a.png": "girl, red boots, smile", "f.png": "new"})
-    assert book.diff().splitlines() == [
+def test_the_diff_is_unified_and_tag_counts_begin_with_the_rarest(project):
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("rename", {"a.png": "girl, red boots, smile", "f.png": "new"})
+    assert editor.diff().splitlines() == [
         *("--- a.png", "+++ a.png", "@@ -1 +1 @@", "-girl, boots, smile", "+girl, red boots, smile"),
         *("--- f.png", "+++ f.png", "@@ -0,0 +1 @@", "+new"),
     ]
-    assert list(book.tag_counts().items())[-1] == ("girl", 5) and book.tag_counts()["red boots"] == 1
-    assert {name: (change.old[name], change.new[name]) for change in book.history() for name in change.new} == {
+    assert list(editor.tag_counts().items())[-1] == ("girl", 5) and editor.tag_counts()["red boots"] == 1
+    assert {name: (change.old[name], change.new[name]) for change in editor.history() for name in change.new} == {
         "a.png": ("boots", "red boots"),
         "f.png": ("", "new"),
     }
 
 
-def test_names_of_no_image_and_texts_of_no_encoding_are_refused(project):
-    book = CaptionEditor(project, CONFIG)
+def test_unknown_images_and_texts_that_utf8_cannot_hold_are_refused(project):
+    editor = CaptionEditor(project, CONFIG)
     with pytest.raises(CaptionEditError, match="no training image"):
-        book.change("x", {"nobody.png": "x"})
+        editor.change("x", {"nobody.png": "x"})
     with pytest.raises(CaptionEditError, match="UTF-8"):
-        book.change("x", {"a.png": "\ud800"})
-    book.change("lines", {"a.png": "\ufeffgirl,\nboots, ,\n\n"})
-    assert book.captions["a.png"] == "girl, boots" and CaptionEditor(project, CONFIG).refresh() is None
+        editor.change("x", {"a.png": "\ud800"})
+    editor.change("lines", {"a.png": "\ufeffgirl,\nboots, ,\n\n"})
+    assert editor.captions["a.png"] == "girl, boots" and CaptionEditor(project, CONFIG).refresh() is None
     assert len(CaptionEditor(project, CONFIG).history()) == 1
 
 
 @pytest.mark.parametrize("text", ["una ragazza è seduta", "é", "1girl, α", "да", "猫", "帽子, 微笑", "ó, ñ"])
-def test_what_is_written_is_read_again_in_every_language_also_beside_captions_in_gbk(project, text):
+def test_captions_in_every_language_are_read_again_also_beside_gbk(project, text):
     (project.dataset / "b.txt").write_bytes("帽子, 红色头发, 蓝色眼睛, 白色背景, 连衣裙, 室外, 天空".encode("gbk"))
-    book = CaptionEditor(project, CONFIG)
-    book.change("written", {"a.png": text})
+    editor = CaptionEditor(project, CONFIG)
+    editor.change("written", {"a.png": text})
     again = CaptionEditor(project, CONFIG)
     assert again.captions["a.png"] == text and len(again.history()) == 1
     again.undo()
     assert files(project)["a.txt"] == FILES["a"]
 
 
-def test_a_caption_that_would_be_too_long_to_be_read_again_is_refused(project):
-    book = CaptionEditor(project, CONFIG)
+def test_a_caption_too_long_to_be_read_again_is_refused(project):
+    editor = CaptionEditor(project, CONFIG)
     with pytest.raises(CaptionEditError, match="longer than any that is read again"):
-        book.change("pasted", {"a.png": "x" * 1_000_000})
-    assert book.captions == CaptionEditor(project, CONFIG).captions
+        editor.change("pasted", {"a.png": "x" * 1_000_000})
+    assert editor.captions == CaptionEditor(project, CONFIG).captions
 
 
 @pytest.mark.parametrize("seed", range(20))

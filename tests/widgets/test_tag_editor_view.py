@@ -251,7 +251,7 @@ def test_images_are_selected_by_number_where_clicks_do_not_arrive(project):
 
 
 @pytest.mark.parametrize(
-    "text, found",
+    "text, expected",
     [
         ("2", [2]),
         ("1,3 5-7", [1, 3, 5, 6, 7]),
@@ -263,8 +263,8 @@ def test_images_are_selected_by_number_where_clicks_do_not_arrive(project):
         ("1，2", [1, 2]),
     ],
 )
-def test_numbers_outside_the_range_are_skipped(text, found):
-    assert numbers(text, 9) == found
+def test_numbers_outside_the_range_are_skipped(text, expected):
+    assert numbers(text, 9) == expected
 
 
 def test_names_and_tags_cannot_write_html(project):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from IPython import display as ipython_display
-from tiny_taggers import chatting, said
+from tiny_taggers import chat_server, completion
 
 from lorakit import taggers
 from lorakit.config import ConfigError
@@ -27,16 +27,16 @@ UNCAPTIONED = 4  # images whose captions the fixture deletes
 @pytest.fixture
 def shown(monkeypatch):
     """Every text that a cell shows, one after the other."""
-    found = []
+    outputs = []
 
     def display(thing, display_id=False):
-        found.append(getattr(thing, "data", thing))
-        return SimpleNamespace(update=lambda html: found.append(html.data))
+        outputs.append(getattr(thing, "data", thing))
+        return SimpleNamespace(update=lambda html: outputs.append(html.data))
 
     monkeypatch.setattr(ipython_display, "display", display)
     monkeypatch.setattr(tagging, "REDRAW", 0.0)
     monkeypatch.setattr(tagging.service, "start", lambda project: False)
-    return found
+    return outputs
 
 
 @pytest.fixture
@@ -168,31 +168,31 @@ def test_a_preview_writes_nothing_and_scores_locked_images_too(project, shown):
 
 
 def test_an_interrupted_tagging_continues_with_the_rest(project, shown, monkeypatch):
-    read, asked = taggers.wd14.Tagger.read, []
+    run, batches = taggers.wd14.Tagger.run, []
 
     def interrupted(self, images):
-        asked.append(len(images))
-        if len(asked) == 2:
+        batches.append(len(images))
+        if len(batches) == 2:
             raise KeyboardInterrupt
-        return read(self, images)
+        return run(self, images)
 
-    monkeypatch.setattr(taggers.wd14.Tagger, "read", interrupted)
+    monkeypatch.setattr(taggers.wd14.Tagger, "run", interrupted)
     run_tagger(project)
     assert "Stopped after 2 images" in shown[-1] and len(captions(project)) == 30 - UNCAPTIONED
     run_tagger(project)
-    assert asked == [2, 2, 2] and f"{UNCAPTIONED} captions written" in shown[-1]
+    assert batches == [2, 2, 2] and f"{UNCAPTIONED} captions written" in shown[-1]
 
 
 def test_results_of_a_server_that_fails_halfway_are_kept(project, shown, monkeypatch):
     monkeypatch.setattr(taggers.server, "WAITS", ())
-    with chatting() as chat:
+    with chat_server() as chat:
         write_tagging(project, "server", {"address": chat.address, "model": "m"}, TaggingConfig())
-        chat.answer = lambda number, body: said("a girl") if number < 3 else (402, {}, b"<b>no</b>")
+        chat.answer = lambda number, body: completion("a girl") if number < 3 else (402, {}, b"<b>no</b>")
         run_tagger(project)
         assert "HTTP 402, &lt;b&gt;no" in shown[-1] and "The results of 2 images are stored." in shown[-1]
-        chat.answer = lambda number, body: said("a girl in a forest")
+        chat.answer = lambda number, body: completion("a girl in a forest")
         run_tagger(project)
-        assert len(chat.asked) == 3 + 2 and "4 captions written" in shown[-1]
+        assert len(chat.requests) == 3 + 2 and "4 captions written" in shown[-1]
 
 
 def test_descriptions_of_taggers_are_translated():

@@ -69,6 +69,7 @@ class BulkEdit:
 
     def add(self) -> Change | None:
         """Add the typed tags where they are missing."""
+        # a pattern names no tag that could be added
         rules = [Add(tag, trigger=self._trigger) for tag in tags_of(self.tag.value) if "*" not in tag]
         return self._edit(say("added {tags}", tags=self._typed_tags()), rules)
 

@@ -115,9 +115,11 @@ class TagEditor:
                 text, colour = " · ".join([say("undone: {what}", what=what) if change.undone else what, *more]), GREEN
         except UserError as error:
             text, colour = str(error), RED
+        # after a failure, too: some captions may have been written
         self.state.derive()
         self.draw()
         self._show_status(text, colour)
+        # the changed captions go to the project's remote copy, if it has one
         service.start(self.state.project)
 
     def show_panel(self, name: str) -> None:

@@ -41,7 +41,7 @@ class TagRow:
 
 
 class EditorState:
-    """Captions change through `editor` (a CaptionEditor) alone; everything else is derived or is what is looked at.
+    """Captions change through `editor` (a CaptionEditor) alone; the rest is derived from it or is what is shown.
 
     names     all images, in order; `numbers` are their numbers from 1
     holders   tag -> the images that have it
@@ -63,6 +63,7 @@ class EditorState:
         self.config = Draft(self.project).data
         self.editor = CaptionEditor(self.project, self.config)
         self.tagger, self.scores = load_scores(self.project, self.editor.samples)
+        # colours are measured once and cached; a tag with another colour is suspicious
         paths = {sample.path: name for name, sample in self.editor.samples.items()}
         stats = StatsCache.of(self.project.folder).measure(list(paths))
         self.colours = {paths[path]: stat.colours for path, stat in stats}
@@ -76,8 +77,8 @@ class EditorState:
         for name, caption in self.editor.captions.items():
             for tag in tags_of(caption):
                 self.holders.setdefault(tag, set()).add(name)
-        found = suspects.suspicious_tags(self.editor.captions, self.scores, self.colours, self.config.trigger)
-        self.suspects = [suspect for suspect in found if not self._is_settled(suspect)]
+        all_suspects = suspects.suspicious_tags(self.editor.captions, self.scores, self.colours, self.config.trigger)
+        self.suspects = [suspect for suspect in all_suspects if not self._is_settled(suspect)]
         self.suspect_counts = Counter(suspect.tag for suspect in self.suspects)
         self.suspects_of: dict[str, list[SuspiciousTag]] = {}
         for suspect in self.suspects:
@@ -194,6 +195,7 @@ def load_scores(project: Project, samples: Mapping[str, Sample]) -> tuple[str, T
             for name, image_scores in by_image.items()
             if image_scores is not None
         }
+        # with equal numbers the last one by name
         if scores and (best[1] is None or len(scores) >= len(best[1].scores)):
             categories = {spelled(tag): category for tag, category in stored.categories.items()}
             best = tagger, TaggerScores(scores, categories, config.general_threshold, config.character_threshold)

@@ -114,6 +114,7 @@ def _result(project: Project, data: DataConfig, tagger: taggers.Tagger, timer: T
         say("{n} images scored by {tagger} ({device})", n=timer.images, tagger=tagger.name, device=tagger.runs_on),
         *([timer.speed()] if timer.images else []),
     ]
+    # the newest change is that of the tagger
     names = [name for name in editor.history()[-1].new if name in editor.samples][:EXAMPLES] if written else []
     sources = Thumbnails(project).sources([editor.samples[name] for name in names])
     examples = "".join(map(_example, names, sources, (editor.captions[name] for name in names)))
