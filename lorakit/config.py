@@ -1,4 +1,4 @@
-"""Settings that know their help, unit and range; a Config that checks itself; YAML both ways."""
+"""Configs: settings with help, unit and range, checked on construction, written to and read from YAML."""
 
 from __future__ import annotations
 
@@ -57,9 +57,14 @@ def setting(
     choices: Callable[[], typing.Iterable[Any]] | tuple | None = None,
     ui: Field = Field(),  # noqa: B008 - frozen
 ) -> Any:
-    """A field of a Config: its default, one line of help, unit, closed range and allowed values.
+    """A field of a Config.
 
-    `choices` is a tuple, or a function of no argument that returns one or a registry of rows (read when needed).
+    help        one short sentence with the consequence, without a full stop
+    unit        such as "px" or "steps", shown behind the value
+    range       lowest and highest allowed value, None for no limit
+    choices     allowed values: a tuple, or a function without arguments that returns a tuple or a registry of rows
+                (called when needed, so that the registry may be imported later)
+    ui          how a form shows it
     """
     described = {"help": help, "unit": unit, "range": range, "choices": choices, "ui": ui}
     if isinstance(default, (dict, list)):
@@ -77,9 +82,10 @@ def part(
 ) -> Any:
     """A field that holds another Config.
 
-    With `variants`, the value of the part's own field `tag` chooses its class (a model family owns its Config). A
-    `config_class` beside it is the class they all derive from; its own default of `tag` holds where none is given.
-    A `free` part may change between the sessions of one run: it does not decide the result.
+    tag, variants   with `variants`, the value of the part's own field `tag` chooses its class (each model family has
+                    a Config of its own); a `config_class` beside it is their common base, and its default of `tag`
+                    is used where none is given
+    free            the part does not affect the result, so it may change between the sessions of a run
     """
     described = {"help": help, "tag": tag, "variants": variants, "free": free}
     return field(default_factory=config_class, metadata=described) if config_class else field(metadata=described)
@@ -95,16 +101,19 @@ class Config:
     unsupported: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
-        wanted = types_of(type(self))
+        expected = types_of(type(self))
         problems = [
-            problem for f in dataclasses.fields(self) for problem in _problems(f, wanted[f.name], getattr(self, f.name))
+            problem
+            for f in dataclasses.fields(self)
+            for problem in _problems(f, expected[f.name], getattr(self, f.name))
         ]
-        problems = problems or self.conflicts()  # which compare values of the right types only
+        # Conflicts compare values, so they are looked for only when all types are right.
+        problems = problems or self.conflicts()
         if problems:
             raise ConfigError("\n".join(problems))
 
     def conflicts(self) -> list[str]:
-        """Sentences about settings that do not go together; a Config overrides this."""
+        """Sentences about settings that contradict each other; overridden by a Config."""
         return []
 
 
@@ -115,21 +124,21 @@ def types_of(config_class: type) -> dict[str, Any]:
 
 
 def check(config_class: type[Config], name: str, value: Any) -> Any:
-    """One setting as its Config holds it (lists as tuples, 1e-4 as a number).
+    """One value, parsed as its Config holds it (lists as tuples, 1e-4 as a number).
 
-    Raises ConfigError with a sentence when the value alone is wrong; what goes together, a whole Config checks.
+    Raises ConfigError when the value is wrong by itself; conflicts with other settings are not checked.
     """
-    f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
-    value = _parse(value, f, wanted, name)
-    if problems := _problems(f, wanted, value):
+    f, expected = config_class.__dataclass_fields__[name], types_of(config_class)[name]
+    value = _parse(value, f, expected, name)
+    if problems := _problems(f, expected, value):
         raise ConfigError("\n".join(problems))
     return value
 
 
-def _problems(f: dataclasses.Field, wanted: Any, value: Any) -> list[str]:
+def _problems(f: dataclasses.Field, expected: Any, value: Any) -> list[str]:
     meta = f.metadata
-    if not _fits(value, wanted):
-        return [f"{f.name} is {value!r}, but {_type_name(wanted)} is wanted: {meta['help']}."]
+    if not _fits(value, expected):
+        return [f"{f.name} is {value!r}, expected {_type_name(expected)}: {meta['help']}."]
     if isinstance(value, Config):
         return []
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -151,40 +160,40 @@ def _problems(f: dataclasses.Field, wanted: Any, value: Any) -> list[str]:
 
 
 def choices_of(f: dataclasses.Field) -> tuple | None:
-    """The allowed values of a field, or None when any value of its type and range will do."""
+    """The allowed values of a field, or None when any value of its type and range is allowed."""
     choices = f.metadata["choices"]
     return tuple(choices()) if callable(choices) else choices
 
 
 def helps_of(f: dataclasses.Field) -> dict[Any, str]:
-    """Allowed value -> its row's line of help, of a field whose choices are a registry; empty for others."""
+    """Allowed value -> help of its row, for a field whose choices are a registry; {} for others."""
     choices = f.metadata["choices"]
     rows = choices() if callable(choices) else None
     return {name: row.help for name, row in rows.items()} if isinstance(rows, Mapping) else {}
 
 
 def label_of(f: dataclasses.Field) -> str:
-    """What a field is called in a form."""
+    """The label of a field in a form: its own, or its name with spaces."""
     return f.metadata["ui"].label or f.name.replace("_", " ")
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    origin = typing.get_origin(wanted)
+def _fits(value: Any, expected: Any) -> bool:
+    origin = typing.get_origin(expected)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(wanted))
+        return any(_fits(value, option) for option in typing.get_args(expected))
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(wanted)[0]) for item in value)
-    if dict in (origin, wanted):
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(expected)[0]) for item in value)
+    if dict in (origin, expected):
         return isinstance(value, dict) and _is_data(value)
-    if wanted is float:
+    if expected is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
+    if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+    return isinstance(value, expected)
 
 
 def _is_data(value: Any) -> bool:
-    """Whether all in a table can be written and is the same when read back: no dates, which YAML has, and no NaN."""
+    """Whether a table survives YAML unchanged: no dates, no NaN, names that are texts."""
     if isinstance(value, dict):
         return all(isinstance(name, str) and _is_data(item) for name, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -192,17 +201,17 @@ def _is_data(value: Any) -> bool:
     return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _type_name(wanted: Any) -> str:
+def _type_name(expected: Any) -> str:
     names = {
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
         str: "text (in quotes where YAML would read a number, a date or yes/no)",
         bool: "true or false",
         dict: "a table of names and values (numbers, texts in quotes, lists)",
     }
-    if typing.get_origin(wanted) is tuple:
-        return f"a list, each of its items {_type_name(typing.get_args(wanted)[0])},"
-    return names[wanted] if wanted in names else wanted.__name__
+    if typing.get_origin(expected) is tuple:
+        return f"a list, each item {_type_name(typing.get_args(expected)[0])}"
+    return names[expected] if expected in names else expected.__name__
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -225,9 +234,9 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
-    """The config that `data` describes. Raises ConfigError for unknown names and bad values, each with its path."""
+    """A config from nested data. Raises ConfigError naming every unknown name and wrong value with its path."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{path.rstrip('.') or 'the configuration'} is {data!r}, but a table of settings is wanted.")
+        raise ConfigError(f"{path.rstrip('.') or 'the configuration'} is {data!r}, expected a table of settings.")
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     problems = [_unknown(name, config_class, path) for name in data if name not in fields]
     values = {}
@@ -266,7 +275,7 @@ def current_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _placed(line: str, path: str, fields: dict[str, Any]) -> str:
-    """A sentence about a Config with where that stands: before the field that it begins with, or before all of it."""
+    """A problem with its path: before the field name that the sentence begins with, or before the sentence."""
     begins = re.match(r"\w+", line)
     return path + line if not path or (begins and begins[0] in fields) else f"{path.rstrip('.')}: {line}"
 
@@ -277,27 +286,27 @@ def _unknown(name: str, config_class: type[Config], path: str) -> str:
     known = [f.name for f in dataclasses.fields(config_class)]
     hint = difflib.get_close_matches(str(name), known, n=1)
     return f"{path}{name} is not a setting." + (
-        f" Did you mean {path}{hint[0]}?" if hint else f" Known here: {', '.join(known)}."
+        f" Did you mean {path}{hint[0]}?" if hint else f" Settings here: {', '.join(known)}."
     )
 
 
-def _parse(value: Any, f: dataclasses.Field, wanted: Any, path: str) -> Any:
+def _parse(value: Any, f: dataclasses.Field, expected: Any, path: str) -> Any:
     if "variants" in f.metadata:
-        inner = wanted
+        inner = expected
         if f.metadata["variants"] and isinstance(value, dict):
             tag = f.metadata["tag"]
-            usual = getattr(wanted, tag, None)
-            if tag not in value and usual is None:
-                raise ConfigError(f"{path}.{tag} is missing: it says which kind of {path} this is.")
-            inner = f.metadata["variants"](value.get(tag, usual))
+            default = getattr(expected, tag, None)
+            if tag not in value and default is None:
+                raise ConfigError(f"{path}.{tag} is missing: it decides which settings {path} has.")
+            inner = f.metadata["variants"](value.get(tag, default))
         return from_dict(inner, value, path + ".")
     if isinstance(value, list):
         return tuple(value)
-    return _with_numbers(value) if wanted in (float, dict) else value
+    return _with_numbers(value) if expected in (float, dict) else value
 
 
 def _with_numbers(value: Any) -> Any:
-    """YAML reads 1e-4 as text; people mean the number, in tables too."""
+    """Texts such as 1e-4 as numbers, in tables and lists too: YAML reads them as text."""
     if isinstance(value, dict):
         return {name: _with_numbers(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -307,14 +316,14 @@ def _with_numbers(value: Any) -> Any:
 
 
 def to_yaml(config: Config) -> str:
-    """YAML text of a config; `from_dict` makes an equal one of what `read_yaml` reads from it."""
+    """YAML text of a config; `from_dict(…, read_yaml(…))` gives an equal config back."""
     import yaml
 
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, not yet checked. Raises ConfigError when there is no such file or no table in it."""
+    """The settings in a YAML file, unchecked. Raises ConfigError when it is missing or holds no table."""
     try:
         data = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -327,27 +336,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_yaml(text: str, source: str) -> Any:
-    """What a YAML text says; `source` tells where it stands. Raises ConfigError when it is not YAML."""
+    """Parsed YAML; `source` names its origin in errors. Raises ConfigError when it is not YAML."""
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. 2024-13-45, a date that does not exist
         raise ConfigError(f"{source} is not YAML: {error}") from None
 
 
 def assign(data: dict[str, Any], dotted: str, text: str) -> None:
-    """Write one `--set key.sub=value` into nested settings; the value is read as YAML (1, true, [a, b], text)."""
+    """Write one `--set key.sub=value` into nested settings, in place; the value is YAML (1, true, [a, b], text)."""
     *tables, name = dotted.split(".")
     for table in tables:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):
             raise ConfigError(f"{dotted} is not a setting: {table} is a value, not a table.")
-    data[name] = load_yaml(text, f"--set {dotted}={text}") if text else ""  # an empty value empties a text
+    # YAML reads an empty value as null; here it means an empty text.
+    data[name] = load_yaml(text, f"--set {dotted}={text}") if text else ""
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Sentences `path: old -> new` for every leaf in which two nested dicts differ."""
+    """Lines `path: old -> new`, one for every leaf in which two nested dicts differ; "-" for a missing one."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = list(old) + [name for name in new if name not in old]
         return [

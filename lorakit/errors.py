@@ -1,4 +1,4 @@
-"""The error that people can mend: its message says what was found, what is allowed and what to do."""
+"""The error that users can fix: its message says what was found, where, what is allowed and what to do."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""What can happen in a run, as frozen data, and the log file that remembers it."""
+"""Events of a run as frozen data, and the log file that they are appended to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """A session begins (or goes on) after `step` finished steps of `steps`."""
+    """A session starts or resumes after `step` of `steps` steps."""
 
     step: int
     steps: int
@@ -30,7 +30,7 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """Preparing: `done` of `total` things of one kind (encoding images, encoding captions) are ready."""
+    """Preparation: `done` of `total` items of one kind (`what`: images, captions) are encoded."""
 
     what: str
     done: int
@@ -44,26 +44,26 @@ class Stepped(Event):
     step: int
     epoch: int
     loss: float | None
-    lr: float  # of the denoiser: base rate x schedule (x d for optimizers that find their own rate)
-    grad_norm: float | None  # None: it was not finite, and the step changed nothing
-    skipped: int  # samples left out because their loss was not finite
+    lr: float  # of the UNet / DiT: base rate x schedule (x d for optimizers that estimate it)
+    grad_norm: float | None  # None: not finite, so the step changed nothing
+    skipped: int  # samples without effect, as their loss was not finite
     images_per_second: float
-    memory_gb: float  # peak of the process on a CPU, of the device on a GPU; 1e9 bytes
+    memory_gb: float  # peak memory in 1e9 bytes: of the GPU, or of the process when training on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """The state after `step` is safe on disk; `lora` is the exported file, "" when only the state was saved."""
+    """The training state of `step` is on disk; `lora` is the exported file, "" when only the state was saved."""
 
     step: int
     state: str
     lora: str
-    matched: str  # modules of the file, "" without one; earlier versions wrote "192/192"
+    matched: str  # number of modules in the LoRA file, "" without one; earlier versions wrote "192/192"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Event):
-    """An image was painted with the weights after `step`; `image` is relative to the run folder."""
+    """An image was generated with the weights of `step`; `image` is relative to the run folder."""
 
     step: int
     prompt: str
@@ -72,14 +72,14 @@ class Sampled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something the user should know, in plain words; training goes on."""
+    """Something the user should know; training continues."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Event):
-    """The session ended before the run did: everything up to `step` is saved."""
+    """The session ended before the run was complete; everything up to `step` is saved."""
 
     step: int
     reason: str
@@ -87,25 +87,26 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """The session ended with an error that it could explain; the states before it are kept."""
+    """The session ended with an error that it could explain; earlier training states are kept."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The run is complete; `lora` is the file of its last step, relative to the run folder."""
+    """The run is complete; `lora` is the LoRA file of its last step, relative to the run folder."""
 
     step: int
     lora: str
 
 
-BEGIN = 100  # bytes by which a log is told from another
-KINDS = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
+HEAD_BYTES = 100  # identify a log file: they contain the time of its first event
+# Stored name -> class; the names stand in every log, so renaming a class would break old projects.
+EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
 
 
 def append(log: Path, event: Event, *, time: float) -> None:
-    """Add one line to the log; a half-written last line of a killed process is closed first."""
+    """Append one line to the log; an incomplete last line of a killed process is ended first."""
     line = json.dumps(
         {"kind": type(event).__name__.lower(), "time": round(time, 3), **dataclasses.asdict(event)}, ensure_ascii=False
     )
@@ -116,29 +117,29 @@ def append(log: Path, event: Event, *, time: float) -> None:
 
 
 class Tail:
-    """A log that is read while it grows; nothing is read twice."""
+    """Reads a log while it grows; nothing is read twice."""
 
     def __init__(self, log: Path):
         self.log = log
-        self._seen: tuple = ()  # what the file was at the last look
-        self._begin = b""  # its first bytes, the time of its first event among them
-        self._offset = 0  # of the first line that was not whole yet
+        self._seen: tuple = ()  # inode, size and time of the file when it was last read
+        self._head = b""  # first bytes of the file, to notice that another one has replaced it
+        self._offset = 0  # of the first line that was still incomplete
 
     def new(self) -> list[tuple[float, Event]]:
-        """(time, event) of what was logged since the last call, oldest first.
+        """(time, event) of everything logged since the last call, oldest first.
 
-        A torn line of a killed process is passed over. When another file has taken the log's place all of it is new.
+        An incomplete line of a killed process is skipped. When another file has replaced the log, all of it is new.
         """
         try:
             stat = os.stat(self.log)
             if (seen := (stat.st_ino, stat.st_size, stat.st_mtime_ns)) == self._seen:
                 return []
             with open(self.log, "rb") as file:
-                if file.read(len(self._begin)) != self._begin or stat.st_size < self._offset:
-                    self._begin, self._offset = b"", 0
-                if len(self._begin) < BEGIN:
+                if file.read(len(self._head)) != self._head or stat.st_size < self._offset:
+                    self._head, self._offset = b"", 0
+                if len(self._head) < HEAD_BYTES:
                     file.seek(0)
-                    self._begin = file.read(BEGIN)
+                    self._head = file.read(HEAD_BYTES)
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
@@ -146,24 +147,25 @@ class Tail:
         self._seen = seen
         return list(self._events(data))
 
-    def _events(self, data: bytes) -> Iterator[tuple[float, Event]]:
-        for line in io.BytesIO(data):
+    def _events(self, lines: bytes) -> Iterator[tuple[float, Event]]:
+        for line in io.BytesIO(lines):
             try:
-                told = json.loads(line)
+                data = json.loads(line)
             except ValueError:
+                # Without its newline the line may still be in the middle of being written.
                 if not line.endswith(b"\n"):
-                    return  # the rest of it may come yet
-                told = None
+                    return
+                data = None
             self._offset += len(line)
-            if told is not None:
-                yield told.pop("time"), KINDS[told.pop("kind")](**told)
+            if data is not None:
+                yield data.pop("time"), EVENT_TYPES[data.pop("kind")](**data)
 
 
 def read(log: Path) -> Iterator[tuple[float, Event]]:
-    """(time, event) for every whole line of the log, oldest first; a torn line of a killed process is passed over."""
+    """(time, event) for every complete line of the log, oldest first; a line cut by a kill is skipped."""
     yield from Tail(log).new()
 
 
 def steps(log: Path) -> dict[int, Stepped]:
-    """The last `Stepped` of every step: after a resume the steps that were done again replace the first ones."""
+    """Step -> its last `Stepped`: after a resume, steps that were trained again replace the earlier ones."""
     return {event.step: event for _, event in read(log) if isinstance(event, Stepped)}

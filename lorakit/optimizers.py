@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 class Optimizer:
     """One row of the registry; nothing outside it needs to know an optimizer by name.
 
-    label           what a form calls it
     help            one line for people who choose
     build           parameter groups and arguments -> the optimizer
     defaults        its arguments when `optimizer.args` is empty
@@ -28,7 +27,6 @@ class Optimizer:
     eight_bit       the row that is this optimizer with an 8-bit state, "" when there is none
     """
 
-    label: str
     help: str
     build: Callable[[list[dict], dict[str, Any]], torch.optim.Optimizer]
     defaults: dict[str, Any]
@@ -66,21 +64,18 @@ def _prodigy(groups: list[dict], args: dict[str, Any]) -> torch.optim.Optimizer:
 DEFAULT = "adamw"  # needs no package, works everywhere
 OPTIMIZERS = {
     "adamw": Optimizer(
-        "AdamW",
         "the standard choice: fast, exact, little memory at LoRA sizes",
         _adamw,
         {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
         eight_bit="adamw8bit",
     ),
     "adamw8bit": Optimizer(
-        "AdamW 8-bit",
         "AdamW with an 8-bit state (bitsandbytes): saves VRAM, though little for a LoRA",
         _adamw8bit,
         {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
         package="bitsandbytes",
     ),
     "prodigy": Optimizer(
-        "Prodigy",
         "finds the learning rate itself; set the learning rate to 1",
         _prodigy,
         {

@@ -79,7 +79,7 @@ def test_a_setting_has_a_line_of_help_and_refuses_another_type_with_value_and_he
     wanted = typing.get_type_hints(config_class)[f.name]
     for wrong in (None, object(), [3.5], "three" if wanted is not str else 3, True if wanted is not bool else 1):
         message = refusal(config_class, {**least(config_class), f.name: wrong})
-        assert f"{f.name} is {tuple(wrong) if isinstance(wrong, list) else wrong!r}, but " in message
+        assert f"{f.name} is {tuple(wrong) if isinstance(wrong, list) else wrong!r}, expected " in message
         assert f.metadata["help"] in message
 
 
@@ -228,14 +228,14 @@ def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path
         ({"model": BASE, "data": {"repeats": 0}, "loop": {"epochs": 0}}, "data.repeats is 0"),
         ({"model": BASE, "data": {"repeats": 0, "flip": 1}, "loop": {"epochs": 0}}, "data.flip is not a setting"),
         ({"model": BASE, "data": {"repeats": 0}, "loop": {"epochs": 0}, "x": 1}, "loop.epochs is 0"),
-        ({"model": BASE, "adapter": 16}, "adapter is 16, but a table of settings is wanted"),
+        ({"model": BASE, "adapter": 16}, "adapter is 16, expected a table of settings"),
         ({"model": {"source": "demo"}}, "model.family is missing"),
         ({"model": {"family": "sd15"}}, "model.source is missing"),
         ({"model": {**BASE, "family": "sd16"}}, "model.family is 'sd16'; known families are"),
-        ({"model": BASE, "sample": {"prompts": "a girl"}}, "sample.prompts is 'a girl', but a list"),
-        ({"model": BASE, "sample": {"prompts": [1]}}, "sample.prompts is (1,), but a list"),
+        ({"model": BASE, "sample": {"prompts": "a girl"}}, "sample.prompts is 'a girl', expected a list"),
+        ({"model": BASE, "sample": {"prompts": [1]}}, "sample.prompts is (1,), expected a list"),
         ({"model": BASE, "sample": {"width": 100}}, "sample.width is 100; with sd15 it must be a multiple of 8"),
-        ([], "the configuration is [], but a table"),
+        ([], "the configuration is [], expected a table"),
     ],
 )
 def test_every_problem_of_a_run_is_told_with_its_path(settings, told):
@@ -267,7 +267,7 @@ def test_settings_that_do_go_together_are_taken(settings):
 
 
 def test_a_part_of_another_kind_is_refused():
-    with pytest.raises(ConfigError, match="data is LossConfig.*, but DataConfig is wanted"):
+    with pytest.raises(ConfigError, match="data is LossConfig.*, expected DataConfig"):
         RunConfig(model=from_dict(models.config_class("sd15"), BASE), data=LossConfig())
 
 

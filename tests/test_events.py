@@ -10,7 +10,7 @@ import typing
 import pytest
 
 from lorakit.events import (
-    KINDS,
+    EVENT_TYPES,
     Event,
     Finished,
     Sampled,
@@ -60,7 +60,7 @@ def test_every_event_comes_back_from_the_log_as_it_was(kind, tmp_path):
     append(tmp_path / "log", event, time=1234.5678)
     append(tmp_path / "log", event, time=1235)
     assert list(read(tmp_path / "log")) == [(1234.568, event), (1235, event)]
-    assert KINDS[kind.__name__.lower()] is kind
+    assert EVENT_TYPES[kind.__name__.lower()] is kind
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.time = 1
 
@@ -69,7 +69,7 @@ def test_the_log_is_one_json_table_a_line_that_other_tools_can_read(tmp_path):
     for kind in Event.__subclasses__():
         append(tmp_path / "log", sample_of(kind), time=1)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").split("\n")[:-1]]
-    assert [line["kind"] for line in lines] == list(KINDS)
+    assert [line["kind"] for line in lines] == list(EVENT_TYPES)
 
 
 def test_a_log_that_is_not_there_is_empty(tmp_path):

@@ -1,4 +1,4 @@
-"""A run's state on disk: whole or not there, verified when read, the newest valid one first."""
+"""Training states on disk: written atomically, verified when read, the newest valid one is resumed."""
 
 from __future__ import annotations
 
@@ -21,140 +21,156 @@ from lorakit.project import Run
 if TYPE_CHECKING:
     import torch
 
-STATE, COMPLETE = "state.pt", "COMPLETE.json"
+STATE = "state.pt"
+COMPLETE = "COMPLETE.json"  # written last: step, size and SHA-256 of the state
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig(Config):
-    """When and what to save; none of it changes the result."""
+    """When to save LoRA files and training states; the result of the training does not depend on it."""
 
     every_epochs: int = setting(
         1,
-        help="export a LoRA file after every so many epochs; 0: not by epochs",
+        help="save a LoRA file every N epochs; 0 = off",
         unit="epochs",
         range=(0, None),
-        ui=Field(label="LoRA file every"),
+        ui=Field(label="save LoRA every"),
     )
     every_steps: int = setting(
         0,
-        help="export a LoRA file after every so many steps; 0: not by steps",
+        help="save a LoRA file every N steps; 0 = off",
         unit="steps",
         range=(0, None),
-        ui=Field(label="LoRA file every"),
+        ui=Field(label="save LoRA every"),
     )
     every_minutes: float = setting(
         10.0,
-        help="save the state for resuming at least this often; 0: only with exports",
+        help="save the training state, from which a run resumes, this often; 0 = only with LoRA files",
         unit="min",
         range=(0, None),
-        ui=Field(label="state every"),
+        ui=Field(label="save training state every"),
     )
     keep_states: int = setting(
-        2, help="states kept for resuming; the older ones are removed", range=(2, 100), ui=Field(label="states kept")
+        2, help="older training states are deleted", range=(2, 100), ui=Field(label="training states kept")
     )
     dtype: str = setting(
-        "fp16", help="precision of exported files", choices=("fp16", "bf16", "fp32"), ui=Field(label="file precision")
+        "fp16",
+        help="fp16 is what most tools expect; fp32 doubles the file",
+        choices=("fp16", "bf16", "fp32"),
+        ui=Field(label="LoRA file precision"),
     )
     form: str = setting(
         "auto",
-        help="form of exported files; auto: what all hosts read",
+        help="key names of saved LoRA files; auto = read by A1111/Forge, ComfyUI and diffusers",
         choices=lambda: ("auto", *forms()),
-        ui=Field(label="file form"),
+        ui=Field(label="LoRA file format"),
     )
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `newest` found: the folder of a whole state (None: there is none) and why newer ones were passed over."""
+class SavedState:
+    """The newest valid training state: its folder (None: there is none), and why newer ones were skipped."""
 
     folder: Path | None
     problems: tuple[str, ...]
 
     @property
     def step(self) -> int:
-        """How many steps are behind it; 0 without a state."""
+        """Number of trained steps; 0 without a state."""
         return int(self.folder.name) if self.folder else 0
 
     @property
     def state(self) -> dict[str, Any] | None:
-        """The state itself, read from disk on the CPU each time it is asked for."""
+        """The state itself, by part; read from disk, onto the CPU, at each access."""
         import torch
 
-        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True) if self.folder else None
+        if self.folder is None:
+            return None
+        # weights_only: a state may come from someone else's disk, and a pickle could run code.
+        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
 
 
 class NoState(UserError):
-    """A run that has saved states cannot be resumed, as none of them is whole."""
+    """A run has saved training states, but none of them is valid, so it cannot be resumed."""
 
 
 class NotFinite(UserError):
-    """A state holds a NaN or infinity, so it is not written."""
+    """A training state contains NaN or infinity, so it is not written."""
 
 
 def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Save `state` as that of `step`: written aside, flushed, renamed, marked complete last; then old ones removed.
+    """Save the training state of a step and delete all but the newest `keep`; returns its folder.
 
-    A kill at any moment leaves the states before intact. Raises NotFinite, and writes nothing, for a NaN or infinity.
+    A kill at any moment leaves the earlier states intact. Raises NotFinite, and writes nothing, for NaN or infinity.
     """
     import torch
 
     broken = [name for name, tensor in _tensors(state) if not torch.isfinite(tensor).all()]
     if broken:
         raise NotFinite(
-            f"The state of step {step} was not saved: {len(broken)} tensors are not finite, the first is {broken[0]}. "
-            "The states before are kept; the learning rate is probably too high, start a new run with a lower one."
+            f"The training state of step {step} was not saved: {len(broken)} tensors contain NaN or infinity, "
+            f"the first is {broken[0]}. Earlier states are kept. The learning rate is probably too high: start a new "
+            "run with a lower one."
         )
-    folder, aside = states / f"{step:08d}", states / f".{step:08d}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with open(aside / STATE, "wb") as file:
+    # Order matters: write to a hidden folder, flush to disk, rename, and only then mark it as complete.
+    folder, part = states / f"{step:08d}", states / f".{step:08d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with open(part / STATE, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    digest, size = _digest(aside / STATE), (aside / STATE).stat().st_size
-    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of this step, or the same state again
-    os.replace(aside, folder)
+    digest, size = _digest(part / STATE), (part / STATE).stat().st_size
+    # The folder exists when a resumed run reaches this step again, or when a save was killed before its mark.
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
     write_json(folder / COMPLETE, {"step": step, "sha256": digest, "bytes": size})
-    whole = [found for found in _folders(states) if found == folder or _problem(found) is None]
-    for old in {*_folders(states), *states.glob(".*.part")} - set(whole[:keep]):  # .part: of saves that were killed
+    # Damaged states do not count towards `keep`; .part folders are left by saves that were killed.
+    valid = [other for other in _folders(states) if other == folder or _problem(other) is None]
+    for old in {*_folders(states), *states.glob(".*.part")} - set(valid[:keep]):
         shutil.rmtree(old)
     return folder
 
 
-def newest(states: Path) -> Found:
-    """The newest state that is whole, with a sentence for every newer one that is not."""
+def newest(states: Path) -> SavedState:
+    """The newest valid training state, with a sentence for every newer one that is not."""
     problems: list[str] = []
     for folder in _folders(states):
         problem = _problem(folder)
         if problem is None:
-            return Found(folder, tuple(problems))
-        problems.append(f"The state of step {int(folder.name)} is passed over: {problem}.")
-    return Found(None, tuple(problems))
+            return SavedState(folder, tuple(problems))
+        problems.append(f"The training state of step {int(folder.name)} is skipped: {problem}.")
+    return SavedState(None, tuple(problems))
 
 
 def saved_step(run: Run) -> int:
-    """The last step that a run has saved, by its log and its folders; whether the state is whole is not looked at."""
+    """The last step that a run has saved, according to its log and folders; the states are not verified."""
     logged = (event.step for _, event in events.read(run.log) if isinstance(event, events.Saved))
     return max([0, *logged, *(int(folder.name) for folder in _folders(run.states) if (folder / COMPLETE).exists())])
 
 
-def latest_state(run: Run) -> Found:
-    """The state that a run goes on from, or none when it has not saved any.
+def latest_state(run: Run) -> SavedState:
+    """The newest valid training state, or none if nothing was saved.
 
-    Raises NoState when it has, and none is whole: to begin again would not be to resume.
+    Raises NoState if something was saved and none is valid: starting over silently would not be resuming.
     """
-    found = newest(run.states)
-    if found.folder is None and (saved := saved_step(run)):
-        told = "".join(f"\n  {problem}" for problem in found.problems) or f"\n  {run.states} holds none."
+    latest = newest(run.states)
+    if latest.folder is None and (saved := saved_step(run)):
+        reasons = latest.problems or (f"{run.states} contains no state.",)
         loras = run.lora_steps()
         newest_lora = run.lora_file(loras[-1]) if loras else "FILE"
         raise NoState(
-            f"Run {run.name!r} has saved up to step {saved}, but no state of it is whole, so it cannot be resumed, "
-            f"and it does not begin again by itself.{told}\nPut back a state from a copy of {run.states}, then train "
-            f"again. Or start a new run from these weights: lorakit train {run.project.folder} --run NAME "
-            f"--from-weights {newest_lora}."
+            "\n".join(
+                [
+                    f"Run {run.name!r} was saved up to step {saved}, but has no valid training state, so it cannot be "
+                    "resumed. It is not restarted from step 0 either.",
+                    *(f"  {reason}" for reason in reasons),
+                    f"Copy a state back into {run.states} and train again. Or start a new run from these weights: "
+                    f"lorakit train {run.project.folder} --run NAME --from-weights {newest_lora}.",
+                ]
+            )
         )
-    return found
+    return latest
 
 
 def _tensors(data: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -169,13 +185,14 @@ def _tensors(data: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _folders(states: Path) -> list[Path]:
+    """Folders of all states, valid or not, the newest first."""
     return sorted((p for p in states.glob("[0-9]*") if p.is_dir()), reverse=True)
 
 
 def _problem(folder: Path) -> str | None:
-    """Why a state cannot be used, or None."""
+    """Why a state cannot be used, or None for a valid one."""
     if not (folder / COMPLETE).exists():
-        return f"{COMPLETE} is missing, so it was not written to the end"
+        return f"{COMPLETE} is missing, so saving it was interrupted"
     try:
         mark = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         size, digest = mark["bytes"], mark["sha256"]

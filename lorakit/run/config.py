@@ -1,4 +1,4 @@
-"""One run: everything that decides its result, frozen before the first step and compared before every later one."""
+"""The config of a run: everything that affects its result, frozen before the first step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from functools import cached_property
 from typing import Any
 
 from lorakit import models
-from lorakit.config import Config, ConfigError, Slider, current_names, from_dict, part, read_yaml, setting, to_dict
+from lorakit.config import (
+    Config,
+    ConfigError,
+    Field,
+    Slider,
+    current_names,
+    from_dict,
+    part,
+    read_yaml,
+    setting,
+    to_dict,
+)
 from lorakit.data import DataConfig
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.lora import variants
@@ -25,71 +36,83 @@ from lorakit.schedules import ScheduleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config):
-    """How long and how large the steps are."""
+    """Steps and batch size."""
 
     epochs: int = setting(
         10,
-        help="rounds through all images; in each an image is seen as often as its repeats say",
+        help="passes through the dataset, repeats included; more epochs learn more and may overfit",
         range=(1, 10_000),
         ui=Slider(1, 100, 1, basic=True),
     )
     steps: int = setting(
-        0, help="stop after this many steps instead of after the epochs; 0: by epochs", range=(0, 1_000_000)
+        0,
+        help="stop after this many steps instead of epochs; 0 = use epochs",
+        range=(0, 1_000_000),
+        ui=Field(label="max steps"),
     )
-    batch_size: int = setting(1, help="images at once; more need more memory", range=(1, 256), ui=Slider(1, 16, 1))
+    batch_size: int = setting(
+        1, help="images per forward pass; more need more VRAM", range=(1, 256), ui=Slider(1, 16, 1, label="batch size")
+    )
     gradient_accumulation_steps: int = setting(
         1,
-        help="batches summed up for one step: a larger batch without more memory",
+        help="batches per optimizer step: the effect of a larger batch without more VRAM",
         range=(1, 256),
-        ui=Slider(1, 16, 1, label="batches a step"),
+        ui=Slider(1, 16, 1, label="gradient accumulation steps"),
     )
     precision: str = setting(
-        "auto", help="auto: bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU", choices=PRECISIONS
+        "auto",
+        help="auto = bf16 on newer GPUs, fp16 on older ones, fp32 on a CPU",
+        choices=PRECISIONS,
+        ui=Field(label="mixed precision"),
     )
-    seed: int = setting(42, help="another seed is another run of the same settings", range=(0, 2**32 - 1))
+    seed: int = setting(42, help="the same seed and settings give the same LoRA", range=(0, 2**32 - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """Everything that decides a run, by part; `memory`, `save` and `sample` may change between sittings."""
+    """All settings of a run, by part.
+
+    Parts marked `free` (`memory`, `save`, `sample`) do not affect the result and may change between sessions.
+    """
 
     model: Config = part(tag="family", variants=models.config_class, help="the base model")
     data: DataConfig = part(DataConfig, help="the images and captions")
-    adapter: AdapterConfig = part(AdapterConfig, tag="type", variants=variants.config_class, help="what is trained")
-    loss: LossConfig = part(LossConfig, help="what is minimised")
-    optimizer: OptimizerConfig = part(OptimizerConfig, help="how weights follow gradients")
-    schedule: ScheduleConfig = part(ScheduleConfig, help="how the learning rate moves")
-    loop: LoopConfig = part(LoopConfig, help="how long")
-    memory: MemoryConfig = part(MemoryConfig, help="what is given for memory", free=True)
-    save: SaveConfig = part(SaveConfig, help="when to save", free=True)
-    sample: SampleConfig = part(SampleConfig, help="when to paint samples", free=True)
+    adapter: AdapterConfig = part(AdapterConfig, tag="type", variants=variants.config_class, help="the LoRA")
+    loss: LossConfig = part(LossConfig, help="loss function and timesteps")
+    optimizer: OptimizerConfig = part(OptimizerConfig, help="optimizer and learning rates")
+    schedule: ScheduleConfig = part(ScheduleConfig, help="learning rate scheduler")
+    loop: LoopConfig = part(LoopConfig, help="steps and batch size")
+    memory: MemoryConfig = part(MemoryConfig, help="saving VRAM", free=True)
+    save: SaveConfig = part(SaveConfig, help="saving LoRA files and training states", free=True)
+    sample: SampleConfig = part(SampleConfig, help="sample images", free=True)
     stages: tuple[dict, ...] = setting(
         (),
-        help="further stages after the main settings, which are the first: of each what is other there in "
-        f"{', '.join(STAGE_PARTS)}, and how long it is, e.g. {{loop: {{epochs: 2}}, schedule: {{name: cosine}}}}",
+        help=f"further stages after the first: their length and what differs in {', '.join(STAGE_PARTS)}, e.g. "
+        "{loop: {epochs: 2}, schedule: {name: cosine}}",
     )
 
     def conflicts(self) -> list[str]:
         family = self.model
-        found = [
+        problems = [
             f"{name} cannot be used with {family.family}: {reason}"
             for name, reason in family.unsupported.items()
             if "." in name and not name.startswith("sample.") and _is_changed(self, *name.split("."))
         ]
         for rate in set(RATES) - set(family.rates.values()):
             if getattr(self.optimizer, rate) and f"optimizer.{rate}" not in family.unsupported:
-                found.append(f"optimizer.{rate} cannot be used with {family.family}: it has no such part.")
+                problems.append(f"optimizer.{rate} cannot be used with {family.family}: it has no such part.")
         sides = {"data.bucket_reso_steps": self.data.bucket_reso_steps} if self.data.enable_bucket else {}
         sides |= {"data.resolution": self.data.resolution}
-        found += [
+        problems += [
             f"{name} is {side}; with {family.family} it must be a multiple of {family.resolution_multiple} px."
             for name, side in sides.items()
             if side % family.resolution_multiple
         ]
         if self.save.form not in ("auto", *family.forms):
-            found.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
-        found += [f"sample.{problem}" for problem in sampling_problems(self.sample, family)]
-        return found or list(self._stage_problems())
+            problems.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
+        problems += [f"sample.{problem}" for problem in sampling_problems(self.sample, family)]
+        # Only a first stage without problems is worth combining with others.
+        return problems or list(self._stage_problems())
 
     def _stage_problems(self) -> Iterator[str]:
         for number, overrides in enumerate(self.stages, 2):
@@ -100,24 +123,24 @@ class RunConfig(Config):
 
     @cached_property
     def stage_configs(self) -> tuple[RunConfig, ...]:
-        """Each stage as a whole config without further stages; the first has the main settings."""
+        """A complete config for each stage; the first one holds the main settings."""
         first = replace(self, stages=()) if self.stages else self
         return first, *(stage_config(first, overrides, f"stages.{i}.") for i, overrides in enumerate(self.stages, 2))
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The parts of the model that any stage trains; the adapter is on these from the first step on."""
+        """Parts of the model that any stage trains; the adapter is attached to all of them from the first step on."""
         return tuple(part for part in self.model.rates if any(part in stage.rates for stage in self.stage_configs))
 
     @property
     def rates(self) -> dict[str, float]:
-        """Part of the model -> its learning rate, of all that are trained in the first stage."""
-        found = {part: getattr(self.optimizer, name) for part, name in self.model.rates.items()}
-        return {part: rate for part, rate in found.items() if rate}
+        """Part of the model -> its learning rate, for all parts that the first stage trains."""
+        rates = {part: getattr(self.optimizer, name) for part, name in self.model.rates.items()}
+        return {part: rate for part, rate in rates.items() if rate}
 
     @property
     def form(self) -> str:
-        """The form of exported files."""
+        """The key layout of exported LoRA files."""
         return self.model.forms[0] if self.save.form == "auto" else self.save.form
 
 
@@ -134,7 +157,7 @@ def configure(settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
     """
     model = settings.get("model", {})
     if not isinstance(model, dict):
-        raise ConfigError(f"model is {model!r}, but a table is wanted: model.family and model.source.")
+        raise ConfigError(f"model is {model!r}, expected a table with model.family and model.source.")
     if "family" not in model:
         raise ConfigError(f"model.family is missing; known families are {', '.join(models.names())}.")
     family = models.config_class(model["family"])
@@ -153,7 +176,7 @@ def configure(settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
 
 
 def read_config(run: Run) -> RunConfig:
-    """The config that a run was started with. Raises ProjectError when there is no such run."""
+    """The config of a run, from its config.yaml. Raises ProjectError, naming the runs there are, if there is none."""
     if not run.exists():
         known = ", ".join(r.name for r in run.project.runs())
         raise ProjectError(

@@ -1,4 +1,4 @@
-"""How a run is made to fit into memory: the settings, and the ladder of what to give up for it, cheapest first."""
+"""Fitting a run into memory: the settings, and the ladder of what to trade for it, cheapest first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, Slider, setting
+from lorakit.config import Config, Field, Slider, setting
 from lorakit.errors import UserError
 from lorakit.machine.device import peak_memory_gb
 from lorakit.optimizers import OPTIMIZERS
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     import torch
 
 RunConfig = Any  # of `lorakit.run.config`, which imports this file
-ACCUMULATION = 256  # most that loop.gradient_accumulation_steps allows
-TOLD = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # by errors of no class of their own
+MOST_ACCUMULATION = 256  # upper limit of loop.gradient_accumulation_steps
+# Some allocators raise a plain RuntimeError; these texts identify it.
+ALLOCATION_ERRORS = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(Config):
-    """What is given for memory; it changes no bit of the result, so it may change between sittings."""
+    """Speed traded for memory; the result stays the same bit for bit, so it may change between sessions."""
 
-    gradient_checkpointing: bool = setting(False, help="less memory, about a third slower")
+    gradient_checkpointing: bool = setting(
+        False, help="much less VRAM, about a third slower", ui=Field(label="gradient checkpointing")
+    )
     offload: float = setting(
         0.0,
-        help="share of the denoiser's weights that stays in the computer's memory and is copied to the GPU whenever it "
-        "is used: less GPU memory, slower; 0 none, 1 all",
+        help="share of the UNet / DiT weights kept in CPU memory: less VRAM, slower; 0 = off, 1 = all",
         range=(0, 1),
-        ui=Slider(0, 1, 0.05, label="weights kept on the host"),
+        ui=Slider(0, 1, 0.05, label="CPU offload (block swap)"),
     )
 
 
@@ -38,14 +40,13 @@ class MemoryConfig(Config):
 class Rung:
     """One step of the ladder.
 
-    name        what is done
-    price       what it costs, in plain words
-    change      a run's config -> the settings {part.name: new value} that do it; none when it is done already
-                or cannot be
+    name        what it does
+    cost        what it costs, in plain words
+    change      a run's config -> the settings {part.name: new value} for it; {} when done already or impossible
     """
 
     name: str
-    price: str
+    cost: str
     change: Callable[[RunConfig], dict[str, Any]]
 
 
@@ -60,7 +61,7 @@ def _checkpointing(config: RunConfig) -> dict[str, Any]:
 def _smaller_batch(config: RunConfig) -> dict[str, Any]:
     size, accumulated = config.loop.batch_size, config.loop.gradient_accumulation_steps
     parts = next((number for number in range(2, size + 1) if size % number == 0), None)
-    if parts is None or accumulated * parts > ACCUMULATION:
+    if parts is None or accumulated * parts > MOST_ACCUMULATION:
         return {}
     return {"loop.batch_size": size // parts, "loop.gradient_accumulation_steps": accumulated * parts}
 
@@ -76,8 +77,8 @@ def _offload(share: float) -> Callable[[RunConfig], dict[str, Any]]:
 
 LADDER = (
     Rung(
-        "full caches, encoders gone",
-        "disk space and the time to encode every image and caption once; steps become faster",
+        "caches, so that the encoders leave the VRAM",
+        "disk space, and the time to encode every image and caption once; steps become faster",
         _caches,
     ),
     Rung(
@@ -86,34 +87,38 @@ LADDER = (
         _checkpointing,
     ),
     Rung(
-        "a smaller micro-batch with more accumulation",
-        "steps of as many images as before, but slower; their noise is drawn anew, so the result differs by chance",
+        "a smaller batch with more gradient accumulation",
+        "same images per step, but slower; other noise is drawn, so the result differs as with another seed",
         _smaller_batch,
     ),
     Rung(
         "8-bit optimizer",
-        "rounded averages in the optimizer and the package bitsandbytes; it saves little: 6 bytes a trained weight",
+        "rounded optimizer state and another package to install; saves little: 6 bytes per trained parameter",
         _eight_bits,
     ),
     Rung(
-        "half of the weights on the host",
-        "half of the denoiser crosses to the GPU two or three times a step; the result stays the same",
+        "CPU offload of half of the weights",
+        "half of the UNet / DiT is copied to the GPU two or three times per step; the result stays the same",
         _offload(0.5),
     ),
     Rung(
-        "all weights on the host",
-        "all of the denoiser crosses to the GPU two or three times a step; the result stays the same",
+        "CPU offload of all weights",
+        "the whole UNet / DiT is copied to the GPU two or three times per step; the result stays the same",
         _offload(1.0),
     ),
 )
 
 
 def next_rung(config: RunConfig, *, keeps_run: bool = False) -> Rung | None:
-    """The next rung down the ladder from a run's settings, None at its foot.
+    """The cheapest rung that a run's settings have not taken yet, None when all are taken.
 
-    With `keeps_run` the next that a run which has begun can take, as it changes parts that are free.
+    keeps_run   only rungs that a run which has trained can take, as they change free parts (`memory`) alone
     """
-    return next((rung for rung in LADDER if (made := rung.change(config)) and (not keeps_run or _is_free(made))), None)
+    for rung in LADDER:
+        changes = rung.change(config)
+        if changes and (_is_free(changes) or not keeps_run):
+            return rung
+    return None
 
 
 def _is_free(settings: dict[str, Any]) -> bool:
@@ -121,14 +126,15 @@ def _is_free(settings: dict[str, Any]) -> bool:
 
 
 class OutOfMemory(UserError):
-    """The device or the computer had no memory left; the message names what to do, cheapest first."""
+    """GPU or CPU memory ran out; the message lists what to do, cheapest first."""
 
 
 @contextmanager
 def explained(config: RunConfig, device: torch.device, doing: str, *, otherwise: str = "") -> Iterator[None]:
-    """Turn running out of memory, of the device or of the host, into OutOfMemory, which says while `doing` what.
+    """Turn running out of GPU or CPU memory within this context into OutOfMemory.
 
-    `otherwise` is a way on beside the ladder; with one, of its rungs only those count that change no run.
+    doing       what was going on, e.g. "in step 2"
+    otherwise   a sentence with another remedy; the message then lists only rungs that keep the run
     """
     import torch
 
@@ -136,27 +142,27 @@ def explained(config: RunConfig, device: torch.device, doing: str, *, otherwise:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if not any(mark in str(error) for mark in TOLD):
+            if not any(mark in str(error) for mark in ALLOCATION_ERRORS):
                 raise
-        raise OutOfMemory(_advice(config, device, doing, otherwise)) from error
+        raise OutOfMemory(_remedies(config, device, doing, otherwise)) from error
 
 
-def _advice(config: RunConfig, device: torch.device, doing: str, otherwise: str) -> str:
+def _remedies(config: RunConfig, device: torch.device, doing: str, otherwise: str) -> str:
     import torch
 
     used = f"{peak_memory_gb(device):.1f} GB"
     if device.type == "cuda":
         used += f" of the GPU's {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"
-    lines = [f"Out of memory {doing}: {used} were in use at most. The last saved state is kept."]
+    lines = [f"Out of memory {doing}: {used} were in use at most. The last training state is kept."]
     rungs = [next_rung(config, keeps_run=bool(otherwise)), next_rung(config, keeps_run=True)]
     for rung in dict.fromkeys(rung for rung in rungs if rung):
-        made = rung.change(config)
-        way = "Go on with this run" if _is_free(made) else "Start a new run"
-        told = " ".join(f"{name}={str(value).lower()}" for name, value in made.items())
-        lines.append(f"{way} with {told}: {rung.name}. Price: {rung.price}.")
+        changes = rung.change(config)
+        action = "Continue this run" if _is_free(changes) else "Start a new run"
+        settings = " ".join(f"{name}={str(value).lower()}" for name, value in changes.items())
+        lines.append(f"{action} with {settings}: {rung.name}. Cost: {rung.cost}.")
     if not any(rungs):
         lines.append(
-            "Every rung of the ladder is taken: close other programs that use this memory, start a new run with a "
-            "smaller data.resolution or adapter.rank, or use a larger card."
+            "All memory savings are on already: close other programs that use this memory, start a new run with a "
+            "smaller data.resolution or adapter.rank, or use a GPU with more memory."
         )
     return "\n".join([*lines, otherwise] if otherwise else lines)

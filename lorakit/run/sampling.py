@@ -1,4 +1,4 @@
-"""Sample images while training: when, of what, and how they are stored."""
+"""Sampling settings, and the sample images that a run generates while it trains."""
 
 from __future__ import annotations
 
@@ -17,42 +17,52 @@ SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Config):
-    """How images are painted, in samples and in grids."""
+    """How images are generated, in samples and in grids."""
 
-    negative_prompt: str = setting("", help="what should not be in the images")
-    width: int = setting(512, help="width", unit="px", range=(64, 4096))
-    height: int = setting(512, help="height", unit="px", range=(64, 4096))
-    steps: int = setting(25, help="sampling steps", range=(1, 200), ui=Slider(10, 60, 1))
-    guidance_scale: float = setting(
-        7.0, help="how strictly the prompt is followed (CFG)", range=(1, 30), ui=Slider(1, 15, 0.5)
+    negative_prompt: str = setting("", help="what the images should not show")
+    width: int = setting(512, help="near the training resolution for realistic samples", unit="px", range=(64, 4096))
+    height: int = setting(512, help="near the training resolution for realistic samples", unit="px", range=(64, 4096))
+    steps: int = setting(
+        25,
+        help="more steps take longer; 20 to 30 are usual",
+        range=(1, 200),
+        ui=Slider(10, 60, 1, label="sampling steps"),
     )
-    sampler: str = setting("ddim", help="sampler", choices=SAMPLERS)
+    guidance_scale: float = setting(
+        7.0,
+        help="how closely the prompt is followed; too high burns the image",
+        range=(1, 30),
+        ui=Slider(1, 15, 0.5, label="CFG (guidance scale)"),
+    )
+    sampler: str = setting("ddim", help="use the one that you generate with elsewhere", choices=SAMPLERS)
     shift: float = setting(
         0.0,
-        help="sampling shift of flow families (Anima): above 1 more steps at noise; 0: as the base says",
+        help="above 1 more steps at high noise (flow models such as Anima); 0 = as the base model sets it",
         range=(0, 20),
-        ui=Slider(0, 10, 0.1),
+        ui=Slider(0, 10, 0.1, label="sampling shift"),
     )
-    seed: int = setting(42, help="the noise that images start from", range=(0, 2**32 - 1))
+    seed: int = setting(
+        42, help="the same seed gives comparable images", range=(0, 2**32 - 1), ui=Field(label="sampling seed")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(SamplingConfig):
-    """Which samples are painted while training; they change nothing in it."""
+    """Sample images while training; the result of the training does not depend on them."""
 
     prompts: tuple[str, ...] = setting(
-        (), help="an image is painted for each; none: no samples", ui=Field(label="sample prompts", basic=True)
+        (), help="one sample image per prompt; empty = no samples", ui=Field(label="sample prompts", basic=True)
     )
     every_epochs: int = setting(
         1,
-        help="paint after every so many epochs; 0: not by epochs",
+        help="generate samples every N epochs; 0 = off",
         unit="epochs",
         range=(0, None),
         ui=Field(label="samples every"),
     )
     every_steps: int = setting(
         0,
-        help="paint after every so many steps; 0: not by steps",
+        help="generate samples every N steps; 0 = off",
         unit="steps",
         range=(0, None),
         ui=Field(label="samples every"),

@@ -1,4 +1,4 @@
-"""The stages of a run: what is other in each of them, what each trains on, its steps and learning rates."""
+"""The stages of a run: their settings, datasets, steps and learning rates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from lorakit.randomness import seed_of
 from lorakit.schedules import factor
 
 RunConfig = Any  # of `lorakit.run.config`, which imports this file
-STAGE_PARTS = ("data", "optimizer", "schedule", "loss", "loop")  # may be other ones in each stage
-LENGTH = {"loop": ("epochs", "steps"), "schedule": ("steps", "past")}  # each stage has its own
-WHOLE_RUN = "it holds for the whole run."
+STAGE_PARTS = ("data", "optimizer", "schedule", "loss", "loop")  # parts that a stage may override
+# Settings that a stage does not inherit from the main settings: each stage has a length of its own.
+LENGTH = {"loop": ("epochs", "steps"), "schedule": ("steps", "past")}
+WHOLE_RUN = "it applies to the whole run."
 NOT_IN_STAGES = {
     "model": "a run has one base model.",
-    "adapter": "a run has one adapter, which goes through all stages.",
+    "adapter": "a run has one adapter, which all stages train.",
     "memory": WHOLE_RUN,
     "save": WHOLE_RUN,
     "sample": WHOLE_RUN,
@@ -31,12 +32,12 @@ NOT_IN_STAGES = {
 
 
 def stage_config(main: RunConfig, overrides: dict[str, Any], path: str) -> RunConfig:
-    """The main settings with a stage's own over them. Raises ConfigError naming each problem below `path`."""
+    """The main settings, overridden by a stage's own. Raises ConfigError with each problem, its name below `path`."""
     tables = {owner: values for owner, values in overrides.items() if isinstance(values, dict)}
     given = {*overrides, *(f"{owner}.{name}" for owner, values in tables.items() for name in values)}
     problems = [f"{path}{name} cannot be set: {why}" for name, why in NOT_IN_STAGES.items() if name in given]
     if "loop" not in {*overrides} - {*tables} and not given & {"loop.epochs", "loop.steps"}:
-        problems.append(f"{path}loop.epochs is missing: how long the stage is; set it, or {path}loop.steps.")
+        problems.append(f"{path}loop.epochs is missing: it sets the length of the stage; set it, or {path}loop.steps.")
     if problems:
         raise ConfigError("\n".join(problems))
     settings = to_dict(main)
@@ -49,7 +50,7 @@ def stage_config(main: RunConfig, overrides: dict[str, Any], path: str) -> RunCo
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: its number (from 1), its config as a whole, its dataset and its steps."""
+    """One stage of a run: its number (from 1), complete config, dataset and steps."""
 
     number: int
     config: RunConfig
@@ -57,7 +58,7 @@ class Stage:
     plan: Plan
 
     def due(self, step: int, when: Any) -> bool:
-        """True when `when` (every_steps, every_epochs) falls on this step; the last step of a stage always counts."""
+        """True when `when` (every_steps, every_epochs) falls on this step, or this is the last step of the stage."""
         plan = self.plan
         return bool(
             step == plan.last
@@ -67,22 +68,24 @@ class Stage:
 
 
 def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
-    """All stages of a run, their datasets read (each once). Raises DataError when there is nothing to train on."""
+    """All stages of a run; each dataset is read once. Raises DataError when there is nothing to train on."""
     scans: dict[tuple, Scan] = {}
-    found: list[Stage] = []
+    made: list[Stage] = []
     for number, own in enumerate(config.stage_configs, 1):
+        # Stages whose data settings differ only in augmentation share a scan.
         key = tuple(getattr(own.data, name) for name in SCAN_SETTINGS)
         if key not in scans:
             scans[key] = scan(own.data, project)
-        plan = make_plan(own, scans[key], found[-1].plan if found else None)
-        found.append(Stage(number, own, scans[key], plan))
-    return tuple(found)
+        plan = make_plan(own, scans[key], made[-1].plan if made else None)
+        made.append(Stage(number, own, scans[key], plan))
+    return tuple(made)
 
 
-def make_plan(config: RunConfig, found: Scan, before: Plan | None = None) -> Plan:
-    """All steps of a run, or of a stage of it that comes after the plan `before`, over its samples."""
+def make_plan(config: RunConfig, dataset: Scan, before: Plan | None = None) -> Plan:
+    """All steps over a dataset, of a run or of a stage that follows the plan `before`."""
+    # Bucket size -> indexes of its samples, each as often as its repeats.
     by_size: dict[tuple[int, int], list[int]] = {}
-    for index, sample in enumerate(found.samples):
+    for index, sample in enumerate(dataset.samples):
         size = buckets.fit(sample.width, sample.height, config.data).size
         by_size.setdefault(size, []).extend([index] * sample.repeats)
     loop = config.loop
@@ -98,26 +101,26 @@ def make_plan(config: RunConfig, found: Scan, before: Plan | None = None) -> Pla
     )
 
 
-def cut_captions(found: Sequence[Stage], model: Any) -> list[str]:
-    """A note on every image whose caption has more tokens than the model is told."""
+def cut_captions(stages: Sequence[Stage], model: Any) -> list[str]:
+    """A sentence for every image whose caption is longer than `model.max_token_length`."""
     limit = model.config.max_token_length
-    captions = dict.fromkeys((sample.name, sample.caption) for stage in found for sample in stage.scan.samples)
+    captions = dict.fromkeys((sample.name, sample.caption) for stage in stages for sample in stage.scan.samples)
     counted = ((name, model.token_count(caption)) for name, caption in captions)
     return [
-        f"{name}: its caption has {tokens} tokens; what comes after {limit} is cut (model.max_token_length)."
+        f"{name}: its caption has {tokens} tokens and is cut after {limit} (model.max_token_length)."
         for name, tokens in counted
         if tokens > limit
     ]
 
 
 def stage_steps(config: RunConfig, steps_per_epoch: Sequence[int]) -> tuple[int, ...]:
-    """How many steps each stage has, from how many it has in an epoch."""
+    """Number of steps of each stage, from its steps per epoch."""
     loops = [stage.loop for stage in config.stage_configs]
     return tuple(loop.steps or loop.epochs * steps for loop, steps in zip(loops, steps_per_epoch, strict=True))
 
 
 def lr_curve(config: RunConfig, steps_per_epoch: Sequence[int]) -> list[float]:
-    """The learning rate of the denoiser at each step of all stages; of a text part where that alone is trained."""
+    """The learning rate at each step of all stages: of the UNet / DiT, or of a text part where only that is trained."""
     rates: list[float] = []
     for stage, steps in zip(config.stage_configs, stage_steps(config, steps_per_epoch), strict=True):
         rate = next(iter(stage.rates.values()))

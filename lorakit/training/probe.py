@@ -199,7 +199,7 @@ def _why(code: int, words: IO[bytes], config: RunConfig) -> str:
         if rung is None:
             return told + " Close other programs, or use a machine with more."
         settings = " ".join(f"{name}={str(value).lower()}" for name, value in rung.change(config).items())
-        return f"{told} Try {settings}: {rung.name}. Price: {rung.price}."
+        return f"{told} Try {settings}: {rung.name}. Cost: {rung.cost}."
     words.seek(0)
     lines = words.read().decode(errors="replace").strip().splitlines()[-TAIL:]
     return "\n".join([f"The steps could not be tried (exit status {code}). The last words were:", *lines])

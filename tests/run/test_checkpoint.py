@@ -1,4 +1,4 @@
-"""States are whole or not there, damage is noticed, and a run goes on from the newest whole one."""
+"""Training states are complete or absent, damage is detected, and a run resumes from the newest valid one."""
 
 from __future__ import annotations
 
@@ -71,45 +71,44 @@ def test_a_state_consists_of_the_files_that_are_damaged_here(half):
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("file", [STATE, COMPLETE])
-def test_a_run_with_a_damaged_newest_state_goes_on_from_the_one_before_and_says_why(
-    tmp_path, half, uncut, file, damage
-):
+def test_a_damaged_newest_state_is_skipped_with_the_reason(tmp_path, half, uncut, file, damage):
     run = copy_of(half, tmp_path / "project")
     damage(run.states / "00000004" / file)
     # what follows from there is the same whatever was damaged: one goes to the end
     goes_to_the_end = file == STATE and damage is truncate
     seen = list(train(run)) if goes_to_the_end else until(run, at(Started, 2))
     assert next(event.step for event in seen if isinstance(event, Started)) == 2
-    (told,) = warnings(seen)
-    assert "step 4" in told and "is passed over: " in told
-    assert file in told or (file == COMPLETE and damage is flip_a_byte)  # then the hash in it, and not it, looks wrong
+    (warning,) = warnings(seen)
+    assert "step 4" in warning and "is skipped: " in warning
+    # With a byte of COMPLETE.json flipped the hash in it looks wrong, and not the file.
+    assert file in warning or (file == COMPLETE and damage is flip_a_byte)
     if goes_to_the_end:
         assert_same_end(run, uncut)
 
 
-def test_a_run_whose_states_are_all_damaged_does_not_begin_again_and_says_what_to_do(tmp_path, half, uncut):
+def test_a_run_without_a_valid_state_does_not_start_over(tmp_path, half, uncut):
     run = copy_of(half, tmp_path / "project")
     truncate(run.states / "00000004" / STATE)
     (run.states / "00000002" / COMPLETE).unlink()
     with pytest.raises(NoState) as caught:
         list(train(run))
-    told = str(caught.value)
-    assert "saved up to step 4" in told and "step 2 is passed over" in told
-    assert "Put back a state" in told and f"--from-weights {run.lora_file(4)}" in told
+    message = str(caught.value)
+    assert "was saved up to step 4" in message and "step 2 is skipped" in message
+    assert "Copy a state back" in message and f"--from-weights {run.lora_file(4)}" in message
     shutil.copytree(half.states, run.states, dirs_exist_ok=True)  # put back, it goes on
     list(train(run))
     assert_same_end(run, uncut)
 
 
 @pytest.mark.parametrize("log_too", [False, True])
-def test_a_run_whose_states_are_gone_does_not_begin_again(tmp_path, half, log_too):
+def test_a_run_whose_states_are_gone_does_not_start_over(tmp_path, half, log_too):
     run = copy_of(half, tmp_path / "project")
     shutil.rmtree(run.states)
     if log_too:  # then nothing tells that it ever saved
         run.log.unlink()
         assert next(event for event in train(run) if isinstance(event, Started)).step == 0
     else:
-        with pytest.raises(NoState, match="holds none"):
+        with pytest.raises(NoState, match="contains no state"):
             list(train(run))
 
 

@@ -48,7 +48,7 @@ def test_the_ladder_leads_down_in_order_and_ends(family):
         config = changed(config, rung.change(config))
         taken.append(LADDER.index(rung))
         assert config.loop.batch_size * config.loop.gradient_accumulation_steps == 12
-        assert rung.price and rung.name
+        assert rung.cost and rung.name
     assert taken == [0, 1, 2, 2, 3, 4, 5]
     assert config.data.cache_latents and config.data.cache_text and config.memory.gradient_checkpointing
     assert (config.loop.batch_size, config.optimizer.name, config.memory.offload) == (1, "adamw8bit", 1.0)
@@ -172,9 +172,9 @@ def test_out_of_memory_in_a_step_names_the_way_on_and_the_run_goes_on(tight, fai
     with pytest.raises(OutOfMemory) as failed:
         list(session.events(threading.Event()))
     told = str(failed.value)
-    assert "in step 2" in told and re.search(r"\d\.\d GB were in use", told) and "last saved state is kept" in told
+    assert "in step 2" in told and re.search(r"\d\.\d GB were in use", told) and "last training state is kept" in told
     assert "new run with loop.batch_size=1 loop.gradient_accumulation_steps=6" in told
-    assert "Go on with this run with memory.offload=0.5" in told and told.count("Price:") == 2
+    assert "Continue this run with memory.offload=0.5" in told and told.count("Cost:") == 2
     assert isinstance(list(train(tight))[-1], Finished)
 
 
@@ -188,7 +188,7 @@ def test_at_the_foot_of_the_ladder_other_ways_are_named(tmp_path, sd15):
     session.model.load = lambda part: no_memory_cuda()
     with pytest.raises(OutOfMemory, match="while encoding") as failed:
         list(session.events(threading.Event()))
-    assert "Every rung" in str(failed.value) and "data.resolution" in str(failed.value)
+    assert "All memory savings are on" in str(failed.value) and "data.resolution" in str(failed.value)
 
 
 def test_other_errors_stay_what_they_are(tight):

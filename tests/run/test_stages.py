@@ -64,7 +64,7 @@ def refusal(*changes: dict) -> str:
 def test_a_run_of_stages_that_is_cut_ends_bitwise_where_an_uncut_one_does(tmp_path, family, base):
     """The text parts are trained, then frozen, then trained again."""
     hard, text = family_settings(family, base)
-    unsupported = config_class(family).refused
+    unsupported = config_class(family).unsupported
     off = {rate: 0.0 for rate in config_class(family).rates.values() if rate != "learning_rate"}
     two = {part: {k: v for k, v in own.items() if f"{part}.{k}" not in unsupported} for part, own in TWO.items()}
     two["optimizer"] = {**off, "learning_rate": 5e-3}
@@ -224,15 +224,15 @@ def test_a_scan_reads_no_other_settings_than_those_by_which_stages_share_it(tmp_
             "stages.2.data.resolutoin is not a setting. Did you mean stages.2.data.resolution?",
         ),
         ({"dat": {"resolution": 64}}, "stages.2.dat is not a setting. Did you mean stages.2.data?"),
-        ({"data": 3}, "stages.2.data is 3, but a table of settings is wanted"),
-        ({"loop": 3}, "stages.2.loop is 3, but a table of settings is wanted"),
+        ({"data": 3}, "stages.2.data is 3, expected a table of settings"),
+        ({"loop": 3}, "stages.2.loop is 3, expected a table of settings"),
         ({"optimizer": {"learning_rate": 0.0}}, "stages.2.optimizer.learning_rate, "),
         ({"adapter": {"rank": 3}}, "stages.2.adapter cannot be set: a run has one adapter"),
         ({"model": {}}, "stages.2.model cannot be set: a run has one base"),
-        ({"loop": {"epochs": 1, "seed": 3}}, "stages.2.loop.seed cannot be set: it holds for the whole run"),
-        ({"loop": {"batch_size": 3}}, "stages.2.loop.epochs is missing: how long the stage is"),
+        ({"loop": {"epochs": 1, "seed": 3}}, "stages.2.loop.seed cannot be set: it applies to the whole run"),
+        ({"loop": {"batch_size": 3}}, "stages.2.loop.epochs is missing: it sets the length of the stage"),
         ({"stages": []}, "stages.2.stages cannot be set"),
-        (3, "stages is (3,), but a list, each of its items a table of names and values (numbers, "),
+        (3, "stages is (3,), expected a list, each item a table of names and values (numbers, "),
     ],
 )
 def test_a_wrong_setting_of_a_stage_is_told_by_its_whole_name(stage, told):

@@ -247,7 +247,7 @@ def test_what_a_family_starts_from_is_a_run_that_works_untouched(family):
 
 
 def test_what_a_family_refuses_is_refused_with_the_reason(family):
-    for name, reason in models.config_class(family).refused.items():
+    for name, reason in models.config_class(family).unsupported.items():
         part, _, setting = f"model.{name}".rpartition(".")[0].rpartition(".")[2], ".", name.rpartition(".")[2]
         plain = configure({"model": {"family": family, "source": "somewhere"}})
         changed = {"model": {"family": family, "source": "somewhere"}}

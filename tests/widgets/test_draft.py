@@ -244,7 +244,7 @@ def test_a_name_that_cannot_be_a_runs_is_explained_and_changes_nothing(project, 
     "path, value, told",
     [
         ("adapter.rnk", 8, "Did you mean adapter.rank"),
-        ("adapter.rank", "many", "a whole number"),
+        ("adapter.rank", "many", "an integer"),
         ("sample.shift", 3.0, "only flow families"),
         ("model.family", "sd9", "sd9"),
         ("adapter", {}, "not a setting"),
@@ -327,7 +327,7 @@ def test_the_form_speaks_chinese(family, project, chinese):
     made.choose(family=family, expert=True, purpose="character")
     assert "触发词" in made.rows["data.trigger"].head.value
     for path, row in made.rows.items():
-        assert re.search(r"[\u4e00-\u9fff]|Alpha|VAE|SNR", row.head.value), path
+        assert re.search(r"[\u4e00-\u9fff]|Alpha|VAE|SNR|CFG", row.head.value), path
         assert re.search(r"[\u4e00-\u9fff]", row.note.value), path
     assert re.search(r"[\u4e00-\u9fff]", made.end.value + made.header.about_preset.value)
 

@@ -213,7 +213,7 @@ def _time(plan: Forecast, config: RunConfig, probed: Probed | None, hours: float
         # as in the form: labels of settings, labels of values
         changes = rung.change(config)
         settings = " · ".join(f"{labelled(name)} {value_text(value)}" for name, value in changes.items())
-        yield box(f"{settings}\n{rung.name}: {rung.price}", AMBER, say("Memory may run out. These settings save some"))
+        yield box(f"{settings}\n{rung.name}: {rung.cost}", AMBER, say("Memory may run out. These settings save some"))
 
 
 def span_of_step(seconds: float) -> str:
