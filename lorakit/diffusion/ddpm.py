@@ -1,4 +1,4 @@
-"""The maths of DDPM training (Ho et al. 2020, arXiv:2006.11239), shared by the families that are trained so."""
+"""DDPM training (Ho et al. 2020, arXiv:2006.11239): noise, noisy images x_t, and what the model predicts."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ def alphas_cumprod(scheduler: dict) -> torch.Tensor:
 def sample_noise(
     x0: torch.Tensor, generator: torch.Generator, noise_offset: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise eps, like x0, and timesteps t, int64 [B]; drawn on the CPU, moved to x0's device.
+    """Noise eps, like x0 [B, C, h, w], and timesteps t, int64 [B]; drawn on the CPU, moved to x0's device.
 
     noise_offset adds a normal shift per image and channel (crosslabs.org, "Diffusion with Offset Noise", 2023).
     """
     batch, channels = x0.shape[:2]
-    eps = torch.randn(x0.shape, generator=generator)
-    t = torch.randint(0, STEPS, (batch,), generator=generator)
+    # The order of these draws is part of every stored run: a resumed run must draw the same.
+    eps = torch.randn(x0.shape, generator=generator)  # [B, C, h, w]
+    t = torch.randint(0, STEPS, (batch,), generator=generator)  # [B]
     if noise_offset:
         eps += noise_offset * torch.randn((batch, channels, 1, 1), generator=generator)
     return eps.to(x0.device), t.to(x0.device)
 
 
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:
-    """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (eq. 4); abar is [B, 1, 1, 1]."""
+    """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (eq. 4), [B, C, h, w]; abar is [B, 1, 1, 1]."""
     return abar.sqrt() * x0 + (1 - abar).sqrt() * eps
 
 
 def target(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """What the model should say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho, arXiv:2202.00512)."""
+    """What the model should predict, like x0: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0.
+
+    v prediction: Salimans & Ho 2022, arXiv:2202.00512, appendix D.
+    """
     return eps if prediction_type == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * x0
 
 

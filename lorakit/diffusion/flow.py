@@ -1,8 +1,9 @@
-"""The maths of rectified flow training (Liu et al. 2022, arXiv:2209.03003), shared by the families that are trained so.
+"""Rectified flow training (Liu et al. 2022, arXiv:2209.03003): noise, noisy images x_t, the loss of the velocity.
 
 One convention everywhere: t is in (0, 1), t = 0 is the image x0, t = 1 is the noise eps, x_t = (1 - t) x0 + t eps,
-and the model says the velocity v = dx_t / dt = eps - x0. A shift s moves times to t' = s t / (1 + (s - 1) t): above 1
-towards noise. What training draws (`loss.timestep_sampling`) and how sampling steps (`sample.shift`) are two settings.
+and the model predicts the velocity v = dx_t / dt = eps - x0. A shift s moves times to t' = s t / (1 + (s - 1) t),
+above 1 towards noise. The times that training draws (`loss.timestep_sampling`) and those at which images are sampled
+(`sample.shift`) are two settings.
 """
 
 from __future__ import annotations
@@ -14,44 +15,46 @@ from lorakit.diffusion.weightings import LossConfig, masked
 
 
 def sample_noise(x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise eps, like x0, and times t, float32 [B] in (0, 1); drawn on the CPU, moved to x0's device."""
+    """Noise eps, like x0 [B, ...], and times t, float32 [B] in (0, 1); drawn on the CPU, moved to x0's device."""
+    # First the noise, then the times: a resumed run must draw the same.
     eps = torch.randn(x0.shape, generator=generator)
     return eps.to(x0.device), timesteps.sample(loss, len(x0), generator).to(x0.device)
 
 
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - t) x0 + t eps; t is [B]."""
-    t = t.view(-1, *[1] * (x0.ndim - 1))
+    """x_t = (1 - t) x0 + t eps, like x0 [B, ...]; t is [B]."""
+    t = t.view(-1, *[1] * (x0.ndim - 1))  # [B, 1, ...]
     return (1 - t) * x0 + t * eps
 
 
-def loss(said: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared error of the velocity `said`, float32 [B]; x0 and eps are float32, all are [B, ...].
+def loss(velocity: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of each sample's velocity, float32 [B]; x0 and eps are float32, all are [B, ...].
 
-    mask    see `_base.masked`
+    mask    see `weightings.masked`
     """
-    return masked((said - (eps - x0)).square(), mask).flatten(1).mean(dim=1)
+    return masked((velocity - (eps - x0)).square(), mask).flatten(1).mean(dim=1)
 
 
 def scheduler(sampler: str, config: dict, shift: float, steps: int):
     """The diffusers scheduler of a sampler (euler, dpmpp_2m), ready for `steps` steps: t of step i is `sigmas[i]`.
 
     config    of the base's FlowMatchEulerDiscreteScheduler
-    shift     instead of the base's own; 0: the base's
+    shift     in place of the base's own; 0 keeps the base's
 
     Euler's times are linspace(1, 1 / steps, steps), shifted, as in diffusers' pipelines; those of DPM-Solver++
-    (Lu et al. 2022, arXiv:2211.01095) begin at 0.999, for it divides by 1 - t.
+    (Lu et al. 2022, arXiv:2211.01095) start at 0.999, as it divides by 1 - t.
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     shift = shift or config["shift"]
     if sampler == "euler":
-        made = FlowMatchEulerDiscreteScheduler.from_config({**config, "shift": shift})
-        made.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
+        sampling = FlowMatchEulerDiscreteScheduler.from_config({**config, "shift": shift})
+        sampling.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
     else:
-        made = DPMSolverMultistepScheduler(
+        sampling = DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2
         )
-        made.set_timesteps(steps)
-    made.set_begin_index(0)
-    return made
+        sampling.set_timesteps(steps)
+    # without it, each step would look for its own place by its timestep
+    sampling.set_begin_index(0)
+    return sampling

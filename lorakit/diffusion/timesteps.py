@@ -1,4 +1,4 @@
-"""Which times a flow model is trained at: a row for each way to draw them. t = 0 is the image, t = 1 is noise."""
+"""Times that a flow model is trained at: a row for each distribution. t = 0 is the image, t = 1 is noise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-END = 2.0**-20  # t stays this far from 0 and from 1, which float32 would round some draws to
+# t stays this far from 0 and from 1: float32 would round some draws to exactly these, where x_t is x0 or eps alone.
+END = 2.0**-20
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TimestepSampling:
     """One row: `sample(batch, generator, config)` -> float32 [batch]; `config` is a LossConfig of `weightings`."""
 
     help: str
@@ -21,7 +22,7 @@ class Sampling:
 
 
 def sample(config: Any, batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Times of a batch, float32 [batch] in (0, 1), as `config.timestep_sampling` (of a LossConfig) says; on the CPU."""
+    """Times of a batch, float32 [batch] in (0, 1), on the CPU; drawn as `config` (a LossConfig) says."""
     return TIMESTEPS[config.timestep_sampling].sample(batch, generator, config).clamp(END, 1 - END)
 
 
@@ -37,13 +38,14 @@ def _uniform(batch: int, generator: torch.Generator, config: Any) -> torch.Tenso
 
 
 def _sigmoid(batch: int, generator: torch.Generator, config: Any) -> torch.Tensor:
+    """t = sigmoid(s n) with n normal, as sd-scripts."""
     import torch
 
     return torch.sigmoid(config.sigmoid_scale * torch.randn(batch, generator=generator))
 
 
 def _logit_normal(batch: int, generator: torch.Generator, config: Any) -> torch.Tensor:
-    """Esser et al. 2024, section 3.1: the logit of t is normal."""
+    """The logit of t is normal (Esser et al. 2024, arXiv:2403.03206, section 3.1)."""
     import torch
 
     return torch.sigmoid(config.logit_mean + config.logit_std * torch.randn(batch, generator=generator))
@@ -54,8 +56,8 @@ def _shift(batch: int, generator: torch.Generator, config: Any) -> torch.Tensor:
 
 
 TIMESTEPS = {
-    "uniform": Sampling("every time alike", _uniform),
-    "sigmoid": Sampling("mostly the middle, where most is learned; sigmoid_scale widens it", _sigmoid),
-    "logit_normal": Sampling("mostly around a middle of your own: logit_mean, logit_std", _logit_normal),
-    "shift": Sampling("as sigmoid, then moved towards noise by shift: more composition, less detail", _shift),
+    "uniform": TimestepSampling("all times equally often", _uniform),
+    "sigmoid": TimestepSampling("mostly the middle, where most is learned; the sigmoid scale widens it", _sigmoid),
+    "logit_normal": TimestepSampling("mostly around a centre that you choose: logit mean and std", _logit_normal),
+    "shift": TimestepSampling("as sigmoid, then shifted towards noise: more composition, less detail", _shift),
 }

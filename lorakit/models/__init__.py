@@ -1,4 +1,4 @@
-"""Model families: one file of this folder each. The folder is the registry; this says what a family answers."""
+"""Model families, a file of this folder each; the folder is the registry, and here is their contract."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from lorakit.config import Config, ConfigError
 
 @dataclass(frozen=True)
 class Size:
-    """Where a training image comes from, in px: `original` (width, height), `crop` (left, top) of the resized
-    image, `target` (width, height). SDXL is told so.
+    """How a training image was resized and cropped, in px; SDXL is conditioned on it (arXiv:2307.01952, section 2.2).
+
+    original    (width, height) of the file
+    crop        (left, top) of the crop, in the resized image
+    target      (width, height) that is trained on
     """
 
     original: tuple[int, int]
@@ -24,7 +27,7 @@ class Size:
 
     @classmethod
     def whole(cls, width: int, height: int) -> Size:
-        """An image as it is."""
+        """An image that is neither resized nor cropped."""
         return cls((width, height), (0, 0), (width, height))
 
 
@@ -32,7 +35,9 @@ def names() -> tuple[str, ...]:
     """All families: the files of this folder without a leading underscore."""
     return tuple(
         sorted(
-            found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_") and not found.ispkg
+            module.name
+            for module in pkgutil.iter_modules(__path__)
+            if not module.name.startswith("_") and not module.ispkg
         )
     )
 
@@ -40,33 +45,35 @@ def names() -> tuple[str, ...]:
 def family(name: str) -> ModuleType:
     """The module of a family, with `Config` and `Model`.
 
-    `Config` holds its settings. What a run is checked by before anything is loaded are class variables of it:
+    `Config` holds its settings. Class variables of it are readable without loading weights:
 
-    defaults                    part of a run -> settings that this family starts from
-    gpu_presets                       how much memory a GPU has -> settings by part that suit it, over the defaults
+    defaults                    part of a run -> settings that this family changes from the general defaults
+    gpu_presets                 memory of a GPU ("8 GB") -> settings by part of a run, over the defaults
     unsupported                 setting -> why it cannot be used: own names, and `part.name` of other parts
     rates                       part that adapters may go on -> the setting of `optimizer` with its learning rate
-    samplers, forms             which of the samplers and forms of LoRA files there are, the usual one first
-    resolution_multiple         px that sides of images are multiples of
+    samplers, forms             samplers, and forms (layouts) of LoRA files, the usual one first
+    resolution_multiple         px that the sides of images are multiples of
 
-    `excess(config)` gives a function caption -> its end that is cut ("" when all fits); it loads the tokenizer alone.
+    `excess(config)` returns a function caption -> its end that is cut ("" when all fits); it loads only the tokenizer.
+    How files of the family look is in `files/<name>_names.py`, see `files.marks.Marks`.
 
-    `Model(config, device, dtype, trained)` answers; `trained` are the parts whose adapters learn:
+    `Model(config, device, dtype, trained)` with `trained`, the parts whose adapters learn, has:
 
-    denoiser, text_parts        names of its parts beside "vae"; `parts` are all, `targets(part)` -> module names
-    load(part), release(*parts) parts are read from disk when first asked for and can be let go
-    fingerprint(part)           text that changes whenever what the part computes changes
-    encode_image, latents       pixels -> what is cached (each [channels, h, w]), what is cached -> x0 of a step
+    denoiser, text_parts        names of its parts besides "vae"; `parts` are all, `targets(part)` -> module names
+    load(part), release(*parts) a part is read from disk when first used, and can be freed
+    fingerprint(part)           text that changes whenever the output of the part would change
+    encode_image, latents       pixels -> what is cached (each [channels, h, w]); what is cached -> x0 of a step
     token_count(caption)        how much of `max_token_length` a caption takes
-    encode_text, condition      caption -> what is cached (as far as frozen parts bring it), and a batch of these with
-                                sizes -> conditioning, through trained text parts
-    draw, loss                  noise and time of a step; loss per sample of a batch, each latent as its mask says
-    paint                       an image with the current weights
+    encode_text, condition      caption -> what is cached (up to the first trained part); a batch of these and sizes ->
+                                conditioning, through trained text parts
+    sample_noise                noise and timesteps of a batch
+    loss                        loss of each sample of a batch, each latent weighted by the mask
+    sample                      an image with the current weights
     names(part, module)         form -> the module's name in LoRA files of that form
     """
     if name not in names():
         raise ConfigError(f"model.family is {name!r}; known families are {', '.join(names())}.")
-    # what these say while they load, of packages that are not needed here, is not for users
+    # warnings of these, about packages that are not needed here, would only confuse
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return importlib.import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""What all families do alike: parts that are loaded when asked for and let go, and which of their modules adapt."""
+"""The base class of models: parts that are loaded when needed and released, and the modules that adapters go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorakit.layers.offload import place
 from lorakit.machine.device import return_freed_memory
 from lorakit.models.files import kinds
 
-# what diffusers, newer and older transformers call it
+# The method that turns gradient checkpointing on: of diffusers, newer transformers, older transformers.
 CHECKPOINTING = (
     "enable_gradient_checkpointing",
     "activation_checkpointing_enable",
@@ -26,10 +26,10 @@ CHECKPOINTING = (
 
 
 class Parts:
-    """A base model whose parts are read from disk when they are first asked for.
+    """A base model whose parts are read from disk when they are first used.
 
-    A family says what its parts are (`denoiser`, `text_parts`), which modules adapters go on (`TARGETS`, a regular
-    expression for each part) and where settings that decide a part's answer stand (`settings`).
+    A family defines its parts (`denoiser`, `text_parts`), the modules that adapters go on (`TARGETS`, a regular
+    expression for each part) and the files that a part's output depends on besides its weights (`settings`).
     """
 
     denoiser: ClassVar[str]
@@ -49,31 +49,32 @@ class Parts:
         return (self.denoiser, *self.text_parts, "vae")
 
     def settings(self, part: str) -> list[Path]:
-        """The files beside its weights that a part's answer depends on."""
+        """The files that a part's output depends on besides its weights."""
         raise NotImplementedError
 
     def part_dtype(self, part: str) -> torch.dtype:
-        """The type a part computes in: float32 for the VAE, which overflows in float16, and whose answers are kept."""
+        """The type that a part computes in: float32 for the VAE, which overflows in float16."""
         return torch.float32 if part == "vae" else self.dtype
 
     def load(self, part: str) -> torch.nn.Module:
         """The frozen module of a part, on the device, in its precision."""
         if part not in self._parts:
             share = self.offload if part == self.denoiser else 0.0
-            # what stays on the host must not pass through the device, where it may not fit
+            # weights that stay in host memory must not pass through the GPU, where they may not fit
             module = getattr(self.files, part)(self.part_dtype(part), torch.device("cpu") if share else self.device)
             module = self.prepared(part, module)
             self._parts[part] = place(module, self.device, share) if share else module
         return self._parts[part]
 
     def prepared(self, part: str, module: torch.nn.Module) -> torch.nn.Module:
-        """A frozen module with the passes that the family trains with."""
+        """A frozen module with the forward passes that the family trains with."""
         return slim(module)
 
     def release(self, *parts: str) -> None:
-        """Let go of parts that are not needed any more; `load` brings them back without adapters."""
+        """Free the memory of parts; `load` reads them again, without adapters."""
         if [self._parts.pop(part) for part in parts if part in self._parts]:
-            gc.collect()  # a module with a pass of ours refers to itself, and would keep its memory until then
+            # a module with one of our forward passes refers to itself, so only the collector frees it
+            gc.collect()
             return_freed_memory()
 
     def loaded(self) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ class Parts:
         return tuple(self._parts)
 
     def fingerprint(self, part: str) -> str:
-        """SHA-256 of the files a part is read from, weights and settings, as hexadecimal text; they are read once."""
+        """SHA-256 of the files a part is read from, weights and settings, in hexadecimal; the files are read once."""
         if part not in self._fingerprints:
             self._fingerprints[part] = file_digest([*self.files.files(part), *self.settings(part)])
         return self._fingerprints[part]
@@ -99,12 +100,13 @@ class Parts:
         for name in (self.denoiser, *self.text_parts):
             if name in self._parts:
                 part = self._parts[name]
-                part.train()  # libraries recompute in training mode only; nothing frozen here has dropout
+                # the libraries recompute in training mode only; the frozen parts have no dropout
+                part.train()
                 getattr(part, next(name for name in CHECKPOINTING if hasattr(part, name)))()
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Modules in evaluation mode (no dropout, nothing recomputed), and back as they were."""
+        """Within, all modules are in evaluation mode (no dropout, nothing recomputed); afterwards as before."""
         training = [module for part in self._parts.values() for module in part.modules() if module.training]
         for part in self._parts.values():
             part.eval()

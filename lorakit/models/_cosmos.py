@@ -1,8 +1,8 @@
-"""The passes of diffusers' CosmosTransformer3DModel: finite in float16 too, and without torchvision.
+"""Forward passes of diffusers' CosmosTransformer3DModel that stay finite in float16 and need no torchvision.
 
-In float32 and bfloat16 they compute, bit for bit, what diffusers computes. In float16 Anima's residual stream and its
-modulation leave that type's range; there the stream, AdaLN, the time's embedding, gates and sums are float32, and only
-the matrices of attention and MLP are float16.
+In float32 and bfloat16 the results are bit for bit those of diffusers. In float16 the residual stream of Anima and its
+modulation would overflow; therefore the stream, AdaLN, time embedding, gates and sums are float32 there, and only the
+matrices of attention and MLP are float16.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Outputs of attention and MLP up to 65504 / OUTPUT stay finite in float16. A power of two: nothing is rounded.
+# Scale of the outputs of attention and MLP in float16: those up to 65504 / OUTPUT stay finite. A power of two, so that
+# nothing is rounded.
 OUTPUT = 2.0**-4
+# Modules that compute in the type of the residual stream.
 STREAM = ("patch_embed", "learnable_pos_embed", "time_embed", "norm_out", "proj_out")
 
 
 def prepare(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Give a frozen transformer's blocks the pass below, in place; returns it. `dtype` is that of its matrices."""
+    """Give the blocks of a frozen transformer the forward pass below, in place; `dtype` is that of its matrices."""
     for block in model.transformer_blocks:
         block.forward = MethodType(_block, block)
     if dtype == torch.float16:
@@ -32,24 +34,25 @@ def prepare(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def stream_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of the residual stream, of what goes in and of what comes out, by that of the matrices."""
+    """The type of the residual stream, and so of input and output, by that of the matrices."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def velocity(model: nn.Module, xt: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """What a prepared transformer says about images: v like xt.
+    """The velocity v that a prepared transformer predicts, like xt.
 
     xt      [B, channels, h, w] in the stream's type; h and w are multiples of the patch (2)
     t       float32 [B] in [0, 1]; 1 is noise
-    text    [B, tokens, width] in the type of the matrices; padding is zeros and is not masked
+    text    [B, tokens, width] in the type of the matrices; padded with zeros, without a mask
     """
-    hidden = xt[:, :, None]  # one frame
+    hidden = xt[:, :, None]  # [B, channels, 1, h, w]: a film of one frame
     if model.config.concat_padding_mask:
-        hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)  # no image is padded
+        # a further channel marks padding, which our images do not have
+        hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)
     rope = model.rope(hidden, fps=None)
     positions = None if model.learnable_pos_embed is None else model.learnable_pos_embed(hidden)
     patches = model.patch_embed(hidden)  # [B, 1, h / 2, w / 2, width]
-    hidden = patches.flatten(1, 3)
+    hidden = patches.flatten(1, 3)  # [B, N, width] with N = h w / 4
     temb, embedded = model.time_embed(hidden, t)
     for block in model.transformer_blocks:
         inputs = hidden, text, embedded, temb, rope, positions
@@ -93,7 +96,7 @@ def _block(
 def _attention(
     attn: nn.Module, x: torch.Tensor, context: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    """What positions x [B, N, width] read from `context` [B, M, width]; in the stream's type."""
+    """Attention of x [B, N, width] over `context` [B, M, width], in the type of the stream."""
     q, k, v = attn.to_q(x), attn.to_k(context), attn.to_v(context)
     q, k, v = (y.unflatten(2, (attn.heads, -1)).transpose(1, 2) for y in (q, k, v))
     q, k = attn.norm_q(q), attn.norm_k(k)
@@ -110,7 +113,7 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
 
 
 def _output(layer: nn.Module, y: torch.Tensor) -> torch.Tensor:
-    """layer(y), a linear layer without bias; from float16 to float32, in a range that holds its outputs."""
+    """layer(y) of a linear layer without bias; in float16 scaled so that nothing overflows, and returned as float32."""
     if y.dtype != torch.float16:
         return layer(y)
     return layer(y * OUTPUT).float() / OUTPUT

@@ -1,4 +1,4 @@
-"""The Qwen-Image VAE for single images: a third of the arithmetic of a film of one frame, and no cache of frames."""
+"""The Qwen-Image VAE, a video VAE, for single images: a third of the arithmetic, and no cache of frames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 
 def for_images(vae: nn.Module) -> nn.Module:
-    """Make a frozen AutoencoderKLQwenImage one for single frames, in place; returns it.
+    """Turn a frozen AutoencoderKLQwenImage into one for single frames, in place; returns it.
 
-    Before the first frame of a film there is nothing, and so of the taps in time of every convolution only the last
-    ever meets more than zeros; the others are let go.
+    Its convolutions are causal in time: for the first frame all their taps but the last see only zeros, so the other
+    taps are removed and the convolutions become two-dimensional.
     """
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 
@@ -25,7 +25,7 @@ def for_images(vae: nn.Module) -> nn.Module:
 
 
 def _convolved(self, x: torch.Tensor) -> torch.Tensor:
-    """QwenImageCausalConv3d of one frame: x is [B, channels, 1, h, w]."""
+    """The forward pass of QwenImageCausalConv3d for one frame: x is [B, channels, 1, h, w]."""
     width, _, height, _, _, _ = self._padding
     return F.conv2d(x[:, :, 0], self.weight, self.bias, padding=(height, width))[:, :, None]
 
@@ -40,5 +40,5 @@ def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W] in -1..1 of latents [B, 16, H/8, W/8], which are not normalised."""
+    """Images [B, 3, H, W] in -1..1 from latents [B, 16, H/8, W/8] that are not normalised."""
     return vae.decoder(vae.post_quant_conv(latents[:, :, None]))[:, :, 0].clamp(-1, 1)

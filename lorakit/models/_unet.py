@@ -1,4 +1,4 @@
-"""What the families with a UNet and DDPM training share: SD 1.5 and SDXL."""
+"""The parts that SD 1.5 and SDXL share: a UNet with DDPM training, CLIP, AutoencoderKL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorakit.diffusion import ddpm
 from lorakit.diffusion.weightings import WEIGHTINGS, LossConfig, masked
 from lorakit.models._base import Parts
 
-# kohya's module set for LoRA-LierLa
+# Modules that adapters go on: those of kohya's plain LoRA (LierLa).
 UNET_TARGETS = (
     r".*attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\."
     r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
@@ -21,8 +21,8 @@ UNET_TARGETS = (
 CLIP_TARGETS = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 REFUSED = {
-    "loss.timestep_sampling": "DDPM families draw timesteps evenly; use loss.weighting to weight them.",
-    "sample.shift": "only flow families (Anima) have a sampling shift.",
+    "loss.timestep_sampling": "SD 1.5 and SDXL train all timesteps equally often; use loss.weighting to weight them.",
+    "sample.shift": "only flow models (Anima) have a sampling shift; remove this setting.",
 }
 
 
@@ -32,26 +32,26 @@ class UNetModel(Parts):
     denoiser = "unet"
 
     def settings(self, part: str) -> list[Path]:
-        """The configuration of a part, the tokenizer of a text encoder, the UNet's noise schedule."""
+        """The configuration of a part, with the tokenizer of a text encoder and the noise schedule of the UNet."""
         patterns = [f"{part}/config.json"]
         patterns += [f"{part.replace('text_encoder', 'tokenizer')}/*"] if part in self.text_parts else []
         patterns += ["scheduler/*.json"] if part == self.denoiser else []
-        found = (file for pattern in patterns for file in sorted(self.files.settings.glob(pattern)))
-        return [file for file in found if file.is_file()]
+        files = (file for pattern in patterns for file in sorted(self.files.settings.glob(pattern)))
+        return [file for file in files if file.is_file()]
 
     @cached_property
     def tokenizer(self):
-        """The base's CLIP tokenizer."""
+        """The CLIP tokenizer of the base model."""
         return self.files.tokenizer()
 
     def token_count(self, caption: str) -> int:
-        """Tokens of a caption, without the marks around it."""
+        """Tokens of a caption, without the begin and end tokens."""
         return len(self.tokenizer(caption)["input_ids"]) - 2
 
     # ---- images ------------------------------------------------------------------------------------------------
 
     def image_key(self) -> tuple[str, ...]:
-        """What encoded images depend on beside the pixels."""
+        """What encoded images depend on besides the pixels; part of the cache key."""
         return ("posterior", self.fingerprint("vae"))
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class UNetModel(Parts):
         return {"mean": posterior.mean[0].float(), "std": posterior.std[0].float()}
 
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
-        """x0 of a batch, float32 [B, 4, H/8, W/8] on the device: a draw from each posterior, scaled."""
+        """x0 of a batch, float32 [B, 4, H/8, W/8] on the device: a sample of each posterior, scaled."""
         mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
         x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
         return (x0 * self.files.vae_config()["scaling_factor"]).to(self.device)
@@ -71,20 +71,20 @@ class UNetModel(Parts):
 
     @cached_property
     def scheduler_config(self) -> dict:
-        """The noise schedule of the base, with what the settings say about it."""
-        told = self.files.scheduler_config()
+        """The noise schedule of the base model, overridden by the settings."""
+        schedule = self.files.scheduler_config()
         if self.config.prediction_type == "auto":
-            return told
-        return {**told, "prediction_type": self.config.prediction_type}
+            return schedule
+        return {**schedule, "prediction_type": self.config.prediction_type}
 
     @property
     def prediction_type(self) -> str:
-        """epsilon or v_prediction: as configured, or as the base's files tell."""
+        """epsilon or v_prediction: as configured, or according to the base model's files."""
         return self.scheduler_config["prediction_type"]
 
     @cached_property
     def alphas_cumprod(self) -> torch.Tensor:
-        """abar_t, float32 [1000], on the device."""
+        """abar_t (the cumulative product of alpha_t), float32 [1000], on the device."""
         return ddpm.alphas_cumprod(self.scheduler_config).to(self.device)
 
     def sample_noise(
@@ -94,7 +94,7 @@ class UNetModel(Parts):
         return ddpm.sample_noise(x0, generator, loss.noise_offset)
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
+        """The UNet's prediction for xt [B, 4, h, w] at t int64 [B]."""
         raise NotImplementedError
 
     def loss(
@@ -107,26 +107,27 @@ class UNetModel(Parts):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weighted mean squared error of each sample, float32 [B]; x0 and eps [B, 4, h, w], t int64 [B], mask
-        [B, 1, h, w], see `_base.masked`.
+        [B, 1, h, w], see `weightings.masked`.
         """
-        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        predicted = self.predict(ddpm.add_noise(x0, eps, abar).to(self.dtype), t, text).float()
+        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)  # [B, 1, 1, 1]
+        xt = ddpm.add_noise(x0, eps, abar)  # [B, 4, h, w]
+        predicted = self.predict(xt.to(self.dtype), t, text).float()  # [B, 4, h, w]
         error = (predicted - ddpm.target(x0, eps, abar, self.prediction_type)).square()
-        error = masked(error, mask).mean(dim=(1, 2, 3))
-        snr = (abar / (1 - abar)).flatten()
+        error = masked(error, mask).mean(dim=(1, 2, 3))  # [B]
+        snr = (abar / (1 - abar)).flatten()  # [B]
         return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
 
-    # ---- images out --------------------------------------------------------------------------------------------
+    # ---- sampling ----------------------------------------------------------------------------------------------
 
-    def run_pipeline(self, pipeline: Any, embeddings: dict[str, torch.Tensor], look: Any, seed: int) -> Image.Image:
-        """What a pipeline of diffusers makes of embeddings; `look` is a SamplingConfig."""
+    def run_pipeline(self, pipeline: Any, embeddings: dict[str, torch.Tensor], sampling: Any, seed: int) -> Image.Image:
+        """The image that a pipeline of diffusers samples from embeddings; `sampling` is a SamplingConfig."""
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(
             **embeddings,
-            width=look.width,
-            height=look.height,
-            num_inference_steps=look.steps,
-            guidance_scale=look.guidance_scale,
+            width=sampling.width,
+            height=sampling.height,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
             output_type="latent",
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images
@@ -141,11 +142,14 @@ class UNetModel(Parts):
         try:
             pixels = vae.decode(latents).sample
         except torch.OutOfMemoryError:
-            pixels = None  # not tried again in here, where the error keeps what the first try allocated
-        if pixels is None:  # a large image beside the UNet on a small card: in tiles, blended at their seams
+            # tried again outside of this block, as the error keeps the memory of the first try
+            pixels = None
+        if pixels is None:
+            # a large image beside the UNet on a small GPU: decoded in tiles that are blended at their seams
             vae.enable_tiling()
             try:
                 pixels = vae.decode(latents).sample
             finally:
-                vae.disable_tiling()  # images are encoded whole
+                # images are encoded whole
+                vae.disable_tiling()
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]

@@ -1,4 +1,4 @@
-"""The family of Anima: Cosmos Predict2's transformer, Qwen3 and T5's words, Qwen-Image's VAE, rectified flow."""
+"""Anima: Cosmos-Predict2's transformer, Qwen3 with an LLM adapter, the Qwen-Image VAE, rectified flow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lorakit.config import Config, Field, setting
+from lorakit import config as configs
+from lorakit.config import Field, setting
 from lorakit.diffusion import flow
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.errors import UserError
@@ -25,27 +26,28 @@ from lorakit.models.files.anima_names import MARKS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Config):
-    """The base model, where its parts are, and how it is used."""
+class Config(configs.Config):
+    """The base model, the files of its parts, and how it is used."""
 
     family: str = setting("anima", help="model family", choices=("anima",))
     source: str = setting(
-        help="the base model: a diffusers folder, a hub id (owner/name, modelscope:owner/name), or its transformer as "
-        "a file or an URL",
+        help="the DiT as a file, a diffusers folder, an id on Hugging Face or ModelScope (owner/name, "
+        "modelscope:owner/name), or a URL",
         ui=Field(label="base model"),
     )
     text_encoder: str = setting(
-        "", help="with a transformer file: Qwen3 0.6B (qwen_3_06b_base.safetensors); empty: the source's own"
+        "", help="with a DiT file: Qwen3 0.6B (qwen_3_06b_base.safetensors); empty = the one in the base model's folder"
     )
     vae: str = setting(
-        "", help="with a transformer file: the VAE (qwen_image_vae.safetensors); empty: the source's own"
+        "", help="with a DiT file: the VAE (qwen_image_vae.safetensors); empty = the one in the base model's folder"
     )
     text_conditioner: str = setting(
-        "", help="the text conditioner (LLM adapter) when it is not in the transformer's file; empty: the source's own"
+        "",
+        help="the LLM adapter (text conditioner), when the DiT file does not contain it; empty = the base model's own",
     )
     max_token_length: int = setting(
         512,
-        help="captions longer than this are cut; above 512 long captions count whole, and cost time",
+        help="longer captions are cut; above 512 they are kept whole, but training is slower",
         unit="tokens",
         range=(16, 4096),
     )
@@ -60,7 +62,8 @@ class Config(Config):
         "adapter": {"rank": 16, "alpha": 16.0},
         "optimizer": {"learning_rate": 5e-5},
         "loss": {"timestep_sampling": "sigmoid"},
-        "memory": {"gradient_checkpointing": True},  # without it the blocks keep 14 GB at 1024 px
+        # without it the blocks keep 14 GB of activations at 1024 px
+        "memory": {"gradient_checkpointing": True},
         "sample": {"width": 1024, "height": 1024, "steps": 30, "guidance_scale": 4.0, "sampler": "euler"},
     }
     # Four images per optimizer step on every GPU: a smaller one costs speed and little else. The presets for 24 and
@@ -75,7 +78,8 @@ class Config(Config):
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True},
         },
-        "16 GB": {  # a T4: `auto` is fp16 there
+        # a T4, where the precision is fp16
+        "16 GB": {
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True},
         },
@@ -89,11 +93,13 @@ class Config(Config):
         },
     }
     unsupported: ClassVar = {
-        "clip_skip": "its text encoder is Qwen3, not CLIP, and its last layer is the one that counts.",
-        "prediction_type": "it always says velocities (rectified flow).",
-        "optimizer.text_encoder_lr": "its text encoder stays frozen; optimizer.text_conditioner_lr trains its reader.",
-        "loss.weighting": "SNR weights are for DDPM; loss.timestep_sampling says which times count most.",
-        "loss.noise_offset": "a flow begins at pure noise, so that dark and bright images need no offset.",
+        "clip_skip": "the text encoder of Anima is Qwen3, whose last layer is used; remove this setting.",
+        "prediction_type": "Anima always predicts velocities (rectified flow); remove this setting.",
+        "optimizer.text_encoder_lr": "the text encoder of Anima stays frozen; optimizer.text_conditioner_lr trains the "
+        "LLM adapter after it.",
+        "loss.weighting": "SNR weights are for SD 1.5 and SDXL; use loss.timestep_sampling to choose the times "
+        "that are trained most.",
+        "loss.noise_offset": "a flow model starts at pure noise, so dark and bright images need no offset.",
     }
     rates: ClassVar = {"transformer": "learning_rate", "text_conditioner": "text_conditioner_lr"}
     samplers: ClassVar = ("euler", "dpmpp_2m")
@@ -101,7 +107,8 @@ class Config(Config):
     resolution_multiple: ClassVar = 16  # px of one patch: 8 of a latent, 2 latents
 
 
-# diffusers' names -> those of the original files, which ComfyUI and kohya use; the conditioner's are the same in both
+# diffusers' names -> those of the original files, which ComfyUI and kohya use. Those of the text
+# conditioner are the same in both.
 ORIGINAL = {
     "transformer_blocks.": "blocks.",
     "attn1.": "self_attn.",
@@ -112,7 +119,8 @@ ORIGINAL = {
     "to_out.0": "output_proj",
     "ff.net.0.proj": "mlp.layer1",
     "ff.net.2": "mlp.layer2",
-    "norm1.linear_": "adaln_modulation_self_attn.",  # this and what follows other tools may have trained
+    # not trained here, but LoRA files of other tools may have these
+    "norm1.linear_": "adaln_modulation_self_attn.",
     "norm2.linear_": "adaln_modulation_cross_attn.",
     "norm3.linear_": "adaln_modulation_mlp.",
     "norm_out.linear_": "final_layer.adaln_modulation.",
@@ -123,18 +131,21 @@ ORIGINAL = {
 
 
 def fetch_part(source: str) -> Path:
-    """The local file or folder of one part: what `hub.fetch` takes, and folders with config.json and weights."""
+    """The local file or folder of one part: a folder with config.json and weights, or what `hub.fetch` accepts."""
     folder = Path(source).expanduser()
     return folder if folder.is_dir() else fetch(source, patterns=("config.json", "*.safetensors"))
 
 
 def excess(config: Config) -> Callable[[str], str]:
-    """What is cut from the end of a caption for either tokenizer, "" when all of it fits; loads these alone, downloads
-    nothing."""
+    """A function caption -> its end that either tokenizer cuts ("" when all fits).
+
+    Loads only the tokenizers, downloads nothing.
+    """
     try:
         with downloading_nothing():
             source = fetch(config.source)
-    except UserError:  # it is not here yet, or cannot be used, which is for others to say
+    except UserError:
+        # not downloaded yet, or unusable, which loading the model reports
         source = ANIMA_CONFIG
     tokenizers, limit = tokenizers_at(source), config.max_token_length
 
@@ -154,43 +165,42 @@ class Model(Parts):
 
     denoiser = "transformer"
     text_parts = ("text_encoder", "text_conditioner")
-    # 280 modules of the full-size transformer, 60 of its text conditioner
+    # in a full-size model 280 modules of the transformer and 60 of the text conditioner
     TARGETS = {
         "transformer": r"transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))",
         "text_conditioner": r"blocks\.\d+\.((self|cross)_attn\.(q|k|v|o)_proj|mlp\.[02])",
     }
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
-        given = {name: getattr(config, name) for name in ("text_encoder", "vae", "text_conditioner")}
-        parts = {name: fetch_part(source) if source else None for name, source in given.items()}
+        sources = {name: getattr(config, name) for name in ("text_encoder", "vae", "text_conditioner")}
+        parts = {name: fetch_part(source) if source else None for name, source in sources.items()}
         files = open_anima(fetch(config.source), **parts)
         super().__init__(config, files, device, dtype, trained)
 
     def settings(self, part: str) -> list[Path]:
-        """The configuration of a part, and the tokenizer before it."""
+        """The configuration of a part, and the files of the tokenizer before it."""
         return self.files.settings(part)
 
     def part_dtype(self, part: str) -> torch.dtype:
-        """float32 for the VAE, and for the text parts instead of float16, where they overflow; they are read once."""
+        """float32 for the VAE, and for the text parts in place of float16, in which they overflow."""
         if part == "vae":
             return torch.float32
         return self.dtype if part == self.denoiser else _cosmos.stream_dtype(self.dtype)
 
     def prepared(self, part: str, module: torch.nn.Module) -> torch.nn.Module:
-        """The transformer with its passes, the VAE for single images; text parts, which keep next to nothing for a
-        backward pass, stay as they are, so that their answers are diffusers' bit for bit.
-        """
+        """The transformer with our forward passes, the VAE for single images; text parts unchanged."""
         if part == self.denoiser:
             return _cosmos.prepare(slim(module), self.dtype)
+        # text parts keep little for a backward pass, and unchanged their output is bit for bit that of diffusers
         return _qwen_vae.for_images(module) if part == "vae" else module
 
     def names(self, part: str, module: str) -> dict[str, str]:
-        """Form of LoRA files -> the name they know a module by, without what follows (.lora_A.weight)."""
+        """Form of LoRA files -> the module's name in them, without the names of its tensors."""
         original = f"llm_adapter.{module}"
         if part == self.denoiser:
             original = module
-            for ours, theirs in ORIGINAL.items():
-                original = original.replace(ours, theirs)
+            for own, other in ORIGINAL.items():
+                original = original.replace(own, other)
         return {
             "comfy": f"diffusion_model.{original}",
             "kohya": f"lora_unet_{original}".replace(".", "_"),
@@ -198,17 +208,18 @@ class Model(Parts):
         }
 
     def metadata(self) -> dict[str, str]:
-        """What LoRA files of this family tell about their base."""
+        """Metadata about the base model, for the LoRA files (keys of sd-scripts and of modelspec)."""
         return {
             "ss_base_model_version": "anima",
-            "modelspec.architecture": "anima-preview/lora",  # sd-scripts' name of the architecture, of V1 too
+            # sd-scripts' name of the architecture, which it uses for V1, too
+            "modelspec.architecture": "anima-preview/lora",
             "ss_max_token_length": str(self.config.max_token_length),
         }
 
     # ---- images ------------------------------------------------------------------------------------------------
 
     def image_key(self) -> tuple[str, ...]:
-        """What encoded images depend on beside the pixels."""
+        """What encoded images depend on besides the pixels; part of the cache key."""
         return ("anima posterior", self.fingerprint("vae"))
 
     @torch.no_grad()
@@ -218,7 +229,7 @@ class Model(Parts):
         return {"mean": mean[0], "std": std[0]}
 
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
-        """x0 of a batch, float32 [B, 16, H/8, W/8] on the device: a draw from each posterior, normalised by channel."""
+        """x0 of a batch, float32 [B, 16, H/8, W/8] on the device: a sample of each posterior, normalised by channel."""
         mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
         x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
         centre, width = self._channels(x0)
@@ -232,13 +243,13 @@ class Model(Parts):
     # ---- captions ------------------------------------------------------------------------------------------------
 
     def text_key(self) -> tuple:
-        """What encoded captions depend on beside the text."""
+        """What encoded captions depend on besides their text; part of the cache key."""
         parts = (self.fingerprint(part) for part in self.text_parts)
         return ("anima", *parts, self.config.max_token_length, str(self.dtype), "text_conditioner" in self.trained)
 
     @cached_property
     def tokenizers(self) -> tuple:
-        """Of Qwen3, whose states are read, and of T5, whose tokens read them."""
+        """Of Qwen3, whose hidden states the text conditioner attends to, and of T5, whose tokens are its queries."""
         return self.files.tokenizer(), self.files.t5_tokenizer()
 
     def token_count(self, caption: str) -> int:
@@ -247,9 +258,9 @@ class Model(Parts):
 
     @torch.no_grad()
     def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
-        """One caption: `hidden` [T5's tokens, width], the frozen conditioner's answer in the transformer's precision.
+        """One caption: `hidden` [T5 tokens, width], the output of the frozen text conditioner.
 
-        For a trained conditioner what it is asked: `states` [Qwen3's tokens, width] and `ids` int64 [T5's tokens].
+        If the conditioner is trained: its inputs, `states` [Qwen3 tokens, width] and `ids` int64 [T5 tokens].
         """
         ids, t5_ids = (
             tokenizer(caption, truncation=True, max_length=self.config.max_token_length)["input_ids"]
@@ -257,19 +268,20 @@ class Model(Parts):
         )
         if ids:
             encoder = self.load("text_encoder")
-            read = torch.tensor([ids], device=self.device)
-            states = encoder(input_ids=read).last_hidden_state[0]  # one caption: nothing of it is masked
-        else:  # an empty caption: one state of zeros, as diffusers has it
+            # a single caption has no padding, so no mask is needed
+            states = encoder(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]  # [tokens, width]
+        else:
+            # an empty caption: one state of zeros, as in diffusers
             width = self.files.text_conditioner_config()["source_dim"]
             states = torch.zeros(1, width, dtype=self.part_dtype("text_encoder"))
-        asked = {"states": states, "ids": torch.tensor(t5_ids)}
-        return asked if "text_conditioner" in self.trained else {"hidden": self._conditioned(**asked)}
+        inputs = {"states": states, "ids": torch.tensor(t5_ids)}
+        return inputs if "text_conditioner" in self.trained else {"hidden": self._conditioned(**inputs)}
 
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, tokens, width] in the transformer's precision.
 
-        Zeros follow each caption up to the longest of the batch, and to 512 at least: the transformer, which has no
-        text mask, was trained so.
+        Captions are padded with zeros to the longest of the batch, and to 512 at least: the transformer has no text
+        mask and was trained with that padding.
         """
         hidden = [text["hidden"] if "hidden" in text else self._conditioned(**text) for text in texts]
         tokens = max(self.files.text_conditioner_config()["min_sequence_length"], *map(len, hidden))
@@ -277,11 +289,11 @@ class Model(Parts):
         return {"hidden": torch.stack(padded)}
 
     def _conditioned(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The conditioner's answer to one caption, without padding: [T5's tokens, width]."""
+        """The output of the text conditioner for one caption, without padding: [T5 tokens, width]."""
         conditioner = self.load("text_conditioner")
         states, ids = states[None].to(self.device), ids[None].to(self.device)
-        seen = torch.ones(states.shape[:2], dtype=torch.int64, device=self.device)
-        hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=seen)
+        mask = torch.ones(states.shape[:2], dtype=torch.int64, device=self.device)
+        hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=mask)
         return hidden[0, : ids.shape[1]].to(self.dtype)
 
     # ---- training ------------------------------------------------------------------------------------------------
@@ -302,12 +314,12 @@ class Model(Parts):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean squared error of each sample's velocity, float32 [B]; x0 and eps [B, 16, h, w], t float32 [B], mask
-        [B, 1, h, w], see `_base.masked`.
+        [B, 1, h, w], see `weightings.masked`.
         """
         return flow.loss(self._velocity(flow.add_noise(x0, eps, t), t, text), x0, eps, mask)
 
     def _velocity(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the transformer says, float32 like xt."""
+        """The transformer's velocity, float32 like xt [B, 16, h, w]; t is [B]."""
         xt = xt.to(_cosmos.stream_dtype(self.dtype))
         return _cosmos.velocity(self.load("transformer"), xt, t, text["hidden"]).float()
 
@@ -315,24 +327,22 @@ class Model(Parts):
 
     @torch.no_grad()
     def sample(
-        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
+        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], sampling: Any, seed: int
     ) -> Image.Image:
-        """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
-
-        Noise and steps are diffusers' own.
-        """
+        """One image with the current weights; the conditionings are of a batch of 1, `sampling` is a SamplingConfig."""
         from diffusers.utils.torch_utils import randn_tensor
 
-        scheduler = flow.scheduler(look.sampler, self.files.scheduler_config(), look.shift, look.steps)
-        shape = (1, self.files.transformer_config()["in_channels"], look.height // 8, look.width // 8)
+        scheduler = flow.scheduler(sampling.sampler, self.files.scheduler_config(), sampling.shift, sampling.steps)
+        shape = (1, self.files.transformer_config()["in_channels"], sampling.height // 8, sampling.width // 8)
         latents = randn_tensor(shape, torch.Generator("cpu").manual_seed(seed), self.device, torch.float32)
         for step, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
             t = sigma.to(self.device)[None]
-            said = self._velocity(latents, t, text)
-            if look.guidance_scale != 1:
-                unconditioned = self._velocity(latents, t, negative)
-                said = unconditioned + look.guidance_scale * (said - unconditioned)
-            latents = scheduler.step(said, step, latents, return_dict=False)[0]
+            velocity = self._velocity(latents, t, text)  # [1, 16, h, w]
+            # classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); a scale of 1 leaves it out
+            if sampling.guidance_scale != 1:
+                unconditional = self._velocity(latents, t, negative)
+                velocity = unconditional + sampling.guidance_scale * (velocity - unconditional)
+            latents = scheduler.step(velocity, step, latents, return_dict=False)[0]
         return self._decode(latents)
 
     def _decode(self, latents: torch.Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The family of Stable Diffusion 1.5 and its derivatives (AnyLoRA, NAI-like bases)."""
+"""Stable Diffusion 1.5 and its derivatives (AnyLoRA, NAI-like models)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lorakit.config import Config, ConfigError, Field, setting
+from lorakit import config as configs
+from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.hub import fetch
 from lorakit.models import Size, _clip, _unet
@@ -18,25 +19,26 @@ from lorakit.models.files.sd15_names import LAYOUT, MARKS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Config):
+class Config(configs.Config):
     """The base model and how it is used."""
 
     family: str = setting("sd15", help="model family", choices=("sd15",))
     source: str = setting(
-        help="the base model: 'demo', a file, a diffusers folder, a hub id (owner/name, modelscope:owner/name), an URL",
+        help="a file, a diffusers folder, an id on Hugging Face or ModelScope (owner/name, modelscope:owner/name), "
+        "a URL, or demo",
         ui=Field(label="base model"),
     )
     prediction_type: str = setting(
         "auto",
-        help="what the base was trained to say; auto: as its files tell",
+        help="what the base model predicts: noise (epsilon) or velocity (v_prediction); auto = read from its files",
         choices=("auto", "epsilon", "v_prediction"),
     )
     clip_skip: int = setting(
         1,
-        help="use the text encoder's last layer but this many, less one; 2 for NAI-like bases, 1 for others",
+        help="layer of the text encoder, counted from its end; 2 for NAI-like anime models, 1 for others",
         range=(1, 12),
     )
-    max_token_length: int = setting(75, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225))
+    max_token_length: int = setting(75, help="longer captions are cut", unit="tokens", choices=(75, 150, 225))
 
     defaults: ClassVar = {}
     # Four images per optimizer step on every GPU: a smaller one only costs speed.
@@ -58,7 +60,7 @@ class Config(Config):
 
 
 def excess(config: Config) -> Callable[[str], str]:
-    """What is cut from the end of a caption, "" when all of it fits; loads the tokenizer alone, downloads nothing."""
+    """A function caption -> its end that is cut ("" when all fits); loads only the tokenizer, downloads nothing."""
     return _clip.excess(config.source, config.max_token_length)
 
 
@@ -66,17 +68,20 @@ class Model(_unet.UNetModel):
     """A Stable Diffusion 1.5 model; see `models.family`."""
 
     text_parts = ("text_encoder",)
-    # 192 modules of a full-size UNet, 72 of its text encoder
+    # in a full-size model 192 modules of the UNet and 72 of the text encoder
     TARGETS = {"unet": _unet.UNET_TARGETS, "text_encoder": _unet.CLIP_TARGETS}
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
         super().__init__(config, open_sd(fetch(config.source), LAYOUT), device, dtype, trained)
         layers = self.files.text_config()["num_hidden_layers"]
         if config.clip_skip > layers:
-            raise ConfigError(f"clip_skip is {config.clip_skip}, but this base's text encoder has {layers} layers.")
+            raise ConfigError(
+                f"clip_skip is {config.clip_skip}, but the text encoder of this base model has {layers} layers: "
+                f"set 1 to {layers}."
+            )
 
     def names(self, part: str, module: str) -> dict[str, str]:
-        """Form of LoRA files -> the name they know a module by, without a tensor's name behind it."""
+        """Form of LoRA files -> the module's name in them, without the names of its tensors."""
         if part == "unet":
             flat = f"lora_unet_{module}".replace(".", "_")
         else:
@@ -85,7 +90,7 @@ class Model(_unet.UNetModel):
         return {"kohya": flat, "diffusers": f"{part}.{module}"}
 
     def metadata(self) -> dict[str, str]:
-        """What LoRA files of this family tell about their base."""
+        """Metadata about the base model, for the LoRA files (keys of sd-scripts and of modelspec)."""
         return {
             "ss_base_model_version": "sd_v1",
             "ss_v2": "False",
@@ -99,7 +104,7 @@ class Model(_unet.UNetModel):
     # ---- captions ------------------------------------------------------------------------------------------------
 
     def text_key(self) -> tuple:
-        """What encoded captions depend on beside the text."""
+        """What encoded captions depend on besides their text; part of the cache key."""
         text = self.config.clip_skip, self.config.max_token_length, str(self.dtype)
         return ("sd15", self.fingerprint("text_encoder"), *text, "text_encoder" in self.trained)
 
@@ -120,28 +125,26 @@ class Model(_unet.UNetModel):
     # ---- training and sampling -----------------------------------------------------------------------------------
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
+        """The UNet's prediction for xt [B, 4, h, w] at t int64 [B]."""
         return self.load("unet")(xt, t, text["hidden"], return_dict=False)[0]
 
     @torch.no_grad()
     def sample(
-        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
+        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], sampling: Any, seed: int
     ) -> Image.Image:
-        """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
-
-        The noise is diffusers' own.
-        """
+        """One image with the current weights; the conditionings are of a batch of 1, `sampling` is a SamplingConfig."""
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline(
-            vae=None,  # not in memory while the UNet works
+            # not in memory while the UNet works
+            vae=None,
             unet=self.load("unet"),
             text_encoder=None,
             tokenizer=None,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            scheduler=ddpm.scheduler(look.sampler, self.scheduler_config),
+            scheduler=ddpm.scheduler(sampling.sampler, self.scheduler_config),
         )
         embeddings = {"prompt_embeds": text["hidden"], "negative_prompt_embeds": negative["hidden"]}
-        return self.run_pipeline(pipeline, embeddings, look, seed)
+        return self.run_pipeline(pipeline, embeddings, sampling, seed)

@@ -1,4 +1,4 @@
-"""The family of Stable Diffusion XL and its derivatives (Illustrious, NoobAI, Pony, Animagine)."""
+"""Stable Diffusion XL and its derivatives (Illustrious, NoobAI, Pony, Animagine)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lorakit.config import Config, ConfigError, Field, setting
+from lorakit import config as configs
+from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.hub import SourceError, fetch
 from lorakit.models import Size, _clip, _unet
@@ -20,47 +21,48 @@ from lorakit.models.files.sd import open_sd
 from lorakit.models.files.sdxl_names import LAYOUT, MARKS
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-# The second tokenizer is the first but for this. diffusers reads "!", which is a tag, as padding there; A1111 and
-# ComfyUI, where the LoRA is used, do not.
+# Token that fills up short captions; None is the tokenizer's own. The second tokenizer differs from the first in this
+# alone. diffusers also drops "!" there, which is a word of some tags; A1111 and ComfyUI do not.
 PADDING = {"text_encoder": None, "text_encoder_2": 0}
 PREFIX = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 COMFY = {"text_encoder": "text_encoders.clip_l.transformer", "text_encoder_2": "text_encoders.clip_g.transformer"}
 NEEDS_V = (
-    "zero terminal SNR needs v prediction: its last timestep is pure noise, where saying the noise teaches nothing "
+    "zero terminal SNR needs v prediction: its last timestep is pure noise, where predicting the noise teaches nothing "
     "and sampling would divide by zero (Lin et al. 2023, arXiv:2305.08891)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Config):
+class Config(configs.Config):
     """The base model and how it is used."""
 
     family: str = setting("sdxl", help="model family", choices=("sdxl",))
     source: str = setting(
-        help="the base model: a file, a diffusers folder, a hub id (owner/name, modelscope:owner/name) or an URL",
+        help="a file, a diffusers folder, an id on Hugging Face or ModelScope (owner/name, modelscope:owner/name), "
+        "or a URL",
         ui=Field(label="base model"),
     )
     vae: str = setting(
-        "", help="another VAE than the base's: a file, a folder or a hub id such as madebyollin/sdxl-vae-fp16-fix"
+        "", help="replaces the VAE of the base model: a file, a folder or an id such as madebyollin/sdxl-vae-fp16-fix"
     )
     prediction_type: str = setting(
         "auto",
-        help="what the base was trained to say; auto: as its files tell (NoobAI V-Pred: v_prediction)",
+        help="what the base model predicts: noise (epsilon) or velocity (v_prediction, as NoobAI V-Pred); auto = "
+        "read from its files",
         choices=("auto", "epsilon", "v_prediction"),
     )
     zero_terminal_snr: str = setting(
         "auto",
-        help="whether the base's last timestep is pure noise; auto: as its files tell (NoobAI V-Pred: enabled)",
+        help="whether the last timestep of the base model is pure noise (NoobAI V-Pred: enabled); auto = read from "
+        "its files",
         choices=("auto", "enabled", "disabled"),
     )
-    max_token_length: int = setting(
-        225, help="captions longer than this are cut", unit="tokens", choices=(75, 150, 225)
-    )
+    max_token_length: int = setting(225, help="longer captions are cut", unit="tokens", choices=(75, 150, 225))
 
-    # Good untouched for anime characters: rank 16 holds what 64 does in SD 1.5; 1e-4 at alpha = rank moves weights
-    # somewhat more gently than the most used notebook's 3e-4 at alpha = rank / 2 and four images a batch; 225
-    # tokens as there; no min-SNR, which takes from a base with zero terminal SNR what that is for; sampling as the
-    # model cards of Illustrious and NoobAI say (Euler a, 28 steps, CFG 5 to 7).
+    # Defaults that work for anime characters. Rank 16 holds as much as 64 does in SD 1.5. 1e-4 at alpha = rank is a
+    # little gentler than 3e-4 at alpha = rank / 2 with batches of four, which the most used notebook has; 225 tokens
+    # are as there. No min-SNR: it takes weight from the noisy timesteps that zero terminal SNR adds. Sampling follows
+    # the model cards of Illustrious and NoobAI (Euler a, 28 steps, CFG 5 to 7).
     defaults: ClassVar = {
         "data": {"resolution": 1024, "min_bucket_reso": 512, "max_bucket_reso": 2048, "bucket_reso_steps": 64},
         "adapter": {"rank": 16, "alpha": 16.0},
@@ -87,8 +89,8 @@ class Config(Config):
     }
     unsupported: ClassVar = {
         **_unet.REFUSED,
-        "clip_skip": "SDXL is always told the layer before the last of both text encoders, which is what 'clip skip 2' "
-        "means elsewhere; leave it away.",
+        "clip_skip": "SDXL always uses the second to last layer of both text encoders, which is called clip skip 2 "
+        "elsewhere; remove this setting.",
     }
     rates: ClassVar = {
         "unet": "learning_rate",
@@ -109,12 +111,13 @@ def fetch_vae(source: str) -> Path:
         return folder
     try:
         return fetch(source, patterns=VAE_FILES)
-    except SourceError:  # a whole model's repository, perhaps
+    except SourceError:
+        # the repository may be of a whole model, with the VAE in a folder
         return fetch(source, patterns=tuple(f"vae/{name}" for name in VAE_FILES))
 
 
 def excess(config: Config) -> Callable[[str], str]:
-    """What is cut from the end of a caption, "" when all of it fits; loads the tokenizer alone, downloads nothing."""
+    """A function caption -> its end that is cut ("" when all fits); loads only the tokenizer, downloads nothing."""
     return _clip.excess(config.source, config.max_token_length)
 
 
@@ -122,7 +125,7 @@ class Model(_unet.UNetModel):
     """A Stable Diffusion XL model; see `models.family`."""
 
     text_parts = ("text_encoder", "text_encoder_2")
-    # 722 modules of a full-size UNet, 66 and 192 of its text encoders
+    # in a full-size model 722 modules of the UNet, 66 and 192 of the text encoders
     TARGETS = {"unet": _unet.UNET_TARGETS, **dict.fromkeys(text_parts, _unet.CLIP_TARGETS)}
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
@@ -132,26 +135,24 @@ class Model(_unet.UNetModel):
             raise ConfigError(f"{config.source}: {NEEDS_V}; set prediction_type or zero_terminal_snr.")
 
     def settings(self, part: str) -> list[Path]:
-        """The configuration of a part, which for another VAE is its own, and what else its answer depends on."""
+        """The configuration of a part (a replaced VAE has its own) and the other files that its output depends on."""
         return [self.files.config_file("vae")] if part == "vae" else super().settings(part)
 
     def targets(self, part: str) -> list[str]:
-        """Names of the modules of a part that adapters go on, in the module's order.
-
-        kohya's set, but for the last layer of the first text encoder: nothing behind it is used, it could not learn.
-        """
-        found = super().targets(part)
+        """Names of the modules of a part that adapters go on, in the module's order: kohya's set, but for one layer."""
+        names = super().targets(part)
         if part == "text_encoder":
+            # the output of the last layer of the first text encoder is not used, so it could not learn
             last = f"layers.{self.load(part).config.num_hidden_layers - 1}."
-            found = [name for name in found if last not in name]
-        return found
+            names = [name for name in names if last not in name]
+        return names
 
     @cached_property
     def _unet_config(self) -> dict:
         return self.files.unet_config()
 
     def names(self, part: str, module: str) -> dict[str, str]:
-        """Form of LoRA files -> the name they know a module by, without what follows (.lora_down.weight)."""
+        """Form of LoRA files -> the module's name in them, without the names of its tensors."""
         if part == "unet":
             original = original_name(module, self._unet_config)
             return {
@@ -168,7 +169,7 @@ class Model(_unet.UNetModel):
         }
 
     def metadata(self) -> dict[str, str]:
-        """What LoRA files of this family tell about their base."""
+        """Metadata about the base model, for the LoRA files (keys of sd-scripts and of modelspec)."""
         return {
             "ss_base_model_version": "sdxl_base_v1-0",
             "ss_v2": "False",
@@ -182,7 +183,7 @@ class Model(_unet.UNetModel):
     # ---- captions ------------------------------------------------------------------------------------------------
 
     def text_key(self) -> tuple:
-        """What encoded captions depend on beside the text."""
+        """What encoded captions depend on besides their text; part of the cache key."""
         parts = (value for part in self.text_parts for value in (self.fingerprint(part), part in self.trained))
         return ("sdxl", *parts, self.config.max_token_length, str(self.dtype))
 
@@ -190,72 +191,72 @@ class Model(_unet.UNetModel):
     def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
         """One caption, for each text encoder: `<part>.ids` int64 [chunks, 77] of a trained one, of a frozen one
         `<part>.hidden` [77 x chunks, width] and of the second `<part>.pooled` [1280]."""
-        found = {}
+        encoded = {}
         for part, padding in PADDING.items():
             ids = _clip.token_ids(self.tokenizer, [caption], self.config.max_token_length, padding)
-            answer = {f"{part}.ids": ids} if part in self.trained else self._encode(part, ids)
-            found |= {name: tensor[0] for name, tensor in answer.items()}
-        return found
+            # a trained text encoder runs in every step, so its input is cached; a frozen one runs once
+            features = {f"{part}.ids": ids} if part in self.trained else self._encode(part, ids)
+            encoded |= {name: tensor[0] for name, tensor in features.items()}
+        return encoded
 
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, 77 x chunks, 2048] and `pooled` [B, 1280] in the model's precision,
         `time_ids` float32 [B, 6]: original height and width, crop from top and left, target height and width."""
-        found = {name: torch.stack([text[name] for text in texts]).to(self.device) for name in texts[0]}
+        features = {name: torch.stack([text[name] for text in texts]).to(self.device) for name in texts[0]}
         for part in self.text_parts:
             if part in self.trained:
-                found |= self._encode(part, found[f"{part}.ids"])
+                features |= self._encode(part, features[f"{part}.ids"])
         numbers = [[*size.original[::-1], *size.crop[::-1], *size.target[::-1]] for size in sizes]
         return {
-            "hidden": torch.cat([found[f"{part}.hidden"] for part in self.text_parts], dim=-1),
-            "pooled": found["text_encoder_2.pooled"],
-            # not in the model's precision: bfloat16 has no 1537
+            "hidden": torch.cat([features[f"{part}.hidden"] for part in self.text_parts], dim=-1),
+            "pooled": features["text_encoder_2.pooled"],
+            # float32 whatever the precision: bfloat16 cannot represent sizes such as 1537
             "time_ids": torch.tensor(numbers, dtype=torch.float32, device=self.device),
         }
 
     def _encode(self, part: str, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        answer = _clip.penultimate(self.load(part), ids.to(self.device))
-        return {f"{part}.{name}": tensor for name, tensor in answer.items()}
+        features = _clip.penultimate(self.load(part), ids.to(self.device))
+        return {f"{part}.{name}": tensor for name, tensor in features.items()}
 
     # ---- training and sampling -----------------------------------------------------------------------------------
 
     @cached_property
     def scheduler_config(self) -> dict:
-        """The noise schedule of the base, with what the settings say about it."""
-        told = dict(super().scheduler_config)
+        """The noise schedule of the base model, overridden by the settings."""
+        schedule = dict(super().scheduler_config)
         if self.config.zero_terminal_snr != "auto":
-            told["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "enabled"
-        if told.get("rescale_betas_zero_snr"):  # sampling must begin where training ends
-            told["timestep_spacing"] = "trailing"
-        return told
+            schedule["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "enabled"
+        if schedule.get("rescale_betas_zero_snr"):
+            # sampling must start at the last timestep, which is pure noise (Lin et al. 2023, section 3.3)
+            schedule["timestep_spacing"] = "trailing"
+        return schedule
 
     @property
     def zero_terminal_snr(self) -> bool:
-        """Whether the last timestep is pure noise: as configured, or as the base's files tell."""
+        """Whether the last timestep is pure noise: as configured, or according to the base model's files."""
         return bool(self.scheduler_config.get("rescale_betas_zero_snr"))
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The UNet's answer to xt [B, 4, h, w] at t int64 [B]."""
+        """The UNet's prediction for xt [B, 4, h, w] at t int64 [B]."""
         added = {"text_embeds": text["pooled"], "time_ids": text["time_ids"]}
         return self.load("unet")(xt, t, text["hidden"], added_cond_kwargs=added, return_dict=False)[0]
 
     @torch.no_grad()
     def sample(
-        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], look: Any, seed: int
+        self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], sampling: Any, seed: int
     ) -> Image.Image:
-        """One image of the current weights from conditionings of a batch of 1; `look` is a SamplingConfig.
-
-        The noise is diffusers' own.
-        """
+        """One image with the current weights; the conditionings are of a batch of 1, `sampling` is a SamplingConfig."""
         from diffusers import StableDiffusionXLPipeline
 
         pipeline = StableDiffusionXLPipeline(
-            vae=None,  # not in memory while the UNet works
+            # not in memory while the UNet works
+            vae=None,
             unet=self.load("unet"),
             text_encoder=None,
             text_encoder_2=None,
             tokenizer=None,
             tokenizer_2=None,
-            scheduler=ddpm.scheduler(look.sampler, self.scheduler_config),
+            scheduler=ddpm.scheduler(sampling.sampler, self.scheduler_config),
             add_watermarker=False,
         )
         embeddings = {
@@ -264,4 +265,4 @@ class Model(_unet.UNetModel):
             "pooled_prompt_embeds": text["pooled"],
             "negative_pooled_prompt_embeds": negative["pooled"],
         }
-        return self.run_pipeline(pipeline, embeddings, look, seed)
+        return self.run_pipeline(pipeline, embeddings, sampling, seed)

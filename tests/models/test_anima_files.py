@@ -423,9 +423,9 @@ def test_parts_of_different_models_are_refused(parts, tmp_path):
     files = save_files(tmp_path / "one", parts)
     wide = save_files(tmp_path / "wide", tiny_parts(width=32))
     told = refusal(files["transformer"], wide["text_encoder"], files["vae"])
-    assert "The text encoder gives 32 channels, the text conditioner takes 16" in told
+    assert "The text encoder has 32 channels, the text conditioner takes 16" in told
     told = refusal(files["transformer"], files["text_encoder"], files["vae"], wide["transformer"])
-    assert "The text conditioner gives 32 channels, the transformer takes 16" in told
+    assert "The text conditioner has 32 channels, the transformer takes 16" in told
 
 
 def test_a_folder_that_lacks_a_part_says_which_and_where_its_index_takes_it_from(folder, tmp_path):

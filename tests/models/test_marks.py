@@ -80,7 +80,7 @@ def test_each_kind_of_file_is_of_one_family_and_says_parts_that_it_has():
             assert kind.name not in [row.name for other in others for row in other.kinds]
         assert set(own.shared.values()) <= set(own.parts)
         assert any(kind.is_base for kind in own.kinds)
-        assert set(own.captions.order) <= set(vocabulary.ORDER)
+        assert set(own.captions.order) <= set(vocabulary.KINDS)
         assert set(models.config_class(family).rates.values()) <= set(RATES)
 
 

@@ -245,7 +245,7 @@ def test_a_name_that_cannot_be_a_runs_is_explained_and_changes_nothing(project, 
     [
         ("adapter.rnk", 8, "Did you mean adapter.rank"),
         ("adapter.rank", "many", "an integer"),
-        ("sample.shift", 3.0, "only flow families"),
+        ("sample.shift", 3.0, "only flow models"),
         ("model.family", "sd9", "sd9"),
         ("adapter", {}, "not a setting"),
     ],

@@ -1,1 +1,1 @@
-"""Reads what people have of a base model: folders, single files, parts. Imported by the families beside it."""
+"""Reads base models in every form that people have: folders, single files, parts. Imported by the families."""

@@ -1,4 +1,4 @@
-"""The parts of an Anima model, read from a diffusers folder or from the single files that ComfyUI's users have."""
+"""The parts of an Anima model, from a diffusers folder or from the single files that ComfyUI uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline
     "text_encoder": "Qwen3Model",
     "vae": "AutoencoderKLQwenImage",
 }
-WITH_HEAD = {"text_encoder": "Qwen3ForCausalLM"}  # the same weights and a head that predicts words, which is left out
+# The same weights with a head that predicts words, which is not loaded.
+WITH_HEAD = {"text_encoder": "Qwen3ForCausalLM"}
 PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")  # parts without weights
 
 
@@ -35,9 +36,9 @@ class FolderPart:
 
     def __init__(self, part: str, folder: Path):
         self.folder, self.settings = folder, folder / "config.json"
-        found = self.config.get("_class_name") or (self.config.get("architectures") or ["nothing known here"])[0]
-        if found not in (CLASSES[part], WITH_HEAD.get(part)):
-            raise ModelFileError(f"{folder} holds {found}; for the {part} expected was {CLASSES[part]}.")
+        name = self.config.get("_class_name") or (self.config.get("architectures") or ["nothing known here"])[0]
+        if name not in (CLASSES[part], WITH_HEAD.get(part)):
+            raise ModelFileError(f"{folder} holds {name}; for the {part} expected was {CLASSES[part]}.")
 
     @property
     def files(self) -> list[Path]:
@@ -51,19 +52,20 @@ class FolderPart:
 
     def tensors(self) -> Tensors:
         """The weights under the names of the library's class, as views of the mapped files."""
-        found = {name: tensor for file in self.files for name, tensor in read_tensors(file, "").items()}
-        return {own: found[name] for own, name in encoder_names(found).items()}  # no other class has such names
+        tensors = {name: tensor for file in self.files for name, tensor in read_tensors(file, "").items()}
+        # changes the names of a language model's text encoder; the other parts have none of these
+        return {own: tensors[name] for own, name in encoder_names(tensors).items()}
 
 
 class FilePart:
-    """A part in a single file of the original layout; what its shapes do not tell stands in `anima_config`.
+    """A part in a single file of the original layout; `anima_config` has the settings that shapes do not show.
 
     Raises ModelFileError for a damaged file, another part, and weights in 8 bits.
     """
 
     def __init__(self, part: str, path: Path):
         self.part, self.files, self.settings = part, [path], ANIMA_CONFIG / part / "config.json"
-        example = f"on the hub it is {HUB_FILES[part]}"
+        example = f"on Hugging Face it is {HUB_FILES[part]}"
         if not path.is_file():
             raise ModelFileError(f"There is no file or folder {path} to take the {part} from; {example}.")
         self.header = verify_safetensors(path)
@@ -87,7 +89,7 @@ class FilePart:
 
     @cached_property
     def config(self) -> dict:
-        """What config.json of a diffusers folder would say."""
+        """The settings that config.json of a diffusers folder would have, measured from the shapes."""
         shapes = {own: tuple(self.header[name]["shape"]) for own, name in self.names.items()}
         try:
             return {**read_json(self.settings), **MEASURED[self.part](shapes)}
@@ -98,8 +100,8 @@ class FilePart:
 
     def tensors(self) -> Tensors:
         """The weights under the names of the library's class, as views of the mapped file."""
-        found = read_tensors(self.files[0], "")
-        return {own: found[name] for own, name in self.names.items()}
+        tensors = read_tensors(self.files[0], "")
+        return {own: tensors[name] for own, name in self.names.items()}
 
 
 Part = FolderPart | FilePart
@@ -111,7 +113,7 @@ Part = FolderPart | FilePart
 def open_anima(
     source: Path, *, text_encoder: Path | None, vae: Path | None, text_conditioner: Path | None
 ) -> AnimaFiles:
-    """The parts of an Anima model, each read when it is asked for.
+    """The parts of an Anima model, each read when it is used.
 
     source            a diffusers folder with all parts, or the DiT as a single .safetensors
     text_encoder      Qwen3-0.6B as a .safetensors or a folder; needed if `source` is a file
@@ -130,8 +132,8 @@ def open_anima(
         parts = {"transformer": FilePart("transformer", source)}
         if text_conditioner is None and parts["transformer"].kind == DIT.name:
             parts["text_conditioner"] = FilePart("text_conditioner", source)
-    given = {"text_conditioner": text_conditioner, "text_encoder": text_encoder, "vae": vae}
-    for name, path in given.items():
+    chosen = {"text_conditioner": text_conditioner, "text_encoder": text_encoder, "vae": vae}
+    for name, path in chosen.items():
         if path is not None:
             inner = path / name if (path / name).is_dir() else path
             parts[name] = FolderPart(name, inner) if inner.is_dir() else FilePart(name, inner)
@@ -145,38 +147,43 @@ def _folders(source: Path) -> dict[str, Path]:
     """part -> its folder, in a diffusers folder with Anima's parts."""
     index = read_index(source)
     if not {"transformer", "text_conditioner"} <= index.keys():
-        found = ", ".join(name for name, entry in index.items() if isinstance(entry, list))
+        present = ", ".join(name for name, entry in index.items() if isinstance(entry, list))
         raise ModelFileError(
-            f"{source} holds a {index.get('_class_name')} with {found}; expected was Anima with {', '.join(CLASSES)}."
+            f"{source} holds a {index.get('_class_name')} with {present}; expected was Anima with {', '.join(CLASSES)}."
         )
     folders = {}
     for name in (*CLASSES, *PLAIN):
-        told = index[name][2] if len(index.get(name, ())) > 2 else {}
-        folders[name] = source / (told.get("subfolder") or name)
+        # a modular index says where a part comes from: [library, class, {subfolder, pretrained_model_name_or_path}]
+        origin = index[name][2] if len(index.get(name, ())) > 2 else {}
+        folders[name] = source / (origin.get("subfolder") or name)
         if not folders[name].is_dir():
-            origin = told.get("pretrained_model_name_or_path")
+            repository = origin.get("pretrained_model_name_or_path")
             raise ModelFileError(
                 f"{source} has no folder {folders[name].name} with the {name}"
-                + (f"; its index takes it from {origin}: put that folder here" if origin else ": download it again")
+                + (
+                    f"; its index takes it from {repository}: put that folder here"
+                    if repository
+                    else ": download it again"
+                )
                 + "."
             )
     return folders
 
 
 class AnimaFiles:
-    """The parts as frozen modules, their weights checked one by one, and what else there is to know about them."""
+    """The parts as frozen modules with checked weights, their configurations and tokenizers."""
 
     def __init__(self, parts: dict[str, Part], folders: dict[str, Path]):
         self._parts, self._plain = parts, {name: folders[name] for name in PLAIN}
         transformer, conditioner, encoder, vae = (parts[name].config for name in CLASSES)
-        for what, wide, where, wanted in (
+        for what, width, where, expected in (
             ("text conditioner", conditioner["target_dim"], "transformer", transformer["text_embed_dim"]),
             ("text encoder", encoder["hidden_size"], "text conditioner", conditioner["source_dim"]),
             ("VAE", vae["z_dim"], "transformer", transformer["in_channels"]),
         ):
-            if wide != wanted:
+            if width != expected:
                 raise ModelFileError(
-                    f"The {what} gives {wide} channels, the {where} takes {wanted}: these parts are of different "
+                    f"The {what} has {width} channels, the {where} takes {expected}: these parts are of different "
                     f"models ({', '.join(f'{name} {part.files[0]}' for name, part in parts.items())})."
                 )
 
@@ -185,7 +192,7 @@ class AnimaFiles:
         return self._parts[part].files
 
     def settings(self, part: str) -> list[Path]:
-        """The files beside its weights that a part's answer depends on: configuration, and the tokenizer before it."""
+        """The files that a part's output depends on besides its weights: configuration, and the tokenizer before it."""
         reader = {"text_encoder": "tokenizer", "text_conditioner": "t5_tokenizer"}.get(part)
         words = sorted(self._plain[reader].iterdir()) if reader else []
         return [self._parts[part].settings, *(file for file in words if file.suffix in (".json", ".txt", ".model"))]
@@ -241,9 +248,9 @@ class AnimaFiles:
     def _module(
         self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device
     ) -> torch.nn.Module:
-        found = self._parts[part]
+        source = self._parts[part]
         where = f"The {part} in {', '.join(map(str, self.files(part)))}"
-        return frozen(build, found.config, lambda model: found.tensors(), where, dtype, device)
+        return frozen(build, source.config, lambda model: source.tensors(), where, dtype, device)
 
 
 def tokenizers_at(source: Path) -> tuple:
@@ -265,13 +272,14 @@ def _t5(folder: Path):
 
 
 def bundled_qwen():
-    """Qwen3's tokenizer (byte pair encoding) from `anima_config`: its vocabulary is 256 bytes, then what is merged."""
+    """Qwen3's tokenizer (byte pair encoding) from `anima_config`: 256 bytes, then the merged pairs."""
     from transformers import AddedToken, Qwen2TokenizerFast
 
     folder = ANIMA_CONFIG / "tokenizer"
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line]
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that are printable
+    # a letter for each byte, as in GPT-2: printable bytes stand for themselves, the others get letters from 256 on
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [chr(code) for code in plain] + [chr(256 + i) for i in range(256 - len(plain))]
     words = [*letters, *map("".join, merges)]
     tokenizer = Qwen2TokenizerFast(vocab={word: i for i, word in enumerate(words)}, merges=merges)

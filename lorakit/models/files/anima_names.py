@@ -93,11 +93,12 @@ def _transformer_names(names: Iterable[str]) -> dict[str, str]:
 def _conditioner_names(names: Iterable[str]) -> dict[str, str]:
     own = {PREFIX.sub("", name): name for name in names}
     inside = {name.removeprefix(ADAPTER): full for name, full in own.items() if name.startswith(ADAPTER)}
-    return inside or own  # a file of its own may leave the prefix away
+    # a file of its own may have no prefix
+    return inside or own
 
 
 def encoder_names(names: Iterable[str]) -> dict[str, str]:
-    """Of Qwen3Model; the language model's head is left out, as no token is ever predicted."""
+    """Names in Qwen3Model -> names in the file; the head that predicts words is left out."""
     return {name.removeprefix("model."): name for name in names if not name.startswith("lm_head.")}
 
 
@@ -112,7 +113,8 @@ def _count(shapes: Shapes, blocks: str) -> int:
 
 
 def _transformer_config(shapes: Shapes) -> dict:
-    hidden, patch = shapes["patch_embed.proj.weight"]  # a patch is 1 x 2 x 2 of all channels and of the padding mask
+    # a patch is 1 x 2 x 2 of all channels and of the padding mask
+    hidden, patch = shapes["patch_embed.proj.weight"]
     head = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
     return {
         "in_channels": patch // 4 - 1,

@@ -1,4 +1,4 @@
-"""What model files on disk are, whether they are whole, and what is missing to train; only headers are read."""
+"""`model check`: what model files on disk are, whether they are complete, what is missing; only headers are read."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from lorakit.models.files.weights import read_pickle
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 SEARCHED = (".safetensors", ".gguf", *PICKLED)
-STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states|rng_state).*")  # of trainers, no models
-UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")  # behind the file's own suffix
+# Files of trainers that have the suffix of a model.
+STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states|rng_state).*")
+# What browsers and download tools append to the name of an unfinished file.
+UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")
 DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 BLOCKS = re.compile(r"(?:model\.)?(?:blocks|layers|transformer_blocks|joint_blocks|double_blocks)\.(\d+)\.")
 
@@ -40,10 +42,10 @@ class ModelFile:
 
     kind     what it is, in words
     size     bytes
-    dtypes   types of its weights, the most frequent first, that hold at least one in a hundred
-    blocks   transformer blocks, 0 where there are none
-    holds    family -> what it holds of the parts that are needed to train on that
-    problem  why it is of no use, "" when it is whole
+    dtypes   types of its weights that make up at least 1 %, the most frequent first
+    blocks   number of transformer blocks, 0 when there are none
+    holds    title of a family -> the parts of it in this file
+    problem  why it cannot be used, "" when it is complete
     """
 
     path: Path
@@ -55,28 +57,29 @@ class ModelFile:
     problem: str = ""
 
     def __str__(self) -> str:
-        told = [_told_size(self.size), *self.dtypes]
-        told += [f"{self.blocks} blocks"] if self.blocks else []
-        return f"{self.path}: {self.kind}, {', '.join(told)}" + (f"\n  ! {self.problem}" if self.problem else "")
+        facts = [_size_text(self.size), *self.dtypes]
+        facts += [f"{self.blocks} blocks"] if self.blocks else []
+        return f"{self.path}: {self.kind}, {', '.join(facts)}" + (f"\n  ! {self.problem}" if self.problem else "")
 
 
-def _told_size(size: int) -> str:
+def _size_text(size: int) -> str:
     units = ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1))
     return next((f"{size / unit:.{digits}f} {name}" for unit, name, digits in units if size >= unit), f"{size} bytes")
 
 
 def check(paths: Iterable[Path | str]) -> list[ModelFile]:
-    """What each file is, and each model among the files in a folder and the folders in it."""
-    return [_examine(found) for path in paths for found in _models(Path(path).expanduser(), set())]
+    """What each file is; of a folder, every model in it and in the folders below."""
+    return [_examine(model) for path in paths for model in _models(Path(path).expanduser(), set())]
 
 
 def missing(files: Iterable[ModelFile]) -> list[str]:
-    """What these files together lack to train on, family by family, and where it comes from; [] when nothing."""
+    """What is missing beside these files to train, by family, with the source of each part; [] when nothing is."""
     lines = []
     whole = [file for file in files if not file.problem]
     for family in all_marks().values():
         have = {part for file in whole for part in file.holds.get(family.title, ())}
-        if have - {"VAE"}:  # a VAE alone does not say that someone wants to train this family
+        # a VAE alone does not say that someone wants to train this family
+        if have - {"VAE"}:
             present = ", ".join(part for part in family.parts if part in have)
             lacking = [part for part in family.parts if part not in have]
             lines += [f"{family.title}: {present} found, {part} missing: {family.parts[part]}" for part in lacking]
@@ -84,7 +87,7 @@ def missing(files: Iterable[ModelFile]) -> list[str]:
 
 
 def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
-    """The model files and model folders at `path` and below, in the order of their names; `seen` folders only once."""
+    """The model files and model folders at `path` and below, sorted by name; no folder twice, as links may loop."""
     try:
         if not path.is_dir():
             yield path
@@ -92,7 +95,8 @@ def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
         inside = sorted(path.iterdir())
         folders = [folder for folder in inside if folder.is_dir()]
         here = path.resolve()
-    except (OSError, RuntimeError):  # of links in a circle; `_examine` says why it cannot be read
+    except (OSError, RuntimeError):
+        # unreadable, or a loop of links: `_examine` reports it
         yield path
         return
     if here in seen:
@@ -117,16 +121,17 @@ def _examine(path: Path) -> ModelFile:
     size = 0
     try:
         if path.is_dir():
-            next(path.iterdir(), None)  # an error when it may not be read
+            # raises PermissionError when it may not be read
+            next(path.iterdir(), None)
             is_diffusers = any((path / name).is_file() for name in INDEXES)
             return _diffusers_folder(path) if is_diffusers else _part_folder(path)
         if not path.is_file():
             raise ModelFileError(f"There is no {path}.")
         size = path.stat().st_size
         if path.name.endswith(UNFINISHED):
-            raise ModelFileError("Its download is not finished: go on with it, or download it again.")
+            raise ModelFileError("Its download is not finished: resume it, or download it again.")
         if path.suffix == ".gguf":
-            kind = "a GGUF file, which cannot be trained on (too coarse): use the .safetensors of that model"
+            kind = "a GGUF file, which is too coarse to train on: use the .safetensors of that model"
             return ModelFile(path=path, kind=kind, size=size)
         return _described(path, size, _header(path))
     except ModelFileError as error:
@@ -230,7 +235,7 @@ def _diffusers_folder(path: Path) -> ModelFile:
 
 
 def _header_of(weights: Path) -> dict[str, Any]:
-    """As `_header`; of .bin, which is as slow to look into as it is large, nothing."""
+    """As `_header`, but nothing for .bin files, which have to be read whole."""
     return _header(weights) if weights.suffix == ".safetensors" else {}
 
 

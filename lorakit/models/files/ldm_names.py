@@ -1,4 +1,4 @@
-"""How a UNet's modules are called in the original (ldm) layout, which ComfyUI and SDXL's LoRA files go by."""
+"""Names of a UNet's modules in the original (ldm) layout, which ComfyUI and the LoRA files of SDXL use."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions
 def original_name(module: str, config: Mapping) -> str:
     """The original name of a UNet2DConditionModel's module with weights, e.g. input_blocks.4.1.proj_in.
 
-    `config` is the UNet's configuration. A level of the original counts its `layers_per_block` blocks and the
-    downsampler behind them, on the way up one block more with the upsampler inside it.
+    `config` is the UNet's configuration. The original numbers its blocks through all levels. On the way down a level
+    has `layers_per_block` blocks and one for the downsampler; on the way up a block more, with the upsampler in the last.
     """
-    found = INSIDE.fullmatch(module)
-    if found is None:
+    match = INSIDE.fullmatch(module)
+    if match is None:
         return OUTSIDE.get(module, module)
-    side, level, kind, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    side, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     count = config["layers_per_block"] + 1  # blocks of a level
     if kind == "resnets":
         rest = RESNET.get(rest, rest)

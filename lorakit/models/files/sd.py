@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion model as frozen modules, and its layouts."""
+"""The parts of a Stable Diffusion model as frozen modules."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lorakit.models.files.weights import frozen
 
 
 def open_sd(path: Path, layout: Layout, vae: Path | None = None) -> SDFiles:
-    """The parts of the model at `path`, each read when it is asked for.
+    """The parts of the model at `path`, each read when it is used.
 
     path      a diffusers folder, or a single .safetensors or .ckpt in the original layout
     layout    the family's parts
-    vae       another VAE in place of the model's: a folder with one (itself, or in `vae`), a file of diffusers' or of
-              the original layout, or a whole checkpoint
+    vae       a VAE that replaces the model's: its folder, one with a folder `vae`, a file in diffusers' or the original
+              layout, or a whole checkpoint
 
     Raises ModelFileError for a damaged file, another kind of file, or a model of another family.
     """
@@ -40,25 +40,25 @@ def open_vae(path: Path, layout: Layout) -> Source:
     else:
         source = SingleFile(path, layout).check("a VAE alone", layout.kind)
     if (name := source.config("vae").get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-        told = " (of Anima)" if name == "AutoencoderKLQwenImage" else ""
-        raise ModelFileError(f"{path} holds {name}{told}; as the VAE of {layout.model} expected was AutoencoderKL.")
-    usual, found = read_vae_config(SingleFile(path, layout)), read_vae_config(source)
+        owner = " (of Anima)" if name == "AutoencoderKLQwenImage" else ""
+        raise ModelFileError(f"{path} holds {name}{owner}; as the VAE of {layout.model} expected was AutoencoderKL.")
+    expected, actual = read_vae_config(SingleFile(path, layout)), read_vae_config(source)
     for name in ("latent_channels", "scaling_factor"):
-        if found[name] != usual[name]:
+        if actual[name] != expected[name]:
             raise ModelFileError(
-                f"{path} is a VAE of another family: its {name} is {found[name]}, that of "
-                f"{layout.model} is {usual[name]}."
+                f"{path} is a VAE of another family: its {name} is {actual[name]}, that of "
+                f"{layout.model} is {expected[name]}."
             )
     return source
 
 
 def read_vae_config(source: Source) -> dict:
-    """A VAE's configuration, with diffusers' defaults for what decides the meaning of its latents."""
+    """A VAE's configuration, with diffusers' defaults for the values that its latents depend on."""
     return {"scaling_factor": 0.18215, "latent_channels": 4, **source.config("vae")}
 
 
 class SDFiles:
-    """The parts of a model, each read when it is asked for; `vae` may lie elsewhere than the others."""
+    """The parts of a model, each read when it is used; the VAE may come from another source."""
 
     def __init__(self, base: Source, vae: Source):
         self._base, self._vae = base, vae
@@ -124,14 +124,14 @@ class SDFiles:
 
     def scheduler_config(self) -> dict:
         """The noise schedule the model was trained with; `prediction_type` is always in it."""
-        told = {"prediction_type": "epsilon", **self._base.scheduler_config()}
-        kind, prediction = told.get("_class_name", ""), told["prediction_type"]
+        schedule = {"prediction_type": "epsilon", **self._base.scheduler_config()}
+        kind, prediction = schedule.get("_class_name", ""), schedule["prediction_type"]
         if kind.startswith(("EDM", "FlowMatch")) or prediction not in ("epsilon", "v_prediction"):
             raise ModelFileError(
                 f"{self.settings} has the noise schedule of {kind} with prediction type {prediction}; epsilon and "
                 "v_prediction on a DDPM schedule can be trained here."
             )
-        return told
+        return schedule
 
     def _module(
         self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device

@@ -1,4 +1,4 @@
-"""Where the tensors of a Stable Diffusion model lie: a diffusers folder, or a single file in the original layout."""
+"""Sources of a Stable Diffusion model: a diffusers folder, or a single file in the original layout."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lorakit.models.files.marks import Layout
 from lorakit.models.files.weights import SPARE, Tensors, read_json, read_pickle, read_tensors
 
 CLIP_VOCABULARY = Path(__file__).parents[1] / "sd15_config" / "tokenizer"
+# How the tensors of a file begin that is a VAE alone.
 VAE_NAMES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-# How the VAE's attention was called in diffusers before 0.18; SD 1.5's own folder on the hub still has these names.
+# Names of the VAE's attention in diffusers before 0.18, which the original SD 1.5 repository still has.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DENOISERS = ("unet", "transformer", "prior")
 
@@ -67,11 +68,11 @@ class Folder(Source):
         index = read_index(self.settings)
         name = index.get("_class_name", "model without a class")
         parts = {part for part, value in index.items() if isinstance(value, list) and value[0] is not None}
-        found = {part for part in parts if part in DENOISERS or part.startswith("text_encoder")}
+        present = {part for part in parts if part in DENOISERS or part.startswith("text_encoder")}
         expected = set(layout.prefixes) - {"vae"}
-        if found != expected:
+        if present != expected:
             raise ModelFileError(
-                f"{self.settings} holds a {name} with {', '.join(sorted(found)) or 'no parts'}; expected was "
+                f"{self.settings} holds a {name} with {', '.join(sorted(present)) or 'no parts'}; expected was "
                 f"{layout.model} with {', '.join(sorted(expected))}.{hint(name)}"
             )
         return self
@@ -81,8 +82,8 @@ class Folder(Source):
         return part_weights(self.folder(part))
 
     def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
-        found = {name: tensor for file in self.files(part) for name, tensor in read_tensors(file, "").items()}
-        return {today(name): tensor for name, tensor in found.items()}
+        tensors = {name: tensor for file in self.files(part) for name, tensor in read_tensors(file, "").items()}
+        return {current_name(name): tensor for name, tensor in tensors.items()}
 
 
 class VaeFolder(Folder):
@@ -93,7 +94,7 @@ class VaeFolder(Folder):
 
 
 class SingleFile(Source):
-    """A model in a single file of the original layout; configuration and vocabulary come from elsewhere."""
+    """A model in a single file of the original layout; configuration and vocabulary come with the package."""
 
     def __init__(self, path: Path, layout: Layout):
         self.path, self.layout, self.settings = path, layout, layout.settings
@@ -115,9 +116,10 @@ class SingleFile(Source):
         """Raises ModelFileError when the file is of none of these kinds."""
         kind = kind_of(self.names)
         if kind not in kinds:
-            own = hint(kind) if kinds == (self.layout.kind,) else ""  # not for a VAE, of which no family is told
+            # not where a VAE is expected: setting another family would not help there
+            advice = hint(kind) if kinds == (self.layout.kind,) else ""
             raise ModelFileError(
-                f"{self.path} is {kind}; expected was {' or '.join(kinds)} or a diffusers folder.{own}"
+                f"{self.path} is {kind}; expected was {' or '.join(kinds)} or a diffusers folder.{advice}"
             )
         return self
 
@@ -126,35 +128,38 @@ class SingleFile(Source):
         return [self.path]
 
     def scheduler_config(self) -> dict:
-        """As of the settings, with what the file tells about v prediction and zero terminal SNR."""
-        told = {}
+        """The family's noise schedule, with v prediction and zero terminal SNR if the file is marked with them."""
+        marked = {}
         if "v_pred" in self.names or self._header.get("__metadata__", {}).get("modelspec.prediction_type") == "v":
-            told["prediction_type"] = "v_prediction"
+            marked["prediction_type"] = "v_prediction"
         if "ztsnr" in self.names:
-            told["rescale_betas_zero_snr"] = True
-        return {**super().scheduler_config(), **told}
+            marked["rescale_betas_zero_snr"] = True
+        return {**super().scheduler_config(), **marked}
 
     @property
     def vocabulary(self) -> Path:
-        """The folder with the tokenizer's files; that of CLIP is all Stable Diffusion models'."""
+        """The folder with the tokenizer's files: all Stable Diffusion models share CLIP's."""
         own = super().vocabulary
         return own if own.is_dir() else CLIP_VOCABULARY
 
     def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
         from diffusers.loaders import single_file_utils as ldm
 
-        found, prefix = self._named(part), self.layout.prefixes[part]
+        tensors, prefix = self._named(part), self.layout.prefixes[part]
         if part.startswith("text_encoder"):
-            is_open_clip = any(name.startswith(f"{prefix}transformer.resblocks.") for name in found)
-            if is_open_clip:  # its fused q, k and v are copied apart: 0.3 GB in float16 for SDXL
-                return ldm.convert_open_clip_checkpoint(model, found, prefix)
-            return ldm.convert_ldm_clip_checkpoint(found)
-        if any(name.startswith("encoder.down_blocks.") for name in found):  # a VAE in diffusers' own layout
-            return {today(name): tensor for name, tensor in found.items()}
+            is_open_clip = any(name.startswith(f"{prefix}transformer.resblocks.") for name in tensors)
+            if is_open_clip:
+                # its fused q, k and v are copied into separate tensors: 0.3 GB in float16 for SDXL
+                return ldm.convert_open_clip_checkpoint(model, tensors, prefix)
+            return ldm.convert_ldm_clip_checkpoint(tensors)
+        if any(name.startswith("encoder.down_blocks.") for name in tensors):
+            # a VAE in diffusers' own layout
+            return {current_name(name): tensor for name, tensor in tensors.items()}
         convert = ldm.convert_ldm_unet_checkpoint if part == "unet" else ldm.convert_ldm_vae_checkpoint
-        converted = convert(found, model.config)
+        converted = convert(tensors, model.config)
+        # the converters ignore what they do not know; a tensor that is not in their result was dropped
         used = {tensor.data_ptr() for tensor in converted.values()}
-        left = [name for name, tensor in found.items() if tensor.data_ptr() not in used and not name.endswith(SPARE)]
+        left = [name for name, tensor in tensors.items() if tensor.data_ptr() not in used and not name.endswith(SPARE)]
         if left:
             raise ModelFileError(
                 f"{self.path} has {len(left)} tensors that {part} does not, such as {left[0]}: it is not "
@@ -166,21 +171,21 @@ class SingleFile(Source):
         """The tensors of a part, under the file's names."""
         prefix = self.layout.prefixes[part]
         if part == "vae" and not any(name.startswith(prefix) for name in self.names):
-            prefix = VAE_NAMES  # of a file that is a VAE alone
+            prefix = VAE_NAMES
         if self._header:
-            found = read_tensors(self.path, prefix)
+            tensors = read_tensors(self.path, prefix)
         else:
-            found = {name: tensor for name, tensor in self._pickle.items() if name.startswith(prefix)}
-        if not found:
+            tensors = {name: tensor for name, tensor in self._pickle.items() if name.startswith(prefix)}
+        if not tensors:
             raise ModelFileError(
                 f"{self.path} holds no {part} (no {self.layout.prefixes[part]}*): use a file that has one, or a "
                 "diffusers folder."
             )
-        return found
+        return tensors
 
 
-def today(name: str) -> str:
-    """The name that diffusers now has for a tensor of a folder that an older one wrote."""
+def current_name(name: str) -> str:
+    """The present name of a tensor that an older diffusers wrote."""
     head, _, tail = name.rpartition(".")
     layer = head.rpartition(".")[2]
     if ".attentions." in name and layer in OLD_ATTENTION:

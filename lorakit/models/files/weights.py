@@ -1,4 +1,4 @@
-"""Weights from files into modules: views of mapped files, checked name by name, moved to the device one by one."""
+"""Loads weights from files into modules: mapped files, every name and shape checked, moved to the device one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from lorakit.hub.files import ModelFileError, verify_safetensors
 
-# In some files beside the weights: computed buffers, and parts of CLIP that text conditioning does not use.
+# Tensors that some files have besides the weights: computed buffers, and parts of CLIP that encode no text.
 SPARE = ("position_ids", "text_projection.weight", "logit_scale")
 Tensors = dict[str, torch.Tensor]
 
@@ -24,26 +24,28 @@ def frozen(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.nn.Module:
-    """The module that `build` makes of `config`, with the weights that `read` gives for it, in `dtype` on `device`.
+    """A frozen module built from `config`, with the weights that `read` returns for it, in `dtype` on `device`.
 
-    The host holds no more than one converted weight at a time beside the mapped file. Raises ModelFileError, which
-    says `where`, when the weights do not fit.
+    Host memory holds one converted weight at a time besides the mapped file. Raises ModelFileError, which names
+    `where`, when the weights do not fit the configuration.
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):  # no memory and no random numbers for weights; buffers are real
+    # weights take no memory and no random numbers until they are loaded; buffers are computed
+    with init_empty_weights(include_buffers=False):
         model = build(config)
     weights = fitting(model, read(model), where)
     for name, tensor in weights.items():
         weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
     model.load_state_dict(weights, strict=True, assign=True)
-    return model.requires_grad_(False).eval().to(device)  # buffers
+    # the weights are on the device already, this moves the buffers
+    return model.requires_grad_(False).eval().to(device)
 
 
 def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
-    """`tensors` under the model's own names, after checking that all of its weights are there, in shape, and no others.
+    """`tensors` under the model's own names. Raises ModelFileError unless they are exactly its weights, in shape.
 
-    transformers 5.6 took `text_model.` out of the names in CLIPTextModel; files have it, except those of NAI's time.
+    transformers 5.6 removed `text_model.` from the names in CLIPTextModel; most files have it, some of 2022 do not.
     """
     expected = model.state_dict()
     own = {name.removeprefix("text_model."): name for name in expected}
@@ -52,10 +54,10 @@ def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
     missing = [name for name in expected if name not in weights]
     foreign = [name for name in weights if name not in expected]
     if missing or foreign:
-        found = (("missing", missing), ("unknown", foreign))
-        told = [f"{len(names)} are {state}, such as {names[0]}" for state, names in found if names]
+        groups = (("missing", missing), ("unknown", foreign))
+        problems = [f"{len(names)} are {state}, such as {names[0]}" for state, names in groups if names]
         raise ModelFileError(
-            f"{where} does not fit its configuration: of {len(expected)} tensors {'; '.join(told)}; "
+            f"{where} does not fit its configuration: of {len(expected)} tensors {'; '.join(problems)}; "
             "it is incomplete or of another kind."
         )
     for name, tensor in weights.items():
@@ -68,17 +70,17 @@ def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
 
 
 def read_json(path: Path) -> dict:
-    """A configuration file of a model. Raises ModelFileError when it is not there or not JSON."""
+    """A configuration file of a model. Raises ModelFileError when it is missing or no JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise ModelFileError(f"There is no {path}: the folder is not whole; download it again.") from error
+        raise ModelFileError(f"There is no {path}: the folder is incomplete; download it again.") from error
     except ValueError as error:
         raise ModelFileError(f"{path} is not readable JSON ({error}): download it again.") from error
 
 
 def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> Tensors:
-    """The tensors of a file whose names begin with `prefix`; of .safetensors, views of the file, not copies."""
+    """The tensors of a file whose names begin with `prefix`; of .safetensors, views of the file without copies."""
     if path.suffix != ".safetensors":
         return {name: tensor for name, tensor in read_pickle(path).items() if name.startswith(prefix)}
     from safetensors import safe_open
@@ -89,14 +91,15 @@ def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> Tensors:
 
 
 def read_pickle(path: Path) -> Tensors:
-    """The tensors of a .ckpt or .bin, by torch's weights-only reading, which runs no code from the file."""
+    """The tensors of a .ckpt or .bin, by torch's weights-only loader, which runs no code from the file."""
     if path.stat().st_size == 0:
         raise ModelFileError(f"{path} is empty (0 bytes); a PyTorch checkpoint was expected: download it again.")
     with open(path, "rb") as file:
         start = file.read(4)
     if start.startswith(b"<"):
         raise ModelFileError(f"{path} is a web page, not a PyTorch checkpoint: download the file itself.")
-    try:  # checkpoints of before PyTorch 1.6 are no zip archives and cannot be mapped
+    try:
+        # checkpoints from before PyTorch 1.6 are no zip archives and cannot be mapped
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK\x03\x04")
     except pickle.UnpicklingError as error:
         raise ModelFileError(
