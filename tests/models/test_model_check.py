@@ -293,7 +293,7 @@ def test_other_suffixes_are_found_but_not_a_trainers_state(tmp_path):
         torch.save(state, tmp_path / name)
     found = {finding.path.name: finding for finding in check([tmp_path])}
     assert found.keys() == {"anima.gguf", *names[:3]}
-    assert "cannot be trained on" in found["anima.gguf"].kind and "1.5 kB" in str(found["anima.gguf"])
+    assert "too coarse to train on" in found["anima.gguf"].kind and "1.5 kB" in str(found["anima.gguf"])
     assert not any(finding.problem for finding in found.values())
     assert {found[name].kind for name in names[:3]} == {"a VAE alone"}
 

@@ -26,7 +26,7 @@ def original_name(module: str, config: Mapping) -> str:
     """The original name of a UNet2DConditionModel's module with weights, e.g. input_blocks.4.1.proj_in.
 
     `config` is the UNet's configuration. The original numbers its blocks through all levels. On the way down a level
-    has `layers_per_block` blocks and one for the downsampler; on the way up a block more, with the upsampler in the last.
+    has `layers_per_block` blocks and one for the downsampler; on the way up one more, with the upsampler in the last.
     """
     match = INSIDE.fullmatch(module)
     if match is None:
