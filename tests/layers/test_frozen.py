@@ -22,32 +22,32 @@ def unet(tmp_path_factory) -> UNet2DConditionModel:
     return model.requires_grad_(False).eval()
 
 
-def answer(model: UNet2DConditionModel, dtype: torch.dtype, batch: int = 2):
-    """What a model says about fixed inputs, and the gradients of its inputs."""
+def predictions(model: UNet2DConditionModel, dtype: torch.dtype, batch: int = 2):
+    """What a model predicts for fixed inputs, and the gradients of its inputs."""
     generator = torch.Generator().manual_seed(2)
     xt, text = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((batch, 4, 16, 16), (batch, 7, 16)))
     xt.requires_grad_(), text.requires_grad_()
-    said = model(xt, torch.tensor([500] * batch), text).sample
-    said.float().square().mean().backward()
-    return said.detach(), xt.grad, text.grad
+    predicted = model(xt, torch.tensor([500] * batch), text).sample
+    predicted.float().square().mean().backward()
+    return predicted.detach(), xt.grad, text.grad
 
 
 @pytest.mark.parametrize("batch", (1, 3))
 @pytest.mark.parametrize("dtype, tolerance", ((torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 5e-2)))
-def test_a_slim_model_says_the_same_with_the_same_gradients(unet, dtype, tolerance, batch):
+def test_a_slim_model_predicts_the_same_with_the_same_gradients(unet, dtype, tolerance, batch):
     plain = copy.deepcopy(unet).to(dtype)
     thin = slim(copy.deepcopy(plain))
-    for expected, found in zip(answer(plain, dtype, batch), answer(thin, dtype, batch), strict=True):
+    for expected, found in zip(predictions(plain, dtype, batch), predictions(thin, dtype, batch), strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm() and expected.norm() > 0
 
 
-def test_a_slim_model_says_the_same_bits_each_time(unet):
+def test_a_slim_model_predicts_the_same_bits_each_time(unet):
     thin = slim(copy.deepcopy(unet))
-    for first, second in zip(answer(thin, torch.float32), answer(thin, torch.float32), strict=True):
+    for first, second in zip(predictions(thin, torch.float32), predictions(thin, torch.float32), strict=True):
         assert torch.equal(first, second)
 
 
-def test_names_and_weights_stay_as_they_are(unet):
+def test_names_and_weights_do_not_change(unet):
     before, after = unet.state_dict(), slim(copy.deepcopy(unet)).state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -55,7 +55,7 @@ def test_names_and_weights_stay_as_they_are(unet):
 def test_layers_that_are_trained_keep_their_gradients(unet):
     model = copy.deepcopy(unet)
     model.conv_in.requires_grad_(True)
-    answer(slim(model), torch.float32)
+    predictions(slim(model), torch.float32)
     assert model.conv_in.weight.grad.norm() > 0
 
 
@@ -71,7 +71,7 @@ def test_a_slim_model_keeps_less_than_two_thirds_for_the_backward_pass(unet):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            answer(model, torch.float32)
+            predictions(model, torch.float32)
         return sum(storages.values())
 
     assert kept(slim(copy.deepcopy(unet))) < 2 / 3 * kept(unet)

@@ -1,4 +1,4 @@
-"""Saving memory changes no gradient, and what is let go is gone."""
+"""Saving memory changes no gradient, and what is released is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorakit import models
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.events import Finished, Saved
 from lorakit.layers.frozen import FrozenConv2d, FrozenLinear
-from lorakit.layers.offload import Courier
+from lorakit.layers.offload import Prefetcher
 from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.models import Size
 from lorakit.training.loop import train
@@ -55,16 +55,16 @@ def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]
     return {"losses": losses.detach(), **{name: weight.grad for name, weight in adapter.named()}}
 
 
-def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
         assert tensor.abs().sum() > 0, name
 
 
-def couriered(model) -> list:
+def offloaded(model) -> list:
     """The layers whose weights stay on the host."""
-    return [layer for layer in model.load(model.denoiser).modules() if getattr(layer, "courier", None)]
+    return [layer for layer in model.load(model.denoiser).modules() if getattr(layer, "prefetcher", None)]
 
 
 # ---- equal gradients -------------------------------------------------------------------------------------------------
@@ -76,48 +76,48 @@ def dropout(request) -> float:
 
 
 @pytest.fixture(scope="module")
-def wanted(family, base, dropout) -> dict[str, torch.Tensor]:
+def expected(family, base, dropout) -> dict[str, torch.Tensor]:
     """Losses and gradients of the model that saves no memory."""
     model = opened(family, base)
     return learn(model, attached(model, dropout=dropout))
 
 
-def test_recomputing_activations_changes_no_gradient(family, base, dropout, wanted):
+def test_recomputing_activations_changes_no_gradient(family, base, dropout, expected):
     model = opened(family, base, recomputed=True)
-    assert_equal(learn(model, attached(model, dropout=dropout)), wanted)
+    assert_equal(learn(model, attached(model, dropout=dropout)), expected)
 
 
 @pytest.mark.parametrize("share, recomputed", ((0.5, False), (1.0, True)), ids=("half", "all, recomputed"))
 def test_offloaded_weights_are_fetched_wherever_they_are_used(
-    family, base, dropout, wanted, monkeypatch, share, recomputed
+    family, base, dropout, expected, monkeypatch, share, recomputed
 ):
     """Host weights are kept negated here, as if on a device that cannot compute; fetching alone makes them right."""
     model = opened(family, base, offload=share, recomputed=recomputed)
     adapter = attached(model, dropout=dropout)
-    layers = couriered(model)
+    layers = offloaded(model)
     for layer in layers:
         layer.weight.data = -layer.weight.data
     fetched = []
-    monkeypatch.setattr(Courier, "fetch", lambda courier, weight: fetched.append(weight) or -weight)
-    assert_equal(learn(model, adapter), wanted)
+    monkeypatch.setattr(Prefetcher, "fetch", lambda prefetcher, weight: fetched.append(weight) or -weight)
+    assert_equal(learn(model, adapter), expected)
     assert {id(weight) for weight in fetched} == {id(layer.weight) for layer in layers}
-    assert len(fetched) > (2 if recomputed else 1) * len(layers)  # not all inputs want a gradient
+    assert len(fetched) > (2 if recomputed else 1) * len(layers)  # not all inputs need a gradient
 
 
 @pytest.mark.parametrize("share", (0.25, 1.0))
-def test_the_share_that_stays_is_what_was_asked_for(family, base, share):
+def test_the_share_that_stays_is_the_one_set(family, base, share):
     model = opened(family, base, offload=share)
     blocks = [
         layer.weight.nbytes
         for name, layer in model.load(model.denoiser).named_modules()
         if "block" in name and isinstance(layer, (FrozenLinear, FrozenConv2d))
     ]
-    staying = sum(layer.weight.nbytes for layer in couriered(model))
+    staying = sum(layer.weight.nbytes for layer in offloaded(model))
     assert abs(staying - share * sum(blocks)) <= max(blocks) / 2
     assert sum(blocks) > 0.6 * sum(weight.nbytes for weight in model.load(model.denoiser).parameters())
 
 
-def test_a_run_may_change_what_it_gives_for_memory_between_sittings(tmp_path, family, base):
+def test_a_run_may_change_its_memory_settings_between_sessions(tmp_path, family, base):
     short = merged(family_settings(family, base)[0], {"loop": {"steps": 3}, "save": {"every_steps": 1}})
     uncut = new_run(tmp_path / "uncut", base, short)
     list(train(uncut))
@@ -127,7 +127,7 @@ def test_a_run_may_change_what_it_gives_for_memory_between_sittings(tmp_path, fa
     assert_same_end(run, uncut)
 
 
-def test_a_part_that_is_let_go_is_gone_at_once(family, base):
+def test_a_released_part_is_gone_at_once(family, base):
     model = opened(family, base)
     gone = [(part, weakref.ref(module)) for part in model.parts for module in model.load(part).modules()]
     model.release(*model.parts)
@@ -147,7 +147,7 @@ def test_offloading_on_cuda_changes_no_gradient_and_takes_less_memory(family, ba
         model = opened(family, base, offload=share, recomputed=recomputed, device=cuda, dtype=dtype)
         adapter = attached(model)
         assert {weight.device.type for _, weight in adapter.named()} == {"cuda"}
-        assert all(layer.weight.is_pinned() for layer in couriered(model))
+        assert all(layer.weight.is_pinned() for layer in offloaded(model))
         held.append(torch.cuda.memory_allocated() - before)
         learn(model, adapter)  # the order is learned
         for _, weight in adapter.named():
@@ -179,7 +179,7 @@ def test_weights_on_the_host_take_no_room_on_cuda():
             module["block"](x).square().sum().backward()
         return torch.cuda.max_memory_allocated() - before, x.grad
 
-    (all_there, wanted), (half, same), (none, alike) = peak(0.0), peak(0.5), peak(1.0)
-    assert torch.equal(same, wanted) and torch.equal(alike, wanted)
+    (all_there, expected), (half, same), (none, alike) = peak(0.0), peak(0.5), peak(1.0)
+    assert torch.equal(same, expected) and torch.equal(alike, expected)
     weight = 4 * 4096**2
     assert all_there > 20 * weight and half < 13 * weight and none < 3 * weight

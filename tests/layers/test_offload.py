@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from lorakit.layers.offload import Courier
+from lorakit.layers.offload import Prefetcher
 
 LAYERS = 10
 STEP = [*range(LAYERS), *reversed(range(LAYERS))]
@@ -46,7 +46,7 @@ class Stream:
 
 
 class Device:
-    """What the courier uses of torch.cuda, on the CPU: work is queued, and done later in any order that is allowed."""
+    """What the prefetcher uses of torch.cuda, on the CPU: work is queued, and done in any order that is allowed."""
 
     def __init__(self, patch: pytest.MonkeyPatch, seed: int):
         self.random, self.streams, self.copies = random.Random(seed), [], 0
@@ -90,25 +90,25 @@ def test_every_read_finds_its_weight(monkeypatch, trace):
     for seed in range(50):
         with monkeypatch.context() as patch:
             device, wrong = Device(patch, seed), []
-            courier = Courier(torch.device("cuda"), max(weight.nbytes for weight in weights))
+            prefetcher = Prefetcher(torch.device("cuda"), max(weight.nbytes for weight in weights))
 
             def read(copy: torch.Tensor, layer: int, wrong: list[int] = wrong) -> None:
                 if not torch.equal(copy, weights[layer]):
                     wrong.append(layer)
 
             for layer in trace:
-                copy = courier.fetch(weights[layer])
+                copy = prefetcher.fetch(weights[layer])
                 device.current.queue.append(lambda copy=copy, layer=layer: read(copy, layer))
                 device.work()
             device.finish()
         assert not wrong
 
 
-def test_an_order_that_comes_back_is_guessed(monkeypatch):
+def test_an_order_that_repeats_is_predicted(monkeypatch):
     weights = [torch.full((8, 2), float(layer)) for layer in range(LAYERS)]
     device = Device(monkeypatch, 0)
-    courier = Courier(torch.device("cuda"), weights[0].nbytes)
+    prefetcher = Prefetcher(torch.device("cuda"), weights[0].nbytes)
     for layer in STEP * 4:
-        courier.fetch(weights[layer])
+        prefetcher.fetch(weights[layer])
         device.work()
     assert device.copies <= len(STEP * 4) + 1
