@@ -82,10 +82,10 @@ class Number:
     A logarithmic slider has 0 at its left end. A value beyond an end moves that end.
     """
 
-    def __init__(self, f: dataclasses.Field, wanted: type, layouts: Layouts):
+    def __init__(self, f: dataclasses.Field, value_type: type, layouts: Layouts):
         ui: Slider = f.metadata["ui"]
         low, high, step = ui.low, ui.high, ui.step
-        self._log, self._whole, self._limits = ui.log, wanted is int, f.metadata["range"]
+        self._log, self._whole, self._limits = ui.log, value_type is int, f.metadata["range"]
         # 0 has no logarithm: one step is added at the left end, which stands for it
         self._zero = self._log and self._limits[0] == 0
         self._silent = False
@@ -172,28 +172,28 @@ Control = Plain | Number | Suggestions
 def control(layouts: Layouts, setting: tuple[type[Config], str], options: Iterable[Any] = ()) -> Control:
     """The control of a setting (its Config, its name); `options` are fewer choices than its own."""
     config_class, name = setting
-    f, wanted = config_class.__dataclass_fields__[name], types_of(config_class)[name]
+    f, value_type = config_class.__dataclass_fields__[name], types_of(config_class)[name]
     wide, short = {"layout": layouts.wide}, {"layout": layouts.short}
     if allowed := tuple(options) or choices_of(f):
         return Choice(allowed, layouts.wide)
-    if wanted is bool:
+    if value_type is bool:
         return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
     if isinstance(f.metadata["ui"], Slider):
-        return Number(f, wanted, layouts)
-    if wanted is int:
+        return Number(f, value_type, layouts)
+    if value_type is int:
         return Plain(ipywidgets.IntText(**short), int, int)
-    if wanted is float:
+    if value_type is float:
         return Plain(ipywidgets.Text(continuous_update=False, **short), lambda v: number_text(v, False), number_of)
-    if wanted is str:
+    if value_type is str:
         lines, suggestions = f.metadata["ui"].lines, f.metadata["ui"].suggestions
         field = ipywidgets.Textarea(rows=lines, **wide) if lines > 1 else ipywidgets.Text(**wide)
         return Suggestions(field, suggestions, layouts) if suggestions else Plain(field, str, str)
-    if typing.get_origin(wanted) is tuple and typing.get_args(wanted)[0] is str:
+    if typing.get_origin(value_type) is tuple and typing.get_args(value_type)[0] is str:
         area = ipywidgets.Textarea(rows=3, placeholder=say("one per line"), **wide)
         return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
     # tables, and lists of them: written as YAML
     area = ipywidgets.Textarea(rows=2, placeholder="YAML", continuous_update=False, **wide)
-    return Plain(area, _yaml, lambda text: _structured(text, dict if wanted is dict else tuple))
+    return Plain(area, _yaml, lambda text: _structured(text, dict if value_type is dict else tuple))
 
 
 def number_text(value: Any, scientific: bool) -> str:

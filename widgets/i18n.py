@@ -1,4 +1,4 @@
-"""What widgets say, in the reader's language: the English sentence is the key, zh/ holds the Chinese ones."""
+"""Texts of the widgets in the reader's language: the English sentence is the key, zh/ holds the Chinese ones."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _chosen = {"language": "en"}
 
 
 def use(language: str) -> None:
-    """Speak "en" or "zh" from here on. Raises UserError for any other language."""
+    """Use "en" or "zh" from now on. Raises UserError for any other language."""
     if language not in LANGUAGES:
-        raise UserError(f"There is no language {language!r} here; there are {', '.join(LANGUAGES)}.")
+        raise UserError(f"The language {language!r} is unknown; choose one of {', '.join(LANGUAGES)}.")
     _chosen["language"] = language
 
 
 def language() -> str:
-    """The language that is spoken now: "en" or "zh"."""
+    """The current language: "en" or "zh"."""
     return _chosen["language"]
 
 
 def say(text: str, **fields: Any) -> str:
     """An English sentence in the reader's language, with `{name}` replaced by the fields: `say("{n} steps", n=3)`.
 
-    A sentence that was never translated stays English.
+    A sentence without a translation stays English.
     """
     if language() == "zh":
         text = _sentences().get(text, text)
@@ -39,7 +39,7 @@ def say(text: str, **fields: Any) -> str:
 
 
 def words(section: str, path: str, label: str, help: str) -> tuple[str, str]:
-    """Label and help in the reader's language of what stands at `path` in a section ("settings")."""
+    """Label and help of a setting in the reader's language; `path` is its key in a section ("settings")."""
     if language() == "zh" and path in translations()[section]:
         label, help = translations()[section][path]
     return label, help

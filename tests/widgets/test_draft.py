@@ -1,4 +1,4 @@
-"""What is chosen for a run is on disk at once, survives damage, and says the same as code and as a command."""
+"""The settings of a run are on disk at once, survive damage, and make the same run as code and as a command."""
 
 import json
 import os
@@ -47,38 +47,38 @@ def chinese():
 
 def filled(project, family):
     """A form with settings of every kind."""
-    made = Form(project, "first")
-    made.choose(family=family, gpu_preset="8 GB", purpose="character", size="small")
-    made.set("model.source", "owner/it's a base")
-    made.set("sample.prompts", ["1girl, it's: 'me'", "中文, [b]", "- no"])
-    made.set("data.trigger", "true")
-    made.set("sample.negative_prompt", "two\nlines: 'é'")
-    made.set("optimizer.learning_rate", "3e-5")
-    made.set("optimizer.args", {"weight_decay": 0.1, "betas": [0.9, 0.99]})
-    made.set("stages", [{"loop": {"epochs": 2}, "schedule": {"name": "linear"}}])
-    return made
+    form = Form(project, "first")
+    form.choose(family=family, gpu_preset="8 GB", purpose="character", size="small")
+    form.set("model.source", "owner/it's a base")
+    form.set("sample.prompts", ["1girl, it's: 'me'", "中文, [b]", "- no"])
+    form.set("data.trigger", "true")
+    form.set("sample.negative_prompt", "two\nlines: 'é'")
+    form.set("optimizer.learning_rate", "3e-5")
+    form.set("optimizer.args", {"weight_decay": 0.1, "betas": [0.9, 0.99]})
+    form.set("stages", [{"loop": {"epochs": 2}, "schedule": {"name": "linear"}}])
+    return form
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_kernel_shows_the_same(family, project):
-    made = filled(project, family)
-    made.choose(expert=True)
+    form = filled(project, family)
+    form.choose(expert=True)
     again = Form(project)
-    assert again.draft.choice == made.draft.choice and again.value == made.value and not again.draft.notes
-    assert set(again.rows) == set(made.rows)
-    assert [row.control.read() for row in again.rows.values()] == [row.control.read() for row in made.rows.values()]
+    assert again.draft.choice == form.draft.choice and again.value == form.value and not again.draft.notes
+    assert set(again.rows) == set(form.rows)
+    assert [row.control.read() for row in again.rows.values()] == [row.control.read() for row in form.rows.values()]
 
 
 def test_every_change_is_on_disk_when_it_returns(project):
-    made = Form(project)
-    assert not made.draft.file.exists()  # looking changes nothing
-    made.rows["adapter.rank"].control.slider.value = 64
-    assert yaml.safe_load(made.draft.file.read_text("utf-8"))["settings"] == {"adapter": {"rank": 64}}
-    made.rows["adapter.rank"].undo.click()
-    assert yaml.safe_load(made.draft.file.read_text("utf-8"))["settings"] == {}
-    made.header.run_name.value = "other"
+    form = Form(project)
+    assert not form.draft.file.exists()  # looking changes nothing
+    form.rows["adapter.rank"].control.slider.value = 64
+    assert yaml.safe_load(form.draft.file.read_text("utf-8"))["settings"] == {"adapter": {"rank": 64}}
+    form.rows["adapter.rank"].undo.click()
+    assert yaml.safe_load(form.draft.file.read_text("utf-8"))["settings"] == {}
+    form.header.run_name.value = "other"
     assert Form(project).draft.choice.run == "other"
     assert not list(project.folder.glob("*.part"))
 
@@ -105,27 +105,27 @@ def test_of_two_forms_the_later_write_wins_whole(project):
         "run: ../x",
     ],
 )
-def test_a_damaged_file_is_set_aside_with_a_note_and_not_lost(project, text):
+def test_a_damaged_file_is_renamed_with_a_note_and_not_lost(project, text):
     project.folder.mkdir()
     (project.folder / "settings.yaml").write_text(text)
-    made = Form(project)
+    form = Form(project)
     (kept,) = project.folder.glob("settings-damaged-*.yaml")
     assert kept.read_text() == text
-    assert kept.name in made.top.value
-    made.set("adapter.rank", 8)
+    assert kept.name in form.top.value
+    form.set("adapter.rank", 8)
     assert Draft(project).by_hand == {"adapter.rank": 8}
 
 
-def test_what_is_wrong_in_a_file_is_left_out_and_the_rest_is_kept(project):
+def test_wrong_settings_in_a_file_are_left_out_and_the_rest_is_kept(project):
     project.folder.mkdir()
-    told = {
+    stored = {
         "settings": {"adapter": {"rank": 8, "gone": 1}, "loop": {"epochs": "x"}},
         "models": {"sd15": {"source": "demo"}},
     }
-    (project.folder / "settings.yaml").write_text(yaml.safe_dump(told))
-    found = Draft(project)
-    assert found.by_hand == {"model.source": "demo", "adapter.rank": 8}
-    assert "adapter.gone" in str(found.notes) and "loop.epochs" in str(found.notes)
+    (project.folder / "settings.yaml").write_text(yaml.safe_dump(stored))
+    read = Draft(project)
+    assert read.by_hand == {"model.source": "demo", "adapter.rank": 8}
+    assert "adapter.gone" in str(read.notes) and "loop.epochs" in str(read.notes)
     assert list(project.folder.glob("settings-damaged-*.yaml"))
 
 
@@ -133,32 +133,32 @@ def test_a_new_machine_takes_the_settings_of_the_newest_run(project, monkeypatch
     config = configure({"model": {"family": "sdxl", "source": "x"}, "adapter": {"rank": 9}}, "12 GB")
     save_config(project.run("mine"), config)
     monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "24 GB")  # of which the run knows nothing
-    made = Form(project)
-    assert made.value == config and made.draft.choice.run == "mine"
+    form = Form(project)
+    assert form.value == config and form.draft.choice.run == "mine"
 
 
 # ---- the same run ---------------------------------------------------------------------------------------------------
 
 
 def test_its_code_makes_the_same_run_without_a_form(family, project, monkeypatch):
-    made = filled(project, family)
-    text = made.code()
+    form = filled(project, family)
+    text = form.code()
     assert "widgets" not in text
     exec(compile(text, "code", "exec"), scope := {})
-    assert scope["config"] == made.value
-    assert read_config(project.run("first")) == made.value
+    assert scope["config"] == form.value
+    assert read_config(project.run("first")) == form.value
 
 
 def test_its_command_makes_the_same_run(family, project, monkeypatch):
-    made = filled(project, family)
-    (line,) = re.findall(r"^# (lorakit train .*)$", made.code(), re.M)
+    form = filled(project, family)
+    (line,) = re.findall(r"^# (lorakit train .*)$", form.code(), re.M)
     begun = []
     monkeypatch.setattr("lorakit.training.loop.train", lambda run: begun.append(run) or iter(()))
     assert cli.main(shlex.split(line)[1:]) == 0
-    assert read_config(project.run("first")) == made.value
+    assert read_config(project.run("first")) == form.value
 
 
-def test_code_of_settings_that_are_no_run_yet_is_refused(project):
+def test_there_is_no_code_while_settings_are_missing(project):
     with pytest.raises(ConfigError, match="model.source is missing"):
         Form(project).code()
 
@@ -168,44 +168,44 @@ def begin(run):
     run.record_file.write_text(json.dumps({"config": training_settings(read_config(run))}))
 
 
-def test_a_run_that_has_begun_takes_free_settings_and_refuses_others_in_its_own_words(project):
-    made = filled(project, "sd15")
-    run = made.run()
-    assert read_config(run) == made.value and run.name == "first"
-    made.set("adapter.rank", 8)
-    assert made.run() and read_config(run).adapter.rank == 8  # it has not begun
+def test_a_trained_run_takes_free_settings_and_refuses_others(project):
+    form = filled(project, "sd15")
+    run = form.run()
+    assert read_config(run) == form.value and run.name == "first"
+    form.set("adapter.rank", 8)
+    assert form.run() and read_config(run).adapter.rank == 8  # it has not begun
     begin(run)
-    made.set("memory.gradient_checkpointing", False)
-    assert read_config(made.run()).memory.gradient_checkpointing is False
-    assert "has started" in made.header.about_run.value
-    made.set("adapter.rank", 9)
+    form.set("memory.gradient_checkpointing", False)
+    assert read_config(form.run()).memory.gradient_checkpointing is False
+    assert "has started" in form.header.about_run.value
+    form.set("adapter.rank", 9)
     with pytest.raises(RunChanged, match="adapter.rank: 8 -> 9"):
-        made.run()
+        form.run()
     assert read_config(run).adapter.rank == 8
-    assert "“Rank”: 8 -&gt; 9" in made.top.value and made.value.adapter.rank == 9
-    made.choose(run="second")
-    assert made.run().name == "second" and not made.top.value
+    assert "“Rank”: 8 -&gt; 9" in form.top.value and form.value.adapter.rank == 9
+    form.choose(run="second")
+    assert form.run().name == "second" and not form.top.value
 
 
-def test_what_a_run_was_given_elsewhere_is_in_the_form_too(project):
-    made = filled(project, "sd15")
-    run = made.run()
+def test_epochs_added_to_the_run_are_in_the_form_too(project):
+    form = filled(project, "sd15")
+    run = form.run()
     begin(run)
-    longer = configure({**made.settings, "loop": {"epochs": 77}}, made.draft.choice.gpu_preset)
+    longer = configure({**form.settings, "loop": {"epochs": 77}}, form.draft.choice.gpu_preset)
     run.config_file.write_text(to_yaml(longer))
     begin(run)  # which is given more epochs
     os.utime(run.config_file, ns=(time.time_ns() + 10**9,) * 2)
-    assert made.run() and made.value == longer == Form(project).value
-    assert made.rows["loop.epochs"].control.text.value == "77"
+    assert form.run() and form.value == longer == Form(project).value
+    assert form.rows["loop.epochs"].control.text.value == "77"
     later = time.time_ns() + 2 * 10**9
-    made.set("loop.epochs", 5)
-    os.utime(made.draft.file, ns=(later, later))
+    form.set("loop.epochs", 5)
+    os.utime(form.draft.file, ns=(later, later))
     with pytest.raises(RunChanged, match="loop.epochs: 77 -> 5"):
-        made.run()
+        form.run()
     assert Form(project).value.loop.epochs == 5  # chosen after that
 
 
-def test_a_form_in_which_nothing_was_changed_takes_over_more_epochs_too(project):
+def test_an_unchanged_form_takes_over_added_epochs_too(project):
     run = filled(project, "sd15").run()
     begin(run)
     (project.folder / drafts.FILE).unlink()
@@ -216,32 +216,32 @@ def test_a_form_in_which_nothing_was_changed_takes_over_more_epochs_too(project)
     assert opened.run() and opened.value == longer
 
 
-def test_the_name_of_a_run_that_there_is_brings_its_settings(project):
-    made = filled(project, "sd15")
+def test_the_name_of_an_existing_run_brings_its_settings(project):
+    form = filled(project, "sd15")
     other = configure({"model": {"family": "sdxl", "source": "base"}, "adapter": {"network_weights": "a.safetensors"}})
     save_config(project.run("from-weights"), other)
     assert Form(project, "from-weights").value == other
-    made.choose(run="from-weights")
-    assert made.run().name == "from-weights" and made.value == read_config(project.run("from-weights")) == other
-    assert made.header.family.value == "sdxl" and made.rows["model.source"].control.widget.value == "base"
+    form.choose(run="from-weights")
+    assert form.run().name == "from-weights" and form.value == read_config(project.run("from-weights")) == other
+    assert form.header.family.value == "sdxl" and form.rows["model.source"].control.widget.value == "base"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65])
-def test_a_name_that_cannot_be_a_runs_is_explained_and_changes_nothing(project, name):
-    made = filled(project, "sd15")
-    made.header.run_name.value = name
-    assert "cannot be a run" in made.header.problem.value and made.header.run_name.value == name
+def test_an_impossible_run_name_is_explained_and_changes_nothing(project, name):
+    form = filled(project, "sd15")
+    form.header.run_name.value = name
+    assert "cannot be a run" in form.header.problem.value and form.header.run_name.value == name
     assert Draft(project).choice.run == "first"
     with pytest.raises(UserError, match="cannot be a run"):
-        made.run()
+        form.run()
     with pytest.raises(ProjectError):
-        made.choose(run=name)
-    made.header.run_name.value = "right"
-    assert made.run().name == "right" and not made.header.problem.value
+        form.choose(run=name)
+    form.header.run_name.value = "right"
+    assert form.run().name == "right" and not form.header.problem.value
 
 
 @pytest.mark.parametrize(
-    "path, value, told",
+    "path, value, reason",
     [
         ("adapter.rnk", 8, "Did you mean adapter.rank"),
         ("adapter.rank", "many", "an integer"),
@@ -250,15 +250,15 @@ def test_a_name_that_cannot_be_a_runs_is_explained_and_changes_nothing(project, 
         ("adapter", {}, "not a setting"),
     ],
 )
-def test_what_cannot_be_set_is_refused_and_changes_nothing(project, path, value, told):
-    made = Form(project)
-    with pytest.raises(ConfigError, match=told):
-        made.set(path, value)
-    assert not made.draft.file.exists() and made.settings == {"model": {"family": "sd15"}}
+def test_a_setting_that_cannot_be_set_is_refused_and_changes_nothing(project, path, value, reason):
+    form = Form(project)
+    with pytest.raises(ConfigError, match=reason):
+        form.set(path, value)
+    assert not form.draft.file.exists() and form.settings == {"model": {"family": "sd15"}}
 
 
 @pytest.mark.parametrize("changes", [{"gpu_preset": "7 GB"}, {"purpose": "war"}, {"size": "huge"}, {"family": "sd9"}])
-def test_a_choice_that_there_is_not_is_refused(project, changes):
+def test_an_unknown_choice_is_refused(project, changes):
     with pytest.raises(ConfigError):
         Form(project).choose(**changes)
     assert Draft(project).choice == Draft(Project(project.folder / "none")).choice
@@ -284,13 +284,13 @@ def test_every_setting_has_a_label_and_a_help_in_english(family):
 
 
 def test_every_row_of_a_registry_has_its_help_in_chinese():
-    found = {
+    helps = {
         h
         for family in models.names()
         for c, n in all_settings(family).values()
         for h in helps_of(c.__dataclass_fields__[n]).values()
     }
-    assert found == set(i18n.translations()["rows"])
+    assert helps == set(i18n.translations()["rows"])
 
 
 def test_every_choice_has_a_label_and_every_label_its_chinese():
@@ -305,10 +305,10 @@ def test_every_choice_has_a_label_and_every_label_its_chinese():
 
 
 def test_dropdowns_show_labels_and_store_values(project, chinese):
-    made = Form(project)
-    made.choose(expert=True)
-    made.rows["schedule.name"].control.widget.label = "恒定（constant）"
-    assert made.draft.by_hand == {"schedule.name": "constant"}
+    form = Form(project)
+    form.choose(expert=True)
+    form.rows["schedule.name"].control.widget.label = "恒定（constant）"
+    assert form.draft.by_hand == {"schedule.name": "constant"}
 
 
 def test_every_advice_is_in_chinese_and_none_is_left_over():
@@ -323,17 +323,17 @@ def test_every_advice_is_in_chinese_and_none_is_left_over():
 
 
 def test_the_form_speaks_chinese(family, project, chinese):
-    made = Form(project)
-    made.choose(family=family, expert=True, purpose="character")
-    assert "触发词" in made.rows["data.trigger"].head.value
-    for path, row in made.rows.items():
+    form = Form(project)
+    form.choose(family=family, expert=True, purpose="character")
+    assert "触发词" in form.rows["data.trigger"].head.value
+    for path, row in form.rows.items():
         assert re.search(r"[\u4e00-\u9fff]|Alpha|VAE|SNR|CFG", row.head.value), path
         assert re.search(r"[\u4e00-\u9fff]", row.note.value), path
-    assert re.search(r"[\u4e00-\u9fff]", made.end.value + made.header.about_preset.value)
+    assert re.search(r"[\u4e00-\u9fff]", form.end.value + form.header.about_preset.value)
 
 
 def test_a_form_without_a_front_end_is_shown_as_text_and_as_its_settings(project):
-    made = filled(project, "sd15")
-    assert repr(made) == f"Form({str(project.folder)!r}, run 'first', sd15)"
-    assert configure(made.settings, made.draft.choice.gpu_preset) == made.value
-    assert to_dict(made.value)["optimizer"]["learning_rate"] == 3e-5
+    form = filled(project, "sd15")
+    assert repr(form) == f"Form({str(project.folder)!r}, run 'first', sd15)"
+    assert configure(form.settings, form.draft.choice.gpu_preset) == form.value
+    assert to_dict(form.value)["optimizer"]["learning_rate"] == 3e-5

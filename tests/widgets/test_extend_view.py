@@ -43,22 +43,22 @@ def cell(monkeypatch):
 
 
 def buttons(cell: list) -> dict[str, ipywidgets.Button]:
-    found, left = {}, list(cell)
+    by_label, left = {}, list(cell)
     while left:
         widget = left.pop()
         left += getattr(widget, "children", ())
         if isinstance(widget, ipywidgets.Button):
-            found[widget.description] = widget
-    return found
+            by_label[widget.description] = widget
+    return by_label
 
 
 def texts(cell: list) -> str:
-    found, left = [], list(cell)
+    parts, left = [], list(cell)
     while left:
         shown = left.pop(0)
         left += getattr(shown, "children", ())
-        found += [text for text in (getattr(shown, "data", None), getattr(shown, "value", None)) if text]
-    return re.sub(r"<[^>]+>", " ", " ".join(found))
+        parts += [text for text in (getattr(shown, "data", None), getattr(shown, "value", None)) if text]
+    return re.sub(r"<[^>]+>", " ", " ".join(parts))
 
 
 def test_each_way_has_an_image_a_sentence_and_a_button_and_nothing_is_done(run, cell):
@@ -83,10 +83,10 @@ def test_a_way_does_what_it_showed(run, cell, way, steps):
 
 def test_a_button_does_it_once_and_then_all_are_off(run, cell):
     view.more_epochs(run, 5)
-    found = buttons(cell)
-    found["New stage"].click()
+    by_label = buttons(cell)
+    by_label["New stage"].click()
     assert len(read_config(run).stages) == 1 and "now has 20 steps" in texts(cell)
-    assert all(button.disabled for button in found.values())
+    assert all(button.disabled for button in by_label.values())
 
 
 def test_epochs_of_a_run_of_several_stages_are_shown_to_be_those_of_the_last(run):
@@ -117,9 +117,9 @@ def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypa
     started = []
     monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
     view.continue_run(run)
-    found = buttons(cell)
-    assert set(found) == {"Resume this run", "Start a new run from these weights"}
-    found["Start a new run from these weights"].click()
+    by_label = buttons(cell)
+    assert set(by_label) == {"Resume this run", "Start a new run from these weights"}
+    by_label["Start a new run from these weights"].click()
     assert not started and [other.name for other in run.project.runs()] == ["r", "r-2"]
     config = read_config(run.project.run("r-2"))
     assert config.adapter.network_weights == str(run.lora_file(8)) and config.adapter.rank == 2

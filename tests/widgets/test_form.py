@@ -1,4 +1,4 @@
-"""The form: made from the configs, on disk at every change, and the same run as its code."""
+"""The form: form from the configs, on disk at every change, and the same run as its code."""
 
 import json
 import re
@@ -30,19 +30,19 @@ def project(tmp_path):
 
 
 @pytest.fixture
-def made(project, monkeypatch):
-    """A form of settings that are a run's."""
+def form(project, monkeypatch):
+    """A form whose settings are complete."""
     monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "")
     tried = machine.why_unusable  # a process each
     monkeypatch.setattr(machine, "why_unusable", lambda optimizer: "" if optimizer == "adamw8bit" else tried(optimizer))
-    found = Form(project)
-    found.set("model.source", "demo")
-    return found
+    form = Form(project)
+    form.set("model.source", "demo")
+    return form
 
 
-def widgets_of(found, kind):
+def widgets_of(form, kind):
     """All widgets of a kind in a form, also in groups."""
-    todo, seen = [found.widget], []
+    todo, seen = [form.widget], []
     while todo:
         widget = todo.pop()
         seen.append(widget)
@@ -50,16 +50,16 @@ def widgets_of(found, kind):
     return [widget for widget in seen if isinstance(widget, kind)]
 
 
-def trouble(found, path):
-    return found.rows[path].trouble
+def trouble(form, path):
+    return form.rows[path].trouble
 
 
-# ---- made from the configs ------------------------------------------------------------------------------------------
+# ---- form from the configs ------------------------------------------------------------------------------------------
 
 
-def test_beginners_see_eight_fields_and_experts_every_setting(family, made):
-    made.choose(family=family)
-    assert set(made.rows) | {"run", "preset"} == {
+def test_beginners_see_eight_fields_and_experts_every_setting(family, form):
+    form.choose(family=family)
+    assert set(form.rows) | {"run", "preset"} == {
         "run",
         "model.source",
         "preset",
@@ -69,18 +69,18 @@ def test_beginners_see_eight_fields_and_experts_every_setting(family, made):
         "loop.epochs",
         "sample.prompts",
     }
-    made.choose(expert=True)
-    assert set(supported_settings(family)) - set(made.rows) == {"schedule.past"}, "which extend alone writes"
+    form.choose(expert=True)
+    assert set(supported_settings(family)) - set(form.rows) == {"schedule.past"}, "which extend alone writes"
     refused = {path for path in all_settings(family) if path not in supported_settings(family)}
     assert all(path in models.config_class(family).unsupported or path.endswith("_lr") for path in refused)
 
 
-def test_kinds_of_settings_have_their_widgets(made):
-    made.choose(expert=True)
-    kinds = {path: type(row.control.widget) for path, row in made.rows.items()}
-    assert type(made.rows["adapter.rank"].control.slider) is ipywidgets.IntSlider
-    assert type(made.rows["adapter.alpha"].control.slider) is ipywidgets.FloatSlider
-    assert type(made.rows["optimizer.learning_rate"].control.slider) is ipywidgets.FloatLogSlider
+def test_kinds_of_settings_have_their_widgets(form):
+    form.choose(expert=True)
+    kinds = {path: type(row.control.widget) for path, row in form.rows.items()}
+    assert type(form.rows["adapter.rank"].control.slider) is ipywidgets.IntSlider
+    assert type(form.rows["adapter.alpha"].control.slider) is ipywidgets.FloatSlider
+    assert type(form.rows["optimizer.learning_rate"].control.slider) is ipywidgets.FloatLogSlider
     for path in ("adapter.type", "optimizer.name", "schedule.name", "loss.weighting", "sample.sampler"):
         assert kinds[path] is ipywidgets.Dropdown
     assert kinds["data.enable_bucket"] is ipywidgets.Checkbox
@@ -90,7 +90,7 @@ def test_kinds_of_settings_have_their_widgets(made):
 
 @dataclass(frozen=True, kw_only=True)
 class NewConfig(Config):
-    """A part that no form has heard of."""
+    """A part that the form does not know."""
 
     speed: float = setting(2.5, help="how fast", unit="km/h", range=(0, 9), ui=Slider(0, 5, 0.5))
     colour: str = setting("red", help="which colour", choices=("red", "blue"), ui=Field(basic=True))
@@ -111,70 +111,70 @@ def test_a_new_setting_and_a_new_row_appear_without_an_edit_of_the_form(project,
     for module in (runs, draft):
         monkeypatch.setattr(module, "RunConfig", WiderConfig)
     monkeypatch.setattr(lokr, "Lokr", TrainedLokr)
-    found = Form(project)
-    assert "new.colour" in found.rows
-    found.choose(expert=True)
-    assert {f"new.{f.name}" for f in fields(NewConfig)} - set(found.rows) == {"new.noted"}
-    assert "km/h" in found.rows["new.speed"].head.value
-    assert found.rows["new.twice"].widget.layout.display == "none"
-    found.set("new.colour", "blue")
-    assert found.rows["new.twice"].widget.layout.display == ""
-    found.rows["new.table"].control.widget.value = "{a: 1e-4}"
-    found.rows["new.names"].control.widget.value = "one\n\n two \n"
-    assert found.settings["new"] == {"colour": "blue", "table": {"a": 1e-4}, "names": ["one", "two"]}
-    factor = found.rows["adapter.factor"]
+    form = Form(project)
+    assert "new.colour" in form.rows
+    form.choose(expert=True)
+    assert {f"new.{f.name}" for f in fields(NewConfig)} - set(form.rows) == {"new.noted"}
+    assert "km/h" in form.rows["new.speed"].head.value
+    assert form.rows["new.twice"].widget.layout.display == "none"
+    form.set("new.colour", "blue")
+    assert form.rows["new.twice"].widget.layout.display == ""
+    form.rows["new.table"].control.widget.value = "{a: 1e-4}"
+    form.rows["new.names"].control.widget.value = "one\n\n two \n"
+    assert form.settings["new"] == {"colour": "blue", "table": {"a": 1e-4}, "names": ["one", "two"]}
+    factor = form.rows["adapter.factor"]
     assert factor.widget.layout.display == "none"
-    found.rows["adapter.type"].control.widget.value = "lokr"
-    assert "a Kronecker product, trained" in found.rows["adapter.type"].note.value
+    form.rows["adapter.type"].control.widget.value = "lokr"
+    assert "a Kronecker product, trained" in form.rows["adapter.type"].note.value
     assert factor.widget.layout.display == ""
-    found.set("adapter.factor", 8)
-    found.set("model.source", "demo")
-    assert found.value.adapter == TrainedLokr.Config(type="lokr", factor=8) and found.value.new.names == ("one", "two")
-    found.set("adapter.type", "lora")
-    assert found.value.adapter.type == "lora" and "factor" not in found.settings["adapter"]
+    form.set("adapter.factor", 8)
+    form.set("model.source", "demo")
+    assert form.value.adapter == TrainedLokr.Config(type="lokr", factor=8) and form.value.new.names == ("one", "two")
+    form.set("adapter.type", "lora")
+    assert form.value.adapter.type == "lora" and "factor" not in form.settings["adapter"]
 
 
 # ---- what is typed --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("typed, rate", [("1e-4", 1e-4), ("0.0003", 3e-4), ("0", 0.0), ("1", 1.0), ("4.5E-5", 4.5e-5)])
-def test_a_learning_rate_is_typed_or_slid(made, typed, rate):
-    made.set("optimizer.text_encoder_lr", 1e-5)  # so that 0 leaves something to train
-    row = made.rows["optimizer.learning_rate"]
+def test_a_learning_rate_is_typed_or_slid(form, typed, rate):
+    form.set("optimizer.text_encoder_lr", 1e-5)  # so that 0 leaves something to train
+    row = form.rows["optimizer.learning_rate"]
     row.control.text.value = typed
-    assert made.value.optimizer.learning_rate == rate
+    assert form.value.optimizer.learning_rate == rate
     assert row.control.slider.value == pytest.approx(rate or 10**row.control.slider.min)
     assert row.control.text.value == typed  # as it was typed
 
 
-def test_the_left_end_of_a_learning_rate_is_off_and_its_other_places_have_two_digits(made):
-    made.choose(expert=True)
-    row = made.rows["optimizer.text_encoder_lr"]
-    assert made.value.optimizer.text_encoder_lr == 0 and row.control.text.value == "0"
+def test_the_left_end_of_a_learning_rate_is_off_and_its_other_places_have_two_digits(form):
+    form.choose(expert=True)
+    row = form.rows["optimizer.text_encoder_lr"]
+    assert form.value.optimizer.text_encoder_lr == 0 and row.control.text.value == "0"
     row.control.slider.value = 10**-4.35
-    assert made.value.optimizer.text_encoder_lr == 4.5e-5 and row.control.text.value == "4.5e-5"
+    assert form.value.optimizer.text_encoder_lr == 4.5e-5 and row.control.text.value == "4.5e-5"
     row.control.slider.value = 10**row.control.slider.min
-    assert made.value.optimizer.text_encoder_lr == 0
+    assert form.value.optimizer.text_encoder_lr == 0
 
 
-def test_a_page_that_puts_a_slider_on_its_nearest_step_changes_nothing(made):
-    made.set("adapter.rank", 10)
-    made.set("optimizer.learning_rate", 1.23e-4)
-    rate = made.rows["optimizer.learning_rate"].control.slider
-    made.rows["adapter.rank"].control.slider.value, rate.value = 12, 10**-3.9
-    assert (made.value.adapter.rank, made.value.optimizer.learning_rate) == (10, 1.23e-4)
-    made.rows["adapter.rank"].control.slider.value, rate.value = 16, 10**-3.5
-    assert (made.value.adapter.rank, made.value.optimizer.learning_rate) == (16, 3.2e-4)
+def test_a_page_that_rounds_a_slider_to_its_step_changes_nothing(form):
+    form.set("adapter.rank", 10)
+    form.set("optimizer.learning_rate", 1.23e-4)
+    rate = form.rows["optimizer.learning_rate"].control.slider
+    form.rows["adapter.rank"].control.slider.value, rate.value = 12, 10**-3.9
+    assert (form.value.adapter.rank, form.value.optimizer.learning_rate) == (10, 1.23e-4)
+    form.rows["adapter.rank"].control.slider.value, rate.value = 16, 10**-3.5
+    assert (form.value.adapter.rank, form.value.optimizer.learning_rate) == (16, 3.2e-4)
 
 
-def test_a_value_beyond_a_slider_moves_its_end(made):
-    made.set("adapter.rank", 256)
-    slider = made.rows["adapter.rank"].control.slider
-    assert slider.max == slider.value == made.value.adapter.rank == 256
+def test_a_value_beyond_a_slider_moves_its_end(form):
+    form.set("adapter.rank", 256)
+    slider = form.rows["adapter.rank"].control.slider
+    assert slider.max == slider.value == form.value.adapter.rank == 256
 
 
 @pytest.mark.parametrize(
-    "path, typed, told",
+    "path, typed, problem",
     [
         ("optimizer.learning_rate", "fast", "expected a number"),
         ("optimizer.learning_rate", "nan", "0 to 10"),
@@ -184,159 +184,159 @@ def test_a_value_beyond_a_slider_moves_its_end(made):
         ("adapter.rank", "9" * 400, "1 to 768"),
     ],
 )
-def test_a_wrong_value_is_explained_at_its_field_and_the_last_right_one_holds(made, project, path, typed, told):
-    before, on_disk = made.draft.value, made.draft.file.read_text()
-    text, slider = made.rows[path].control.text, made.rows[path].control.slider
+def test_a_wrong_value_is_explained_at_its_field_and_the_last_right_one_stays(form, project, path, typed, problem):
+    before, on_disk = form.draft.value, form.draft.file.read_text()
+    text, slider = form.rows[path].control.text, form.rows[path].control.slider
     ends = slider.min, slider.max
     text.value = typed
     assert (slider.min, slider.max) == ends
-    assert told in trouble(made, path) and text.value == typed
-    assert made.draft.value == before and made.draft.file.read_text() == on_disk
-    with pytest.raises(ConfigError, match=told):
-        made.value  # noqa: B018
-    made.set("data.trigger", "mofu")  # another change does not hide it
-    assert told in trouble(made, path) and text.value == typed
+    assert problem in trouble(form, path) and text.value == typed
+    assert form.draft.value == before and form.draft.file.read_text() == on_disk
+    with pytest.raises(ConfigError, match=problem):
+        form.value  # noqa: B018
+    form.set("data.trigger", "mofu")  # another change does not hide it
+    assert problem in trouble(form, path) and text.value == typed
     assert not trouble(Form(project), path)  # a new page shows the last right value
     text.value = "8"
-    assert not trouble(made, path) and not trouble(made, "data.trigger")
-    assert made.value is not None
+    assert not trouble(form, path) and not trouble(form, "data.trigger")
+    assert form.value is not None
 
 
-def test_what_does_not_go_together_is_told_at_the_field_that_is_named_else_at_the_top(made):
-    made.choose(expert=True)
-    made.set("data.resolution", 1088)
-    assert "must lie between" in trouble(made, "data.resolution")
-    made.set("data.resolution", 512)
-    made.set("optimizer.name", "prodigy")
-    made.set("optimizer.text_encoder_lr", 1e-5)
-    assert "optimizer: the learning rates differ" in made.top.value
-    made.reset("optimizer.name")
-    assert not made.top.value and not trouble(made, "data.resolution")
+def test_a_conflict_is_shown_at_its_field_or_at_the_top(form):
+    form.choose(expert=True)
+    form.set("data.resolution", 1088)
+    assert "must lie between" in trouble(form, "data.resolution")
+    form.set("data.resolution", 512)
+    form.set("optimizer.name", "prodigy")
+    form.set("optimizer.text_encoder_lr", 1e-5)
+    assert "optimizer: the learning rates differ" in form.top.value
+    form.reset("optimizer.name")
+    assert not form.top.value and not trouble(form, "data.resolution")
 
 
-def test_an_optimizer_whose_package_does_not_work_here_is_refused_with_the_reason(made, monkeypatch, tmp_path):
+def test_an_optimizer_whose_package_does_not_work_here_is_refused_with_the_reason(form, monkeypatch, tmp_path):
     (tmp_path / "prodigyopt.py").write_text("raise ImportError('built for another machine')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    made.choose(expert=True)
-    made.rows["optimizer.name"].control.widget.value = "prodigy"
-    assert "built for another machine" in trouble(made, "optimizer.name")
-    assert "optimizer.name" not in made.draft.by_hand
-    made.rows["optimizer.name"].control.widget.value = "adamw8bit"
-    assert not trouble(made, "optimizer.name") and made.draft.by_hand["optimizer.name"] == "adamw8bit"
+    form.choose(expert=True)
+    form.rows["optimizer.name"].control.widget.value = "prodigy"
+    assert "built for another machine" in trouble(form, "optimizer.name")
+    assert "optimizer.name" not in form.draft.by_hand
+    form.rows["optimizer.name"].control.widget.value = "adamw8bit"
+    assert not trouble(form, "optimizer.name") and form.draft.by_hand["optimizer.name"] == "adamw8bit"
 
 
-def test_what_is_wrong_in_a_group_that_is_not_shown_is_told_at_the_top(made):
-    made.set("data.resolution", 1088)
-    assert "must lie between" in made.top.value
+def test_a_problem_in_a_closed_group_is_shown_at_the_top(form):
+    form.set("data.resolution", 1088)
+    assert "must lie between" in form.top.value
 
 
-def test_no_setting_is_called_by_its_dotted_name_on_the_screen(made):
-    made.choose(family="anima", expert=True)
-    assert "Choose this first: Base model" in trouble(made, "model.source")
-    made.choose(family="sd15")
-    made.set("data.resolution", 1088)
-    made.set("optimizer.name", "prodigy")
-    made.set("optimizer.text_encoder_lr", 1e-5)
-    made.rows["adapter.rank"].control.text.value = "4000"
-    made.refuse("", "adapter.rank: 8 -> 9")
-    shown = made.top.value + made.end.value + "".join(trouble(made, path) for path in made.rows)
+def test_no_setting_is_called_by_its_dotted_name_on_the_screen(form):
+    form.choose(family="anima", expert=True)
+    assert "Choose this first: Base model" in trouble(form, "model.source")
+    form.choose(family="sd15")
+    form.set("data.resolution", 1088)
+    form.set("optimizer.name", "prodigy")
+    form.set("optimizer.text_encoder_lr", 1e-5)
+    form.rows["adapter.rank"].control.text.value = "4000"
+    form.refuse("", "adapter.rank: 8 -> 9")
+    shown = form.top.value + form.end.value + "".join(trouble(form, path) for path in form.rows)
     assert "“Rank” is 4000" in shown and "“Rank”: 8" in shown and "“Resolution” is 1088" in shown
     assert not re.findall(r"\b[a-z]+\.[a-z]+_\w+|text_encoder_lr|data\.\w+", shown)
 
 
-def test_text_that_is_no_yaml_is_explained(made):
-    made.choose(expert=True)
-    area = made.rows["optimizer.args"].control.widget
+def test_text_that_is_no_yaml_is_explained(form):
+    form.choose(expert=True)
+    area = form.rows["optimizer.args"].control.widget
     area.value = "{a: "
-    assert "not YAML" in trouble(made, "optimizer.args")
+    assert "not YAML" in trouble(form, "optimizer.args")
     for text in ("5", "weight_decay: 2020-01-01", "weight_decay: .nan", "1: 2"):
         area.value = text
-        assert "expected " in trouble(made, "optimizer.args")
+        assert "expected " in trouble(form, "optimizer.args")
     area.value = "5"
-    assert "expected a table of names and values (numbers, texts in quotes, lists)" in trouble(made, "optimizer.args")
+    assert "expected a table of names and values (numbers, texts in quotes, lists)" in trouble(form, "optimizer.args")
     area.value = "{weight_decay: 1e-2}"
-    assert made.value.optimizer.args == {"weight_decay": 0.01} and not trouble(made, "optimizer.args")
+    assert form.value.optimizer.args == {"weight_decay": 0.01} and not trouble(form, "optimizer.args")
 
 
-def test_typing_a_line_break_does_not_take_it_away(made):
-    area = made.rows["sample.prompts"].control.widget
+def test_a_typed_line_break_stays(form):
+    area = form.rows["sample.prompts"].control.widget
     area.value = "a girl\n"
-    assert area.value == "a girl\n" and made.value.sample.prompts == ("a girl",)
+    assert area.value == "a girl\n" and form.value.sample.prompts == ("a girl",)
 
 
-def test_every_setting_shows_what_was_set(family, made):
-    made.choose(family=family, expert=True)
-    for path, row in made.rows.items():
-        assert row.control.read() == made.draft.shown[path], path
+def test_every_setting_shows_what_was_set(family, form):
+    form.choose(family=family, expert=True)
+    for path, row in form.rows.items():
+        assert row.control.read() == form.draft.shown[path], path
 
 
 # ---- presets, GPU presets, families ----------------------------------------------------------------------------------
 
 
-def test_what_is_set_by_hand_wins_over_the_preset_the_gpu_preset_and_the_family(family, made):
-    made.choose(family=family)
+def test_values_set_by_hand_win_over_presets_and_the_family(family, form):
+    form.choose(family=family)
     config_class = models.config_class(family)
     for gpu_preset in config_class.gpu_presets:
-        made.choose(gpu_preset=gpu_preset, purpose="style", size="large")
+        form.choose(gpu_preset=gpu_preset, purpose="style", size="large")
         row = presets.find(family, "style", "large")
-        want = {**draft.flattened(config_class.defaults), **draft.flattened(config_class.gpu_presets[gpu_preset])}
-        want |= draft.flattened(row.settings)
-        assert {path: preset_values(made.draft.choice)[path] for path in want} == want
-    made.set("adapter.rank", 5)
-    made.choose(purpose="character", size="small")
-    assert made.draft.shown["adapter.rank"] == 5
-    made.reset("adapter.rank")
-    assert made.draft.shown["adapter.rank"] == presets.find(family, "character", "small").settings["adapter"]["rank"]
+        expected = {**draft.flattened(config_class.defaults), **draft.flattened(config_class.gpu_presets[gpu_preset])}
+        expected |= draft.flattened(row.settings)
+        assert {path: preset_values(form.draft.choice)[path] for path in expected} == expected
+    form.set("adapter.rank", 5)
+    form.choose(purpose="character", size="small")
+    assert form.draft.shown["adapter.rank"] == 5
+    form.reset("adapter.rank")
+    assert form.draft.shown["adapter.rank"] == presets.find(family, "character", "small").settings["adapter"]["rank"]
 
 
-def test_another_preset_tells_what_it_changed_and_what_stays(made):
-    made.set("optimizer.learning_rate", 2e-4)
-    made.choose(purpose="character", size="large")
-    made.choose(purpose="style", size="small")
-    assert made.changes[0]["schedule.warmup"] == (0.1, 0.0) and "Warmup 0.1 → 0" in made.header.about_preset.value
-    made.choose(purpose="concept")
-    made.set("adapter.rank", 7)
-    made.choose(purpose="style", size="large")
-    assert made.changes[1] == ["adapter.rank"] and "Kept as set by hand:</b> Rank" in made.header.about_preset.value
+def test_another_preset_shows_what_it_changed_and_what_it_kept(form):
+    form.set("optimizer.learning_rate", 2e-4)
+    form.choose(purpose="character", size="large")
+    form.choose(purpose="style", size="small")
+    assert form.changes[0]["schedule.warmup"] == (0.1, 0.0) and "Warmup 0.1 → 0" in form.header.about_preset.value
+    form.choose(purpose="concept")
+    form.set("adapter.rank", 7)
+    form.choose(purpose="style", size="large")
+    assert form.changes[1] == ["adapter.rank"] and "Kept as set by hand:</b> Rank" in form.header.about_preset.value
 
 
-def test_the_images_there_are_choose_the_size_and_the_epochs(made, project):
+def test_the_number_of_images_chooses_the_size_and_the_epochs(form, project):
     folder = project.dataset / "10_mofu"
     folder.mkdir(parents=True)
     for i in range(20):
         Image.new("RGB", (8, 8)).save(folder / f"{i}.png")
-    made.header.dropdowns["purpose"].value = "character"
-    assert (made.draft.choice.size, made.draft.choice.images) == ("small", 200)
-    assert made.value.loop.epochs == 16
-    assert Form(project).value == made.value
+    form.header.dropdowns["purpose"].value = "character"
+    assert (form.draft.choice.size, form.draft.choice.images) == ("small", 200)
+    assert form.value.loop.epochs == 16
+    assert Form(project).value == form.value
     Image.new("RGB", (8, 8)).save(folder / "more.png")
     again = Form(project)
-    assert again.value == made.value and "Choose the preset again" in again.header.about_preset.value
+    assert again.value == form.value and "Choose the preset again" in again.header.about_preset.value
 
 
-def test_a_field_that_differs_from_what_its_run_began_with_says_so_until_that_is_put_back(made):
-    begun = made.run()
-    begun.record_file.write_text(json.dumps({"config": training_settings(made.value)}))
-    made.set("sample.prompts", ("free",))
-    assert "complete" in made.end.value
-    made.set("adapter.rank", 20)
-    assert "started with “16”" in trouble(made, "adapter.rank") and "1" in made.end.value
-    made.choose(run="other")
-    assert not trouble(made, "adapter.rank")
-    made.choose(run=begun.name)
-    made.reset("adapter.rank")
-    assert not trouble(made, "adapter.rank") and made.run().name == begun.name
+def test_a_field_that_differs_from_its_trained_run_says_so_until_it_is_changed_back(form):
+    begun = form.run()
+    begun.record_file.write_text(json.dumps({"config": training_settings(form.value)}))
+    form.set("sample.prompts", ("free",))
+    assert "complete" in form.end.value
+    form.set("adapter.rank", 20)
+    assert "started with “16”" in trouble(form, "adapter.rank") and "1" in form.end.value
+    form.choose(run="other")
+    assert not trouble(form, "adapter.rank")
+    form.choose(run=begun.name)
+    form.reset("adapter.rank")
+    assert not trouble(form, "adapter.rank") and form.run().name == begun.name
 
 
-def test_families_keep_their_own_base_and_share_the_rest(made):
-    made.set("data.trigger", "mofu")
-    made.set("loss.noise_offset", 0.05)
-    made.choose(family="anima")
-    assert made.draft.shown["model.source"] == "" and made.draft.shown["data.trigger"] == "mofu"
-    made.set("model.source", "owner/anima")
-    assert made.value.loss.noise_offset == 0  # which Anima refuses
-    made.choose(family="sd15")
-    assert made.value.model.source == "demo" and made.value.loss.noise_offset == 0.05
+def test_families_keep_their_own_base_and_share_the_rest(form):
+    form.set("data.trigger", "mofu")
+    form.set("loss.noise_offset", 0.05)
+    form.choose(family="anima")
+    assert form.draft.shown["model.source"] == "" and form.draft.shown["data.trigger"] == "mofu"
+    form.set("model.source", "owner/anima")
+    assert form.value.loss.noise_offset == 0  # which Anima refuses
+    form.choose(family="sd15")
+    assert form.value.model.source == "demo" and form.value.loss.noise_offset == 0.05
 
 
 def test_a_gpu_preset_for_this_machine_is_proposed_once(project, monkeypatch):
@@ -347,25 +347,25 @@ def test_a_gpu_preset_for_this_machine_is_proposed_once(project, monkeypatch):
     assert Form(project).draft.choice.gpu_preset == ""
 
 
-def test_a_gpu_preset_whose_optimizer_fails_here_gets_another_and_says_so(made, monkeypatch):
+def test_an_optimizer_of_a_gpu_preset_that_fails_here_is_replaced_with_a_note(form, monkeypatch):
     monkeypatch.setattr(
         machine, "why_unusable", lambda optimizer: "no bitsandbytes" if optimizer == "adamw8bit" else ""
     )
-    made.choose(gpu_preset="8 GB")
-    assert not made.draft.notes
-    made.choose(family="sdxl")
-    made.set("model.source", "demo")
-    assert made.value.optimizer.name == "adamw" and "no bitsandbytes" in made.top.value
-    made.set("optimizer.name", "adamw8bit")  # by hand it is left as it is
-    made.choose(gpu_preset="8 GB")
-    assert made.value.optimizer.name == "adamw8bit"
+    form.choose(gpu_preset="8 GB")
+    assert not form.draft.notes
+    form.choose(family="sdxl")
+    form.set("model.source", "demo")
+    assert form.value.optimizer.name == "adamw" and "no bitsandbytes" in form.top.value
+    form.set("optimizer.name", "adamw8bit")  # by hand it is left as it is
+    form.choose(gpu_preset="8 GB")
+    assert form.value.optimizer.name == "adamw8bit"
 
 
 def test_a_gpu_gets_the_largest_preset_that_fits(tmp_path, monkeypatch):
     gpu_presets = models.config_class("sdxl").gpu_presets
     tool = tmp_path / "nvidia-smi"
-    for told, gpu_preset in (("15360", "16 GB"), ("24564", "24 GB"), ("81559", "32 GB"), ("6144", ""), ("[N/A]", "")):
-        tool.write_text(f"#!/bin/sh\necho '{told}'\n")
+    for output, gpu_preset in (("15360", "16 GB"), ("24564", "24 GB"), ("81559", "32 GB"), ("6144", ""), ("[N/A]", "")):
+        tool.write_text(f"#!/bin/sh\necho '{output}'\n")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
         assert machine.fitting_gpu_preset(gpu_presets) == gpu_preset

@@ -29,22 +29,22 @@ def chinese():
 
 def calls(tree: ast.Module) -> list[ast.Call]:
     """All calls of say() in a file."""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [node for node in found if getattr(node.func, "id", getattr(node.func, "attr", "")) == "say"]
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [node for node in nodes if getattr(node.func, "id", getattr(node.func, "attr", "")) == "say"]
 
 
 def literals(tree: ast.AST) -> set[str]:
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def said(tree: ast.Module) -> set[str]:
-    """What is given to say() as it stands, also by `say("a" if ... else "b")`."""
-    found = set()
+def sentences(tree: ast.Module) -> set[str]:
+    """The literals given to say(), also by `say("a" if ... else "b")`."""
+    texts = set()
     for call in calls(tree):
         text = call.args[0]
         options = [text.body, text.orelse] if isinstance(text, ast.IfExp) else [text]
-        found |= {option.value for option in options if isinstance(option, ast.Constant)}
-    return found
+        texts |= {option.value for option in options if isinstance(option, ast.Constant)}
+    return texts
 
 
 def fields(text: str) -> set[str]:
@@ -54,13 +54,13 @@ def fields(text: str) -> set[str]:
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
 def test_every_sentence_of_a_module_has_its_chinese(module):
     there = i18n.translations().get(module, {})
-    assert not sorted(said(SOURCES[module]) - set(there)), f"missing in section {module!r} of zh/"
+    assert not sorted(sentences(SOURCES[module]) - set(there)), f"missing in section {module!r} of zh/"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
 def test_no_sentence_is_put_together_before_it_is_translated(module):
-    made = [ast.unparse(c) for c in calls(SOURCES[module]) if isinstance(c.args[0], (ast.JoinedStr, ast.BinOp))]
-    assert not made, "give say() the sentence with {fields} in it, and the fields by name"
+    composed = [ast.unparse(c) for c in calls(SOURCES[module]) if isinstance(c.args[0], (ast.JoinedStr, ast.BinOp))]
+    assert not composed, "give say() the sentence with {fields} in it, and the fields by name"
 
 
 @pytest.mark.parametrize("section", sorted(set(i18n.translations()) - DATA))
@@ -78,26 +78,26 @@ def test_a_translation_has_the_fields_of_its_sentence(section):
 
 
 def test_a_sentence_is_translated_one_way_only():
-    found = {}
+    translations = {}
     for section in set(i18n.translations()) - set(i18n.BY_PATH):
         for english, chinese in i18n.translations()[section].items():
-            found.setdefault(english, set()).add(chinese)
-    assert not {english: ways for english, ways in found.items() if len(ways) > 1}
+            translations.setdefault(english, set()).add(chinese)
+    assert not {english: ways for english, ways in translations.items() if len(ways) > 1}
 
 
 def test_no_key_stands_twice_in_a_section():
     trees = [yaml.compose(file.read_text(encoding="utf-8")) for file in (WIDGETS / "zh").glob("*.yaml")]
-    found = [pair for tree in trees for pair in tree.value]
-    sections = [section.value for section, _ in found]
+    pairs = [pair for tree in trees for pair in tree.value]
+    sections = [section.value for section, _ in pairs]
     assert len(sections) == len(set(sections))
-    for section, entries in found:
+    for section, entries in pairs:
         keys = [key.value for key, _ in entries.value]
         assert len(keys) == len(set(keys)), (
             f"in section {section.value}: {sorted(k for k in keys if keys.count(k) > 1)}"
         )
 
 
-def test_the_language_decides_what_is_said(chinese, monkeypatch):
+def test_texts_are_in_the_chosen_language(chinese, monkeypatch):
     monkeypatch.setattr(i18n, "_sentences", lambda: {"{n} steps of {name}": "{name}：{n} 步"})
     assert i18n.say("{n} steps of {name}", n=3, name="a") == "a：3 步"
     assert i18n.say("100% of {x} untranslated", x=1) == "100% of 1 untranslated"

@@ -48,38 +48,38 @@ def test_a_row_of_a_long_run_is_small(tmp_path):
 
 
 def test_every_run_has_the_buttons_that_make_sense_for_it(runs):
-    found = RunList(runs)
-    assert shown(found, "new") == {"view", "continue"} and found.buttons["new"]["continue"].description == "Start"
-    assert shown(found, "stopped") == {"view", "continue", "download"}
-    assert shown(found, "complete") == {"view", "download"}
+    view = RunList(runs)
+    assert shown(view, "new") == {"view", "continue"} and view.buttons["new"]["continue"].description == "Start"
+    assert shown(view, "stopped") == {"view", "continue", "download"}
+    assert shown(view, "complete") == {"view", "download"}
     with Trainer(runs.run("new")):
-        found.refresh()
-        assert shown(found, "new") == {"view", "stop"}
+        view.refresh()
+        assert shown(view, "new") == {"view", "stop"}
 
 
 def test_view_shows_the_whole_run_below(runs):
-    found = RunList(runs)
-    found.buttons["stopped"]["view"].click()
-    assert "Everything up to step 3 is saved" in found.detail.value and "Samples" in found.detail.value
+    view = RunList(runs)
+    view.buttons["stopped"]["view"].click()
+    assert "Everything up to step 3 is saved" in view.detail.value and "Samples" in view.detail.value
 
 
 def test_continue_starts_the_trainer_and_says_where_to_watch_it(runs, monkeypatch):
     begun = []
     monkeypatch.setattr(jobs, "start", lambda run: begun.append(run.name) or True)
-    found = RunList(runs)
-    found.buttons["stopped"]["continue"].click()
-    assert begun == ["stopped"] and "in the background" in found.message.value
-    assert "watch(project.run(&quot;stopped&quot;))" in found.message.value
+    view = RunList(runs)
+    view.buttons["stopped"]["continue"].click()
+    assert begun == ["stopped"] and "in the background" in view.message.value
+    assert "watch(project.run(&quot;stopped&quot;))" in view.message.value
 
 
 def test_stop_stops_the_trainer_of_another_process(runs):
-    run, found = runs.run("stopped"), RunList(runs)
+    run, view = runs.run("stopped"), RunList(runs)
     with Trainer(run, saving=0) as trainer:
-        found.refresh()
-        found.buttons["stopped"]["stop"].click()
+        view.refresh()
+        view.buttons["stopped"]["stop"].click()
         assert trainer.process.wait(10) == 0
-    found.refresh()
-    assert shown(found, "stopped") == {"view", "continue", "download"}
+    view.refresh()
+    assert shown(view, "stopped") == {"view", "continue", "download"}
 
 
 def test_an_error_after_a_click_is_shown_in_the_list(runs, monkeypatch):
@@ -87,24 +87,24 @@ def test_an_error_after_a_click_is_shown_in_the_list(runs, monkeypatch):
         raise ProjectError("its config is <gone>")
 
     monkeypatch.setattr(jobs, "start", refuse)
-    found = RunList(runs)
-    found.buttons["new"]["continue"].click()
-    assert "its config is &lt;gone&gt;" in found.message.value
+    view = RunList(runs)
+    view.buttons["new"]["continue"].click()
+    assert "its config is &lt;gone&gt;" in view.message.value
 
 
 def test_a_file_that_jupyter_serves_is_a_link_and_any_other_a_path(runs, tmp_path, monkeypatch):
     config = {"IPKernelApp": {"connection_file": str(tmp_path / "runtime" / "kernel-1.json")}}
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(config=config))
     monkeypatch.setenv("JPY_PARENT_PID", "77")
-    found = RunList(runs)
-    found.buttons["stopped"]["download"].click()
-    assert str(runs.run("stopped").lora_file(3)) in found.message.value and "href" not in found.message.value
+    view = RunList(runs)
+    view.buttons["stopped"]["download"].click()
+    assert str(runs.run("stopped").lora_file(3)) in view.message.value and "href" not in view.message.value
     (tmp_path / "runtime").mkdir()
     server = {"root_dir": str(tmp_path), "base_url": "/jupyter/"}
     (tmp_path / "runtime" / "jpserver-77.json").write_text(json.dumps(server))
-    found.buttons["stopped"]["download"].click()
+    view.buttons["stopped"]["download"].click()
     link = "/jupyter/files/project/runs/stopped/lora/stopped-000003.safetensors?download=1"
-    assert f'href="{link}" download' in found.message.value
+    assert f'href="{link}" download' in view.message.value
 
 
 def test_colab_downloads_by_itself(runs, monkeypatch):
@@ -113,15 +113,15 @@ def test_colab_downloads_by_itself(runs, monkeypatch):
     for name, module in {"google": ModuleType("google"), "google.colab": ModuleType("google.colab")}.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "google.colab.files", files)
-    found = RunList(runs)
-    found.buttons["complete"]["download"].click()
-    assert taken == [os.fspath(runs.run("complete").lora_file(3))] and "href" not in found.message.value
+    view = RunList(runs)
+    view.buttons["complete"]["download"].click()
+    assert taken == [os.fspath(runs.run("complete").lora_file(3))] and "href" not in view.message.value
 
 
 def test_a_new_run_appears_with_the_next_refresh_and_an_empty_project_says_so(tmp_path):
     empty = project(tmp_path)
-    found = RunList(empty)
-    assert "No runs" in found.message.value and found.list.children == ()
+    view = RunList(empty)
+    assert "No runs" in view.message.value and view.list.children == ()
     write(empty.run("first"), started(0, 3))
-    found.refresh()
-    assert len(found.list.children) == 1 and found.message.value == ""
+    view.refresh()
+    assert len(view.list.children) == 1 and view.message.value == ""

@@ -1,4 +1,4 @@
-"""A cell that watches a run gives way to whatever else its kernel is asked for, and the training goes on."""
+"""A cell that shows a run ends when another cell is run, and training continues."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ended(client, request: str, seconds: float) -> bool:
     return False
 
 
-def test_a_cell_that_is_run_meanwhile_ends_the_watching_and_is_answered(client, run):
+def test_a_cell_that_is_run_meanwhile_closes_the_view_and_is_answered(client, run):
     watching = client.execute(WATCH.format(folder=str(run.project.folder)))
     assert not ended(client, watching, 4)
     other = client.execute("1 + 1")

@@ -81,8 +81,8 @@ class Header:
             self._form.refuse("run", str(error))
 
     def _purposes(self, family: str) -> dict[str, str]:
-        known = {row.purpose for row in presets.presets(family)}
-        return {"": say("No preset")} | {name: say(text) for name, text in PURPOSES.items() if name in known}
+        available = {row.purpose for row in presets.presets(family)}
+        return {"": say("No preset")} | {name: say(text) for name, text in PURPOSES.items() if name in available}
 
     def _sizes(self, family: str, purpose: str) -> dict[str, str]:
         sizes = {"": "–"} if not purpose else {}
