@@ -1,4 +1,4 @@
-"""The tables of the guides as they stand there, by topic; what of them does not hold here is said beside each."""
+"""Tables of training guides, quoted by topic; each has a note on what does not apply here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOPICS = ("images", "tags", "settings")  # of a guide's table
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a guide as it stands there; `note` says what of it does not hold here. `family` "" is any."""
+    """A table quoted from a guide; `note`: what does not apply here; `family` "": any."""
 
     title: str
     source: str
@@ -23,11 +23,11 @@ class Table:
 
 
 def tables(family: str, topic: str = "settings") -> tuple[Table, ...]:
-    """The guides' tables that speak of a family, about one of TOPICS."""
+    """Tables about a family, on one of TOPICS."""
     return tuple(table for table in TABLES if table.family in ("", family) and table.topic == topic)
 
 
-OTHER_SIZES = "The guides differ: each table speaks of its own models."
+OTHER_SIZES = "Guides differ: each table is about its own models."
 
 TABLES = (
     Table(
@@ -49,14 +49,17 @@ TABLES = (
         "",
         ("images", "why"),
         (
-            ("many angles, expressions, clothes, lights", "what is always the same is learned as part of the subject"),
-            ("close-ups of head, eyes and details", "small things in a large image are lost"),
-            ("pairs with and without a thing", "they teach what its tag means"),
-            ("not: wrong design, hidden parts, odd poses", "mistakes are learned, too"),
-            ("not: other people's hands and faces at the border", "cut them off, or paint them over with white"),
-            ("not: blurred", "the LoRA paints blurred images then"),
+            (
+                "many angles, expressions, clothes, lights",
+                "whatever is the same in all images is learned as part of the subject",
+            ),
+            ("close-ups of head, eyes and details", "small details of a large image are lost"),
+            ("pairs with and without an object", "they teach the meaning of its tag"),
+            ("avoid: wrong design, hidden parts, odd poses", "mistakes are learned as well"),
+            ("avoid: hands and faces of others at the edges", "crop them, or cover them with white"),
+            ("avoid: blurred images", "or the LoRA generates blurred images"),
         ),
-        "30 to 100 good images are usually enough; a few less are better than bad ones.",
+        "30 to 100 good images are usually enough; fewer are better than bad ones.",
         "images",
     ),
     Table(
@@ -65,9 +68,9 @@ TABLES = (
         "anima",
         ("images", "why"),
         (
-            ("1024 x 1024 px and more", "what the base was trained at"),
-            ("the whole composition", "do not crop away what matters"),
-            ("one character looks the same in all", "or it falls apart: same tags, more images, keep_tokens"),
+            ("1024 x 1024 px or more", "the size the base model was trained at"),
+            ("the whole composition", "do not crop important parts"),
+            ("a character looks the same in all images", "otherwise: consistent tags, more images, keep tokens"),
         ),
         topic="images",
     ),
@@ -77,12 +80,12 @@ TABLES = (
         "",
         ("way", "how"),
         (
-            ("for", "a character or thing that is to leave the style of the base alone; not for styles"),
-            ("how many", "as many as images times repeats; the folder's own repeats balance them"),
-            ("plain", "any images of the class, such as 1girl; captions are not necessary"),
+            ("for", "a character or object that should not change the base model's style; not for styles"),
+            ("how many", "as many as images x repeats; the folder's own repeats balance them"),
+            ("plain", "any images of the class, such as 1girl; captions are optional"),
             (
                 "better",
-                "one for each image: its caption and name, the same base and size, DDIM, seed 420",
+                "one per image: its caption and file name, same base model and size, DDIM, seed 420",
             ),
         ),
         "They double the steps of an epoch.",
@@ -94,14 +97,14 @@ TABLES = (
         "",
         ("tag", "why"),
         (
-            ("the trigger: first, in every caption", "it takes in whatever no other tag explains"),
-            ("what is to change later: clothes, hair, pose, expression, background", "a tag makes it switchable"),
-            ("what is uncommon, or wrong, in one image", "its tag can stand in the negative prompt later"),
-            ("not: what always belongs to the subject", "the trigger should take that in"),
-            ("not: what goes without saying, such as a face; artists' names", "they take from the trigger"),
-            ("careful: simple background", "the LoRA may paint nothing else without it"),
+            ("the trigger word: first in every caption", "it absorbs everything that no other tag explains"),
+            ("what should be changeable: clothes, hair, pose, expression, background", "a tag makes it controllable"),
+            ("anything unusual or wrong in one image", "its tag can be used in the negative prompt later"),
+            ("avoid: fixed features of the subject", "the trigger word should absorb them"),
+            ("avoid: the obvious, such as a face; artist names", "they weaken the trigger word"),
+            ("careful: simple background", "without it, the LoRA may generate only such backgrounds"),
         ),
-        "Right tags matter more than beautiful images: take out wrong ones, add missing ones, write one word for one "
+        "Correct tags matter more than beautiful images: remove wrong ones, add missing ones, use one word for one "
         "thing (red boots, not boots and red footwear).",
         "tags",
     ),
@@ -113,7 +116,7 @@ TABLES = (
         (
             ("by a vision-language model, then checked", "delete what is not in the image"),
             ("spelling", "lower case, spaces for underscores, in all of them"),
-            ("order", "quality, safety, 1girl, character, series, @artist, looks, action, surroundings"),
+            ("order", "quality, safety, 1girl, character, series, @artist, appearance, action, background"),
         ),
         topic="tags",
     ),
@@ -123,7 +126,7 @@ TABLES = (
         "anima",
         ("images", "learning rate"),
         (("under 100", "5e-5 to 1e-4"), ("100-500", "1e-4 to 2e-4"), ("500+", "1e-4 to 3e-4")),
-        "Slow: raise it. Jumping about: lower it. Learned by heart: lower it, or fewer epochs.",
+        "Too slow: raise it. Unstable: lower it. Overfitting: lower it, or train fewer epochs.",
     ),
     Table(
         "Rank",
@@ -137,15 +140,15 @@ TABLES = (
             ("64", "complex, or several characters"),
             ("128", "rarely"),
         ),
-        "Begin low. The guide's file sizes do not hold here: they depend on what is trained.",
+        "Start low. The guide's file sizes do not apply here: they depend on which parts are trained.",
     ),
     Table(
-        "Settings by card",
+        "Settings by GPU",
         ANIMA,
         "anima",
-        ("card", "images at once", "batches a step", "resolution", "precision"),
+        ("GPU", "batch size", "gradient accumulation", "resolution", "precision"),
         (("24 GB", "1", "4", "1024", "bf16"), ("32 GB", "2", "2", "1024", "bf16")),
-        "With gradient checkpointing and caches; caching frees memory of the GPU.",
+        "With gradient checkpointing and caches; caching frees VRAM.",
     ),
     Table(
         "Difficulty of a character and rank",
@@ -157,16 +160,16 @@ TABLES = (
             ("B", "distinct face, hair, clothes", "4-16"),
             ("C", "fine details, wings, armour, tail", "8-32"),
             ("D", "furry or humanoid, real people", "32-64"),
-            ("E", "odd proportions with two hands and feet", "64"),
+            ("E", "unusual proportions, two hands and feet", "64"),
             ("F", "animals, dragons, very complex clothes", "64-128"),
             ("G", "mecha, many limbs", "128"),
             ("H", "machines, monsters, insects", "128-192"),
-            ("I", "beyond description", "192-256"),
+            ("I", "indescribable creatures", "192-256"),
         ),
-        "Male characters half a class up, until D; less where the base knows the subject.",
+        "Male characters are half a class higher, up to D; characters that the base model knows are easier.",
     ),
     Table(
-        "Where to begin",
+        "Where to start",
         LORA,
         "sd15",
         ("purpose", "images", "rank", "UNet", "text encoder", "regularization", "steps", "resolution"),
@@ -185,7 +188,7 @@ TABLES = (
         ("setting", "value"),
         (
             ("optimizer", "DAdaptAdam or Prodigy, learning rate 1"),
-            ("schedule", "constant"),
+            ("scheduler", "constant"),
             ("rank, alpha", "64 (32), 1"),
             ("steps", "about 1000"),
             ("resolution", "512 (576)"),
@@ -193,7 +196,7 @@ TABLES = (
             ("tokens", "225"),
             ("optimizer arguments", "decouple: true, weight_decay: 0.01, betas: [0.9, 0.999]"),
         ),
-        "Repeats 1 and enough epochs, unless folders are to be balanced; keep a file of every few epochs.",
+        "Use 1 repeat and enough epochs, unless folders need balancing; save a LoRA every few epochs.",
     ),
     Table(
         "What each optimizer needs",
@@ -210,7 +213,7 @@ TABLES = (
                 "1",
             ),
         ),
-        "Not all of them are here; no full fp16 with Prodigy.",
+        "Not all of them are available here; Prodigy does not work in full fp16.",
     ),
     Table(
         "SDXL",
@@ -218,14 +221,14 @@ TABLES = (
         "sdxl",
         ("setting", "value"),
         (
-            ("precision", "bf16 before fp16"),
-            ("rank", "16 is as 64 in SD 1.5; try 16, 24, 32"),
+            ("precision", "bf16 rather than fp16"),
+            ("rank", "16 equals 64 in SD 1.5; try 16, 24, 32"),
             ("time", "about four times that of SD 1.5"),
         ),
-        "The guide sets the text encoders' learning rates to 0; both can be trained by now.",
+        "The guide sets the text encoder learning rates to 0; here both can be trained.",
     ),
     Table(
-        "What slows learning down",
+        "What slows learning",
         LORA,
         "",
         ("setting", "range", "slower by"),
@@ -236,7 +239,7 @@ TABLES = (
             ("alpha", "1 to rank", "for every 16 less"),
             ("min_snr_gamma", "1-20, 5", "a little, for every 1 more"),
         ),
-        "Alpha at most the rank; 0 or the rank itself scales by 1. Low rank and alpha want a higher learning rate.",
+        "Alpha is at most the rank; 0 = rank, a scale of 1. A low rank or alpha needs a higher learning rate.",
     ),
     Table(
         "One character, 188 images",
@@ -247,12 +250,12 @@ TABLES = (
             ("rank, alpha", "32, 16 (16 to 32, alpha up to rank)"),
             ("learning rate", "1e-4 (to 2e-4); text encoder 1e-5"),
             ("optimizer", "AdamW8bit, betas 0.9 and 0.999"),
-            ("schedule", "cosine, warmup 0.1"),
-            ("images a step", "4"),
+            ("scheduler", "cosine, warmup 0.1"),
+            ("batch size", "4"),
             ("epochs", "2 (1-3), 2000 to 3000 steps"),
             ("resolution", "512 with buckets"),
         ),
-        "Its folder repeats every image ten times. Stop when samples are good. Random crops exclude its cache.",
+        "Its folder has 10 repeats. Stop when the samples are good. Random crops cannot be cached.",
     ),
     Table(
         "Images, learning rate, rank",
@@ -260,10 +263,10 @@ TABLES = (
         "",
         ("setting", "value"),
         (
-            ("images", "15-20 at least, 30-50 is ideal; style 20-30, character 30-50"),
-            ("learning rate", "1e-4 to 1e-3, first 1e-4"),
-            ("rank", "8-32 for simple, 64-128 for complex"),
-            ("alpha", "half the rank, or the rank"),
+            ("images", "at least 15-20, ideally 30-50; style 20-30, character 30-50"),
+            ("learning rate", "1e-4 to 1e-3, start with 1e-4"),
+            ("rank", "8-32 for simple subjects, 64-128 for complex ones"),
+            ("alpha", "half the rank, or equal to it"),
         ),
         OTHER_SIZES,
     ),

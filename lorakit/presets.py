@@ -1,4 +1,4 @@
-"""What training guides advise, as data with its source: presets by family, purpose and size of the dataset."""
+"""Presets from training guides, each with its source: by family, purpose and size of the dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 PURPOSES = ("character", "style", "concept")
 SIZES = ("small", "middle", "large")  # of a dataset
-SNAPSHOTS = 10  # how many LoRA files and rounds of samples a preset's run leaves
+SNAPSHOTS = 10  # LoRA files, and rounds of samples, that a run with a preset saves
 
 ANIMA = "Anima LoRA training tips"
 LORA = "LoRA training guide (rentry.org/59xed3)"
@@ -17,13 +17,13 @@ FAQ = "FAQ of a LoRA training system"
 
 @dataclass(frozen=True)
 class Preset:
-    """One row: settings for a purpose with so many images, in one family.
+    """One row: settings of one family for a purpose and a number of images.
 
-    images      least and most images it is for; most None: no end
-    seen        images seen over the whole run, repeats and epochs counted: the guides' steps times two a batch
-    settings    part -> settings; epochs are not among them, as they follow from `seen`
-    source      the guide that says so
-    why         what it says, in a sentence
+    images      lowest and highest number of images (without repeats); highest None: no limit
+    seen        images seen over the whole run, with repeats and epochs: the guide's steps x its batch size of 2
+    settings    part -> settings; without epochs, which follow from `seen`
+    source      the guide
+    why         what the guide says, in a sentence
     """
 
     family: str
@@ -37,7 +37,7 @@ class Preset:
 
 
 def _plain(rank: int, rate: float, text: float = 0.0, **more: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rank with alpha = rank, so that moving the rank keeps the strength; learning rates; further parts."""
+    """Settings with alpha = rank (stored as 0), so that another rank keeps the strength; `more` are further parts."""
     optimizer = {"learning_rate": rate} | ({"text_encoder_lr": text} if text else {})
     return {"adapter": {"rank": rank, "alpha": 0.0}, "optimizer": optimizer, **more}
 
@@ -47,18 +47,21 @@ STEADY = {"weighting": "min_snr", "min_snr_gamma": 5.0}
 
 POOR = "15 to 30 images: rank 32 to 64, 1600 steps or more; regularization images help."
 GOOD = "35 to 100 good images: rank 32 to 96, learning rate 1e-4 and 5e-5, from 1000 steps."
-YUI_WHY = "188 images of one character: rank 32 with alpha 16, 1e-4 and 1e-5, cosine with warm-up, 2000 steps of 4."
-FAQ_STYLE = "20 to 30 images show a style: learning rate 1e-4, rank from 32 for what is simple, alpha half of it."
-STYLE = "100 images and more: rank from 96, learning rate 1e-4 and 4e-5, 3000 steps or more, 576 px or more."
+YUI_WHY = (
+    "188 images of one character: rank 32 with alpha 16, 1e-4 and 1e-5, cosine with warmup, 2000 steps at batch size 4."
+)
+FAQ_STYLE = "20 to 30 images are enough for a style: learning rate 1e-4, rank 32 or more, alpha half of it."
+STYLE = "100 images or more: rank 96 or more, learning rate 1e-4 and 4e-5, 3000 steps or more, 576 px or more."
 CONCEPT = "50 to 2000 images: rank 8 to 128, learning rate 1e-4 and 4.5e-5."
 SDXL = (
-    "SDXL at rank 16 holds what SD 1.5 does at 64; try 16, 24 and 32. Steps as for SD 1.5; text encoders stay frozen."
+    "Rank 16 in SDXL equals rank 64 in SD 1.5; try 16, 24 and 32. Steps as for SD 1.5; text encoders are not trained."
 )
-ANIMA_FEW = "Under 100 images the learning rate is 5e-5 to 1e-4, so that nothing is learned by heart."
-ANIMA_SOME = "100 to 500 images stand a learning rate of 1e-4 to 2e-4; this begins at its lower end."
-ANIMA_MANY = "500 images and more stand a learning rate of 1e-4 to 3e-4; this begins at its lower end."
+ANIMA_FEW = "Under 100 images use a learning rate of 5e-5 to 1e-4 to avoid overfitting."
+ANIMA_SOME = "100 to 500 images allow a learning rate of 1e-4 to 2e-4; this preset takes the lower end."
+ANIMA_MANY = "500 images or more allow a learning rate of 1e-4 to 3e-4; this preset takes the lower end."
 ANIMA_MORE = (
-    "The guide has no row for this; a complex subject has rank 64 there, and the learning rate goes by the images."
+    "The guide has no row for this: rank 64 is its value for complex subjects, and the learning rate follows from the "
+    "number of images."
 )
 
 PRESETS = (
@@ -123,25 +126,27 @@ PRESETS = (
 
 
 def presets(family: str) -> tuple[Preset, ...]:
-    """All presets of a family; none for a family that no guide speaks of."""
+    """All presets of a family; () for a family that no guide covers."""
     return tuple(row for row in PRESETS if row.family == family)
 
 
 def find(family: str, purpose: str, size: str) -> Preset | None:
-    """The preset of a family for a purpose and a size of dataset, None when no guide has one."""
+    """The preset for a family, purpose and dataset size; None when no guide has one."""
     return next((row for row in presets(family) if (row.purpose, row.size) == (purpose, size)), None)
 
 
 def size_for(family: str, purpose: str, images: int) -> str:
-    """ "small", "middle" or "large": what so many images (without repeats) are for a purpose; "" when nobody says."""
+    """Dataset size for a purpose, from the number of images without repeats: one of SIZES, "" without a preset."""
     rows = [row for row in presets(family) if row.purpose == purpose and images >= row.images[0]]
     return rows[-1].size if rows else ""
 
 
 def settings_for(row: Preset, count: int) -> dict[str, dict[str, Any]]:
-    """The settings of a preset with `images` seen in an epoch (repeats counted; 0: as many as the row is made for).
+    """The settings of a preset, by part, with epochs and how often to save and sample.
 
-    Epochs so many that `row.seen` is reached; a file and samples after about a tenth of them.
+    count       images of an epoch, with repeats; 0: as many as the preset is made for
+
+    There are as many epochs as show `row.seen` images, and about SNAPSHOTS LoRA files and rounds of samples.
     """
     low, high = row.images
     epochs = max(1, -(-row.seen // (count or high or low)))
@@ -151,6 +156,6 @@ def settings_for(row: Preset, count: int) -> dict[str, dict[str, Any]]:
 
 
 def preset(family: str, purpose: str, images: int, repeats: int = 1) -> dict[str, dict[str, Any]]:
-    """Settings by part for so many images, each seen `repeats` times an epoch; {} for a family without presets."""
+    """Settings by part for a number of images, each with `repeats`; {} for a family without presets."""
     row = find(family, purpose, size_for(family, purpose, images))
     return settings_for(row, images * repeats) if row else {}

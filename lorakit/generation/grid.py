@@ -16,7 +16,7 @@ from lorakit.files import write_json
 from lorakit.generation.contact_sheet import labelled
 from lorakit.generation.generator import OFF, Generator, lora_file
 from lorakit.hub.fingerprint import file_digest
-from lorakit.project import NAME, ProjectError, Run
+from lorakit.project import RUN_NAME, ProjectError, Run
 from lorakit.run.config import read_config
 from lorakit.run.sampling import SamplingConfig, sampling_problems, save_image
 
@@ -103,7 +103,7 @@ def grid(
     """
     if x.name == y.name:
         raise ConfigError(f"Both axes are {x.name}; choose two of {', '.join(AXES)}.")
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(RUN_NAME, name):
         raise ProjectError(f"{name!r} cannot be a grid's name: use up to 64 letters, digits, '-', '_' and '.'.")
     # a SampleConfig has more fields (prompts, every_epochs), on which no image depends
     sampling = SamplingConfig(**{f.name: getattr(sampling, f.name) for f in fields(SamplingConfig)})

@@ -1,4 +1,4 @@
-"""The folders of a project and of a run: the only database there is."""
+"""The folders of a project and of a run; their files are the only database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.files import DISK_FULL
 
-NAME = r"\w[\w.-]{0,63}"  # of a run
+RUN_NAME = r"\w[\w.-]{0,63}"  # also a folder name on Windows and Drive
 
 
 class ProjectError(UserError):
@@ -21,14 +21,17 @@ class ProjectError(UserError):
 
 
 class DiskFull(UserError):
-    """The disk on which a run is trained has no room left."""
+    """The disk of a project is full."""
 
 
 class Run:
-    """The files of one run, below `<project>/runs/<name>/`, or below `folder` for a trial that is not to stay."""
+    """The files of one run in `<project>/runs/<name>/`, or in `folder` for a trial that is deleted afterwards.
+
+    Raises ProjectError for a name that cannot be a folder's.
+    """
 
     def __init__(self, project: Project, name: str, folder: Path | None = None):
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(RUN_NAME, name):
             raise ProjectError(
                 f"{name!r} cannot be a run's name: use up to 64 letters, digits, '-', '_' and '.', the first of them "
                 "a letter, a digit or '_'."
@@ -37,30 +40,33 @@ class Run:
         self.name = name
         self.folder = folder or project.folder / "runs" / name
         self.config_file = self.folder / "config.yaml"
-        self.record_file = self.folder / "fingerprint.json"
+        self.record_file = self.folder / "fingerprint.json"  # what the run is made of, see `lorakit.run.resume`
         self.log = self.folder / "events.jsonl"
         self.states = self.folder / "states"
         self.loras = self.folder / "lora"
         self.samples = self.folder / "samples"
         self.grids = self.folder / "grids"
-        self.lock = self.folder / "trainer.lock"  # held (flock) by the run's trainer while it lives
+        self.lock = self.folder / "trainer.lock"  # held (flock) by the trainer as long as it lives
 
     def exists(self) -> bool:
         """True once the run's config has been written."""
         return self.config_file.exists()
 
     def lora_file(self, step: int) -> Path:
-        """The exported LoRA after `step`."""
+        """The LoRA file of a step, whether it exists or not."""
         return self.loras / f"{self.name}-{step:06d}.safetensors"
 
     def lora_steps(self) -> list[int]:
-        """Steps for which an exported LoRA is there, in order."""
-        found = (re.fullmatch(rf"{re.escape(self.name)}-(\d{{6,}})", p.stem) for p in self.loras.glob("*.safetensors"))
-        return sorted(int(match[1]) for match in found if match)
+        """Steps that have a LoRA file, in ascending order."""
+        # Six digits or more: foreign files and `.part` files in the folder do not match.
+        matches = (
+            re.fullmatch(rf"{re.escape(self.name)}-(\d{{6,}})", p.stem) for p in self.loras.glob("*.safetensors")
+        )
+        return sorted(int(match[1]) for match in matches if match)
 
 
 class Project:
-    """One folder with everything of one training project: dataset, caches, runs."""
+    """One folder that holds everything of a training project: dataset, caches, runs."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser().absolute()
@@ -90,29 +96,28 @@ class Project:
         return Run(self, name)
 
     def runs(self) -> list[Run]:
-        """All runs of the project, by name; folders that cannot be runs ("run1 (copy)") are passed over."""
+        """All runs of the project, by name; folders that cannot be runs ("run1 (copy)") are skipped."""
         names = (p.parent.name for p in sorted((self.folder / "runs").glob("*/config.yaml")))
-        return [Run(self, name) for name in names if re.fullmatch(NAME, name)]
+        return [Run(self, name) for name in names if re.fullmatch(RUN_NAME, name)]
 
     def newest_run(self) -> Run:
-        """Of the runs that have exported a LoRA file, the one in which something happened last.
+        """The run with a LoRA file that was active last.
 
         Raises ProjectError while there is none.
         """
         if not (runs := self.runs()):
             raise ProjectError(f"There are no runs in {self.folder} yet: train one first (notebook 4_train).")
-        if not (found := [run for run in runs if run.lora_steps()]):
+        if not (with_loras := [run for run in runs if run.lora_steps()]):
             names = ", ".join(run.name for run in runs)
             raise ProjectError(
-                f"No run has exported a LoRA file yet ({names}): train one up to its first (notebook 4_train)."
+                f"No run has saved a LoRA file yet ({names}): train one until its first is saved (notebook 4_train)."
             )
-        return max(found, key=lambda run: (run.log if run.log.exists() else run.config_file).stat().st_mtime)
+        return max(with_loras, key=lambda run: (run.log if run.log.exists() else run.config_file).stat().st_mtime)
 
 
 @contextmanager
 def disk_full_errors(run: Run) -> Iterator[None]:
-    """Turn a full disk, in whatever words a library tells of it, into DiskFull; files that were begun go first, so that
-    there is room to log it."""
+    """Turn a full disk, however a library reports it, into DiskFull; deletes incomplete files first."""
     from safetensors import SafetensorError
 
     try:
@@ -120,16 +125,18 @@ def disk_full_errors(run: Run) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_full(error):
             raise
+        # This makes the room that is needed to log the failure.
         for part in (*run.states.glob(".*.part"), *run.loras.glob("*.part"), *run.samples.glob("*.part")):
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         raise DiskFull(
-            f"The disk that {run.folder} is on is full: {shutil.disk_usage(run.folder).free / 1e6:.1f} MB are free. "
-            "What was saved before is kept. Free some space there, such as caches and runs that are no longer needed."
+            f"The disk of {run.folder} is full: {shutil.disk_usage(run.folder).free / 1e6:.1f} MB are free. Everything "
+            "saved before is kept. Free some space there: delete caches, or runs that are no longer needed."
         ) from error
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is the kernel's that a disk is full; Rust's libraries have only its text."""
+    """Whether an error, or one of its causes, says that a disk is full."""
+    # safetensors (Rust) raises its own error, which has only the kernel's text and no errno.
     while error is not None:
         if getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL):
             return True

@@ -1,4 +1,4 @@
-"""Which of the machines that people train on this is: where projects live on it, which disk is fast, what is kept."""
+"""Detects the platform (Colab, Kaggle, AutoDL): where projects are on it, which disk is fast, what is kept."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from pathlib import Path
 from lorakit.project import Project
 
 FOLDER = "lora-projects"  # in it a folder for each project, on every machine
-LAST = "last-project.txt"  # beside them: the name of the one that was opened last
+LAST = "last-project.txt"  # beside them: the name of the project opened last
 COLAB_DRIVE = Path("/content/drive")
-SWITCH = Path("/etc/network_turbo")  # AutoDL's script that leads through its proxy to sites that are blocked
-# File systems behind a network or a program: slow, and done writing long after they say so.
+SWITCH = Path("/etc/network_turbo")  # AutoDL's script that sets a proxy for sites that are blocked in China
+# File systems behind a network or a program: slow, and they report writes before these are done.
 SLOW = re.compile(r"fuse(\..*)?|nfs\d?|cifs|smb\w*|9p|drvfs|vboxsf|afs|ceph|lustre|davfs|virtiofs")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One row: the signs that a machine has (environment variables; paths begin with "/"), any of which is enough, and
-    the folders in which projects may be, best first."""
+    """One row of MACHINES.
+
+    signs       environment variables, and paths (they start with "/"); any one of them identifies the machine
+    folders     folders that projects may be in, best first
+    """
 
     name: str
     signs: tuple[str, ...]
@@ -33,7 +36,8 @@ class Machine:
     keeps: str  # how long the best folder lasts
 
 
-MACHINES = (  # Kaggle's image is made from Colab's and has its signs, too
+# Kaggle comes first: its image is built from Colab's and has the same signs.
+MACHINES = (
     Machine(
         "Kaggle",
         ("KAGGLE_KERNEL_RUN_TYPE", "/kaggle/working"),
@@ -63,10 +67,10 @@ LOST = "This folder is on the machine's own disk: all of it is lost when the ses
 class Place:
     """Where projects are on this machine.
 
-    name      of the machine, "" for one of the user's own
-    folders   folders that hold projects, each project a folder in one of them; new ones are made in the first
+    name      of the platform, "" for the user's own machine
+    folders   folders that contain projects; new projects are created in the first
     fast      folder on the machine's own disk for projects whose remote copy is on a slow disk
-    keeps     how long the first folder lasts, in a sentence; "" where it goes without saying
+    keeps     how long the first folder is kept, in a sentence; "" on the user's own machine
     """
 
     name: str
@@ -76,11 +80,11 @@ class Place:
 
     @property
     def is_lost(self) -> bool:
-        """True where nothing outlives the session."""
+        """True where nothing is kept after the session."""
         return self.keeps == LOST
 
     def is_copied(self, remote: Path) -> bool:
-        """Whether a project whose remote copy is `remote` is worked on in `fast`; not where all disks are slow."""
+        """Whether a project with this remote copy is worked on in `fast`; not where all disks are slow."""
         return is_slow(remote) and not is_slow(self.fast)
 
     def find(self, name: str) -> Path:
@@ -99,12 +103,12 @@ class Place:
         return sorted(found)
 
     def _is_copy(self, folder: Path) -> bool:
-        """Whether a project lives in the first folder, and this is where it is worked on."""
+        """Whether a folder is only the local copy of a project in the first folder."""
         remote = Project(folder).remote if folder.parent != self.folders[0] else None
         return remote is not None and remote.parent == self.folders[0]
 
     def last(self) -> str:
-        """The name of the project that was opened last; where no note tells, of the one that changed last; or ""."""
+        """Name of the project opened last, else of the one changed last; "" without projects."""
         notes = [folder / LAST for folder in self.folders if is_there(folder / LAST)]
         names = [note.read_text("utf-8").strip() for note in sorted(notes, key=os.path.getmtime, reverse=True)]
         there = self.projects()
@@ -112,17 +116,18 @@ class Place:
         return noted or max(there, key=lambda name: self.find(name).stat().st_mtime, default="")
 
     def remember(self, name: str) -> None:
-        """Note which project was opened last; a disk that takes no note now is told of elsewhere."""
+        """Note which project was opened last."""
+        # A disk that cannot be written is reported when the project is opened.
         with suppress(OSError):
             self.folders[0].mkdir(parents=True, exist_ok=True)
             (self.folders[0] / LAST).write_text(name, "utf-8")
 
 
 def find(environment: Mapping[str, str], root: Path = Path("/")) -> Place:
-    """The place that this machine is: known by the variables and paths in the row of MACHINES, else the current folder.
+    """Where projects are on this machine, by the first row of MACHINES that matches; else the current folder.
 
     environment   such as os.environ
-    root          of the file system that paths are looked for in
+    root          of the file system in which paths are looked up
     """
     for machine in MACHINES:
         if any(is_there(_below(root, sign)) if sign.startswith("/") else sign in environment for sign in machine.signs):
@@ -141,7 +146,7 @@ def _below(root: Path, path: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path can be reached; a disk that was lost (errno 107) is not there."""
+    """Whether a path can be reached; False for a mount that was lost (errno 107)."""
     try:
         return path.exists()
     except OSError:
@@ -149,23 +154,24 @@ def is_there(path: Path) -> bool:
 
 
 def is_slow(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
-    """Whether a path lies on a network or FUSE file system, such as Drive; False where the machine does not tell.
+    """Whether a path is on a network or FUSE file system, such as Google Drive; False without a list of mounts.
 
-    mounts   the kernel's list: device, where, type, options of each
+    mounts   the kernel's list, a line each: device, folder, type, options
     """
     if not mounts.exists():
         return False
     path = Path(os.path.realpath(path))
-    kinds = {}
+    types = {}
     for line in mounts.read_text("utf-8", errors="replace").splitlines():
         where, kind = line.split(" ")[1:3]
-        kinds[Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), where))] = kind  # a later one hides it
-    above = [folder for folder in (path, *path.parents) if folder in kinds]
-    return bool(above and SLOW.fullmatch(kinds[above[0]]))
+        # Spaces are written as \040. A later mount on the same folder hides the earlier one.
+        types[Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), where))] = kind
+    above = [folder for folder in (path, *path.parents) if folder in types]
+    return bool(above and SLOW.fullmatch(types[above[0]]))
 
 
 def network_switch(script: Path = SWITCH) -> dict[str, str]:
-    """The proxy variables that AutoDL's network switch would set in a shell; none where there is no switch."""
+    """Proxy variables that AutoDL's network switch sets in a shell; {} where there is no switch."""
     if not script.exists():
         return {}
     done = subprocess.run(
@@ -173,7 +179,7 @@ def network_switch(script: Path = SWITCH) -> dict[str, str]:
         capture_output=True,
         text=True,
         timeout=5,
-        check=False,  # what it says for itself does not matter, what it set does
+        check=False,  # its exit status means nothing, only the variables count
         env={"PATH": os.defpath},
     )
     pairs = [line.partition("=")[::2] for line in done.stdout.splitlines()]

@@ -13,7 +13,7 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.files import is_locked, write_json
 from lorakit.files.archive import is_archive
-from lorakit.project import NAME, Project
+from lorakit.project import RUN_NAME, Project
 from lorakit.sync import fetch, packs, pending, service, staging
 from lorakit.sync.fetch import MARK
 from lorakit.sync.pending import Sent
@@ -112,7 +112,7 @@ def _opening(project: Project) -> Iterator[Copied]:
             sent.on_remote_id(project, (project.remote / MARK).read_text())
             yield from _settings(project, sent)
             for folder in sorted((project.remote / "runs").glob("*")):
-                if re.fullmatch(NAME, folder.name) and (folder / "config.yaml").exists():
+                if re.fullmatch(RUN_NAME, folder.name) and (folder / "config.yaml").exists():
                     yield from Restore(project.run(folder.name), sent, folder).copied()
                     sent.remember(project)
     for folder in staging.folders(project.remote):

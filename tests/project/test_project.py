@@ -66,7 +66,7 @@ def test_the_newest_run_is_one_that_can_be_compared_and_exported(tmp_path):
         project.run(name).loras.mkdir(parents=True)
         project.run(name).config_file.touch()
         os.utime(project.run(name).config_file, (at, at))
-    with pytest.raises(ProjectError, match=r"No run has exported a LoRA file yet \(new, old, stopped\)"):
+    with pytest.raises(ProjectError, match=r"No run has saved a LoRA file yet \(new, old, stopped\)"):
         project.newest_run()
     for name in ("old", "new"):
         project.run(name).lora_file(10).touch()
