@@ -56,7 +56,7 @@ class Config(Config):
     longest_side: int = setting(1024, help="larger images are scaled down for the model", unit="px", range=(32, 8192))
     batch_size: int = setting(1, help="images at once; more are faster on a GPU", range=(1, 64))
     precision: str = setting(
-        "auto", help="number format of the model; auto: bf16 or fp16 on a GPU, fp32 on a CPU", choices=PRECISIONS
+        "auto", help="number format of the model; automatic = bf16 or fp16 on a GPU, fp32 on a CPU", choices=PRECISIONS
     )
 
 

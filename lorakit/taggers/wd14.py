@@ -41,8 +41,8 @@ class Config(Config):
     )
     runs_on: str = setting(
         "auto",
-        help="onnxruntime loads model.onnx; torch (package timm) loads model.safetensors, which v1-4 taggers lack; "
-        "auto takes onnxruntime, or torch where that is missing or cannot use the GPU",
+        help="ONNX Runtime loads model.onnx; PyTorch (package timm) loads model.safetensors, which v1-4 taggers lack; "
+        "automatic = ONNX Runtime, or PyTorch where that is missing or cannot use the GPU",
         choices=("auto", "onnxruntime", "torch"),
         ui=Field(label="runs on"),
     )

@@ -1,1 +1,1 @@
-"""Captions that remember who wrote which tag. Imports taggers and below."""
+"""Editing captions with a history, automatic captions, suspicious tags. Imports taggers and below."""

@@ -36,15 +36,14 @@ class TaggingConfig(Config):
 
     which: str = setting(
         "missing",
-        help="images to caption: missing = those without tags (or without a sentence, for a captioner); unlocked = all "
-        "whose caption is not hand-written or locked",
+        help="which images get a caption; hand-written and locked captions are never changed",
         choices=("missing", "unlocked"),
         ui=Field(label="images", basic=True),
     )
     profile: str = setting(
         "sd",
-        help="order and spelling: sd (SD 1.5, SDXL) = trigger word, number of people, character, then by score; "
-        "anima = quality, number of people, character, series, @artist, then the rest, all in lower case",
+        help="order and spelling of tags: Stable Diffusion = trigger word, number of people, character, then by score; "
+        "Anima = quality, number of people, character, series, @artist, then the rest, all in lower case",
         choices=lambda: tuple(caption_profiles()),
         ui=Field(label="tag order", basic=True),
     )

@@ -32,7 +32,9 @@ class BulkEdit:
         self.scope_choice = Choice(self._set_scope)
         self.tag = _field(say("Tag, several with commas, or * red *"), self._typed)
         self.new_name = _field(say("New name"), self._typed)
-        self.find = ipywidgets.Button(description=say("Show images with it"), layout=ipywidgets.Layout(width="auto"))
+        self.find = ipywidgets.Button(
+            description=say("Show images with this tag"), layout=ipywidgets.Layout(width="auto")
+        )
         self.find.on_click(lambda _: self._show_images())
         self.preview = ipywidgets.HTML()
         rows = [
