@@ -33,7 +33,7 @@ def site(project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     open_it = f"from lorakit.project import Project\nproject = Project({str(project.folder)!r})\n"
     sources = [
-        open_it + "from widgets.data.boxes import boxes\nboxes(project)",
+        open_it + "from widgets import draw_boxes\ndraw_boxes(project)",
         open_it + "from widgets.data.prepare import buckets_preview, prepare\nprepare(project)",
         "buckets_preview(project)",
         open_it + "from widgets.data.intake import add_images\nadd_images(project)",
@@ -114,7 +114,7 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
 
     book.page.get_by_role("button", name="Undo").click()
     book.until(0, "64 × 64 px", 10)
-    book.page.get_by_title("take this box away").nth(1).click()
+    book.page.get_by_title("delete this box").nth(1).click()
     boxes_of(project, FIRST, 1)
     book.page.get_by_title("the next image").click()
     book.until(0, "Without a box", 10)

@@ -43,7 +43,7 @@ def project(tmp_path):
 
 def test_the_images_are_counted_shown_and_those_left_out_are_named(project, shown):
     (project.dataset / "10_mofurin" / "broken.png").write_bytes(b"no image")
-    dataset.images(project)
+    dataset.show_images(project)
     counts, sheet, notes = shown
     assert "10_mofurin" in counts and ">30<" in counts and "× 10" in counts and ">300<" in counts
     assert sheet.size[0] == dataset.WIDTH
@@ -54,7 +54,7 @@ def test_what_is_left_out_is_told_before_what_lacks_a_caption_and_nothing_is_kep
     for caption in project.dataset.rglob("*.txt"):
         caption.unlink()
     shutil.copy(next(project.dataset.rglob("*.png")), project.dataset)
-    dataset.images(project)
+    dataset.show_images(project)
     notes = shown[-1]
     assert notes.index("1 images left out") < notes.index("no .txt file") and notes.count("no .txt file") == 30
 
@@ -62,7 +62,7 @@ def test_what_is_left_out_is_told_before_what_lacks_a_caption_and_nothing_is_kep
 def test_a_project_without_images_is_told_where_they_go(tmp_path, shown):
     project = Project(tmp_path)
     project.dataset.mkdir()
-    for view in (dataset.images, dataset.tags):
+    for view in (dataset.show_images, dataset.show_tags):
         view(project)
         assert str(project.dataset) in shown[-1]
 
@@ -71,7 +71,7 @@ def test_tags_are_counted_and_captions_without_the_trigger_are_told(project, sho
     first, second, *_ = sorted(project.dataset.rglob("*.txt"))
     first.unlink()
     second.write_text("1girl, <b>odd</b>, mofurin")
-    dataset.tags(project)
+    dataset.show_tags(project)
     (told,) = shown
     assert "mofurin <b>30</b>" in told, "the trigger is put into every caption"
     assert "Images without a caption: 1." in told and "do not begin with the trigger mofurin: 1." in told
@@ -79,19 +79,19 @@ def test_tags_are_counted_and_captions_without_the_trigger_are_told(project, sho
 
 
 def test_a_base_that_is_here_is_fetched_checked_and_named_and_a_missing_one_explained(shown, tmp_path):
-    base_model.fetch(configure(settings()).model)
+    base_model.fetch_base(configure(settings()).model)
     assert "a diffusers folder with StableDiffusionPipeline" in shown[-1] and "can be trained as sd15" in shown[-1]
     missing = {**settings(), "model": {"family": "sd15", "source": str(tmp_path / "missing.safetensors")}}
-    base_model.fetch(configure(missing).model)
+    base_model.fetch_base(configure(missing).model)
     assert "missing.safetensors" in shown[-1] and "Traceback" not in shown[-1]
 
 
 def test_files_are_told_with_what_is_wrong_and_names_cannot_write_html(shown, tmp_path):
     (tmp_path / "<i>x.safetensors").write_bytes(b"no such file")
-    base_model.look([tmp_path])
+    base_model.check_models([tmp_path])
     assert "✗" in shown[-1] and "&lt;i&gt;x.safetensors" in shown[-1] and "<i>x" not in shown[-1]
-    base_model.look([DATASET])
-    assert "No model files there." in shown[-1]
+    base_model.check_models([DATASET])
+    assert "No model files found." in shown[-1]
 
 
 def test_the_newest_run_comes_with_its_files_and_the_way_they_come_is_told(project, shown, monkeypatch, tmp_path):

@@ -125,12 +125,12 @@ def test_the_card_tells_what_the_project_holds_and_where(cell, tmp_path, base):
     until(run, lambda event: isinstance(event, Stepped))
     entry.open_project("fox")
     assert str(tmp_path / FOLDER / "fox") in cell.html
-    assert "7 images" in cell.html and "r: cut off, step 1 of 8" in cell.html
+    assert "7 images" in cell.html and "r: interrupted, step 1 of 8" in cell.html
 
 
 def test_an_empty_project_says_where_images_go(cell, tmp_path):
     entry.open_project("new")
-    assert f"No images yet: they go into {tmp_path / FOLDER / 'new' / 'dataset'} · no runs yet" in cell.html
+    assert f"No images yet: put them into {tmp_path / FOLDER / 'new' / 'dataset'} · no runs yet" in cell.html
 
 
 def test_problems_stand_open_with_their_cure_and_what_is_well_is_folded(cell):
@@ -286,7 +286,7 @@ def test_a_namesake_made_without_drive_keeps_its_files_and_is_told_of(colab):
     (colab.drive / "my-lora" / "dataset").mkdir(parents=True)
     project = entry.open_project()
     assert project.remote == colab.drive / "my-lora" and project.folder != colab.disk / "my-lora"
-    assert f"{colab.disk / 'my-lora'} is another project of that name, made without Drive." in colab.html
+    assert f"{colab.disk / 'my-lora'} is another project of that name, created without Drive." in colab.html
     (colab.disk / "my-lora").rename(colab.disk / "other")
     assert entry.open_project("other").remote == colab.drive / "other" and "7 images" in colab.html
 
@@ -297,14 +297,14 @@ def test_when_drive_is_lost_the_copy_on_this_machine_is_opened(colab):
     subprocess.run(["rm", "-r", colab.drive.parents[1]], check=True)
     colab.answer = "no"
     assert entry.open_project().folder == project.folder
-    assert "is out of reach" in colab.html and "7 images" in colab.html
+    assert "cannot be reached" in colab.html and "7 images" in colab.html
 
 
 def test_what_is_brought_is_told_once_a_second(colab, monkeypatch):
     entry.open_project()
     monkeypatch.setattr(entry, "opening", lambda *_: (Copied("images", done, 10**6) for done in range(1000)))
     entry.open_project()
-    assert sum("bringing images" in shown for shown in View.shown) in (1, 2)
+    assert sum("downloading images" in shown for shown in View.shown) in (1, 2)
 
 
 def test_what_copies_lack_is_told_folded(colab):
@@ -325,7 +325,7 @@ def test_closing_a_project_that_nothing_keeps_says_so(answer, is_lost, colab, tm
     project = entry.open_project() if is_lost else entry.open_project(remote=tmp_path / "mine")
     monkeypatch.setattr("IPython.display.display", lambda content: View().display(content))
     close_project(project)
-    assert "its only place" in colab.html and ("all of it is lost" in colab.html) == is_lost
+    assert "no remote copy" in colab.html and ("all of it is lost" in colab.html) == is_lost
 
 
 def test_a_folder_of_the_machine_itself_asks_for_no_drive(colab, tmp_path):

@@ -1,6 +1,7 @@
 """Bringing images in, boxes, preparing and buckets as widgets: what is clicked is on disk, what is wrong is told."""
 
 import io
+import json
 import shutil
 import zipfile
 from datetime import datetime
@@ -15,8 +16,7 @@ from lorakit.prepare.crop import FOLDER, read_prepare_config
 from lorakit.project import Project
 from lorakit.sync import service
 from widgets import i18n
-from widgets.data.boxes import BoxForm
-from widgets.data.boxes import boxes as show_boxes
+from widgets.data.boxes import BoxForm, draw_boxes
 from widgets.data.intake import IntakeForm, add_images, uploaded
 from widgets.data.prepare import PrepareForm, buckets_preview
 from widgets.project.draft import Draft
@@ -85,7 +85,7 @@ def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_pat
 def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, project):
     form = IntakeForm(Project(tmp_path / "other"))
     form.button.click()
-    assert "Write where" in form.told.value
+    assert "Enter a path" in form.told.value
     form.source.value = str(tmp_path / "nowhere.zip")
     form.button.click()
     assert "does not exist" in form.told.value
@@ -118,34 +118,34 @@ def test_a_source_in_code_is_added_at_once(project, tmp_path, displayed):
 
 def drag(form: BoxForm, *shares: float, number: int = 1) -> None:
     """What the page tells when a rectangle was drawn."""
-    form._clicks._told({"drag": str(number), "box": shares})
+    form.canvas.clicks.widget.value = json.dumps([str(number), {"drag": str(number), "box": shares}])
 
 
 def test_drawing_and_sliders_are_about_the_same_box_which_is_on_disk_at_once(project):
     form = BoxForm(project)
     drag(form, 0.25, 0.5, 0.5, 0.25)
     assert Boxes(project).of(FIRST) == (Box(32, 64, 64, 32),)
-    assert [slider.value for slider in form._sliders.values()] == [32, 64, 64, 32]
-    form._sliders["left"].value = 8
+    assert [slider.value for slider in form.sliders.values()] == [32, 64, 64, 32]
+    form.sliders["left"].value = 8
     assert Boxes(project).of(FIRST) == (Box(8, 64, 64, 32),)
-    assert "left:6.250%" in form._over.value
-    form._sliders["width"].value = 128
+    assert "left:6.250%" in form.canvas.over.value
+    form.sliders["width"].value = 128
     assert Boxes(project).of(FIRST) == (Box(8, 64, 120, 32),), "clipped at the image's edge"
-    assert form._sliders["width"].value == 120
+    assert form.sliders["width"].value == 120
 
 
 def test_a_slip_of_the_hand_is_no_box(project):
     form = BoxForm(project)
     drag(form, 0.25, 0.5, 0.01, 0.01, number=7)
-    assert Boxes(project).of(FIRST) == () and '[data-drag="7"]' in form._over.value
-    assert not form._trouble.value
+    assert Boxes(project).of(FIRST) == () and '[data-drag="7"]' in form.canvas.over.value
+    assert not form.problem.value
 
 
 def test_a_box_that_slides_out_of_the_image_is_refused_and_the_sliders_go_back(project):
     form = BoxForm(project)
     drag(form, 0.25, 0.5, 0.5, 0.25)
-    form._sliders["left"].value = 127
-    assert "draw it again" in form._trouble.value and form._sliders["left"].value == 32
+    form.sliders["left"].value = 127
+    assert "draw it again" in form.problem.value and form.sliders["left"].value == 32
     assert Boxes(project).of(FIRST) == (Box(32, 64, 64, 32),)
 
 
@@ -155,12 +155,12 @@ def test_several_boxes_are_chosen_named_taken_away_and_brought_back(project):
     form.add()
     drag(form, 0, 0, 0.5, 0.5)
     assert Boxes(project).of(FIRST) == (Box(32, 32, 64, 64), Box(0, 0, 64, 64)), "the newest is the chosen one"
-    chooser, name, away = form._list.children[0].children
+    chooser, name, away = form.rows.children[0].children
     chooser.click()
     drag(form, 0.5, 0.5, 0.5, 0.5)
-    form._list.children[0].children[1].value = "face"
+    form.rows.children[0].children[1].value = "face"
     assert Boxes(project).of(FIRST) == (Box(64, 64, 64, 64, "face"), Box(0, 0, 64, 64))
-    form._list.children[0].children[2].click()
+    form.rows.children[0].children[2].click()
     assert Boxes(project).of(FIRST) == (Box(0, 0, 64, 64),)
     form.turn(1)
     form.undo()
@@ -171,12 +171,12 @@ def test_the_images_are_leafed_through_in_a_circle_and_say_which_have_boxes(proj
     Boxes(project).add(SECOND, Box(0, 0, 20, 20))
     form = BoxForm(project)
     form.turn(1)
-    assert form.name == SECOND and form._sliders["width"].value == 20
+    assert form.name == SECOND and form.sliders["width"].value == 20
     form.turn(-2)
-    assert form.name == "10_mofurin/04.png" and form._sliders["width"].value == 128
-    form._names.value = FIRST
-    assert form.name == FIRST and "1 of 4" in form._told.value
-    assert [label[0] for label, _ in form._names.options] == ["·", "✓", "·", "·"]
+    assert form.name == "10_mofurin/04.png" and form.sliders["width"].value == 128
+    form.names.value = FIRST
+    assert form.name == FIRST and "1 of 4" in form.text.value
+    assert [label[0] for label, _ in form.names.options] == ["·", "✓", "·", "·"]
 
 
 def test_a_change_elsewhere_is_kept_by_the_next_one_here(project):
@@ -187,9 +187,9 @@ def test_a_change_elsewhere_is_kept_by_the_next_one_here(project):
 
 
 def test_without_images_or_with_a_damaged_list_that_is_told(project, tmp_path, displayed):
-    show_boxes(Project(tmp_path / "none"))
+    draw_boxes(Project(tmp_path / "none"))
     (project.folder / "boxes.yaml").write_text("a.png: [1]")
-    show_boxes(project)
+    draw_boxes(project)
     assert "does not exist" in displayed[0] and "is no box" in displayed[1]
 
 
@@ -275,6 +275,6 @@ def test_all_of_it_speaks_the_reader_s_language(project, language):
         form, boxes, intake = PrepareForm(project), BoxForm(project), IntakeForm(project)
     finally:
         i18n.use(before)
-    told = form.button.description + boxes._told.value + intake.button.description
+    told = form.button.description + boxes.text.value + intake.button.description
     assert ("图" in told) == (language == "zh")
     assert Path(project.folder).exists()

@@ -48,16 +48,16 @@ def project(tmp_path):
 def test_the_cell_says_what_is_made_shows_the_newest_and_goes_on_where_it_was_stopped(project, shown):
     widget.regularize(project)
     assert "3 regularization images" in shown[1] and "64 × 64 px" in shown[1] and "loading" in shown[1]
-    assert "Stopped. What is painted is kept" in shown[-1] and "image 2 / 3" in shown[-1]
+    assert "Stopped. Finished images are kept" in shown[-1] and "image 2 / 3" in shown[-1]
     assert "data:image/jpeg" in shown[-1] and "girl, blue hair" in shown[-1]
     widget.regularize(project)
     assert "3 regularization images are there, 1 of them new" in shown[-1]
     assert len(list((project.dataset / "reg/1_1girl").glob("*.png"))) == 3
 
 
-def test_nothing_is_painted_before_it_is_asked_for(project, shown):
-    widget.regularize(project, paint=False)
-    assert "3 regularization images" in shown[-1] and "paint=True" in shown[-1]
+def test_nothing_is_generated_before_it_is_requested(project, shown):
+    widget.regularize(project, generate=False)
+    assert "3 regularization images" in shown[-1] and "generate=True" in shown[-1]
     assert not (project.dataset / "reg").exists()
 
 

@@ -20,7 +20,7 @@ SHOWN, COLUMNS, WIDTH = 42, 7, 840  # images on the sheet, in a row, px
 TAGS, CAPTIONS = 80, 8  # lines of each at most
 
 
-def images(project: Project) -> None:
+def show_images(project: Project) -> None:
     """Show the training images: how many there are, a sheet of them, and what is left out and why."""
     from IPython.display import HTML, display
 
@@ -37,7 +37,7 @@ def images(project: Project) -> None:
     display(HTML(_notes(found.notes)))
 
 
-def tags(project: Project) -> None:
+def show_tags(project: Project) -> None:
     """Show the tags and how many images have each, some captions, and which images have none."""
     from IPython.display import HTML, display
 
@@ -77,7 +77,7 @@ def _counts(found: Scan) -> str:
         f"{_cell(say('regularization') if samples[0].is_reg else '')}</tr>"
         for name, samples in folders.items()
     )
-    return _table(_heads(say("folder"), say("images"), say("repeats"), say("seen an epoch"), ""), rows)
+    return _table(_heads(say("folder"), say("images"), say("Repeats"), say("images per epoch"), ""), rows)
 
 
 def _heads(*heads: str) -> str:

@@ -1,4 +1,4 @@
-"""Getting images in, in a cell: from a path or an upload, into the dataset or a concept folder of it."""
+"""Importing images in a cell: from a path or an upload, into the dataset or one of its folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACCEPTED = ",".join((*USED, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
 
 
 def add_images(project: Project, source: str | Path = "", into: str = "", repeats: int = 0) -> None:
-    """Show a form that brings images in, or, with a `source`, bring that in at once: a zip or tar, a folder (also on
+    """Show a form that imports images, or import `source` at once: a zip or tar, a folder (also on
     Drive), or an image; `into` and `repeats` as for `lorakit.prepare.intake.import_images`.
     """
     from IPython.display import display
@@ -47,19 +47,19 @@ class IntakeForm:
         wide = {"width": "98%"}
         style = {"description_width": "112px"}
         self.source = ipywidgets.Text(
-            description=say("from"),
+            description=say("Source"),
             placeholder=say("path of a zip, tar, folder or image, e.g. on Drive"),
             style=style,
             layout=ipywidgets.Layout(**wide),
         )
         self.into = ipywidgets.Text(
-            description=say("concept folder"),
-            placeholder=say("a name, or nothing: as they lie in the source"),
+            description=say("Folder name"),
+            placeholder=say("leave empty to keep the zip's folders"),
             style=style,
             layout=ipywidgets.Layout(**wide),
         )
         self.repeats = ipywidgets.BoundedIntText(
-            0, min=0, max=MAX_REPEATS, description=say("repeats"), style=style, layout=ipywidgets.Layout(width="200px")
+            0, min=0, max=MAX_REPEATS, description=say("Repeats"), style=style, layout=ipywidgets.Layout(width="200px")
         )
         self.button = ipywidgets.Button(
             description=say("Add"), button_style="primary", layout=ipywidgets.Layout(width="auto")
@@ -71,16 +71,15 @@ class IntakeForm:
         self.upload.observe(self._uploaded, "value")
         self.told = ipywidgets.HTML()
         tip = say(
-            "An upload goes through the notebook: a few megabytes at a time. Put a large zip on Drive, or use the file "
-            "browser, and give its path. A name as concept folder makes <repeats>_<name>/; 0 repeats: as it is there, "
-            "or 1."
+            "Uploads suit a few megabytes. Put a large zip on Google Drive and enter its path. A folder name creates "
+            "<repeats>_<name>/. Repeats 0 means auto: those of the zip's folders, or 1."
         )
         buttons = ipywidgets.HBox([self.button, self.upload], layout=ipywidgets.Layout(flex_flow="row wrap"))
         children = [self.source, self.into, self.repeats, buttons, ipywidgets.HTML(aside(tip)), self.told]
         self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width=f"{WIDTH}px"))
 
     def add(self, source: str | Path | Mapping[str, bytes], into: str = "", repeats: int = 0) -> None:
-        """Bring images in, and tell what became of them; what cannot be added is told too."""
+        """Import images and show what was added and what was not."""
         notes, drawn = [], 0.0
         try:
             for event in import_images(self.project, source, into, repeats):
@@ -89,26 +88,26 @@ class IntakeForm:
                 elif time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
                     told = say("{done} of {total} files", done=event.done, total=event.total)
-                    told = say("unpacking…") if event.what != "files" else told
+                    told = say("unpacking …") if event.what != "files" else told
                     self.told.value = html.escape(told) + bar(event.done / max(1, event.total))
         except UserError as error:
             self.told.value = box(str(error), RED)
             return
         except KeyboardInterrupt:
-            self.told.value = aside(say("Stopped; add the same again to go on."))
+            self.told.value = aside(say("Stopped. Add the same again to continue."))
             return
         service.start(self.project)
         done = [str(note) for note in notes if note.kind == "added"]
         others = [str(note) for note in notes if note.kind != "added"]
         if done and Draft(self.project).data.folder == FOLDER:
-            others.append(say("Training uses the prepared images: prepare them again, or these are not among them."))
+            others.append(say("Training uses the prepared images. Prepare them again to include the new ones."))
         self.told.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(others)
 
     def _clicked(self) -> None:
         if source := self.source.value.strip().strip("\"'"):  # as a path is copied
             self.add(source, self.into.value, self.repeats.value)
         else:
-            self.told.value = box(say("Write where the images are, or upload some."), GREY)
+            self.told.value = box(say("Enter a path first, or upload images."), GREY)
 
     def _uploaded(self, change: dict) -> None:
         if files := uploaded(change["new"]):
@@ -116,7 +115,7 @@ class IntakeForm:
             self._forget_upload()
 
     def _forget_upload(self) -> None:
-        """Let go of what was uploaded, which is on disk now."""
+        """Free the memory of uploaded files, which are on disk now."""
         if hasattr(self.upload, "_counter"):  # ipywidgets 7, where the value follows from these
             self.upload.metadata, self.upload.data, self.upload._counter = [], [], 0
         else:

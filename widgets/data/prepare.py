@@ -93,7 +93,7 @@ class PrepareForm:
             self.told.value = box(str(error), RED)
             return
         except KeyboardInterrupt:
-            self.told.value = aside(say("Stopped; press the button again to go on."))
+            self.told.value = aside(say("Stopped. Press the button again to continue."))
             return
         service.start(self.project)
         self.told.value = self._result(done - failed, notes)
@@ -101,7 +101,7 @@ class PrepareForm:
 
     def _result(self, made: int, notes: list[str]) -> str:
         folder = self.project.folder / FOLDER
-        told = say("{n} images are in {folder}; the originals are as they were.", n=made, folder=folder)
+        told = say("{n} images are in {folder}; the originals are unchanged.", n=made, folder=folder)
         return f'<div style="line-height:1.5">{html.escape(told)}</div>' + told_notes(notes)
 
     def _changed(self, row: Row) -> None:
@@ -145,7 +145,7 @@ class PrepareForm:
             row.hide(row.when is not None and getattr(self.how, row.when[0]) not in row.when[1])
         is_used = self._is_used()
         self.use.description = say("Train on the originals again") if is_used else say("Train on the prepared images")
-        self.use.tooltip = say("sets the folder of the next run; its form shows it")
+        self.use.tooltip = say("sets Dataset folder for the next run")
         is_there = is_used or (self.project.folder / FOLDER).is_dir()
         self.use.layout.display = "" if is_there else "none"
 
@@ -171,7 +171,7 @@ def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int
     told = [
         say("{n} images", n=len(images)),
         say("{n} buckets", n=len(buckets)),
-        say("{n} seen an epoch", n=sum(bucket.images_per_epoch for bucket in buckets)),
+        say("{n} images per epoch", n=sum(bucket.images_per_epoch for bucket in buckets)),
     ]
     warnings = "".join(box(text, AMBER) for text in _warnings(buckets, images, batch))
     return f'<div style="max-width:{WIDTH}px;font-size:13px">{facts(told)}{warnings}{blocks}</div>'
@@ -184,22 +184,22 @@ def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> l
     found = []
     if few:
         text = say(
-            "Buckets with fewer images than a batch of {batch}: {n}. Some steps train fewer at once: crop these "
-            "images to more common shapes, repeat them, or choose a larger bucket step.",
+            "{n} buckets have fewer images than a batch of {batch}, so some steps train on fewer. Crop these images to "
+            "more common shapes, raise their repeats, or choose a larger bucket step.",
             n=len(few),
             batch=batch,
         )
         found.append(text)
     if enlarged:
         text = say(
-            "Images that are enlarged and get blurred: {n}, up to {factor} times. Find larger ones, or lower the "
+            "{n} images are enlarged (up to {factor} times) and become blurry. Use larger images or lower the "
             "resolution.",
             n=len(enlarged),
             factor=f"{max(enlarged):.2g}",
         )
         found.append(text)
     if cut:
-        text = say("Images that lose a tenth or more of their area at the edges: {n}.", n=len(cut))
+        text = say("{n} images lose 10 % or more to cropping", n=len(cut))
         found.append(text)
     return found
 
@@ -211,7 +211,7 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     told = [
         "{} × {} px".format(*bucket.size),
         say("{n} images", n=len(bucket.images)),
-        say("{n} seen an epoch", n=bucket.images_per_epoch),
+        say("{n} images per epoch", n=bucket.images_per_epoch),
     ]
     left = len(bucket.images) - len(first)
     more = aside(say("and {n} more", n=left)) if left else ""
@@ -228,7 +228,7 @@ def _small(fitted: FittedImage, source: str) -> str:
     """A thumbnail with what is cut off darkened; one that is enlarged says by how much."""
     sample, (left, top, width, height) = fitted.sample, (100 * share for share in fitted.kept)
     across = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))
-    title = say("{name}: {share} % cut off", name=sample.name, share=round(100 * fitted.lost))
+    title = say("{name}: {share} % cropped", name=sample.name, share=round(100 * fitted.lost))
     factor = (
         f'<span style="position:absolute;right:0;bottom:0;background-color:{AMBER};color:white;font-size:11px;'
         f'line-height:1.3;padding:0 4px">× {fitted.scale:.2g}</span>'

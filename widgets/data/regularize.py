@@ -24,22 +24,22 @@ NOTES = 8  # lines at most
 
 
 def regularize(
-    project: Project, class_name: str = "1girl", *, use_captions: bool = True, seed: int = 420, paint: bool = True
+    project: Project, class_name: str = "1girl", *, use_captions: bool = True, seed: int = 420, generate: bool = True
 ) -> None:
-    """Paint a regularization image for each training image with the base model that the form names; or only tell
-    what would be made, with `paint=False`, since it takes long and what is made is trained on.
+    """Generate a regularization image for each training image with the base model of the form; with `generate=False`
+    only show what would be generated, since it takes long and later runs train on the result.
 
-    From each image's caption without the trigger, or all from `class_name`. The interrupt button stops it without an
-    error; what is painted is kept, and the same cell goes on there.
+    Each prompt is the image's caption without the trigger word, or `class_name` for all. The interrupt button stops
+    without an error: finished images are kept, and running the cell again continues.
     """
     from IPython.display import HTML, display
 
     view = display(HTML(say("reading the images…")), display_id=True)
     try:
-        with suppress(KeyboardInterrupt):  # pressed again while what painted is let go
+        with suppress(KeyboardInterrupt):  # pressed again while the model is freed
             how = RegularizeConfig(class_name=class_name, use_captions=use_captions, seed=seed)
             made = View(project, how, lambda shown: view.update(HTML(shown)))
-            made.follow() if paint else made.tell()
+            made.follow() if generate else made.tell()
     except UserError as error:
         view.update(HTML(box(str(error), RED)))
 
@@ -53,11 +53,11 @@ class View:
         self.wanted = wanted(project, self.config, how)
         self.newest: Made | None = None
         self.notes: list[str] = []
-        self.new, self.began = 0, 0.0  # images painted in this sitting, when the first of them was there
+        self.new, self.began = 0, 0.0  # images generated in this session; when the first was finished
 
     def tell(self) -> None:
         """Show what would be made."""
-        self.draw(self._page(say("Nothing is painted yet: write paint=True and run the cell again."), BLUE))
+        self.draw(self._page(say("Nothing is generated yet: set generate=True and run the cell again."), BLUE))
 
     def follow(self) -> None:
         """Make all images, or as many as there are until the interrupt button is pressed."""
@@ -74,7 +74,7 @@ class View:
                     drawn = time.monotonic()
             self.draw(self._page(self._done(), GREEN))
         except KeyboardInterrupt:
-            self.draw(self._page(say("Stopped. What is painted is kept: run the cell again to go on."), AMBER))
+            self.draw(self._page(say("Stopped. Finished images are kept: run the cell again to continue."), AMBER))
         finally:
             events.close()
             _give_back()
@@ -105,7 +105,7 @@ class View:
 
     def _page(self, told: str = "", colour: str = "") -> str:
         made = self.newest
-        sizes = sorted({(one.look.width, one.look.height) for one in self.wanted})
+        sizes = sorted({(one.sampling.width, one.sampling.height) for one in self.wanted})
         size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
         head = [
             say("{n} regularization images", n=len(self.wanted)),
@@ -114,7 +114,9 @@ class View:
         ]
         parts = [facts(head)]
         if any(run.record_file.exists() for run in self.project.runs()):
-            parts.append(aside(say("Runs that have begun without them go on only while reg/ is somewhere else.")))
+            parts.append(
+                aside(say("Runs started without them can be resumed only while the folder reg/ is moved elsewhere."))
+            )
         if made:
             parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')
             left = [] if told else self._left()

@@ -1,4 +1,4 @@
-"""The doctor's report on a dataset in a cell: findings with their images, and a button for what can be mended."""
+"""The report on a dataset in a cell: findings with their images, and a button for each that can be fixed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ REDRAW = 1.0  # s
 COLOURS = {"wrong": RED, "look": AMBER, "tip": BLUE}
 
 
-def examination(project: Project) -> None:
-    """Show what is wrong with a project's dataset, what to look at, and buttons that mend it."""
+def check_dataset(project: Project) -> None:
+    """Check a project's dataset: show errors, warnings and tips, with buttons that fix them."""
     from IPython.display import display
 
     view = Examination(project)
@@ -48,19 +48,19 @@ class Examination:
         self.thumbnails = Thumbnails(project)
         self.head, self.told = ipywidgets.HTML(), ipywidgets.HTML()
         self.rows, self.held = ipywidgets.VBox(), ipywidgets.VBox()
-        again = _button(say("Examine again"), "refresh", self.examine)
+        again = _button(say("Re-check"), "refresh", self.examine)
         self.widget = ipywidgets.VBox(
             [self.head, self.told, _line([again]), self.rows, self.held],
             layout=ipywidgets.Layout(width="100%", max_width="960px"),
         )
 
     def examine(self) -> None:
-        """Look at the dataset as it is now, with the settings that are chosen for the next run."""
+        """Check the dataset with the settings chosen for the next run."""
         self.config, model, loop = _chosen(self.project)
         drawn = time.monotonic()
         for progress in measure_images(self.project, self.config):
             if time.monotonic() - drawn > REDRAW:
-                told = say("looking at every image: {done} of {total}", done=progress.done, total=progress.total)
+                told = say("checking images: {done} of {total}", done=progress.done, total=progress.total)
                 self.head.value = aside(told) + bar(progress.done / progress.total)
                 drawn = time.monotonic()
         self._draw(examine(self.project, self.config, model, loop))
@@ -86,14 +86,14 @@ class Examination:
         return _line([shown, *([asked] if fix.answers else []), button])
 
     def _batch(self, batch: Batch) -> ipywidgets.Widget:
-        """Files that were set aside, with the way back."""
-        told = say("Files set aside in {folder}: {n}", folder=f"set-aside/{batch.name}", n=len(batch.files))
+        """Excluded files, with a button that restores them."""
+        told = say("{n} files excluded, kept in {folder}", folder=f"set-aside/{batch.name}", n=len(batch.files))
         line = ipywidgets.HTML(
             f'<span style="color:{GREY};font-size:13px">{html.escape(told)}</span>',
             layout=ipywidgets.Layout(flex="1 1 180px"),
         )
         return _line(
-            [line, _button(say("bring back"), "undo", lambda: self._do("bring back", lambda: self._bring_back(batch)))]
+            [line, _button(say("Restore"), "undo", lambda: self._do("Restore", lambda: self._bring_back(batch)))]
         )
 
     def _bring_back(self, batch: Batch) -> FixResult:
@@ -101,7 +101,7 @@ class Examination:
         return FixResult(len(batch.files) - len(kept), tuple(kept))
 
     def _do(self, label: str, action: Callable[[], FixResult]) -> None:
-        """Mend something, say what came of it, and look again."""
+        """Apply a fix, show its result, and check again."""
         try:
             done = action()
         except (UserError, OSError) as error:  # OSError: a disk that is full or read-only
@@ -157,8 +157,8 @@ def _numbers(report: Report) -> str:
     told = [say("{n} images", n=n["images"])]
     told += [say("{n} regularization images", n=n["regularization"])] if n["regularization"] else []
     told += [
-        say("{n} seen an epoch, with repeats", n=n["images_per_epoch"]),
-        say("{n} steps an epoch", n=n["steps_per_epoch"]),
+        say("{n} images per epoch (with repeats)", n=n["images_per_epoch"]),
+        say("{n} steps per epoch", n=n["steps_per_epoch"]),
         say("{n} buckets", n=n["buckets"]),
         say("{n} tags", n=n["tags"]),
     ]
@@ -168,10 +168,14 @@ def _numbers(report: Report) -> str:
 def _verdict(report: Report) -> str:
     count = {severity: sum(f.severity == severity for f in report.findings) for severity in COLOURS}
     if not report.findings:
-        return box(say("Nothing was found that spoils training."), GREEN)
-    told = say("wrong: {wrong}, to look at: {look}, tips: {tip}", **count)
+        return box(say("No problems found."), GREEN)
+    names = {
+        "wrong": say("1 error") if count["wrong"] == 1 else say("{n} errors", n=count["wrong"]),
+        "look": say("1 warning") if count["look"] == 1 else say("{n} warnings", n=count["look"]),
+        "tip": say("1 tip") if count["tip"] == 1 else say("{n} tips", n=count["tip"]),
+    }
     worst = next(severity for severity in COLOURS if count[severity])
-    return box(told, COLOURS[worst])
+    return box(" · ".join(names[severity] for severity in COLOURS if count[severity]), COLOURS[worst])
 
 
 def _card(name: str, detail: str, source: str) -> str:

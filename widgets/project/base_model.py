@@ -1,4 +1,4 @@
-"""The base model in a cell: fetched by a process of its own, checked, and told what it is."""
+"""The base model in a cell: downloaded by a separate process, checked, and identified."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from widgets.page import AMBER, GREEN, RED, aside, box, size
 REDRAW = 0.5  # s
 
 
-def fetch(model: Config) -> None:
-    """Bring a base model (a run's `model` settings, e.g. `form.value.model`) to this machine, and check it.
+def fetch_base(model: Config) -> None:
+    """Download a base model (a run's `model` settings, e.g. `form.value.model`) and check it.
 
-    Interrupted, what arrived is kept; the cell goes on where it was.
+    After an interrupt the downloaded part is kept; running the cell again continues.
     """
     from IPython.display import HTML, display
 
@@ -31,11 +31,11 @@ def fetch(model: Config) -> None:
         for said in _fetching(model):
             view.update(HTML(f"<code style='white-space:pre-wrap'>{html.escape(said)}</code>"))
     except KeyboardInterrupt:
-        view.update(HTML(say("interrupted; what arrived is kept, run the cell again to go on")))
+        view.update(HTML(say("Interrupted. Run the cell again to continue; downloaded data is kept.")))
 
 
-def look(paths: Iterable[str | Path]) -> None:
-    """Show what each model file is, whether it is whole, and what is missing to train; reads headers only."""
+def check_models(paths: Iterable[str | Path]) -> None:
+    """Show what each model file is, whether it is complete, and what training still needs. Reads headers only."""
     from IPython.display import HTML, display
 
     display(HTML(render(check(paths))))
@@ -53,7 +53,7 @@ def render(findings: list[ModelFile]) -> str:
     )
     lacking = missing(findings)
     below = box("\n".join(lacking), AMBER) if lacking else ""
-    empty = "" if findings else aside(say("No model files there."))
+    empty = "" if findings else aside(say("No model files found."))
     return f"<table style='font-size:13px'>{rows}</table>{below}{empty}"
 
 

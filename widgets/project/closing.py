@@ -1,4 +1,4 @@
-"""The last cell before a machine is given back: waits until everything is safe at home."""
+"""The last cell before a machine is shut down: waits until everything is in the remote copy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from widgets.page import AMBER, GREEN, box, size
 
 
 def close_project(project: Project, minutes: float = 30) -> None:
-    """Wait, for so many minutes at most, until all of a project is confirmed at its home; in Colab, until Google Drive
-    has it, too. Interrupted, copying goes on in the background.
+    """Wait up to `minutes` until all files of a project are confirmed in its remote copy; in Colab, until Google Drive
+    has finished uploading them. After an interrupt, uploading continues in the background.
     """
     from IPython.display import HTML, display
 
     if project.remote is None:
-        place, told = platforms.find(os.environ), say("All is in {folder}, its only place.", folder=project.folder)
+        place, told = (
+            platforms.find(os.environ),
+            say("Everything is in {folder}; this project has no remote copy.", folder=project.folder),
+        )
         is_lost = place.is_lost and place.fast in project.folder.parents
         display(HTML(box(f"{told}\n{say(place.keeps)}", AMBER) if is_lost else box(told, GREEN)))
         return
@@ -29,18 +32,20 @@ def close_project(project: Project, minutes: float = 30) -> None:
         for standing in settle(project, timeout=60 * minutes):
             view.update(HTML(_told(standing)))
     except KeyboardInterrupt:
-        view.update(HTML(box(say("No longer waited for; copying goes on while the machine lives."), AMBER)))
+        view.update(HTML(box(say("Waiting stopped; uploading continues while this machine runs."), AMBER)))
         return
     if standing is None or standing.files_left or standing.trouble:
         return
     if "google.colab" in sys.modules and COLAB_DRIVE in project.remote.parents:
         from google.colab import drive
 
-        view.update(HTML(box(say("Google Drive is taking over what was written…"), AMBER)))
+        view.update(HTML(box(say("Google Drive is finishing the upload …"), AMBER)))
         drive.flush_and_unmount()
-    view.update(HTML(box(say("All is safe in {remote}. The machine may be closed.", remote=project.remote), GREEN)))
+    view.update(
+        HTML(box(say("Everything is saved in {remote}. You can close this machine.", remote=project.remote), GREEN))
+    )
 
 
 def _told(standing: Standing) -> str:
-    left = say("{n} files, {size} still to copy", n=standing.files_left, size=size(standing.bytes_left))
+    left = say("{n} files ({size}) left to upload", n=standing.files_left, size=size(standing.bytes_left))
     return box(standing.trouble or left, AMBER) if standing.trouble else f"<div>{html.escape(left)}</div>"

@@ -1,4 +1,4 @@
-"""The LoRA files of a project in a cell: after a change of machines they are brought from its home first."""
+"""The LoRA files of a project in a cell: on a new machine they are downloaded from the remote copy first."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ REDRAW = 1.0  # s
 
 
 def newest_run(project: Project) -> Run:
-    """Of the runs with LoRA files the one in which something happened last, with all of them here.
+    """The run with LoRA files that changed last, with all its files on this machine.
 
-    Raises ProjectError while there is none, WorkspaceError when home cannot be reached.
+    Raises ProjectError if there is none, WorkspaceError if the remote copy cannot be reached.
     """
     from IPython.display import HTML, display
 

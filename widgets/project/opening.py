@@ -30,10 +30,10 @@ NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")  # what some disk
 
 
 def open_project(name: str = "", remote: str | Path | None = None) -> Project:
-    """Open a project, or make it, and show its card. In Colab this mounts Google Drive, where projects live for good.
+    """Open a project, or create it, and show its summary. In Colab this mounts Google Drive, where projects are kept.
 
     name   of the project's folder among this machine's projects; "" the one that was opened last, or "my-lora"
-    home   the project's own folder, when it is to be elsewhere
+    remote  folder of the project's remote copy (e.g. on Google Drive), or of the project itself on a fast disk
 
     From here on an error for people is a sentence in this notebook. Raises UserError for a name that cannot be a
     folder's.
@@ -87,7 +87,7 @@ def _checked(name: str) -> str:
 
 
 def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, list[str]]:
-    """The project at `folder`, brought to the machine's own disk if its home is slow, and what to say of that."""
+    """The project at `folder`, downloaded to this machine's disk if its remote copy is on a slow one; and warnings."""
     remote = _remote(place, folder)
     if remote is None:
         project = Project(folder)
@@ -96,7 +96,7 @@ def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, l
     project = Project(local_folder(remote, place.fast))
     if project.remote and not platforms.is_there(remote):
         told = say(
-            "{remote} is out of reach. This is the copy on the machine's own disk; it goes home later.", remote=remote
+            "{remote} cannot be reached. This is the copy on this machine's disk; it is uploaded later.", remote=remote
         )
         return project, [told]
     drawn = 0.0
@@ -104,7 +104,7 @@ def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, l
         if time.monotonic() - drawn >= REDRAW:
             done = f"{copied.done / 1e6:.0f} / {copied.total / 1e6:.0f} MB" if copied.total else ""
             view.update(
-                HTML(page.aside(say("bringing {what} from {remote} …", what=f"{copied.what} {done}", remote=remote)))
+                HTML(page.aside(say("downloading {what} from {remote} …", what=f"{copied.what} {done}", remote=remote)))
             )
             drawn = time.monotonic()
     project.dataset.mkdir(exist_ok=True)
@@ -112,8 +112,10 @@ def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, l
 
 
 def _remote(place: Place, folder: Path) -> Path | None:
-    """Where the project at `folder` lives for good, if that is slow. One that was made on the machine's own disk while
-    Drive was not there moves to Drive."""
+    """Folder of the remote copy of the project at `folder`, None if it has none.
+
+    A project created on this machine's disk while Drive was not mounted gets its remote copy on Drive.
+    """
     if folder.parent != place.fast:
         return folder if place.is_copied(folder) else None
     local, remote = Project(folder), place.folders[0] / folder.name
@@ -129,8 +131,8 @@ def _namesake(place: Place, project: Project) -> list[str]:
         return []
     return [
         say(
-            "{folder} is another project of that name, made without Drive. Rename that folder and open it: then it "
-            "moves to Drive.",
+            "{folder} is another project of that name, created without Drive. Rename that folder and open it, "
+            "then it moves to Drive.",
             folder=other.folder,
         )
     ]
@@ -138,7 +140,7 @@ def _namesake(place: Place, project: Project) -> list[str]:
 
 @dataclass
 class Entry:
-    """The card of an open project, and the choices below it."""
+    """The summary of an open project, and the choices below it."""
 
     view: DisplayHandle
     project: Project

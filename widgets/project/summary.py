@@ -1,4 +1,4 @@
-"""What is shown of an open project: where it lives, what it holds, and what is to be mended on this machine."""
+"""The summary of an open project: where it is, what it contains, and what needs fixing on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from widgets.i18n import say
 
 
 def render(project: Project, place: Place, findings: Iterable[CheckResult], warnings: Iterable[str] = ()) -> str:
-    """The card as HTML: problems with their cures in sight, checks that passed folded into one line."""
+    """The summary as HTML: problems with their fixes visible, passed checks folded into one line."""
     found = list(findings)
     alarms = [*warnings, *([say(place.keeps)] if place.is_lost else [])]
     pieces = [
@@ -40,7 +40,7 @@ def _where(project: Project, place: Place) -> str:
     if project.remote is None:
         told = say("in {folder}", folder=project.folder)
     else:
-        told = say("lives in {remote}, is worked on in {folder}", remote=project.remote, folder=project.folder)
+        told = say("remote copy: {remote} · local folder: {folder}", remote=project.remote, folder=project.folder)
     return page.aside(f"{told} · {say(place.keeps)}" if place.keeps and not place.is_lost else told)
 
 
@@ -50,7 +50,7 @@ def _holds(project: Project) -> str:
     files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
     count = sum(reg not in file.parents for file in files)
     wanted = (project.remote or project.folder) / "dataset"
-    told = say("{n} images", n=count) if count else say("No images yet: they go into {folder}", folder=wanted)
+    told = say("{n} images", n=count) if count else say("No images yet: put them into {folder}", folder=wanted)
     runs = [_state(run) for run in project_status(project)]
     lines = [told, *runs] if runs else [f"{told} · {say('no runs yet')}"]
     return f'<div style="margin:6px 0">{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
@@ -58,12 +58,12 @@ def _holds(project: Project) -> str:
 
 def _state(run: RunStatus) -> str:
     states = {
-        "new": say("not begun"),
+        "new": say("not started"),
         "running": say("running"),
         "stopped": say("stopped"),
         "finished": say("finished"),
         "failed": say("failed"),
-        "cut": say("cut off"),
+        "cut": say("interrupted"),
     }
     if not run.steps:
         return say("{name}: {state}", name=run.name, state=states[run.state])
@@ -88,7 +88,7 @@ def _problem(finding: CheckResult) -> str:
 
 
 def _left_out(project: Project) -> str:
-    """What its copies at home lack for good, folded: nothing of it is in the way of training."""
+    """Files that the remote copy will not get, folded: they do not affect training."""
     standing = service.standing(project)
     if standing is None or not standing.notes:
         return ""
