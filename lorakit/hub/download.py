@@ -1,4 +1,4 @@
-"""One file over HTTP: streamed, gone on with where it was cut, checked."""
+"""Downloads one file over HTTP: streamed, resumed after an interruption, checked."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 
-CHUNK = 1 << 16  # bytes; what a dropped connection costs at most
-TRIES = 5  # in a row without a single new byte
-TIMEOUT = (15, 60)  # s to connect, s without a byte
+CHUNK = 1 << 16  # bytes; the most that is lost when a connection drops
+TRIES = 5  # in a row, without a single new byte
+TIMEOUT = (15, 60)  # s to connect, s without data
 LOGIN = "log in with `hf auth login` or HF_TOKEN"
-DOWNLOADS = ContextVar("downloads", default=True)  # whether the network may be asked
+DOWNLOADS = ContextVar("downloads", default=True)  # whether downloads are allowed
 
 
 class SourceError(UserError):
-    """A model that was asked for cannot be had: wrong name, no access, no connection."""
+    """A model is not available: wrong name, no access, no connection."""
 
 
 @contextmanager
 def downloading_nothing() -> Iterator[None]:
-    """Within, `fetch` raises SourceError for what is not on this machine yet."""
+    """Within, `fetch` raises SourceError instead of downloading."""
     token = DOWNLOADS.set(False)
     try:
         yield
@@ -33,22 +33,22 @@ def downloading_nothing() -> Iterator[None]:
         DOWNLOADS.reset(token)
 
 
-def may_download(what: object) -> None:
+def check_downloads_allowed(what: object) -> None:
     """Raise SourceError within `downloading_nothing`."""
     if not DOWNLOADS.get():
         raise SourceError(f"{what} is not on this machine yet; it is downloaded when it is needed.")
 
 
-def kept() -> Path:
-    """Where downloads are that no client of a hub keeps."""
+def download_folder() -> Path:
+    """Where downloads are stored that are not in the cache of Hugging Face."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorakit" / "models"
 
 
 def download(url: str, target: Path, *, headers: dict[str, str], size: int | None, sha256: str | None) -> Path:
-    """`target`, streamed through `<target>.part`, which a later call goes on with.
+    """Download to `target` by way of `<target>.part`, which a later call resumes.
 
-    size [bytes] and sha256 [hexadecimal] are checked if known. Raises SourceError for what does not fit them, requests'
-    errors when the connection failed TRIES times in a row without a new byte.
+    size [bytes] and sha256 [hexadecimal] are checked if known. Raises SourceError if they differ, and an error of
+    requests when the connection failed TRIES times in a row without a new byte.
     """
     import requests
 
@@ -57,7 +57,8 @@ def download(url: str, target: Path, *, headers: dict[str, str], size: int | Non
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     if size is None or _size(part) > size:
-        part.unlink(missing_ok=True)  # nothing would tell a whole file from a part of it, or it was another file's
+        # without a size a complete file looks like an incomplete one; a longer part is of another file
+        part.unlink(missing_ok=True)
     tries = 0
     while (have := _size(part)) != size:
         try:
@@ -68,6 +69,7 @@ def download(url: str, target: Path, *, headers: dict[str, str], size: int | Non
             if tries == TRIES:
                 raise
         tries = tries + 1 if _size(part) <= have else 0
+        # waits longer after each try that brought nothing
         time.sleep(tries)
     _check(part, url, size, sha256)
     os.replace(part, target)
@@ -83,10 +85,11 @@ def _stream(url: str, part: Path, headers: dict[str, str], size: int | None) -> 
     from huggingface_hub.utils import tqdm
 
     have = _size(part)
-    asked = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with requests.get(url, stream=True, timeout=TIMEOUT, headers=asked) as reply:
+    request_headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=request_headers) as reply:
         refuse(reply, url)
-        resumed = reply.status_code == 206  # else the server sends all of it again
+        # 206 is partial content; otherwise the server sends the whole file again
+        resumed = reply.status_code == 206
         with (
             open(part, "ab" if resumed else "wb") as file,
             tqdm(
@@ -103,11 +106,11 @@ def _stream(url: str, part: Path, headers: dict[str, str], size: int | None) -> 
 
 
 def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:
-    """Refuses and removes a download that is not what was announced, so that the next call begins anew."""
-    found = _size(part)
-    if size is not None and found != size:
+    """Raise SourceError for a download of another size or hash; it is removed, so that the next call starts again."""
+    received = _size(part)
+    if size is not None and received != size:
         part.unlink()
-        raise SourceError(f"{bare(url)} gave {found} bytes instead of {size}: try again.")
+        raise SourceError(f"{bare(url)} gave {received} bytes instead of {size}: try again.")
     if sha256:
         digest = hashlib.sha256()
         with open(part, "rb") as file:
@@ -119,18 +122,18 @@ def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:
 
 
 def bare(url: str) -> str:
-    """An address without its query, which may hold a token."""
+    """An address without its query, which may contain a token."""
     return url.partition("?")[0]
 
 
 def refuse(reply, url: str) -> None:
-    """Raise SourceError for a reply that is no file, requests' HTTPError for other failures."""
+    """Raise SourceError for a reply that is not a file, HTTPError of requests for other failures."""
     if reply.headers.get("X-Error-Code") == "GatedRepo":
         raise SourceError(f"{bare(url)} is gated: accept the terms on the model's page, then {LOGIN}.")
     if reply.status_code in (401, 403):
         raise SourceError(
             f"{bare(url)} needs a login (HTTP {reply.status_code}); download it in a browser and give its "
-            "path, or use the address with the key that the site offers."
+            "path, or use the address with the API key of the site."
         )
     if reply.status_code == 404:
         raise SourceError(f"{bare(url)} does not exist (HTTP 404): check the address.")

@@ -1,4 +1,4 @@
-"""SHA-256 of model files, remembered by (path, size, time of change) so that gigabytes are read once."""
+"""SHA-256 of model files, remembered by path, size and modification time, so that gigabytes are read once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ BLOCK = 1 << 22
 
 
 def memo_file() -> Path:
-    """Where digests are remembered: below XDG_CACHE_HOME, as other caches of the user."""
+    """The file with the remembered digests, below XDG_CACHE_HOME like other caches of the user."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorakit" / "digests.json"
 
 
 def file_digest(files: list[Path]) -> str:
-    """One SHA-256 over the contents of files in their order, as hexadecimal text."""
+    """One SHA-256 for the contents of several files in their order, in hexadecimal."""
     memo = memo_file()
     try:
         known = json.loads(memo.read_text(encoding="utf-8"))

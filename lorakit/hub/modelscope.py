@@ -1,4 +1,4 @@
-"""Models from ModelScope (modelscope.cn), over its plain HTTP: the list of a repository's files, then each file."""
+"""Models from ModelScope (modelscope.cn) over HTTP: the list of a repository's files, then each file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorakit.hub.download import TIMEOUT, SourceError, download
 
 SITE = "https://modelscope.cn"
 HOSTS = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
-PREFIX = "modelscope:"  # before owner/name, to tell it from the other hub's
+PREFIX = "modelscope:"  # before owner/name; without it an id is one on Hugging Face
 PAGE = re.compile(
     r"/models/(?P<repo>[\w.-]+/[\w.-]+)"
     r"(/(resolve|file/view)/(?P<revision>[\w.-]+)/(?P<file>.+)|/(summary|files|feedback)|/)?"
@@ -21,15 +21,15 @@ BRANCH = "master"
 
 
 def endpoint() -> str:
-    """ModelScope's address: MODELSCOPE_ENDPOINT, or MODELSCOPE_DOMAIN, as its older clients have it."""
-    told = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or SITE
-    return (told if "://" in told else f"https://{told}").rstrip("/")
+    """The address of ModelScope: MODELSCOPE_ENDPOINT, or MODELSCOPE_DOMAIN as in its older clients."""
+    address = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or SITE
+    return (address if "://" in address else f"https://{address}").rstrip("/")
 
 
-def named(source: str) -> str | None:
-    """`owner/name`, perhaps with @revision and /file, of a source that means ModelScope; None for any other source.
+def model_id(source: str) -> str | None:
+    """`owner/name`, perhaps with @revision and /file, of a source on ModelScope; None for any other source.
 
-    Such are `modelscope:owner/name` and the addresses of models and of their files there.
+    Sources on ModelScope are `modelscope:owner/name` and the addresses of models and files there.
     """
     if source.startswith(PREFIX):
         return source.removeprefix(PREFIX)
@@ -41,14 +41,15 @@ def named(source: str) -> str | None:
     return page["repo"] + revision + (f"/{page['file']}" if page["file"] else "")
 
 
-def place(folder: Path, repo: str, revision: str | None) -> Path:
-    """Where the files of a repository are kept below `folder`."""
+def model_folder(folder: Path, repo: str, revision: str | None) -> Path:
+    """Where the files of a repository are stored below `folder`."""
     return folder / "modelscope" / f"{repo.replace('/', '--')}@{revision or BRANCH}"
 
 
-def bring(repo: str, revision: str | None, target: Path, choose: Callable[[list[str]], list[str]]) -> None:
-    """Download those files of a repository that `choose` takes of its files' names, each checked by its size and
-    SHA-256; what was cut goes on. Raises SourceError.
+def download_files(repo: str, revision: str | None, target: Path, choose: Callable[[list[str]], list[str]]) -> None:
+    """Download the files of a repository that `choose` picks from all file names.
+
+    Each is checked by size and SHA-256; interrupted downloads resume. Raises SourceError.
     """
     try:
         files = _listed(repo, revision or BRANCH)
@@ -56,23 +57,24 @@ def bring(repo: str, revision: str | None, target: Path, choose: Callable[[list[
             url = f"{endpoint()}/models/{repo}/resolve/{quote(revision or BRANCH)}/{quote(name)}"
             size, sha256 = files[name]
             download(url, target / name, headers={}, size=size, sha256=sha256)
-    except OSError as error:  # requests' errors are such
+    except OSError as error:
+        # the errors of requests are OSErrors
         raise SourceError(
-            f"Could not download {repo} from {endpoint()} ({type(error).__name__}); what arrived is kept, run it again "
-            "to go on, or give a local path."
+            f"Could not download {repo} from {endpoint()} ({type(error).__name__}); the finished part is kept, run "
+            "it again to resume, or give a local path."
         ) from error
 
 
 def _listed(repo: str, revision: str) -> dict[str, tuple[int | None, str | None]]:
-    """Name -> (bytes, SHA-256) of each file of a repository, as far as they are told."""
+    """Name -> (bytes, SHA-256) of each file of a repository, None where the site does not give them."""
     import requests
 
-    asked = {"Revision": revision, "Recursive": "True"}
-    reply = requests.get(f"{endpoint()}/api/v1/models/{repo}/repo/files", params=asked, timeout=TIMEOUT)
+    parameters = {"Revision": revision, "Recursive": "True"}
+    reply = requests.get(f"{endpoint()}/api/v1/models/{repo}/repo/files", params=parameters, timeout=TIMEOUT)
     if reply.status_code in (400, 401, 403, 404):
         raise SourceError(
             f"There is no model {repo} with a revision {revision} at {endpoint()} (HTTP {reply.status_code}), or it is "
-            "not public: check the spelling; what needs a login, download it yourself and give its path."
+            "not public: check the spelling; if it needs a login, download it yourself and give its path."
         )
     reply.raise_for_status()
     try:
@@ -83,10 +85,12 @@ def _listed(repo: str, revision: str) -> dict[str, tuple[int | None, str | None]
             if entry.get("Type") != "tree" and _stays_inside(entry["Path"])
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise SourceError(f"{endpoint()} does not answer as ModelScope does when it is asked for {repo}.") from error
+        raise SourceError(
+            f"{endpoint()} does not answer like ModelScope for {repo}: check MODELSCOPE_ENDPOINT."
+        ) from error
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a file can be kept below its repository's folder."""
+    """Whether a file's path stays inside the folder of its repository."""
     path = PurePosixPath(name)
     return name.isprintable() and not path.is_absolute() and ".." not in path.parts and "\\" not in name

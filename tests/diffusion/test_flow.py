@@ -42,7 +42,7 @@ SHARE = {
 
 
 @pytest.mark.parametrize("kind", TIMESTEPS)
-def test_times_are_distributed_as_the_formula_says(kind):
+def test_times_are_distributed_by_the_formula(kind):
     t = times(timestep_sampling=kind, sigmoid_scale=1.3, logit_mean=0.5, logit_std=0.8, shift=2.5)
     assert t.dtype == torch.float32 and t.shape == (DRAWS,)
     for limit in (0.05, 0.2, 0.5, 0.8, 0.95):

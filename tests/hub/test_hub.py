@@ -61,7 +61,7 @@ def refusal(source: str, tmp_path: Path, kind: type[Exception] = SourceError) ->
     return told
 
 
-def test_a_diffusers_repository_comes_without_what_is_not_needed(hub, model, tmp_path):
+def test_a_diffusers_repository_is_downloaded_without_unneeded_files(hub, model, tmp_path):
     folder = fetch("someone/tiny", tmp_path / "hub")
     unwanted = {"README.md", "single.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"}
     assert names(folder) == {name for name in model if not name.startswith("safety")} - unwanted
@@ -71,7 +71,7 @@ def test_a_diffusers_repository_comes_without_what_is_not_needed(hub, model, tmp
     assert StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).unet
 
 
-def test_what_is_cached_is_used_without_the_network(hub, tmp_path):
+def test_a_cached_model_is_used_without_the_network(hub, tmp_path):
     first = fetch("someone/tiny", tmp_path / "hub")
     single = fetch("someone/tiny/single.safetensors", tmp_path / "hub")
     hub.asked.clear()
@@ -88,7 +88,7 @@ def test_a_snapshot_that_lacks_a_file_is_completed(hub, model, tmp_path):
         assert (folder / name).read_bytes() == model[name]
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(hub, model, tmp_path):
+def test_a_dropped_download_is_resumed(hub, model, tmp_path):
     hub.cut[WEIGHTS] = 2 * CHUNK + 1000
     folder = fetch("someone/tiny", tmp_path / "hub")
     assert hub.ranges(WEIGHTS) == [None, f"bytes={2 * CHUNK}-"]
@@ -148,25 +148,25 @@ def test_files_of_other_repositories_are_chosen_by_patterns(hub, tmp_path):
         ("someone/gated/single.safetensors", r"is gated: accept"),
     ),
 )
-def test_a_wrong_name_or_a_closed_door_is_told_in_one_sentence(source, told, hub, model, tmp_path):
+def test_a_wrong_name_or_missing_access_is_one_sentence(source, told, hub, model, tmp_path):
     hub.repos["someone/files"] = {"a.safetensors": b"", "README.md": b""}
     hub.repos["someone/gated"] = dict(model)
     hub.gated.add("someone/gated")
     assert re.search(told, refusal(source, tmp_path))
 
 
-def test_a_hub_out_of_reach_names_the_mirror(hub, monkeypatch, tmp_path):
+def test_when_hugging_face_is_blocked_the_mirror_is_named(hub, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     told = refusal("someone/tiny", tmp_path)
     assert "http://127.0.0.1:9" in told and "HF_ENDPOINT=https://hf-mirror.com" in told and "local path" in told
 
 
-def test_a_damaged_file_on_the_hub_is_refused(hub, tmp_path):
+def test_a_damaged_file_on_hugging_face_is_refused(hub, tmp_path):
     hub.repos["someone/tiny"]["cut.safetensors"] = hub.repos["someone/tiny"]["single.safetensors"][:-8]
     assert "is truncated" in refusal("someone/tiny/cut.safetensors", tmp_path, ModelFileError)
 
 
-def test_the_token_goes_to_the_hub_alone(hub, model, tmp_path):
+def test_the_token_goes_to_hugging_face_alone(hub, model, tmp_path):
     fetch("someone/tiny/single.safetensors", tmp_path / "hub")
     assert "Bearer hf_secret" in hub.tokens
     hub.tokens.clear()
@@ -191,7 +191,7 @@ def test_a_file_from_an_address_is_resumed_named_by_its_server_and_kept(hub, mod
     assert fetch(url, tmp_path) == tmp_path / "anime.safetensors" and len(hub.ranges("/7")) == 2
 
 
-def test_what_is_left_of_a_larger_file_is_not_gone_on_with(hub, tmp_path):
+def test_the_part_of_a_larger_file_is_not_resumed(hub, tmp_path):
     (tmp_path / "x.bin.part").write_bytes(bytes(9))
     hub.plain["/x.bin"] = b"small", {}
     found = download(f"{hub.address}/x.bin", tmp_path / "x.bin", headers={}, size=5, sha256=None)
@@ -211,14 +211,14 @@ def test_files_of_one_name_from_several_addresses_are_not_mixed_up(hub, tmp_path
     ("path", "told"),
     (("/page", "is a web page"), ("/no/such/x.safetensors", "does not exist"), ("/cut.safetensors", "is truncated")),
 )
-def test_an_address_that_gives_no_model_is_told_in_one_sentence(path, told, hub, model, tmp_path):
+def test_an_address_without_a_model_is_one_sentence(path, told, hub, model, tmp_path):
     hub.plain["/page"] = (b"<html>", {"Content-Type": "text/html; charset=utf-8"})
     hub.plain["/cut.safetensors"] = (model["single.safetensors"][:-5], {})
     refused = refusal(f"{hub.address}{path}?token=hf_secret", tmp_path, ValueError)
     assert told in refused
 
 
-def test_an_address_that_does_not_answer_is_told_in_one_sentence(tmp_path):
+def test_an_address_that_does_not_answer_is_one_sentence(tmp_path):
     assert "Could not download http://127.0.0.1:9/x.safetensors" in refusal(
         "http://127.0.0.1:9/x.safetensors", tmp_path
     )
@@ -235,7 +235,7 @@ def test_local_files_and_folders_are_used_where_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("source", ("", "nosuch.safetensors", "models/nosuch.safetensors", "./a/b", "/no/such/folder"))
-def test_a_path_that_is_not_there_is_told_in_one_sentence(source, tmp_path):
+def test_a_missing_path_is_one_sentence(source, tmp_path):
     assert "give" in refusal(source, tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_of_several_variants_one_is_chosen(names, chosen):
     assert weight_files(names.split()) == chosen.split()
 
 
-def test_only_what_training_needs_is_taken_from_a_repository():
+def test_only_files_that_training_needs_are_downloaded():
     names = "model_index.json v1-5-pruned.ckpt v1-5.safetensors README.md unet/config.json unet/model.onnx".split()
     names += [f"unet/diffusion_pytorch_model{x}" for x in (".bin", ".safetensors", ".fp16.safetensors")]
     names += ["safety_checker/config.json", "safety_checker/model.safetensors", "scheduler/scheduler_config.json"]

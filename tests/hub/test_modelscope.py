@@ -1,4 +1,4 @@
-"""Models come from ModelScope as they do from the hub: whole, gone on with, checked, or refused in a sentence."""
+"""Models are downloaded from ModelScope as from Hugging Face: resumed, checked, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def site(model, monkeypatch, tmp_path):
         yield server
 
 
-def test_a_diffusers_model_comes_without_what_is_not_needed_and_once(site, model, tmp_path):
+def test_a_diffusers_model_is_downloaded_once_without_unneeded_files(site, model, tmp_path):
     folder = fetch(f"modelscope:{REPO}")
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == {name: data for name, data in model.items() if name not in ("README.md", "sub/big 1.safetensors")}
@@ -60,7 +60,7 @@ def test_a_diffusers_model_comes_without_what_is_not_needed_and_once(site, model
 
 
 @pytest.mark.parametrize("form", ["modelscope:{repo}/{file}", "{site}/models/{repo}/resolve/master/{file}"])
-def test_a_cut_file_goes_on_where_it_was(form, site, model, tmp_path):
+def test_an_interrupted_download_is_resumed(form, site, model, tmp_path):
     name = "sub/big 1.safetensors"
     path = f"/models/{REPO}/resolve/master/sub/big%201.safetensors"
     site.cut[path] = CHUNK + 100
@@ -85,11 +85,11 @@ def test_files_of_a_tagger_and_of_a_revision(site, tmp_path):
             r"There is no model nobody/nothing with a revision master at http.* \(HTTP 404\)",
         ),
         (f"modelscope:{REPO}/none.safetensors", "someone/tiny on ModelScope has no file none.safetensors"),
-        ("modelscope:single", "names no model on ModelScope; write modelscope:owner/name"),
-        ("modelscope:", "names no model on ModelScope"),
+        ("modelscope:single", "is no model on ModelScope; write modelscope:owner/name"),
+        ("modelscope:", "is no model on ModelScope"),
     ],
 )
-def test_what_cannot_be_had_is_one_sentence(site, source, told):
+def test_an_unavailable_model_is_one_sentence(site, source, told):
     with pytest.raises(SourceError, match=told) as refused:
         fetch(source)
     assert len(str(refused.value).splitlines()) == 1
@@ -105,12 +105,12 @@ def test_damage_and_paths_that_lead_out_are_refused(site, tmp_path):
             fetch(f"modelscope:{REPO}/{name}", tmp_path)
     for odd in (b"<html>", b"5", b'{"Data": null}', *(b'{"Data": {"Files": [%s]}}' % one for one in (b"5", ODD_SIZE))):
         site.plain[f"/api/v1/models/{REPO}/repo/files"] = odd, {"Content-Type": "application/json"}
-        with pytest.raises(SourceError, match="does not answer as ModelScope does"):
+        with pytest.raises(SourceError, match="does not answer like ModelScope"):
             fetch(f"modelscope:{REPO}", tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_site_that_is_out_of_reach_is_told(monkeypatch, tmp_path):
+def test_a_site_that_does_not_answer_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="Could not download someone/tiny from http://127.0.0.1:9 .ConnectionError"):
         fetch(f"modelscope:{REPO}", tmp_path)
@@ -134,6 +134,6 @@ def test_a_site_that_is_out_of_reach_is_told(monkeypatch, tmp_path):
 def test_which_sources_mean_modelscope(source, meant, monkeypatch):
     for name in ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN"):
         monkeypatch.delenv(name, raising=False)
-    assert modelscope.named(source) == meant
+    assert modelscope.model_id(source) == meant
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "www.modelscope.ai")
     assert modelscope.endpoint() == "https://www.modelscope.ai"

@@ -58,13 +58,13 @@ def test_memory_without_a_container_is_the_machines(files):
     assert host.memory_kills() == 2
 
 
-def test_a_kernel_that_tells_nothing_is_no_trouble(files):
+def test_a_kernel_that_reports_nothing_is_no_error(files):
     files.clear()
     assert host.memory() is None and host.memory_kills() == 0 and host.process_start(1) == ""
     assert host.identity()["host"]
 
 
-def test_a_process_is_known_by_when_it_began_and_not_when_it_is_gone():
+def test_a_process_is_identified_by_its_start():
     child = subprocess.Popen(["sleep", "60"])
     assert host.process_start(child.pid) == host.process_start(child.pid) != host.process_start(os.getpid()) != ""
     child.kill()

@@ -107,7 +107,7 @@ def test_a_caption_is_encoded_as_the_pipeline_does_bit_for_bit(base, pipeline, c
         assert found.dtype == dtype and found.shape[1] == 512 and torch.equal(found, expected)
 
 
-def test_a_caption_of_700_tokens_counts_whole_when_it_may(base, pipeline):
+def test_a_caption_of_700_tokens_is_kept_whole_when_allowed(base, pipeline):
     caption = " ".join(WORDS[:700])
     model = opened(base, max_token_length=4096)
     pipeline.update_components(text_encoder=model.load("text_encoder"), text_conditioner=model.load("text_conditioner"))
@@ -118,7 +118,7 @@ def test_a_caption_of_700_tokens_counts_whole_when_it_may(base, pipeline):
     assert cut.shape[1] == 512 and not torch.allclose(cut, whole[:, :512])
 
 
-def test_the_count_of_tokens_tells_which_captions_are_cut(base):
+def test_the_token_count_shows_which_captions_are_cut(base):
     model = opened(base, max_token_length=64)
     for words in (3, 70):
         caption, longer = " ".join(WORDS[:words]), " ".join([*WORDS[:words], "hat"])
@@ -128,7 +128,7 @@ def test_the_count_of_tokens_tells_which_captions_are_cut(base):
     assert opened(base).token_count("") == 1  # T5's end
 
 
-def test_what_is_kept_of_a_caption_has_no_padding_and_a_batch_is_padded_to_its_longest(base):
+def test_cached_captions_have_no_padding_and_batches_are_padded_to_the_longest(base):
     model = opened(base, max_token_length=1024)
     captions = ("", "mofu, girl", " ".join(WORDS[:600]))
     kept = [model.encode_text(caption)["hidden"] for caption in captions]
@@ -152,7 +152,7 @@ def test_a_trained_conditioner_learns_and_the_text_encoder_does_not(base):
     assert len(model.targets("text_conditioner")) == 10 and len(model.targets("transformer")) == 20
 
 
-def test_what_captions_are_kept_under_changes_with_all_that_changes_them(base):
+def test_the_cache_key_of_captions_changes_with_everything_they_depend_on(base):
     plain = opened(base)
     others = [
         opened(base, torch.bfloat16),
@@ -215,7 +215,7 @@ def test_an_image_is_that_of_diffusers_pipeline(base, pipeline, shift, guidance_
     assert np.abs(np.asarray(ours, int) - np.asarray(other, int)).max() > 1
 
 
-def test_the_pipeline_with_the_exported_file_paints_the_trainers_image(base, pipeline, tmp_path):
+def test_the_pipeline_with_the_exported_file_samples_the_trainers_image(base, pipeline, tmp_path):
     model = opened(base, trained=("transformer", "text_conditioner"))
     adapter = Adapter(AdapterConfig(rank=2, alpha=3), model, sorted(model.trained), 1)
     off = painted(pipeline)
@@ -253,7 +253,7 @@ def test_an_image_depends_on_its_seed_and_words_alone(base, sampler):
     assert tiny.painted(model, boy, none, seed=7, **look).tobytes() != first
 
 
-def test_painting_leaves_training_as_it_was(base):
+def test_sampling_does_not_change_training(base):
     model = opened(base, trained=("transformer",))
     adapter = Adapter(AdapterConfig(rank=2, dropout=0.5), model, ["transformer"], 1)
     model.enable_gradient_checkpointing()

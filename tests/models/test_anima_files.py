@@ -165,7 +165,7 @@ def test_any_depth_and_width_is_measured_from_the_file(layers, width, tmp_path):
     assert all(same(getattr(files, name)(torch.float32, CPU), part) for name, part in parts.items())
 
 
-def test_weights_take_the_type_that_is_asked_for_and_buffers_stay_exact(parts, folder, tmp_path):
+def test_weights_are_converted_and_buffers_stay_exact(parts, folder, tmp_path):
     for files in (alone(folder), opened(save_files(tmp_path, parts))):
         for name, part in parts.items():
             loaded = getattr(files, name)(torch.bfloat16, CPU)
@@ -184,7 +184,7 @@ def test_a_text_encoder_answers_as_the_library_loads_it(parts, folder, tmp_path)
         assert torch.equal(files.text_encoder(torch.float32, CPU)(tokens).last_hidden_state, expected)
 
 
-def test_a_modular_repository_comes_from_the_hub_and_then_from_the_cache(parts, folder, monkeypatch, tmp_path):
+def test_a_modular_repository_is_downloaded_and_then_cached(parts, folder, monkeypatch, tmp_path):
     with running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
@@ -365,7 +365,7 @@ def test_a_dit_alone_names_what_is_missing_and_where_it_is(parts, tmp_path):
     assert "without LLM adapter" in told and "text_conditioner, such as" in told and "text_encoder" not in told
 
 
-def test_a_file_in_the_wrong_place_is_called_what_it_is(parts, folder, tmp_path):
+def test_a_file_in_the_wrong_place_is_named(parts, folder, tmp_path):
     files = save_files(tmp_path, parts)
     dit, qwen, vae = files["transformer"], files["text_encoder"], files["vae"]
     assert f"{qwen} is a Qwen3 text encoder; for the transformer expected was an Anima DiT" in refusal(qwen, dit, vae)
@@ -428,7 +428,7 @@ def test_parts_of_different_models_are_refused(parts, tmp_path):
     assert "The text conditioner has 32 channels, the transformer takes 16" in told
 
 
-def test_a_folder_that_lacks_a_part_says_which_and_where_its_index_takes_it_from(folder, tmp_path):
+def test_a_folder_without_a_part_names_the_part_and_its_origin(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "model")
     index = json.loads((copy / "modular_model_index.json").read_text())
     index["text_encoder"][2]["pretrained_model_name_or_path"] = "Qwen/Qwen3-0.6B-Base"

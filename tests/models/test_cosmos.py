@@ -67,7 +67,7 @@ def test_slim_layers_say_the_same(transformer, dtype, monkeypatch):
     )
 
 
-def test_learned_positions_are_added_where_a_model_has_them(monkeypatch):
+def test_learned_positions_are_added_if_a_model_has_them(monkeypatch):
     config = dict(tiny_anima.anima_pipeline().transformer.config, extra_pos_embed_type="learnable")
     model = transformer_cosmos.CosmosTransformer3DModel.from_config(config).requires_grad_(False)
     for weight in model.learnable_pos_embed.parameters():
@@ -90,7 +90,7 @@ def loud(model: nn.Module, outputs: float) -> nn.Module:
 
 
 @pytest.mark.parametrize("outputs", (1.0, 100.0))
-def test_float16_is_finite_where_diffusers_pass_is_not(transformer, outputs, monkeypatch):
+def test_float16_stays_finite_where_diffusers_overflows(transformer, outputs, monkeypatch):
     model, (xt, t, text) = loud(copy.deepcopy(transformer), outputs), inputs(torch.float16)
     expected = _cosmos.velocity(prepared(model, torch.float32), xt, t, text.float())
     assert not plain(copy.deepcopy(model).half(), xt.half(), t, text, monkeypatch).isfinite().all()
@@ -145,7 +145,7 @@ def backward(model: anima.Model) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("how", ("plain", "recomputed", "aot_eager"))
-def test_float16_learns_what_float32_learns(base, transformer, how):
+def test_float16_learns_the_same_as_float32(base, transformer, how):
     """The stream in float32, weights of the adapter in float32, what they adapt in float16."""
     noise = loud(copy.deepcopy(transformer), 1.0)
     exact, expected = trained(base, noise, torch.float32, "plain")

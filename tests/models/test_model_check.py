@@ -113,7 +113,7 @@ def test_every_model_below_a_folder_is_found_once_and_nothing_else(found, zoo):
     assert len(check([zoo])) == len(found)
 
 
-def test_each_file_is_called_what_it_is(found):
+def test_each_file_is_named(found):
     kinds = {name: finding.kind for name, finding in found.items()}
     assert kinds["anima/anima-base-v1.0.safetensors"] == "an Anima DiT with its LLM adapter inside"
     assert kinds["anima/qwen_3_06b_base.safetensors"] == "a Qwen3 text encoder of width 1024"
@@ -129,7 +129,7 @@ def test_each_file_is_called_what_it_is(found):
     assert "no model known here" in kinds["strange.safetensors"]
 
 
-def test_sizes_types_and_blocks_are_told(found, zoo, parts):
+def test_sizes_types_and_blocks_are_reported(found, zoo, parts):
     dit = found["anima/anima-base-v1.0.safetensors"]
     assert dit.size == dit.path.stat().st_size and dit.dtypes == ("fp32",)
     assert found["checkpoints/sd15.ckpt"].dtypes == found["checkpoints/sd15.safetensors"].dtypes == ("fp32",)
@@ -141,7 +141,7 @@ def test_sizes_types_and_blocks_are_told(found, zoo, parts):
     assert folder.size == sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
 
 
-def test_what_is_broken_says_how(found):
+def test_broken_files_are_explained(found):
     broken = {name.removeprefix("broken/"): finding.problem for name, finding in found.items() if finding.problem}
     reasons = {
         "cut.safetensors": "is truncated",
@@ -157,7 +157,7 @@ def test_what_is_broken_says_how(found):
 
 
 @pytest.mark.parametrize("damage", ["part", "shard", "index", "weights"])
-def test_a_folder_that_is_not_whole_says_what_is_missing(damage, parts, zoo, tmp_path):
+def test_an_incomplete_folder_names_the_missing_file(damage, parts, zoo, tmp_path):
     copy = shutil.copytree(zoo / "diffusers" / "anima", tmp_path / "model")
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     if damage == "part":
@@ -183,7 +183,7 @@ def test_a_folder_that_is_not_whole_says_what_is_missing(damage, parts, zoo, tmp
         assert "all of their shards" in check([copy / "transformer"])[0].problem
 
 
-def test_what_is_missing_to_train_is_named_with_its_address(zoo, tmp_path):
+def test_parts_that_are_missing_to_train_are_named_with_their_address(zoo, tmp_path):
     files = [zoo / "anima" / name for name in ("anima-base-v1.0.safetensors", "qwen_image_vae.safetensors")]
     encoder = zoo / "anima" / "qwen_3_06b_base.safetensors"
     address = "circlestone-labs/Anima/split_files/text_encoders/qwen_3_06b_base.safetensors"
@@ -248,7 +248,7 @@ def test_the_terminal_says_the_same_and_fails_for_what_is_broken(zoo, capsys):
     )
 
 
-def test_linked_folders_are_looked_into_once(zoo, tmp_path):
+def test_linked_folders_are_searched_once(zoo, tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").symlink_to(tmp_path / other)
@@ -256,7 +256,7 @@ def test_linked_folders_are_looked_into_once(zoo, tmp_path):
     assert sorted(finding.path.name for finding in check([tmp_path])) == ["a.safetensors", "b.safetensors"]
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_shown(zoo, tmp_path, monkeypatch):
+def test_unreadable_files_are_reported_beside_the_others(zoo, tmp_path, monkeypatch):
     (tmp_path / "locked").mkdir()
     shutil.copy(zoo / "strange.safetensors", tmp_path)
     iterdir = Path.iterdir
@@ -280,7 +280,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(zoo, tmp_path, monkey
         (("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"), "a Qwen3 text encoder of width 0"),
     ),
 )
-def test_numbers_where_matrices_should_be_are_no_crash(names, told, tmp_path):
+def test_numbers_in_place_of_matrices_do_not_crash(names, told, tmp_path):
     save_file({name: torch.tensor(1.0) for name in names}, tmp_path / "model.safetensors")
     assert told in check([tmp_path])[0].kind
 
@@ -299,11 +299,11 @@ def test_other_suffixes_are_found_but_not_a_trainers_state(tmp_path):
 
 
 @pytest.mark.parametrize("size, told", ((0, "0 bytes"), (1500, "1.5 kB"), (9_540_000, "9.5 MB"), (6.94e9, "6.94 GB")))
-def test_sizes_are_told_in_units_that_suit_them(size, told):
+def test_sizes_have_suitable_units(size, told):
     assert str(ModelFile(path=Path("a"), kind="a model", size=int(size))) == f"a: a model, {told}"
 
 
-def test_v_prediction_is_told(tmp_path):
+def test_v_prediction_is_reported(tmp_path):
     names = ("model.diffusion_model.out.2.bias", "conditioner.embedders.0.transformer.x", "v_pred", "ztsnr")
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "noob.safetensors")
     told = "a Stable Diffusion XL checkpoint, with v prediction, with zero terminal SNR"
@@ -313,6 +313,6 @@ def test_v_prediction_is_told(tmp_path):
 @pytest.mark.parametrize(
     "index", ("[]", '{"unet": []}', '{"unet": ["a", "b", 1]}', '{"_class_name": []}', "[" * 100_000)
 )
-def test_a_strange_index_is_told(index, tmp_path):
+def test_a_strange_index_is_reported(index, tmp_path):
     (tmp_path / "model_index.json").write_text(index)
     assert "model_index.json is n" in check([tmp_path])[0].problem

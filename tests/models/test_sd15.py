@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_plain_diffusers_calls(bases, prediction_type):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_prediction_type_is_the_files_unless_the_config_says_otherwise(bases):
+def test_the_prediction_type_is_that_of_the_files_unless_configured(bases):
     assert opened(bases["v_prediction"]).prediction_type == "v_prediction"
     assert opened(bases["epsilon"]).prediction_type == "epsilon"
     assert opened(bases["epsilon"], prediction_type="v_prediction").prediction_type == "v_prediction"
@@ -157,7 +157,7 @@ def test_long_captions_are_read_in_whole_windows(bases, length):
     torch.testing.assert_close(hidden, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_behind_the_last_token_changes_nothing_and_what_is_before_does(bases):
+def test_only_tokens_within_the_limit_matter(bases):
     words = TOKENS[:150]
     ended, changed = [*words, "mofu"], [*words[:149], "mofu"]
     model = opened(bases["epsilon"], max_token_length=150)

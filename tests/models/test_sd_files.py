@@ -134,7 +134,7 @@ def test_single_files_load_as_diffusers_loads_them(part, tiny, single):
     assert ours.keys() == reference.keys() and all(torch.equal(ours[name], reference[name]) for name in reference)
 
 
-def test_loaded_parts_compute_what_diffusers_pipeline_computes(tiny):
+def test_loaded_parts_compute_the_same_as_diffusers(tiny):
     from diffusers import StableDiffusionPipeline
 
     pipeline, files = StableDiffusionPipeline.from_pretrained(tiny), open_sd(tiny, SD15)
@@ -166,7 +166,7 @@ def test_weights_of_the_right_dtype_are_the_file_and_not_a_copy_of_it(single, ti
 
 
 @pytest.mark.parametrize(("mark", "told"), ((None, "epsilon"), ("v_pred", "v_prediction")))
-def test_a_v_prediction_file_says_so(mark, told, single, tiny, tmp_path):
+def test_a_file_marked_as_v_prediction_is_read_as_such(mark, told, single, tiny, tmp_path):
     state = load_file(single) | ({mark: torch.tensor([])} if mark else {})
     save_file(state, tmp_path / "v.safetensors")
     config = open_sd(tmp_path / "v.safetensors", replace(SD15, settings=tiny)).scheduler_config()
@@ -178,7 +178,7 @@ def test_a_v_prediction_file_says_so(mark, told, single, tiny, tmp_path):
     )
 
 
-def test_a_diffusers_folder_tells_its_own_prediction_type(tmp_path):
+def test_a_diffusers_folder_has_its_own_prediction_type(tmp_path):
     folder = save_sd15(tmp_path, prediction_type="v_prediction")
     assert open_sd(folder, SD15).scheduler_config()["prediction_type"] == "v_prediction"
     assert open_sd(folder, SD15).vae_config()["scaling_factor"] == 0.18215
@@ -344,7 +344,7 @@ def test_another_kind_of_file_is_named_and_refused(kind, tmp_path):
         (lambda state: state.update({"model.diffusion_model.out.2.bias": torch.zeros(9)}), r"conv_out.bias is \(9,\)"),
     ),
 )
-def test_weights_that_are_missing_left_over_or_of_another_shape_are_told(change, told, single, tiny, tmp_path):
+def test_missing_unknown_and_misshapen_weights_are_reported(change, told, single, tiny, tmp_path):
     state = load_file(single)
     change(state)
     save_file(state, tmp_path / "model.safetensors")
@@ -352,7 +352,7 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_told(change,
         open_sd(tmp_path / "model.safetensors", replace(SD15, settings=tiny)).unet(torch.float32, CPU)
 
 
-def test_a_file_without_vae_trains_but_says_so_when_the_vae_is_asked_for(single, tiny, tmp_path):
+def test_a_file_without_vae_is_refused_only_when_the_vae_is_used(single, tiny, tmp_path):
     state = {name: tensor for name, tensor in load_file(single).items() if not name.startswith("first_stage_model.")}
     save_file(state, tmp_path / "pruned.safetensors")
     files = open_sd(tmp_path / "pruned.safetensors", replace(SD15, settings=tiny))

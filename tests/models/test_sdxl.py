@@ -138,7 +138,7 @@ def test_a_caption_of_75_tokens_is_encoded_as_diffusers_does(base, caption):
 
 
 @pytest.mark.parametrize("length", (75, 150, 225))
-def test_long_captions_are_read_in_whole_windows_and_summed_up_by_the_first(base, length):
+def test_long_captions_are_read_in_whole_windows_and_pooled_from_the_first(base, length):
     model, short = opened(base, max_token_length=length), opened(base)
     whole = conditioning(model, [" ".join(WORDS)])
     parts = [conditioning(short, [" ".join(WORDS[i : i + 75])]) for i in range(0, length, 75)]
@@ -156,7 +156,7 @@ def test_an_exclamation_mark_is_a_tag_and_not_padding(base):
 
 
 @pytest.mark.parametrize("trained", ((), ("text_encoder",), ("text_encoder_2",), ("text_encoder", "text_encoder_2")))
-def test_trained_text_encoders_get_gradients_and_frozen_ones_are_cached_and_let_go(base, trained):
+def test_trained_text_encoders_get_gradients_and_frozen_ones_are_cached_and_freed(base, trained):
     model = opened(base, trained=("unet", *trained))
     adapter = with_adapter(model, ("unet", *trained))
     encoded = [model.encode_text(caption) for caption in CAPTIONS]
@@ -172,7 +172,7 @@ def test_trained_text_encoders_get_gradients_and_frozen_ones_are_cached_and_let_
     assert not silent
 
 
-def test_what_is_cached_changes_its_key_with_what_is_trained_and_how_long_captions_are(base):
+def test_the_cache_key_changes_with_trained_parts_and_caption_length(base):
     kinds = [(), ("text_encoder",), ("text_encoder_2",)]
     keys = [opened(base, trained=parts).text_key() for parts in kinds]
     keys += [opened(base, max_token_length=150).text_key(), opened(base, dtype=torch.bfloat16).text_key()]
@@ -188,7 +188,7 @@ def test_clip_skip_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_folder_tells_its_schedule_by_its_scheduler(bases, name):
+def test_the_schedule_of_a_folder_is_in_its_scheduler(bases, name):
     model = opened(bases[name])
     assert model.prediction_type == ("epsilon" if name == "epsilon" else "v_prediction")
     assert model.zero_terminal_snr == (name == "ztsnr")
@@ -209,7 +209,7 @@ def test_a_folder_tells_its_schedule_by_its_scheduler(bases, name):
         (("ztsnr",), {"modelspec.prediction_type": "v"}, ("v_prediction", True)),
     ),
 )
-def test_a_single_file_tells_its_schedule_by_its_keys(base, tmp_path, marks, metadata, told):
+def test_the_schedule_of_a_single_file_is_in_its_keys(base, tmp_path, marks, metadata, told):
     state = original_state(base) | {mark: torch.tensor([]) for mark in marks}
     save_file(state, tmp_path / "model.safetensors", metadata)
     model = opened(tmp_path / "model.safetensors")
@@ -323,7 +323,7 @@ def test_an_image_is_the_pipelines_with_the_exported_file_loaded(bases, tmp_path
 
 
 @pytest.mark.parametrize("sampler", sdxl.Config.samplers)
-def test_sampling_begins_at_pure_noise_where_training_ends_there(bases, sampler):
+def test_with_zero_terminal_snr_sampling_starts_at_pure_noise(bases, sampler):
     for name in BASES:
         scheduler = sdxl.ddpm.scheduler(sampler, opened(bases[name]).scheduler_config)
         scheduler.set_timesteps(4)
@@ -334,7 +334,7 @@ def test_sampling_begins_at_pure_noise_where_training_ends_there(bases, sampler)
 # ---- slim layers -----------------------------------------------------------------------------------------------------
 
 
-def test_slim_blocks_give_what_plain_ones_give(base):
+def test_slim_blocks_compute_the_same_as_plain_ones(base):
     model, plain = opened(base), UNet2DConditionModel.from_pretrained(base, subfolder="unet").requires_grad_(False)
     x0, _, t = drawn()
     text = {name: tensor.requires_grad_() for name, tensor in conditioning(model, CAPTIONS).items()}
@@ -350,7 +350,7 @@ def test_slim_blocks_give_what_plain_ones_give(base):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_too_large_to_decode_whole_is_decoded_in_tiles_and_images_stay_encoded_whole(base, monkeypatch):
+def test_an_image_too_large_to_decode_is_decoded_in_tiles(base, monkeypatch):
     from diffusers import AutoencoderKL
 
     model, decode, tiled = opened(base), AutoencoderKL.decode, []

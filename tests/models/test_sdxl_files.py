@@ -55,7 +55,7 @@ def test_single_files_of_sdxl_get_the_one_vocabulary(single_xl):
 
 
 @pytest.mark.parametrize("kind", ("refiner", "EDM", "without text encoders", "1.x", "VAE alone"))
-def test_what_is_not_sdxl_is_named_and_refused(kind, tmp_path):
+def test_a_file_that_is_not_sdxl_is_named_and_refused(kind, tmp_path):
     names = next((names for told, names in FOREIGN.items() if kind in told), ["cond_stage_model.transformer.x"])
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(ModelFileError, match=f"{kind}.*expected was a Stable Diffusion XL checkpoint"):
@@ -151,12 +151,12 @@ def test_a_vae_comes_from_a_repository_of_its_own_or_a_whole_models_without_the_
     assert not hub.ranges("big.safetensors") and not hub.ranges("unet/config.json")
 
 
-def test_a_vae_that_is_nowhere_is_told(hub):
+def test_a_missing_vae_is_reported(hub):
     with pytest.raises(SourceError, match="There is no model someone/none"):
         sdxl.fetch_vae("someone/none")
 
 
-def test_a_whole_model_comes_from_the_hub(hub, tiny_xl):
+def test_a_model_is_downloaded_from_hugging_face(hub, tiny_xl):
     files = (file for file in tiny_xl.rglob("*") if file.is_file())
     hub.repos["someone/xl"] = {file.relative_to(tiny_xl).as_posix(): file.read_bytes() for file in files}
     model, local = (
