@@ -31,6 +31,7 @@ class Clicks:
         self._clicked = clicked
         self.name = f"lorakit-{uuid.uuid4().hex[:12]}"  # unique in the page, which may show several
         self.widget = ipywidgets.Text(layout=ipywidgets.Layout(display="none"))
+        # the class by which the script finds the field
         self.widget.add_class(self.name)
         self.widget.observe(self._changed, "value")
 

@@ -141,6 +141,7 @@ class Number:
             return True
         if self._log:
             place, value = math.log10(place), math.log10(value) if value > 0 else self.slider.min
+        # half a step is rounding; the rest is room for floating point
         return abs(place - value) > 0.51 * self.slider.step
 
     def _write(self, value: Any) -> None:
@@ -178,6 +179,7 @@ def control(layouts: Layouts, setting: tuple[type[Config], str], options: Iterab
         return Choice(allowed, layouts.wide)
     if value_type is bool:
         return Plain(ipywidgets.Checkbox(indent=False, description="", **short), bool, bool)
+    # before int and float: both may have a slider
     if isinstance(f.metadata["ui"], Slider):
         return Number(f, value_type, layouts)
     if value_type is int:
@@ -191,13 +193,14 @@ def control(layouts: Layouts, setting: tuple[type[Config], str], options: Iterab
     if typing.get_origin(value_type) is tuple and typing.get_args(value_type)[0] is str:
         area = ipywidgets.Textarea(rows=3, placeholder=say("one per line"), **wide)
         return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
-    # tables, and lists of them: written as YAML
+    # tables, and lists of tables, are written as YAML
     area = ipywidgets.Textarea(rows=2, placeholder="YAML", continuous_update=False, **wide)
     return Plain(area, _yaml, lambda text: _structured(text, dict if value_type is dict else tuple))
 
 
 def number_text(value: Any, scientific: bool) -> str:
     """A number as people write it: 1e-4 (`scientific`, below 0.01), 0.05, 16."""
+    # Python itself would write 0.0001 and 1e-05
     if scientific and 0 < value < 0.01:
         digits, exponent = f"{value:.6e}".split("e")
         return f"{float(digits):g}e{int(exponent)}"

@@ -46,11 +46,13 @@ class Row:
             icon="undo", tooltip=say("Reset"), layout=layouts.no_button, style=layouts.button_style
         )
         self.undo.on_click(lambda button: undone(self))
+        # the three columns: label, control with its problem below, help
         self._layouts, self.head, self.note = layouts, layouts.text(), layouts.text()
         self._problem: Any = None  # a widget of its own, made when something is wrong for the first time
         self._line = ipywidgets.HBox([self.control.widget, self.undo], layout=layouts.line)
         self._middle = ipywidgets.VBox([self._line], layout=layouts.middle)
         self.widget = layouts.as_row(self.head, self._middle, self.note)
+        # A value that is shown from here is no change by the user.
         self.control.listen(lambda: None if self._silent else changed(self))
 
     def put_first(self, widget: Any) -> None:
@@ -102,6 +104,7 @@ class Row:
             same = self.control.read() == value
         except UserError:  # half a YAML text
             same = False
+        # Equal values are not written again: that would move the cursor in a text field, or remove a line break.
         if not same:
             self.control.show(value)
 
@@ -109,6 +112,7 @@ class Row:
 def label_and_help(path: str, config_class: type[Config], name: str) -> tuple[str, str]:
     """Label and help of a setting in the reader's language; those of the base model are translated by family."""
     f = config_class.__dataclass_fields__[name]
+    # model.vae of one family may be something else than that of another
     key = f"{config_class.family}.{name}" if path.startswith("model.") else path
     label, help = words("settings", key, label_of(f), f.metadata["help"])
     return label[:1].upper() + label[1:], help

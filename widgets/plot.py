@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from widgets.page import BLUE, GREY
+from widgets.page import BLUE, GREY, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PAIRS = 150  # (lowest, highest) pairs of points that are drawn of a curve at most
 SPARK_PAIRS = 24  # the same for a curve as small as a word
+HEIGHT = 200  # px of a plot
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 6, 20  # px around the plane, for the numbers at its edges
 OUTLIERS = 0.98  # of many points, the lower 98 % decide how high the image is
 FONT = "DejaVu Sans"  # comes with matplotlib, which measures by it; the page shows its own sans-serif
@@ -49,10 +50,9 @@ def lines(
     x_label: str = "",
     log_y: bool = False,
     marks: tuple[float, ...] = (),
-    width: int = 720,
-    height: int = 200,
+    height: int = HEIGHT,
 ) -> str:
-    """HTML of a plot at most `width` px wide and `height` px high; the legend shows each curve's last value.
+    """HTML of a plot at most WIDTH px wide, and then `height` px high; the legend shows each curve's last value.
 
     `marks` are x of faint vertical lines. Points that are not finite (with `log_y`: not above 0) are left out. "" when
     no curve has points. A few spikes among many points may leave the image.
@@ -60,7 +60,7 @@ def lines(
     finite = [[(x, y) for x, y in curve.points if math.isfinite(y) and (y > 0 or not log_y)] for curve in curves]
     if not any(finite):
         return ""
-    figure, axes = _plane(width, height)
+    figure, axes = _plane(WIDTH, height)
     if log_y:
         axes.set_yscale("log")
     axes.set_xlim(*_apart(min(p[0][0] for p in finite if p), max(p[-1][0] for p in finite if p)))
@@ -79,7 +79,7 @@ def lines(
         for curve, points in zip(curves, finite, strict=True)
         if curve.name and points
     ]
-    return _as_html(figure, title, legend, width)
+    return _as_html(figure, title, legend)
 
 
 def bars(
@@ -90,11 +90,9 @@ def bars(
     title: str = "",
     x_label: str = "",
     level: float | None = None,
-    width: int = 720,
-    height: int = 200,
 ) -> str:
-    """HTML of bars over equal intervals of low..high, with a dashed line at `level`; sizes as in `lines`."""
-    figure, axes = _plane(width, height)
+    """HTML of bars over equal intervals of low..high, with a dashed line at `level`; as large as `lines`."""
+    figure, axes = _plane(WIDTH, HEIGHT)
     step = (high - low) / len(heights)
     lefts = [low + i * step for i in range(len(heights))]
     for i, bar in enumerate(axes.bar(lefts, heights, 0.9 * step, align="edge", color=BLUE, linewidth=0)):
@@ -104,7 +102,7 @@ def bars(
     axes.set_xlim(low, high)
     axes.set_ylim(0, max(*heights, level or 0) * 1.05)
     _number_edges(axes, x_label)
-    return _as_html(figure, title, [], width)
+    return _as_html(figure, title, [])
 
 
 def spark(points: list[tuple[float, float]], width: int = 96, height: int = 18) -> str:
@@ -140,6 +138,7 @@ def _heights(values: list[float], log: bool) -> tuple[float, float]:
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     most = ordered[int(OUTLIERS * (len(ordered) - 1))]
+    # Outliers: a few of many values lie further from the others than those do from the lowest.
     if len(ordered) >= 50 and high - most > most - low > 0:
         high = most
     if log:
@@ -157,6 +156,7 @@ def _thinned(points: list[tuple[float, float]], pairs: int = PAIRS) -> list[tupl
     share = len(inner) / (pairs - 1)
     for i in range(pairs - 1):
         stretch = inner[round(i * share) : round((i + 1) * share)]
+        # a set: where a stretch is flat, both are the same point
         kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
     return [*kept, points[-1]]
 
@@ -214,12 +214,12 @@ def _number_edges(axes: Axes, x_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _as_html(figure: Figure, title: str, legend: list[str], width: int) -> str:
+def _as_html(figure: Figure, title: str, legend: list[str]) -> str:
     """The image, and the page's own text above it: that has the page's colour, and any script."""
     name = [f"<b>{html.escape(title)}</b>"] if title else []
     above = f'<div style="font-size:12px;line-height:1.5">{" &emsp;".join([*name, *legend])}</div>'
     return (
-        f'<div style="max-width:{width}px;margin:8px 0">{above if name or legend else ""}'
+        f'<div style="max-width:{WIDTH}px;margin:8px 0">{above if name or legend else ""}'
         f'<img style="display:block;width:100%" alt="{html.escape(title)}" src="{_source(figure)}"></div>'
     )
 

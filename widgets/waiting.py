@@ -26,6 +26,7 @@ class Queue:
             self._stream.io_loop.add_callback(self._stream.flush)
 
     def _has_messages(self) -> bool:
+        # 0: poll without waiting
         return self._stream is not None and bool(self._stream.socket.poll(0))
 
 

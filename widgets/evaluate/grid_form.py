@@ -43,6 +43,7 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     """
     data, trigger = config.data, config.data.trigger
     folder = run.project.folder / data.folder
+    # captions of regularization images say nothing about the subject
     files = sorted(file for file in folder.rglob(f"*{data.caption_extension}") if "reg" not in file.parts)
     seen = [
         file.read_text(encoding="utf-8", errors="replace").strip() for file in files[:: len(files) // CAPTIONS or 1]
@@ -50,6 +51,7 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     seen = [with_trigger(caption, trigger) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
     without = [", ".join(tag for tag in tags_of(caption) if tag != trigger) for caption in seen[:1]]
     prompts = [trigger, *seen, *config.sample.prompts[:CAPTIONS], f"{trigger}, {UNSEEN}" if trigger else "", *without]
+    # without empty ones and doubles, in this order
     return list(dict.fromkeys(prompt for prompt in prompts if prompt))
 
 
@@ -118,6 +120,7 @@ class GridForm:
             sampling=sampling,
             checkpoint=self.checkpoint.value,
             strength=self.strength.value,
+            # the folder below grids/; the same two axes reuse its images
             name=f"{x.name}-{y.name}",
         )
         return ShownGrid(x, y, events)

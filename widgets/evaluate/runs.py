@@ -125,6 +125,7 @@ class RunList:
         self.rows[run.name].value = row(run)
         fits = {"continue": state in STARTABLE, "stop": state == "running", "download": bool(run.lora_steps())}
         for name, is_shown in fits.items():
+            # hidden rather than removed, so that the other buttons keep their widgets
             buttons[name].layout.display = "" if is_shown else "none"
         buttons["continue"].description = say("Start") if state == "new" else say("Continue")
 
@@ -155,6 +156,7 @@ class RunList:
         """Download the newest LoRA file in the browser where that is possible, else show its path."""
         file = run.lora_file(run.lora_steps()[-1])
         self._say(say("Newest LoRA file: {file}", file=file))
+        # In Colab the browser cannot reach files of the machine by an address; its own module sends them.
         try:
             colab = importlib.import_module("google.colab.files")
         except ImportError:  # not in Colab

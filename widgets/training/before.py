@@ -75,6 +75,7 @@ class _View:
         self.config = read_config(self.run) if self.run else what
         self.hours, self.note = hours, ""
         self.forecast = forecast(self.config, self.project, self.run)
+        # An earlier measurement of the same settings on this machine is shown again.
         self.probed = remembered(self.config, self.project)
 
     def html(self) -> str:
@@ -104,6 +105,7 @@ class _View:
         )
         button.on_click(lambda _: self._click(button))
         slider.observe(self._set_hours, "value")
+        # A click is handled only when no cell runs, which is so below a cell that has ended.
         display(ipywidgets.VBox([button, slider], layout=ipywidgets.Layout(max_width=f"{WIDTH // 2}px")))
 
     def draw(self) -> None:
@@ -130,7 +132,8 @@ class _View:
                 elif time.monotonic() - updated >= REDRAW:
                     self.note, updated = doing(event), time.monotonic()
                     self.draw()
-            self.forecast = forecast(self.config, self.project, self.run)  # images and captions are cached by now
+            # Images and captions are cached now, which the figures of the caches show.
+            self.forecast = forecast(self.config, self.project, self.run)
         except KeyboardInterrupt:
             self.note = box(say("Stopped. The caches are kept; nothing else was changed."), AMBER)
         except UserError as error:
@@ -194,6 +197,7 @@ def _time(plan: Forecast, config: RunConfig, probed: Probed | None, hours: float
     if probed is None:
         yield aside(say("Time and memory are not known yet. Measure a few steps to see them."))
         return
+    # the measured steps, extended to the whole run and to sessions of so many hours
     expected = outlook(plan, probed, hours)
     share = probed.peak_memory_gb / probed.total_memory_gb
     is_tight = share > TIGHT_MEMORY
@@ -312,7 +316,9 @@ def _preparation(plan: Forecast, config: RunConfig) -> str:
         if cached is not None and cached.total:
             there = say("{there} of {total} cached", there=cached.there, total=cached.total)
             rows.append(_row(label, there, cached.there / cached.total))
-    return _section(say("Base model and caches"), "".join(rows) + (box(plan.unknown, AMBER) if plan.unknown else ""))
+    return _section(
+        say("Base model and caches"), "".join(rows) + (box(labelled(plan.unknown), AMBER) if plan.unknown else "")
+    )
 
 
 def precision(plan: Forecast) -> str:

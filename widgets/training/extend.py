@@ -52,7 +52,7 @@ def more_epochs(run: Run, epochs: int, way: str = "") -> None:
 
 def ways(run: Run, epochs: int) -> tuple[str, ...]:
     """The ways to so many epochs. Raises NothingToDo where as many are done or planned already."""
-    extend.more_epochs(run, epochs, "hold")
+    extend.more_epochs(run, epochs, "hold")  # raises NothingToDo
     return WAYS if _further(run, epochs) > 0 else extend.WAYS  # fewer than planned need no stage
 
 
@@ -91,6 +91,7 @@ def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -
             raise UserError(f"Run {source.name!r} has no LoRA file yet. Train it until it saves the first one.")
         source = source.lora_file(steps[-1])
     run = model.project.run(name)
+    # Further stages belong to the old run: the new one starts with a single stage.
     settings = {part: values for part, values in settings_of(model).items() if part != "stages"}
     save_from_weights(run, str(source), settings)
     return run
@@ -125,6 +126,7 @@ def render(run: Run, epochs: int, way: str) -> str:
         plot,
         f'<div style="max-width:{WIDTH}px;line-height:1.5">{html.escape(_meaning(run, epochs, way, old))}</div>',
     ]
+    # A schedule that falls to zero leaves nothing to hold.
     if way == "hold" and old[-1] < FLAT * max(old):
         pieces.append(box(say("That is close to zero: more epochs would hardly change anything."), AMBER))
     return "".join(pieces)
@@ -166,6 +168,7 @@ def _further(run: Run, epochs: int) -> int:
     """Epochs beyond those of the last stage; 0 or less when it has as many already."""
     config = read_config(run)
     per_epoch = extend.steps_per_epoch(run, config)
+    # A stage may end within an epoch, as its length can be given in steps.
     return math.ceil(epochs - stage_steps(config, per_epoch)[-1] / per_epoch[-1])
 
 

@@ -58,6 +58,7 @@ class Header:
             self.family.value = choice.family
             for name, dropdown in self.dropdowns.items():
                 pairs = tuple((text, value) for value, text in options[name].items())
+                # setting options resets the value, so only when they differ
                 if dropdown.options != pairs:
                     dropdown.options = pairs
                 dropdown.value = getattr(choice, name)
@@ -114,6 +115,7 @@ class Header:
             about = say("Settings recommended by guides, by what is trained and the number of images.")
             return help_html(html.escape(f"{about} {count}"))
         lines = [help_html(f"{html.escape(say(row.why))} <i>{html.escape(row.source)}</i>")]
+        # the preset's epochs were computed for another number of images
         if images and per_epoch != choice.images:
             text = say(
                 "The number of epochs is for {m} images per epoch; now there are {n}. Choose the preset again.",

@@ -72,6 +72,7 @@ def _watch(run: Run, starts: bool) -> None:
             if starts:
                 screen.note_remote_check()
                 jobs.start(run)
+            # A request that waits is answered only after this cell has ended.
             if not screen.follow(queue):
                 screen.note = say(
                     "Training continues. This view closed because another cell was run: run this cell again to "
@@ -163,6 +164,7 @@ class _Screen:
 def figures(run: Run, history: History, note: str = "") -> str:
     """Everything but the samples, as HTML; `note` is a plain text about the view itself."""
     alive, now = jobs.is_alive(run), time.time()
+    # Asked once, so that all pieces show the same moment.
     state = "running" if alive else jobs.history(run)[0]
     pieces = [_headline(run, history, state, now)]
     pieces += [box(note, AMBER)] if note else []
@@ -225,6 +227,7 @@ def kept(run: Run, history: History, now: float) -> list[str]:
         texts = [say("saved here: step {step} ({span} ago)", step=history.saved.step, span=ago)]
     if run.project.remote is None:
         return texts
+    # imported late: a project without a remote copy never needs it
     from lorakit.sync import service
 
     standing, remote = service.standing(run.project), remote_name(run.project.remote)
@@ -246,6 +249,7 @@ def trouble(project: Project, now: float) -> str:
 
     if (standing := service.standing(project)) is None:
         return ""
+    # s since the copying last made progress, while files are left
     silent = now - standing.seen if standing.files_left and standing.seen else 0.0
     if standing.trouble and now - standing.since >= HICCUP:
         text, lasted = standing.trouble, now - standing.since
@@ -313,6 +317,7 @@ def _warning(text: str, count: int) -> str:
 def samples(run: Run, history: History) -> str:
     """The newest samples: a row for each prompt, a column for each step, oldest left; "" while there are none."""
     steps = sorted(history.samples)[-COLUMNS:]
+    # prompts of the last two steps with samples: older ones may have been removed from the settings
     prompts = list(dict.fromkeys(prompt for step in steps[-2:] for prompt in history.samples[step]))
     rows = []
     for prompt in prompts[:PROMPTS]:

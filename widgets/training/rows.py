@@ -66,6 +66,7 @@ class SettingRows:
             )
             row.hide(bool(row.when) and shown.get(f"{path.rpartition('.')[0]}.{row.when[0]}") not in row.when[1])
         for place, (part, rows) in enumerate(self._groups):
+            # the method and not `titles`, which ipywidgets 7 (Colab) does not have
             self.accordion.set_title(place, group_title(part, sum(row.path in by_hand for row in rows)))
         self.accordion.layout.display = "" if draft.choice.expert else "none"
 
