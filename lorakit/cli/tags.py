@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -82,12 +81,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from lorakit.data.captions import tags_of
+    from lorakit.tags.editor import tag_counts
 
     editor, names = _selected(options)
     if not options.who:
-        counts = Counter(tag for name in names for tag in set(tags_of(editor.captions[name])))
-        for tag, count in sorted(counts.items(), key=lambda row: (row[1], row[0])):
+        for tag, count in tag_counts(editor.captions[name] for name in names).items():
             print(f"{count:5}  {tag}")
     for name in names if options.who else ():
         tags = ", ".join(tag if by == "person" else f"{tag} ({by})" for tag, by in editor.authors(name).items())

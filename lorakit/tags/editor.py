@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -71,11 +71,6 @@ class CaptionEditor:
         """
         return name in self._store.files.unreadable or self._store.history.is_locked(name)
 
-    def tag_counts(self) -> dict[str, int]:
-        """Tag -> number of images that have it, rarest first, then by name."""
-        counts = Counter(tag for caption in self.captions.values() for tag in set(tags_of(caption)))
-        return dict(sorted(counts.items(), key=lambda row: (row[1], row[0])))
-
     def diff(self) -> str:
         """All captions now against those that were first read, as a unified diff."""
         lines: list[str] = []
@@ -93,7 +88,7 @@ class CaptionEditor:
         editor read it, only the tags that differ from what it read are added and removed.
         Raises CaptionEditError for names of no training image, and when captions could not be written.
         """
-        self._check_names(captions)
+        _check_names(captions, self.captions, self._config.folder)
         new_texts = {name: one_line(text) for name, text in captions.items()}
         as_read = self.captions
         with self._session():
@@ -158,7 +153,7 @@ class CaptionEditor:
 
     def _set_locks(self, names: Iterable[str], is_locked: bool) -> Change | None:
         names = set(names)
-        self._check_names(names)
+        _check_names(names, self.captions, self._config.folder)
         with self._session():
             files = self._store.files
             present = {other for name in names & self.samples.keys() for other in files.sharing(name)}
@@ -167,13 +162,6 @@ class CaptionEditor:
                 return None
             way = "lock" if is_locked else "unlock"
             return self._commit(Entry(by=PERSON, what=way, **{way: changed}))
-
-    def _check_names(self, names: Iterable[str]) -> None:
-        if unknown := [name for name in names if name not in self.captions]:
-            raise CaptionEditError(
-                f"{unknown[0]!r} is no training image of {self._config.folder}; name it by its path inside that "
-                "folder, as the table of images does."
-            )
 
     def _commit(self, entry: Entry) -> Change:
         try:
@@ -204,3 +192,17 @@ class CaptionEditor:
     def _take_snapshot(self) -> None:
         self.samples = self._store.files.samples
         self.captions = {name: self._store.history.texts[name] for name in self.samples}
+
+
+def tag_counts(captions: Iterable[str]) -> dict[str, int]:
+    """Tag -> number of captions that have it, rarest first, then by name."""
+    counts = Counter(tag for caption in captions for tag in set(tags_of(caption)))
+    return dict(sorted(counts.items(), key=lambda row: (row[1], row[0])))
+
+
+def _check_names(names: Iterable[str], images: Container[str], folder: str) -> None:
+    if unknown := [name for name in names if name not in images]:
+        raise CaptionEditError(
+            f"{unknown[0]!r} is no training image of {folder}; name it by its path inside that folder, as the table of "
+            "images does."
+        )

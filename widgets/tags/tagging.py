@@ -12,7 +12,7 @@ from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.project import Project
 from lorakit.sync import service
-from lorakit.tags.editor import CaptionEditor
+from lorakit.tags.editor import CaptionEditor, tag_counts
 from lorakit.tags.tagging import images_to_tag, read_tagging, score, tag
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
@@ -110,7 +110,7 @@ def _result(project: Project, data: DataConfig, tagger: taggers.Tagger, timer: T
     texts = [
         say("{n} captions written", n=written),
         say("{n} kept (hand-written or locked)", n=_locked(editor)),
-        say("{n} different tags in the dataset", n=len(editor.tag_counts())),
+        say("{n} different tags in the dataset", n=len(tag_counts(editor.captions.values()))),
         say("{n} images scored by {tagger} ({device})", n=timer.images, tagger=tagger.name, device=tagger.runs_on),
         *([timer.speed()] if timer.images else []),
     ]
