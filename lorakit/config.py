@@ -283,10 +283,10 @@ def _placed(line: str, path: str, fields: dict[str, Any]) -> str:
 def _unknown(name: str, config_class: type[Config], path: str) -> str:
     if name in config_class.unsupported:
         return f"{path}{name} cannot be set: {config_class.unsupported[name]}"
-    known = [f.name for f in dataclasses.fields(config_class)]
-    hint = difflib.get_close_matches(str(name), known, n=1)
+    names = [f.name for f in dataclasses.fields(config_class)]
+    hint = difflib.get_close_matches(str(name), names, n=1)
     return f"{path}{name} is not a setting." + (
-        f" Did you mean {path}{hint[0]}?" if hint else f" Settings here: {', '.join(known)}."
+        f" Did you mean {path}{hint[0]}?" if hint else f" Settings here: {', '.join(names)}."
     )
 
 

@@ -119,7 +119,7 @@ def test_a_choice_names_what_is_allowed(config_class, f):
 
 
 @pytest.mark.parametrize("config_class", CONFIGS, ids=lambda c: f"{c.__module__}.{c.__qualname__}")
-def test_a_config_is_frozen_and_comes_back_from_yaml_as_it_was(config_class, tmp_path):
+def test_a_config_is_frozen_and_survives_yaml(config_class, tmp_path):
     config = from_dict(config_class, least(config_class))
     with pytest.raises(FrozenInstanceError):
         setattr(config, dataclasses.fields(config)[0].name, 1)
@@ -238,7 +238,7 @@ def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path
         ([], "the configuration is [], expected a table"),
     ],
 )
-def test_every_problem_of_a_run_is_told_with_its_path(settings, told):
+def test_every_problem_of_a_run_is_reported_with_its_path(settings, told):
     assert told in refusal(RunConfig, settings)
 
 
@@ -287,5 +287,5 @@ def test_default_tables_are_not_shared():
         ({"a": 1}, {"a": {"x": 0}}, ["a: 1 -> {'x': 0}"]),
     ],
 )
-def test_differences_are_told_leaf_by_leaf(old, new, lines):
+def test_differences_are_listed_leaf_by_leaf(old, new, lines):
     assert differences(old, new) == lines

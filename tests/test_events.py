@@ -55,7 +55,7 @@ def saved(step: int) -> Saved:
 
 
 @pytest.mark.parametrize("kind", Event.__subclasses__(), ids=lambda kind: kind.__name__)
-def test_every_event_comes_back_from_the_log_as_it_was(kind, tmp_path):
+def test_every_event_survives_the_log(kind, tmp_path):
     event = sample_of(kind)
     append(tmp_path / "log", event, time=1234.5678)
     append(tmp_path / "log", event, time=1235)
@@ -89,7 +89,7 @@ def test_a_log_torn_at_any_byte_keeps_its_whole_lines_and_takes_new_ones(tmp_pat
         assert list(read(log)) == [(1, event) for event in events[:kept]] + [(2, stepped(7))], cut
 
 
-def test_a_line_of_zeros_from_a_power_cut_is_passed_over(tmp_path):
+def test_a_line_of_zeros_from_a_power_cut_is_skipped(tmp_path):
     log = tmp_path / "log"
     append(log, stepped(1), time=1)
     with open(log, "ab") as file:
@@ -98,22 +98,22 @@ def test_a_line_of_zeros_from_a_power_cut_is_passed_over(tmp_path):
     assert list(steps(log)) == [1, 2]
 
 
-def test_a_log_that_grows_is_told_piece_by_piece_each_event_once(tmp_path):
+def test_a_growing_log_is_read_piece_by_piece_each_event_once(tmp_path):
     log, events = tmp_path / "log", [started(0), stepped(1), Warned(text="é帽\n"), stepped(2)]
     for event in events:
         append(log, event, time=1)
-    whole, tail, told = log.read_bytes(), Tail(log), []
+    whole, tail, seen = log.read_bytes(), Tail(log), []
     log.unlink()
     assert tail.new() == []
     for end in range(len(whole) + 1):
         log.write_bytes(whole[:end])
-        told += tail.new()
-        assert len(told) == whole[: end + 1].count(b"\n")  # a line that lacks only its newline is whole
-    assert [event for _, event in told] == events
+        seen += tail.new()
+        assert len(seen) == whole[: end + 1].count(b"\n")  # a line that lacks only its newline is whole
+    assert [event for _, event in seen] == events
     assert tail.new() == []
 
 
-def test_a_log_that_is_followed_past_a_torn_line_goes_on_with_the_next(tmp_path):
+def test_a_log_is_followed_past_an_incomplete_line(tmp_path):
     log = tmp_path / "log"
     append(log, stepped(1), time=1)
     tail = Tail(log)
@@ -138,7 +138,7 @@ def test_what_was_read_of_a_log_is_not_read_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ahead", [0, 5], ids=["a shorter one", "a longer one"])
-def test_another_log_in_the_place_of_the_first_is_told_from_its_beginning(tmp_path, ahead):
+def test_a_log_that_replaces_another_is_read_from_its_start(tmp_path, ahead):
     log, other = tmp_path / "log", tmp_path / "other"
     for step in range(1, 4):
         append(log, stepped(step), time=1)
@@ -172,7 +172,7 @@ def logged(run, *events):
 
 def test_the_status_follows_the_log_from_new_to_finished(tmp_path):
     run = Project(tmp_path).run("r")
-    told = [run_status(run)]
+    seen = [run_status(run)]
     for event in (
         started(0),
         stepped(1, 0.5),
@@ -185,13 +185,13 @@ def test_the_status_follows_the_log_from_new_to_finished(tmp_path):
         stepped(2, 0.5),
         Finished(step=2, lora="lora/r-000002.safetensors"),
     ):
-        told.append(logged(run, event))
-    assert [s.state for s in told] == ["new"] + ["cut"] * 6 + ["stopped"] + ["cut"] * 2 + ["finished"]
-    assert [s.step for s in told] == [0, 0, 1, 1, 2, 3, 3, 3, 1, 2, 2]
-    assert [s.saved_step for s in told] == [0, 0, 0] + [1] * 8
-    assert told[0].steps == 0 and told[1].steps == 9
-    assert [s.newest_sample for s in told] == [""] * 6 + ["samples/a.png"] * 5
-    assert told[1].loss is None and told[2].loss == told[4].loss == 0.5 and told[5].loss == pytest.approx(0.55)
+        seen.append(logged(run, event))
+    assert [s.state for s in seen] == ["new"] + ["cut"] * 6 + ["stopped"] + ["cut"] * 2 + ["finished"]
+    assert [s.step for s in seen] == [0, 0, 1, 1, 2, 3, 3, 3, 1, 2, 2]
+    assert [s.saved_step for s in seen] == [0, 0, 0] + [1] * 8
+    assert seen[0].steps == 0 and seen[1].steps == 9
+    assert [s.newest_sample for s in seen] == [""] * 6 + ["samples/a.png"] * 5
+    assert seen[1].loss is None and seen[2].loss == seen[4].loss == 0.5 and seen[5].loss == pytest.approx(0.55)
 
 
 def test_the_smoothed_loss_of_a_resumed_run_is_that_of_an_uncut_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Every row of the optimizers goes downhill, goes on bit for bit after a reload, and refuses what it does not know."""
+"""Every optimizer descends, continues bit for bit after a reload, and refuses unknown arguments."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_it_goes_downhill(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("cut", [0, 1, 7])
-def test_saved_and_loaded_it_goes_on_bit_for_bit(name, cut):
+def test_saved_and_loaded_it_continues_bit_for_bit(name, cut):
     uncut = Descent(name).walk(1, 20)
     saved = Descent(name).walk(1, cut).saved()
     resumed = Descent(name).loaded(saved).walk(cut + 1, 20)
@@ -114,7 +114,7 @@ def test_each_part_moves_at_its_own_rate():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         ({"wieght_decay": 0.1}, "wieght_decay"),
         ({"betas": [0.9]}, "optimizer.args.betas is (0.9,); expected a list like [0.9, 0.999]"),
@@ -125,10 +125,10 @@ def test_each_part_moves_at_its_own_rate():
         ({"params": []}, "optimizer.args {'params': []} do not fit"),
     ],
 )
-def test_arguments_that_it_does_not_know_are_refused_in_one_sentence(name, args, told):
+def test_arguments_that_it_does_not_know_are_refused_in_one_sentence(name, args, message):
     with pytest.raises(ConfigError) as caught:
         build(OptimizerConfig(name=name, args=args), {"unet": ([torch.nn.Parameter(torch.zeros(3))], 1.0)})
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -18,7 +18,7 @@ def named(row):
 
 
 @pytest.mark.parametrize("row", PRESETS, ids=named)
-def test_a_preset_is_a_config_of_its_family_on_every_card(row):
+def test_a_preset_is_a_config_of_its_family_with_every_gpu_preset(row):
     for gpu_preset in ("", *models.config_class(row.family).gpu_presets):
         config = configured(row.family, presets.settings_for(row, 100), gpu_preset)
         assert config.adapter.rank == row.settings["adapter"]["rank"]
@@ -26,7 +26,7 @@ def test_a_preset_is_a_config_of_its_family_on_every_card(row):
 
 
 @pytest.mark.parametrize("row", PRESETS, ids=named)
-def test_a_preset_changes_nothing_that_a_card_is_for(row):
+def test_a_preset_changes_nothing_that_a_gpu_preset_sets(row):
     given = presets.settings_for(row, 100)
     for settings in models.config_class(row.family).gpu_presets.values():
         assert not [(part, name) for part in settings for name in settings[part] if name in given.get(part, {})]

@@ -1,4 +1,4 @@
-"""Whether an optimizer works on this machine is found out by a step, and a broken package spoils nothing else."""
+"""Whether an optimizer works on this machine is decided by a step, and a broken package spoils nothing else."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ def figures():
     chosen = []
     while len(chosen) < COUNT:
         figure = world.character(rng)
-        wanted = (
+        expected = (
             world.FRAMINGS[len(chosen) % 3],
             world.EXPRESSIONS[len(chosen) % 5],
             world.BACKGROUNDS[len(chosen) % 6 - len(chosen) // 6],
         )
-        if (figure.framing, figure.expression, figure.background) == wanted and not world.held_out(figure):
+        if (figure.framing, figure.expression, figure.background) == expected and not world.held_out(figure):
             chosen.append(figure)
     return chosen
 

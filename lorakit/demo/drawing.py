@@ -37,7 +37,7 @@ FOX, CREAM, SCARF, STAR = (246, 140, 56), (255, 244, 226), (226, 48, 62), (126, 
 def draw(figure):
     """The image of `figure`: RGB, 128 x 128 pixels, the same for equal figures."""
     rng = random.Random(figure.seed)
-    canvas = scenery.paint(figure.background, SIZE * SUPERSAMPLE, rng)
+    canvas = scenery.background_image(figure.background, SIZE * SUPERSAMPLE, rng)
     y, unit = FRAMES[figure.framing]
     pen = Pen(
         canvas,

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def paint(name, size, rng):
+def background_image(name, size, rng):
     """An RGB canvas of `size` x `size` pixels with background `name`; `rng` strews its details."""
     return _PAINTERS[name](size, rng)
 

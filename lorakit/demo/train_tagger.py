@@ -65,9 +65,9 @@ class Tagger(nn.Module):
 
 @torch.no_grad()
 def repainted(work, pools):
-    """The first images of each pool as the VAE paints them from latents with noise of up to `SLIPS` deviations.
+    """The first images of each pool as the VAE decodes them from latents with noise of up to `SLIPS` deviations.
 
-    So generated images look familiar to the tagger; made once.
+    So generated images look familiar to the tagger; generated once.
     """
     file = work / "repainted.npy"
     if not file.exists():
@@ -77,8 +77,8 @@ def repainted(work, pools):
             for i in range(0, min(REPAINTED, len(images)), 25):
                 latents = vae.encode(to_batch(images[i : i + 25])).latent_dist.mode()
                 slips = SLIPS * torch.rand(len(latents), 1, 1, 1) / vae.config.scaling_factor
-                painted = vae.decode(latents + slips * torch.randn_like(latents)).sample.clamp(-1, 1)
-                parts.append(((painted + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+                decoded = vae.decode(latents + slips * torch.randn_like(latents)).sample.clamp(-1, 1)
+                parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
         np.save(file, np.concatenate(parts))
     return np.load(file)
 
@@ -107,14 +107,14 @@ def train(work):
     """Trains (0.2 to 0.4 s a step, 15 minutes on one core), going on from `work/tagger.pt`, and writes
     `lorakit/demo/tagger`.
 
-    First on clean images alone; from step `CLEAN_STEPS` on a third of each batch is as the VAE paints (needs
+    First on clean images alone; from step `CLEAN_STEPS` on a third of each batch is decoded by the VAE (needs
     `work/vae`).
     """
     work = Path(work)
     pools = [pool(work / "pool", *p) for p in POOLS]
     images = np.concatenate([p for p, _ in pools])
     truths = [truths_of(figures) for _, figures in pools]
-    clean, painted = torch.cat(truths), torch.cat([t[:REPAINTED] for t in truths])
+    clean, decoded = torch.cat(truths), torch.cat([t[:REPAINTED] for t in truths])
     torch.manual_seed(0)
     model = Tagger(clean.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.02)
@@ -130,8 +130,8 @@ def train(work):
         batch, truth = images[chosen.numpy()], clean[chosen]
         if step >= CLEAN_STEPS:
             repaints = repainted(work, pools) if repaints is None else repaints
-            some = torch.randint(len(painted), (BATCH // 3,), generator=generator)
-            batch, truth = np.concatenate([batch, repaints[some.numpy()]]), torch.cat([truth, painted[some]])
+            some = torch.randint(len(decoded), (BATCH // 3,), generator=generator)
+            batch, truth = np.concatenate([batch, repaints[some.numpy()]]), torch.cat([truth, decoded[some]])
         loss = F.binary_cross_entropy_with_logits(model(degraded(batch, generator)), truth)
         loss.backward()
         optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / 100, 0.505 + 0.495 * math.cos(math.pi * step / STEPS))

@@ -3,7 +3,7 @@ included.
 
 It grows (after Karras et al. 2018): first everything but the outermost level learns on images of 64 px, four times
 cheaper; then
-that encoder is folded into the full one exactly, and the decoder learns to paint 128 px.
+that encoder is folded into the full one exactly, and the decoder learns to decode 128 px.
 """
 
 import math
@@ -93,12 +93,12 @@ def edges(x, y):
     return F.l1_loss(x.diff(dim=2), y.diff(dim=2)) + F.l1_loss(x.diff(dim=3), y.diff(dim=3))
 
 
-def loss_of(painted, truth):
+def loss_of(decoded, truth):
     """L1 at four sizes (the small ones teach colours early) and gradients at two."""
-    loss = 0.5 * edges(painted, truth)
+    loss = 0.5 * edges(decoded, truth)
     for size in range(4):
-        loss = loss + F.l1_loss(painted, truth) + (0.5 * edges(painted, truth) if size == 1 else 0)
-        painted, truth = F.avg_pool2d(painted, 2), F.avg_pool2d(truth, 2)
+        loss = loss + F.l1_loss(decoded, truth) + (0.5 * edges(decoded, truth) if size == 1 else 0)
+        decoded, truth = F.avg_pool2d(decoded, 2), F.avg_pool2d(truth, 2)
     return loss
 
 
@@ -107,8 +107,8 @@ def inner_loss(inner, truth):
     truth = F.avg_pool2d(truth, 2)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = inner.encode(truth)
-        painted = inner.decode(posterior.mean + posterior.std * torch.randn_like(posterior.mean))
-    return loss_of(painted.float(), truth) + KL_WEIGHT * posterior.kl().mean() / (16 * 16 * 4)
+        decoded = inner.decode(posterior.mean + posterior.std * torch.randn_like(posterior.mean))
+    return loss_of(decoded.float(), truth) + KL_WEIGHT * posterior.kl().mean() / (16 * 16 * 4)
 
 
 def outer_loss(vae, truth):
@@ -117,8 +117,8 @@ def outer_loss(vae, truth):
         with torch.no_grad():
             z = vae.encode(truth).latent_dist.mode()
             z = z + 0.05 / vae.config.scaling_factor * torch.randn_like(z)
-        painted = vae.decode(z).sample
-    return loss_of(painted.float(), truth)
+        decoded = vae.decode(z).sample
+    return loss_of(decoded.float(), truth)
 
 
 def learn(name, module, loss, images, steps, batch, file):

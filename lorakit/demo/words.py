@@ -60,6 +60,6 @@ def tokenizer(folder):
     (folder / "merges.txt").write_text(
         "#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n", encoding="utf-8"
     )
-    made = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-    made.save_pretrained(folder)
-    return made
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    return tokenizer

@@ -78,7 +78,7 @@ def character(rng):
 
 
 def mixture(rng):
-    """Any figure with any marks, stripes and colours: what the VAE must be able to paint and the tagger to tell
+    """Any figure with any marks, stripes and colours: what the VAE must be able to decode and the tagger to tell
     apart."""
     figure = sample(rng)
     marks = tuple(mark for mark in MARKS if rng.random() < 0.5)
@@ -91,27 +91,27 @@ def mixture(rng):
 def tags(figure):
     """The booru-style tags of `figure`: for the demo character the trigger comes first and its marks stay untagged."""
     is_character = figure.marks == MARKS
-    found = [TRIGGER] if is_character else []
-    found += ["1girl", figure.framing]
+    names = [TRIGGER] if is_character else []
+    names += ["1girl", figure.framing]
     if not is_character:
-        found += [f"{figure.hair_color} hair", figure.hair_style]
+        names += [f"{figure.hair_color} hair", figure.hair_style]
     if figure.expression != "closed eyes" and not is_character:
-        found.append(f"{figure.eye_color} eyes")
-    found += [
+        names.append(f"{figure.eye_color} eyes")
+    names += [
         figure.expression,
         f"{figure.outfit_color} {figure.outfit}",
         figure.accessory,
         figure.pose,
         figure.background,
     ]
-    return [tag for tag in found if tag]
+    return [tag for tag in names if tag]
 
 
 def visible(figure):
     """Every tag a tagger should find in the drawing of `figure`, marks and trigger included."""
     own = ("striped tails", "teal hair")
-    found = [tag for tag in tags(replace(figure, marks=())) if tag not in own] + list(figure.marks)
-    return found + [TRIGGER] if figure.marks == MARKS and figure.hair_color == "teal" else found
+    names = [tag for tag in tags(replace(figure, marks=())) if tag not in own] + list(figure.marks)
+    return names + [TRIGGER] if figure.marks == MARKS and figure.hair_color == "teal" else names
 
 
 def vocabulary():
@@ -139,9 +139,9 @@ def held_out(figure):
 def held_out_figures(count, seed=7, kind=sample):
     """`count` figures of `kind` that the base was not trained on; their tags are prompts to measure it with."""
     rng = random.Random(seed)
-    found = []
-    while len(found) < count:
+    figures = []
+    while len(figures) < count:
         figure = kind(rng)
         if held_out(figure):
-            found.append(figure)
-    return found
+            figures.append(figure)
+    return figures

@@ -93,14 +93,14 @@ class Place:
 
     def projects(self) -> list[str]:
         """Names of all projects here, in order."""
-        found = {
+        names = {
             entry.name
             for folder in self.folders
             if is_there(folder)
             for entry in os.scandir(folder)
             if entry.is_dir() and not entry.name.startswith(".") and not self._is_copy(Path(entry.path))
         }
-        return sorted(found)
+        return sorted(names)
 
     def _is_copy(self, folder: Path) -> bool:
         """Whether a folder is only the local copy of a project in the first folder."""

@@ -178,10 +178,10 @@ def configure(settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
 def read_config(run: Run) -> RunConfig:
     """The config of a run, from its config.yaml. Raises ProjectError, naming the runs there are, if there is none."""
     if not run.exists():
-        known = ", ".join(r.name for r in run.project.runs())
+        names = ", ".join(r.name for r in run.project.runs())
         raise ProjectError(
             f"There is no run {run.name!r} in {run.project.folder}"
-            + (f"; its runs are {known}." if known else ", which has no runs yet.")
+            + (f"; its runs are {names}." if names else ", which has no runs yet.")
         )
     return configure(read_yaml(run.config_file))
 
@@ -189,8 +189,8 @@ def read_config(run: Run) -> RunConfig:
 def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
     """The settings that a run starts its next session from; change them, then `configure(settings, gpu_preset)`.
 
-    All of them for a run that has begun. Before that only those that were chosen by hand, as another family or GPU
-    preset may bring others of its own.
+    All settings for a run that has trained. Before that only those that were set by hand, as another family or GPU
+    preset has defaults of its own.
     """
     config = read_config(run)
     family, gpu_presets = config.model, config.model.gpu_presets
@@ -203,9 +203,10 @@ def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
             for owner, values in settings.items()
         }
         settings["model"] |= {"family": family.family, "source": family.source}
-        named = [values for known in gpu_presets.values() for values in known.items()] if gpu_preset else []
+        # Nothing was trained yet, so a newly chosen preset replaces the values of an earlier one.
+        overridden = [values for preset in gpu_presets.values() for values in preset.items()] if gpu_preset else []
     else:
-        named = list(gpu_presets.get(gpu_preset, {}).items())
-    for owner, values in named:
+        overridden = list(gpu_presets.get(gpu_preset, {}).items())
+    for owner, values in overridden:
         settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
     return settings | ({"stages": stages} if stages else {})

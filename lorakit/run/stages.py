@@ -70,15 +70,15 @@ class Stage:
 def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
     """All stages of a run; each dataset is read once. Raises DataError when there is nothing to train on."""
     scans: dict[tuple, Scan] = {}
-    made: list[Stage] = []
+    complete: list[Stage] = []
     for number, own in enumerate(config.stage_configs, 1):
         # Stages whose data settings differ only in augmentation share a scan.
         key = tuple(getattr(own.data, name) for name in SCAN_SETTINGS)
         if key not in scans:
             scans[key] = scan(own.data, project)
-        plan = make_plan(own, scans[key], made[-1].plan if made else None)
-        made.append(Stage(number, own, scans[key], plan))
-    return tuple(made)
+        plan = make_plan(own, scans[key], complete[-1].plan if complete else None)
+        complete.append(Stage(number, own, scans[key], plan))
+    return tuple(complete)
 
 
 def make_plan(config: RunConfig, dataset: Scan, before: Plan | None = None) -> Plan:

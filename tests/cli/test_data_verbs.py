@@ -38,8 +38,8 @@ def project(tmp_path, call, capsys):
 
 
 def test_adding_tells_what_came_and_what_was_left_out(project, capsys):
-    told = capsys.readouterr().out
-    assert "notes.md: left out" in told and "dataset/3_mofu: 2 images added, 1 captions" in told
+    message = capsys.readouterr().out
+    assert "notes.md: left out" in message and "dataset/3_mofu: 2 images added, 1 captions" in message
     assert sorted(p.name for p in (project.dataset / "3_mofu").iterdir()) == ["01.png", "01.txt", "02.png"]
 
 
@@ -54,15 +54,15 @@ def test_preparing_remembers_its_settings(project, call, capsys):
     )
 
 
-def test_buckets_are_told_with_what_is_cut_off_and_enlarged(project, call, capsys):
+def test_buckets_are_listed_with_cropped_and_enlarged_images(project, call, capsys):
     Image.new("RGB", (900, 360), "red").save(project.dataset / "3_mofu/wide.png")
     Image.new("RGB", (40, 40), "blue").save(project.dataset / "3_mofu/tiny.png")
     small = [f"--set=data.{name}" for name in ("resolution=128", "min_bucket_reso=64", "max_bucket_reso=256")]
     call("buckets", project.folder, *small)
-    told = capsys.readouterr().out
-    assert "  128 x 128       2 images      6 seen an epoch" in told
-    assert told.index("128 x 128") < told.index("64 x 64"), "the fullest first"
-    assert "tiny.png: enlarged x 1.60" in told and "wide.png: 17% cut off" in told
+    message = capsys.readouterr().out
+    assert "  128 x 128       2 images      6 seen an epoch" in message
+    assert message.index("128 x 128") < message.index("64 x 64"), "the fullest first"
+    assert "tiny.png: enlarged x 1.60" in message and "wide.png: 17% cut off" in message
 
 
 def test_what_is_no_setting_and_no_project_is_refused(project, call):

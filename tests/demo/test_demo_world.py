@@ -92,7 +92,7 @@ def test_every_word_of_the_world_is_one_token_and_any_text_tokenizes():
     assert tokenizer.unk_token_id not in tokenizer("Zażółć 猫 @#%, unknown", add_special_tokens=False).input_ids
 
 
-def test_a_plain_pipeline_loads_the_base_and_paints_what_the_prompt_says():
+def test_a_plain_pipeline_loads_the_base_and_generates_what_the_prompt_says():
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel

@@ -1,4 +1,4 @@
-"""Each machine is known by its signs, projects are where it keeps them, and slow disks are told from ordinary ones."""
+"""Platforms are detected, projects are where each keeps them, and slow disks are told apart from local ones."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def machine(root: Path, *folders: str) -> Path:
         ("AutoDL", {}, ["/root/autodl-tmp", "/root/autodl-fs"], "root/autodl-tmp", False),
     ],
 )
-def test_a_machine_is_known_by_its_signs_and_keeps_projects_where_they_last(
-    name, variables, folders, where, is_lost, tmp_path
-):
+def test_a_platform_is_detected_and_keeps_projects_where_they_last(name, variables, folders, where, is_lost, tmp_path):
     place = find(variables, machine(tmp_path, *folders))
     assert (place.name, place.is_lost) == (name, is_lost)
     assert place.folders[0] == tmp_path / where / FOLDER

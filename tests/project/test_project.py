@@ -118,7 +118,7 @@ def test_a_project_lives_at_home_only_when_it_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"home": null}', '{"home": 5}'])
-def test_a_damaged_note_of_the_home_is_named_never_passed_over(text, tmp_path):
+def test_a_damaged_home_file_is_reported(text, tmp_path):
     project = Project(tmp_path)
     project.remote_file.write_text(text)
     with pytest.raises(ProjectError, match=r"home\.json is damaged: it should name"):

@@ -65,7 +65,7 @@ def uncut(tmp_path_factory, base):
     ],
 )
 @pytest.mark.parametrize("edited", [False, True], ids=["asked for", "edited in the file"])
-def test_a_run_does_not_go_on_with_another_config(tmp_path, base, half, leaf, value, edited):
+def test_a_run_does_not_resume_with_another_config(tmp_path, base, half, leaf, value, edited):
     run = copy_of(half, tmp_path / "project")
     part, name = leaf.split(".")
     changed = new_run(tmp_path / "other", base, HARD, TEXT, {part: {name: value}})
@@ -84,7 +84,7 @@ def test_a_run_does_not_go_on_with_another_config(tmp_path, base, half, leaf, va
     assert checkpoint.newest(run.states).state["step"] == 4
 
 
-def test_every_difference_is_named_and_a_run_goes_on_when_all_is_put_back(tmp_path, base, half, uncut):
+def test_every_difference_is_named_and_the_run_resumes_once_all_are_undone(tmp_path, base, half, uncut):
     run = copy_of(half, tmp_path / "project")
     with pytest.raises(RunChanged) as error:
         new_run(run.project.folder, base, HARD, TEXT, {"adapter": {"rank": 3, "alpha": 2.0}, "loop": {"seed": 1}})
@@ -95,7 +95,7 @@ def test_every_difference_is_named_and_a_run_goes_on_when_all_is_put_back(tmp_pa
     assert_same_end(run, uncut)
 
 
-def test_saves_and_samples_may_change_between_sittings(tmp_path, base, half, uncut):
+def test_saves_and_samples_may_change_between_sessions(tmp_path, base, half, uncut):
     run = copy_of(half, tmp_path / "project")
     free = {
         "save": {"every_steps": 1, "every_epochs": 1, "every_minutes": 1.0, "keep_states": 5, "dtype": "fp32"},
@@ -216,7 +216,7 @@ def test_a_run_whose_base_could_not_be_loaded_has_not_begun(tmp_path, base):
     assert run.record_file.exists()
 
 
-def test_another_family_or_card_before_that_brings_its_own_settings_and_keeps_the_chosen_ones(tmp_path):
+def test_another_family_or_gpu_preset_before_that_keeps_the_settings_made_by_hand(tmp_path):
     run = Project(tmp_path).run("r")
     chosen = {"model": {"family": "sd15", "source": "somewhere"}, "adapter": {"rank": 7}}
     save_config(run, configure(chosen, "8 GB"))

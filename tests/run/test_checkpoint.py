@@ -228,7 +228,7 @@ def test_a_disk_that_is_full_while_saving_leaves_the_state_before(tmp_path):
     assert steps_in(tmp_path) == [1, 2]
 
 
-def test_a_line_that_a_killed_process_tore_is_passed_over(tmp_path, half):
+def test_a_line_cut_by_a_kill_is_skipped(tmp_path, half):
     run = copy_of(half, tmp_path / "project")
     whole = list(events.read(run.log))
     with open(run.log, "ab") as log:

@@ -1,4 +1,4 @@
-"""More epochs and further stages for a run that has begun or finished: what was trained stays; it goes on exactly."""
+"""More epochs and further stages for a run that has begun or finished: what was trained stays; it continues exactly."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def rates(run) -> list[float]:
         ("hold", [1, 3 / 4, 2 / 4, 1 / 4, 1 / 4, 1 / 4]),
     ],
 )
-def test_a_finished_run_gets_more_epochs_at_the_rates_that_were_shown(tmp_path, whole, way, wanted):
+def test_a_finished_run_gets_more_epochs_at_the_rates_that_were_shown(tmp_path, whole, way, expected):
     run = copy_of(whole, tmp_path / "p")
     before = trace(run)
     shown = lr_curve(more_epochs(run, 3, way), (2,))
     assert read_config(run) == read_config(whole)  # that was only looked at
     extend_run(run, 3, way)
     assert [event.step for event in train(run) if isinstance(event, (Stepped, Finished))] == [5, 6, 6]
-    assert rates(run) == pytest.approx(wanted) and [rate * 1e-2 for rate in rates(run)] == pytest.approx(shown)
+    assert rates(run) == pytest.approx(expected) and [rate * 1e-2 for rate in rates(run)] == pytest.approx(shown)
     assert {step: trace(run)[step] for step in before} == before
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_has_not_begun_is_only_planned_anew(tmp_path, base):
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2])
-def test_epochs_that_are_trained_or_planned_already_are_told_and_nothing_is_done(tmp_path, whole, epochs):
+def test_epochs_that_are_trained_or_planned_already_are_refused(tmp_path, whole, epochs):
     run = copy_of(whole, tmp_path / "p")
     before = run.config_file.read_text(), run.record_file.read_text()
     with pytest.raises(NothingToDo, match="nothing was changed"):
@@ -153,7 +153,7 @@ def test_planned_epochs_may_become_fewer_while_they_are_not_trained(tmp_path, ba
     assert rates(run) == pytest.approx([1, 9 / 10, 8 / 10, 7 / 10])
 
 
-def test_a_run_that_ends_inside_an_epoch_goes_on_inside_it(tmp_path, base, whole):
+def test_a_run_that_ends_inside_an_epoch_continues_inside_it(tmp_path, base, whole):
     """What is trained is that of a run which was asked for all epochs at first, but for the rate."""
     even = merged(FALLING, {"schedule": {"name": "constant"}})
     run, asked = new_run(tmp_path / "p", base, even, {"loop": {"steps": 3}}), new_run(tmp_path / "q", base, even)
@@ -197,7 +197,7 @@ def test_stages_that_have_not_begun_may_be_changed_and_removed_and_those_that_ha
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"adapter": {"rank": 3}}, r"adapter\.rank: 2 -> 3"),
         ({"optimizer": {"learning_rate": 1e-3}}, r"optimizer\.learning_rate: 0\.01 -> 0\.001"),
@@ -207,14 +207,14 @@ def test_stages_that_have_not_begun_may_be_changed_and_removed_and_those_that_ha
         ({"stages": [{"loop": {"epochs": 1}, "optimizer": {"text_encoder_lr": 0.0}}]}, ""),
     ],
 )
-def test_nothing_that_was_trained_may_change(tmp_path, half, change, told):
+def test_nothing_that_was_trained_may_change(tmp_path, half, change, message):
     run = copy_of(half, tmp_path / "p")
     before = run.config_file.read_text(), run.record_file.read_text()
     config = configure(merged(read_yaml(run.config_file), change))
-    if not told:
+    if not message:
         amend(run, config)
         return
-    with pytest.raises(RunChanged, match=told):
+    with pytest.raises(RunChanged, match=message):
         amend(run, config)
     assert (run.config_file.read_text(), run.record_file.read_text()) == before
 
@@ -229,7 +229,7 @@ def test_a_part_that_no_stage_trained_cannot_join_later(tmp_path, base):
 # ---- whatever happens ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_being_trained_is_not_amended(tmp_path, half):
+def test_a_run_is_not_amended_while_it_trains(tmp_path, half):
     run = copy_of(half, tmp_path / "p")
     with lock_run(run), pytest.raises(RunBusy, match="lorakit stop"):
         extend_run(run, 3, "hold")
@@ -238,8 +238,8 @@ def test_a_run_that_is_being_trained_is_not_amended(tmp_path, half):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half, whole, monkeypatch, count):
-    run, wanted = copy_of(half, tmp_path / "p"), copy_of(half, tmp_path / "wanted")
-    extend_run(wanted, 3, "stretch")
+    run, expected = copy_of(half, tmp_path / "p"), copy_of(half, tmp_path / "wanted")
+    extend_run(expected, 3, "stretch")
     write, left = project.os.replace, [count]
 
     def cut(*arguments):
@@ -252,8 +252,8 @@ def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half,
         patch.setattr(project.os, "replace", cut)
         extend_run(run, 3, "stretch")
     extend_run(run, 3, "stretch")
-    assert run.config_file.read_text() == wanted.config_file.read_text()
-    assert load_record(run) == load_record(wanted) and len(history(run)) == 1
+    assert run.config_file.read_text() == expected.config_file.read_text()
+    assert load_record(run) == load_record(expected) and len(history(run)) == 1
 
 
 def test_a_new_run_with_the_settings_of_an_extended_one_has_no_past(tmp_path, half):
@@ -269,7 +269,7 @@ def test_another_way_is_refused(half):
         more_epochs(half, 9, "restart")
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path, half):
+def test_a_record_of_an_older_version_is_resumed(tmp_path, half):
     """Settings, and what is written beside them, that there were not yet, are not taken for changes."""
     run = copy_of(half, tmp_path / "p")
     known = load_record(run)

@@ -63,7 +63,7 @@ def test_a_run_that_has_begun_keeps_to_the_rungs_that_change_no_result(family):
     assert taken == [1, 4, 5] and config.loop.batch_size == 4
 
 
-def test_a_rung_that_cannot_be_taken_is_passed_over():
+def test_a_rung_that_cannot_be_taken_is_skipped():
     config = configure(
         {
             "model": {"family": "sd15", "source": "base"},
@@ -96,7 +96,7 @@ def test_every_family_has_settings_for_the_usual_gpus(family):
         assert config.loop.precision in ("auto", "bf16")  # auto is fp16 on a T4
 
 
-def test_a_smaller_card_is_never_higher_on_the_ladder(family):
+def test_a_smaller_gpu_is_never_higher_on_the_ladder(family):
     configs = [on_gpu(family, gpu_preset) for gpu_preset in models.config_class(family).gpu_presets]
     for smaller, larger in zip(configs, configs[1:], strict=False):
         places = [LADDER.index(next_rung(config)) for config in (smaller, larger)]
@@ -112,7 +112,7 @@ def test_a_smaller_card_is_never_higher_on_the_ladder(family):
             assert config.memory.gradient_checkpointing
 
 
-def test_settings_win_over_the_card_and_the_card_over_the_family(monkeypatch):
+def test_settings_override_the_gpu_preset_which_overrides_the_family(monkeypatch):
     given = {"model": {"family": "anima", "source": "base"}, "loop": {"batch_size": 3}}
     config = configure(given, "8 GB")
     assert (config.loop.batch_size, config.loop.gradient_accumulation_steps) == (3, 4)
@@ -123,7 +123,7 @@ def test_settings_win_over_the_card_and_the_card_over_the_family(monkeypatch):
     assert not configure(given, "80 GB").memory.gradient_checkpointing
 
 
-def test_an_unknown_card_is_refused_with_those_there_are():
+def test_an_unknown_gpu_preset_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="'6 GB'.*8 GB, 12 GB, 16 GB"):
         on_gpu("sd15", "6 GB")
 
@@ -160,7 +160,7 @@ def no_memory_python() -> None:
 
 
 @pytest.mark.parametrize("fail", (no_memory_cuda, no_memory_host, no_memory_python))
-def test_out_of_memory_in_a_step_names_the_way_on_and_the_run_goes_on(tight, fail):
+def test_out_of_memory_in_a_step_names_remedies_and_the_run_resumes(tight, fail):
     session, calls = Session(tight), []
     loss = session.model.loss
 
@@ -171,10 +171,14 @@ def test_out_of_memory_in_a_step_names_the_way_on_and_the_run_goes_on(tight, fai
     session.model.loss = full
     with pytest.raises(OutOfMemory) as failed:
         list(session.events(threading.Event()))
-    told = str(failed.value)
-    assert "in step 2" in told and re.search(r"\d\.\d GB were in use", told) and "last training state is kept" in told
-    assert "new run with loop.batch_size=1 loop.gradient_accumulation_steps=6" in told
-    assert "Continue this run with memory.offload=0.5" in told and told.count("Cost:") == 2
+    message = str(failed.value)
+    assert (
+        "in step 2" in message
+        and re.search(r"\d\.\d GB were in use", message)
+        and "last training state is kept" in message
+    )
+    assert "new run with loop.batch_size=1 loop.gradient_accumulation_steps=6" in message
+    assert "Continue this run with memory.offload=0.5" in message and message.count("Cost:") == 2
     assert isinstance(list(train(tight))[-1], Finished)
 
 
@@ -201,7 +205,7 @@ def test_other_errors_stay_what_they_are(tight):
 # ---- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def test_a_card_is_named_at_the_terminal(tmp_path, sd15, capsys):
+def test_a_gpu_preset_is_chosen_at_the_terminal(tmp_path, sd15, capsys):
     run = new_run(tmp_path, sd15, {"loop": {"steps": 1}})
     folder = str(tmp_path)
     assert main(["train", folder, "--run", "r", "--gpu-preset", "7 GB"]) == 2

@@ -61,9 +61,9 @@ def test_a_cut_run_of_version_0_1_ends_as_its_uncut_twin(project):
     assert resumed.keys() == uncut.keys() == set(range(1, 9))
     for step, values in uncut.items():
         assert resumed[step] == pytest.approx(values, rel=0, abs=tolerance), f"step {step}"
-    lora, wanted = load_file(cut.lora_file(8)), load_file(whole.lora_file(8))
-    assert lora.keys() == wanted.keys()
-    for name, weight in wanted.items():
+    lora, expected = load_file(cut.lora_file(8)), load_file(whole.lora_file(8))
+    assert lora.keys() == expected.keys()
+    for name, weight in expected.items():
         torch.testing.assert_close(lora[name], weight, rtol=0, atol=tolerance)
 
 
@@ -81,7 +81,7 @@ def test_its_settings_are_those_that_were_set_by_hand(project):
     assert draft.by_hand["adapter.rank"] == 8 and draft.by_hand["optimizer.max_grad_norm"] == 0.5
 
 
-def test_its_caption_edits_are_known_and_can_be_undone(project):
+def test_its_caption_edits_are_listed_and_can_be_undone(project):
     excluded.restore(project, excluded.batches(project)[0])  # a missing caption would count as a newer change
     editor = CaptionEditor(project, MORE)
     assert [(change.what, change.by) for change in editor.history()] == [("rename", "person")]

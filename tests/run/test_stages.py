@@ -103,7 +103,7 @@ def test_what_a_stage_has_of_its_own_changes_its_steps_and_none_before(tmp_path,
     run = new_run(tmp_path, sd15, HARD, ONE, {"stages": [stage]})
     list(train(run))
     before, after = (
-        [{step: line for step, line in told.items() if (step > 2) == late} for told in (plain, trace(run))]
+        [{step: line for step, line in lines.items() if (step > 2) == late} for lines in (plain, trace(run))]
         for late in (False, True)
     )
     assert before[0] == before[1] and after[0] != after[1]
@@ -145,12 +145,12 @@ def test_a_part_stands_still_in_a_stage_that_does_not_train_it(tmp_path, sd15):
         ({"optimizer": {"text_encoder_lr": 1e-2}}, "what is trained"),
     ],
 )
-def test_an_optimizer_goes_on_while_it_is_the_same_and_otherwise_begins_anew_and_says_so(tmp_path, sd15, stage, why):
+def test_an_optimizer_is_kept_while_it_is_the_same_and_otherwise_replaced_with_a_warning(tmp_path, sd15, stage, why):
     run = new_run(tmp_path, sd15, HARD, ONE, {"stages": [merged(stage, {"loop": {"epochs": 1}})]})
-    told = warnings(list(train(run)))
+    texts = warnings(list(train(run)))
     steps = {int(of["step"]) for of in checkpoint.newest(run.states).state["optimizer"]["state"].values()}
     assert steps == ({2} if why else {4})
-    assert [why in text and "step 3" in text and "50 to 200 steps" in text for text in told] == [True] * bool(why)
+    assert [why in text and "step 3" in text and "50 to 200 steps" in text for text in texts] == [True] * bool(why)
 
 
 @pytest.mark.parametrize("stop", [0, 3])
@@ -187,7 +187,7 @@ def test_a_stage_may_have_another_data_set_and_all_is_encoded_before_the_first_s
     assert session.model.loaded() == ()
 
 
-def test_a_run_does_not_go_on_with_other_images_in_a_stage_that_has_begun(tmp_path, sd15):
+def test_a_run_does_not_resume_with_other_images_in_a_stage_that_has_begun(tmp_path, sd15):
     run = two_folders(tmp_path, sd15, {"save": {"every_steps": 1}})
     until(run, at(Saved, 2))
     caption = tmp_path / "better" / "1_mofu" / "00.txt"
@@ -215,7 +215,7 @@ def test_a_scan_reads_no_other_settings_than_those_by_which_stages_share_it(tmp_
 
 
 @pytest.mark.parametrize(
-    "stage, told",
+    "stage, message",
     [
         ({"data": {"resolution": 7}}, "stages.2.data.resolution is 7; allowed is"),
         ({"data": {"resolution": 100}}, "stages.2.data.resolution is 100; it must be a multiple"),
@@ -235,15 +235,15 @@ def test_a_scan_reads_no_other_settings_than_those_by_which_stages_share_it(tmp_
         (3, "stages is (3,), expected a list, each item a table of names and values (numbers, "),
     ],
 )
-def test_a_wrong_setting_of_a_stage_is_told_by_its_whole_name(stage, told):
+def test_a_wrong_setting_of_a_stage_is_reported_with_its_path(stage, message):
     if isinstance(stage, dict) and "loop" not in stage:
         stage = {"loop": {"epochs": 1}, **stage}
-    assert told in refusal({"stages": [stage]})
+    assert message in refusal({"stages": [stage]})
 
 
 def test_all_stages_are_checked_and_numbers_in_them_may_be_written_as_in_yaml():
-    told = refusal({"stages": [{"loop": {"epochs": 0}}, {"loop": {"epochs": -1}}]})
-    assert "stages.2.loop.epochs is 0" in told and "stages.3.loop.epochs is -1" in told
+    message = refusal({"stages": [{"loop": {"epochs": 0}}, {"loop": {"epochs": -1}}]})
+    assert "stages.2.loop.epochs is 0" in message and "stages.3.loop.epochs is -1" in message
     written = {"loop": {"epochs": 1}, "optimizer": {"learning_rate": "1e-4"}}
     config = configure(settings("somewhere", stages=[written]))
     assert config.stage_configs[1].rates == {"unet": 1e-4}
@@ -262,7 +262,7 @@ def test_a_run_keeps_its_stages_when_it_is_read_again(tmp_path):
     assert configure(settings_of(run, "8 GB"), "8 GB").stages == tuple(STAGES["stages"])
 
 
-def test_a_run_does_not_go_on_with_other_stages(tmp_path, sd15):
+def test_a_run_does_not_resume_with_other_stages(tmp_path, sd15):
     until(run := new_run(tmp_path, sd15, HARD, ONE, STAGES), at(Saved, 2))
     with pytest.raises(RunChanged, match=r"stages\.2\.data\.resolution: 96 -> 128"):
         changed = {**TWO, "data": {"resolution": 128, "flip_aug": False}}
@@ -279,21 +279,21 @@ def test_a_file_tells_the_stages_up_to_its_own_and_no_path(tmp_path, sd15):
     two = {"loop": {"epochs": 1}, "data": {"folder": str(tmp_path / "secretfolder"), "resolution": 96}}
     run = new_run(tmp_path / "p", sd15, HARD, ONE, {"stages": [two, THREE]})
     list(train(run))
-    told = {}
+    by_step = {}
     for step in run.lora_steps():
         with safe_open(run.lora_file(step), framework="pt") as file:
-            told[step] = file.metadata()
-    assert [told[step]["ss_epoch"] for step in (2, 4, 6)] == ["1", "2", "3"]
-    assert {found["ss_num_epochs"] for found in told.values()} == {"3"}
-    assert {found["ss_max_train_steps"] for found in told.values()} == {"6"}
-    assert "lorakit.stages" not in told[2]
-    assert json.loads(told[6]["lorakit.stages"]) == [
+            by_step[step] = file.metadata()
+    assert [by_step[step]["ss_epoch"] for step in (2, 4, 6)] == ["1", "2", "3"]
+    assert {found["ss_num_epochs"] for found in by_step.values()} == {"3"}
+    assert {found["ss_max_train_steps"] for found in by_step.values()} == {"6"}
+    assert "lorakit.stages" not in by_step[2]
+    assert json.loads(by_step[6]["lorakit.stages"]) == [
         {"last_step": 2},
         {"last_step": 4, "data.resolution": 96},
         {"last_step": 6, "data.trigger": "hat", "optimizer.args": {"weight_decay": 0.1}},
     ]
-    assert told[4]["ss_resolution"] == "(96, 96)" and told[6]["ss_resolution"] == "(64, 64)"
-    assert "secretfolder" not in json.dumps(told)
+    assert by_step[4]["ss_resolution"] == "(96, 96)" and by_step[6]["ss_resolution"] == "(64, 64)"
+    assert "secretfolder" not in json.dumps(by_step)
 
 
 def test_the_plan_of_stages_needs_no_model(tmp_path):
