@@ -12,6 +12,7 @@ def alphas_cumprod(scheduler: dict) -> torch.Tensor:
     from diffusers import DDPMScheduler
 
     names = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+    # built by diffusers, so that training and sampling agree on every schedule
     return DDPMScheduler(STEPS, **{name: scheduler[name] for name in names if name in scheduler}).alphas_cumprod
 
 
@@ -54,4 +55,5 @@ def scheduler(sampler: str, config: dict):
         "euler_a": "EulerAncestralDiscreteScheduler",
         "dpmpp_2m": "DPMSolverMultistepScheduler",
     }
+    # from_config keeps prediction type and zero terminal SNR of the base model
     return getattr(diffusers, name[sampler]).from_config(config)

@@ -47,6 +47,7 @@ def scheduler(sampler: str, config: dict, shift: float, steps: int):
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     shift = shift or config["shift"]
+    # the base model's configuration is of Euler's class, so the other one is built from the shift alone
     if sampler == "euler":
         sampling = FlowMatchEulerDiscreteScheduler.from_config({**config, "shift": shift})
         sampling.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())

@@ -55,6 +55,7 @@ def _shift(batch: int, generator: torch.Generator, config: Any) -> torch.Tensor:
     return shifted(_sigmoid(batch, generator, config), config.shift)
 
 
+# The names are stored in configs; sd-scripts calls them timestep_sampling, too.
 TIMESTEPS = {
     "uniform": TimestepSampling("all times equally often", _uniform),
     "sigmoid": TimestepSampling("mostly the middle, where most is learned; the sigmoid scale widens it", _sigmoid),

@@ -33,6 +33,7 @@ def _min_snr(snr: torch.Tensor, prediction_type: str, gamma: float) -> torch.Ten
 
     The error of eps is snr times that of x0, the error of v is snr + 1 times.
     """
+    # weight of the x0 error, divided by what the error of eps or v already has
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 

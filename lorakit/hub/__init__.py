@@ -29,8 +29,11 @@ __all__ = ["SourceError", "downloading_nothing", "endpoint", "fetch"]
 DEMO = Path(__file__).parents[1] / "demo" / "base"
 HUB = "https://huggingface.co"
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
+# owner/name, owner/name@revision, owner/name/path/of/a/file
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
+# the path of a page: of the model, of a revision (tree), of a file in it (blob, resolve)
 HUB_PAGE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(blob|resolve|tree)/(?P<revision>[\w.-]+)(/(?P<file>.+))?)?/?")
+# What ends like this is meant as a local file, not as owner/name.
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".onnx")
 MIRROR = "if Hugging Face is blocked, set HF_ENDPOINT=https://hf-mirror.com (or another mirror), or give a local path"
 
@@ -52,6 +55,7 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
     source = str(source).strip()
     if not source:
         raise SourceError("No model is given; give a path, an id such as owner/name, or a URL.")
+    # a local path wins over an id of the same form
     local = DEMO if source == "demo" else Path(source).expanduser()
     if local.exists():
         return _local(local, patterns)
@@ -67,6 +71,7 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
     if re.match(r"https?://", source):
         url = urlsplit(source)
         hub = HUB_PAGE.fullmatch(unquote(url.path).strip("/"))
+        # the page of a model on another site cannot be told from a file: it is downloaded as one
         if not (hub and url.netloc in (*HUB_HOSTS, urlsplit(endpoint()).netloc)):
             return _verified(_from_url(source, folder or download_folder()))
     else:
@@ -153,6 +158,7 @@ def _cached(request: Request) -> Path | None:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    # without asking the network whether there is a newer version
     if request.file:
         path = try_to_load_from_cache(request.repo, request.file, cache_dir=request.folder, revision=request.revision)
         return Path(path) if isinstance(path, str) else None
@@ -197,6 +203,7 @@ def _snapshot(request: Request) -> Path:
         if lfs and not re.fullmatch("[0-9a-f]{64}", lfs.sha256):
             raise SourceError(f"{request} gives an invalid SHA-256 for {name}; {MIRROR}.")
         if lfs and not isinstance(try_to_load_from_cache(repo, name, cache_dir=cache, revision=info.sha), str):
+            # where the client keeps a large file: named by its hash, with links from the snapshots
             blob = cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / lfs.sha256
             url = hf_hub_url(repo, name, revision=info.sha, endpoint=endpoint())
             download(url, blob, headers=build_hf_headers(), size=lfs.size, sha256=lfs.sha256)
@@ -206,6 +213,7 @@ def _snapshot(request: Request) -> Path:
             revision=request.revision,
             cache_dir=cache,
             endpoint=endpoint(),
+            # exact names: one may hold characters that mean something in a pattern
             allow_patterns=[glob.escape(name) for name in names],
         )
     )

@@ -59,6 +59,7 @@ def download(url: str, target: Path, *, headers: dict[str, str], size: int | Non
     if size is None or _size(part) > size:
         # without a size a complete file looks like an incomplete one; a longer part is of another file
         part.unlink(missing_ok=True)
+    # counts only tries that brought nothing, so that a slow connection may take as many as it needs
     tries = 0
     while (have := _size(part)) != size:
         try:

@@ -63,6 +63,7 @@ def verify_safetensors(path: Path) -> dict:
                 f"{path} ({size} bytes) does not begin like a .safetensors file: it is damaged or another "
                 "kind of file; download it again."
             )
+        # checked before reading: a damaged length could ask for gigabytes
         if 8 + length > size:
             raise ModelFileError(
                 f"{path} is truncated inside its header ({size} of more than {8 + length} bytes); download it again."
@@ -104,11 +105,12 @@ def weight_files(names: Iterable[str]) -> list[str]:
     """
     by_order: dict[tuple, list[str]] = {}
     for name in names:
-        if known := WEIGHTS.fullmatch(name):
-            variant = known["variant"] or ""
+        if match := WEIGHTS.fullmatch(name):
+            variant = match["variant"] or ""
             order = ("", "fp16", "bf16").index(variant) if variant in ("", "fp16", "bf16") else 3
             by_order.setdefault((name.endswith(".bin"), order, variant), []).append(name)
     files = sorted(by_order[min(by_order)]) if by_order else []
+    # a whole file wins over shards of the same weights
     return [name for name in files if "-of-" not in name] or files
 
 

@@ -21,18 +21,19 @@ def file_digest(files: list[Path]) -> str:
     """One SHA-256 for the contents of several files in their order, in hexadecimal."""
     memo = memo_file()
     try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
+        digest_of = json.loads(memo.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        known = {}
+        digest_of = {}
     digests = []
     for file in files:
+        # a file that was replaced has another size or time, and is read again
         stat = file.stat()
         key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in known:
-            known[key] = _sha256(file)
+        if key not in digest_of:
+            digest_of[key] = _sha256(file)
             memo.parent.mkdir(parents=True, exist_ok=True)
-            write_json(memo, known)
-        digests.append(known[key])
+            write_json(memo, digest_of)
+        digests.append(digest_of[key])
     return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 

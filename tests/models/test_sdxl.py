@@ -181,7 +181,7 @@ def test_the_cache_key_changes_with_trained_parts_and_caption_length(base):
 
 
 def test_clip_skip_is_refused_with_the_reason():
-    assert "layer before the last" in sdxl.Config.unsupported["clip_skip"]
+    assert "second to last layer" in sdxl.Config.unsupported["clip_skip"]
 
 
 # ---- noise schedules -------------------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ def _vae_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _count(shapes: Shapes, blocks: str) -> int:
+    """How many blocks there are, whose tensors' names begin with `blocks` and a number."""
     return len({name.removeprefix(blocks).partition(".")[0] for name in shapes if name.startswith(blocks)})
 
 
@@ -117,6 +118,7 @@ def _transformer_config(shapes: Shapes) -> dict:
     hidden, patch = shapes["patch_embed.proj.weight"]
     head = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
     return {
+        # less the channel of the padding mask
         "in_channels": patch // 4 - 1,
         "out_channels": shapes["proj_out.weight"][0] // 4,
         "num_attention_heads": hidden // head,

@@ -102,12 +102,14 @@ def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
     if here in seen:
         return
     seen.add(here)
+    # a folder is one model (whole, or a part), or it holds models
     files = [file.name for file in inside if file not in folders]
     is_part = "config.json" in files and bool(weight_files(files))
     is_whole_model = not {*INDEXES}.isdisjoint(files)
     if is_part or is_whole_model:
         yield path
     for name in files:
+        # model.safetensors.part is reported as an unfinished model.safetensors
         bare = name.removesuffix(next(filter(name.endswith, UNFINISHED), ""))
         is_of_part = is_part and (WEIGHTS.fullmatch(name) or name.endswith(PICKLED))
         if bare.endswith(SEARCHED) and not is_of_part and not (bare.endswith(PICKLED) and STATE.fullmatch(name)):
@@ -135,6 +137,7 @@ def _examine(path: Path) -> ModelFile:
             return ModelFile(path=path, kind=kind, size=size)
         return _described(path, size, _header(path))
     except ModelFileError as error:
+        # what is wrong with one file must not hide the others
         return ModelFile(path=path, kind="no usable model", size=size, problem=str(error))
     except OSError as error:
         return ModelFile(path=path, kind="no usable model", size=size, problem=f"It cannot be read: {error}.")

@@ -32,6 +32,7 @@ OTHER_WIDTHS = {1024: "SD 2"}
 # Modules of a UNet that read the text: their `down` tensors have its width.
 TEXT_READER = re.compile(r"(down|up|input|output)_blocks_.*attn2_to_[kv]$")
 
+# Names of the scales that 8 bit weights come with, or of the mark for them.
 SCALES = re.compile(r".*\.(scale_weight|weight_scale|scale_input|comfy_quant)|scaled_fp8")
 NARROW = ("F8", "F6", "F4", "I8", "U8")  # types too coarse to train on
 
@@ -43,6 +44,7 @@ def file_kind(names: Iterable[str]) -> tuple[str, FileKind | None]:
     names = tuple(names)
     if special := next((kind for kind, is_like in SPECIAL if any(map(is_like, names))), ""):
         return special, None
+    # the same file may come from ComfyUI, a LoRA tool or the original trainer, each with a prefix of its own
     own = {PREFIX.sub("", name) for name in names}
     for family in all_marks().values():
         for kind in family.kinds:
@@ -67,6 +69,7 @@ def hint(kind: str) -> str:
 
 def quantised(header: Mapping[str, Mapping]) -> bool:
     """Whether a file's weights (its header is given) are stored in 8 bits or fewer."""
+    # vectors may be stored in integers without harm, and scales beside matrices show packed weights
     matrices = (entry for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) > 1)
     return any(map(SCALES.fullmatch, header)) or any(entry["dtype"].startswith(NARROW) for entry in matrices)
 
@@ -100,5 +103,5 @@ def lora_title(family: str) -> str:
     """What `lora_family` found, as people call it; "" when it is unknown."""
     if family == "unknown":
         return ""
-    known = all_marks()
-    return known[family].title if family in known else family
+    families = all_marks()
+    return families[family].title if family in families else family

@@ -121,6 +121,7 @@ class Layout:
 
 def marks(family: str) -> Marks:
     """The marks of a family."""
+    # by name, so that a new family needs no entry anywhere
     return importlib.import_module(f"{__package__}.{family}_names").MARKS
 
 
@@ -136,5 +137,6 @@ def forms() -> tuple[str, ...]:
 
 def caption_profiles() -> dict[str, CaptionProfile]:
     """All ways to write captions, by name."""
+    # "sd" first: it is the default
     profiles = {"sd": SD_CAPTIONS}
     return profiles | {family.captions.name: family.captions for family in all_marks().values()}
