@@ -1,4 +1,4 @@
-"""LoRA files as such: their forms and kinds, which modules their names mean, and the change of each weight."""
+"""LoRA files of every form: which modules their names mean, and the change of each weight."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from lorakit.lora.change import Change
 if TYPE_CHECKING:
     import torch
 
-# what a module's name begins with, outermost first -> who writes such names
+# form -> what a module's name begins with; the first match counts
 FORMS = {
-    "kohya": r"lora_(unet|te\d?)_",  # sd-scripts, LyCORIS' trainers, OneTrainer: flat names, down, up and alpha
-    "comfy": r"(model\.)?diffusion_model\.|text_encoders\.",  # dotted names of the model's original layout, A and B
+    # sd-scripts, LyCORIS' trainers, OneTrainer: flat names; down, up and alpha
+    "kohya": r"lora_(unet|te\d?)_",
+    # dotted names as in the model's original checkpoint; A and B
+    "comfy": r"(model\.)?diffusion_model\.|text_encoders\.",
     "peft": r"base_model\.model\.",
     "diffusers": r"(unet|transformer|text_encoder(_2)?|text_conditioner)\.",
     "lycoris": r"lycoris_",
     "onetrainer": r"lora_transformer_",
 }
-# role of a tensor that any variant may have -> how it is spelled behind its module's name; others say the variants
+# role that any variant may have -> how it is spelled behind the module's name; the variants spell their own roles
 ROLES = {"alpha": "alpha", "dora": "dora_scale|lora_magnitude_vector"}
 # a key of peft's `alpha_pattern`, as peft and diffusers write it: a module's name or the end of one
 PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")
 
 
 class LoraFileError(UserError):
-    """A LoRA file does not hold what was meant, or does not fit the model."""
+    """A LoRA file is damaged, holds something else than expected, or does not fit the model."""
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -68,9 +70,9 @@ def form_of(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """A module's name with what the forms do differently taken off, so that flat and dotted names of all meet.
+    """A module's name without what differs between forms, so that all spellings of one module are equal.
 
-    That is: dots, the denoiser's prefix, `text_model.` (which newer transformers lack), and te for te1.
+    Removed are dots, the denoiser's prefix and `text_model.` (which newer transformers lack); te is written te1.
     """
     name = re.sub(r"^(base_model\.model\.)?((model\.)?diffusion_model\.|unet\.|transformer\.)?", "", name)
     name = re.sub(r"^(lora_unet_|lora_transformer_|lycoris_)", "", name.replace(".", "_"))
@@ -79,22 +81,29 @@ def _key(name: str) -> str:
 
 def modules(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
     """Module's name -> role -> tensor's name, of all tensors that belong to an adapter."""
-    found: dict[str, dict[str, str]] = {}
+    by_module: dict[str, dict[str, str]] = {}
     for tensor in tensors:
         if split := _split(tensor):
-            found.setdefault(split[0], {})[split[1]] = tensor
-    return found
+            by_module.setdefault(split[0], {})[split[1]] = tensor
+    return by_module
 
 
 @dataclass(frozen=True)
 class LoraSummary:
-    """What the names and shapes in a LoRA file tell."""
+    """What can be read from the names and shapes in a LoRA file.
 
-    form: str  # a key of FORMS, or "unknown"
-    variants: tuple[str, ...]  # their names; "unknown" where a module is complete for none
+    form       a key of FORMS, or "unknown"
+    variants   names of all that occur; "unknown" among them where a module is complete for none
+    modules    their number
+    ranks      all that occur, ascending
+    shapes     module's name without what differs between forms -> role -> shape
+    """
+
+    form: str
+    variants: tuple[str, ...]
     modules: int
-    ranks: tuple[int, ...]  # all that occur, ascending
-    shapes: Mapping[str, Mapping[str, Any]]  # module's name without what forms spell differently -> role -> shape
+    ranks: tuple[int, ...]
+    shapes: Mapping[str, Mapping[str, Any]]
 
 
 def describe(header: Mapping[str, Any]) -> LoraSummary:
@@ -102,23 +111,23 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
 
     Raises LoraFileError when no tensor belongs to an adapter.
     """
-    found = {
+    by_module = {
         name: {role: header[tensor]["shape"] for role, tensor in roles.items()}
         for name, roles in modules(header).items()
     }
-    for name, shapes in found.items():
+    for name, shapes in by_module.items():
         if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
             raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")
-    if not found:
+    if not by_module:
         raise LoraFileError(f"This is no LoRA file: no tensor in it is named like those of {variants.titles()}.")
-    known = {name: variants.of_roles(set(shapes)) for name, shapes in found.items()}
-    ranks = {known[name].rank(shapes) for name, shapes in found.items() if known[name]}
+    variant = {name: variants.of_roles(set(shapes)) for name, shapes in by_module.items()}
+    ranks = {variant[name].rank(shapes) for name, shapes in by_module.items() if variant[name]}
     return LoraSummary(
-        form=form_of(next(iter(found))),
-        variants=tuple(sorted({one.name if one else "unknown" for one in known.values()})),
-        modules=len(found),
+        form=form_of(next(iter(by_module))),
+        variants=tuple(sorted({one.name if one else "unknown" for one in variant.values()})),
+        modules=len(by_module),
         ranks=tuple(sorted(ranks - {None})),
-        shapes={_key(name): shapes for name, shapes in found.items()},
+        shapes={_key(name): shapes for name, shapes in by_module.items()},
     )
 
 
@@ -128,19 +137,21 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
 def read(
     file: Path, model: Any, layers: Mapping[tuple[str, str], torch.nn.Module] | None = None
 ) -> dict[tuple[str, str], Change]:
-    """(part, module) -> what a file does to the module's weight, for files of every form and kind.
+    """(part, module) -> the change of the module's weight, for files of every form and variant.
 
-    With `layers` only these modules are looked at; else all of the parts that adapters may go on, of which those that
+    With `layers` only these modules are considered; else all of the parts that adapters may go on, of which those that
     the file does not name are not loaded. Raises LoraFileError for a damaged file, a module that is incomplete, not
     finite or of another shape, and when anything in the file has no module here: applied in part it would be silently
     wrong.
     """
-    found, settings = _open(file)
-    left = {_key(name): name for name in found}
-    if len(left) < len(found):
-        twice = sorted(found.keys() - set(left.values()))
+    by_module, settings = _open(file)
+    # names in the file that have no module yet
+    left = {_key(name): name for name in by_module}
+    if len(left) < len(by_module):
+        twice = sorted(by_module.keys() - set(left.values()))
         raise LoraFileError(f"{file.name} holds {len(twice)} modules twice, in two forms; the first is {twice[0]}.")
     matched: dict[tuple[str, str], tuple[str, torch.nn.Module]] = {}
+    # a generator, so that a part is loaded only while names are left
     batches = [layers] if layers is not None else (_weighted(model, part) for part in model.config.rates)
     for batch in batches:
         for key, layer in batch.items():
@@ -152,9 +163,9 @@ def read(
         if not left:
             break
     if left:
-        raise LoraFileError(_unfit(file, model, found, sorted(left.values())))
+        raise LoraFileError(_misfit(file, model, by_module, sorted(left.values())))
     return {
-        key: _change(file, name, found[name], settings, tuple(layer.weight.shape))
+        key: _change(file, name, by_module[name], settings, tuple(layer.weight.shape))
         for key, (name, layer) in matched.items()
     }
 
@@ -178,46 +189,47 @@ def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any
         raise LoraFileError(f"{file} is damaged or no .safetensors file ({error}).") from None
     except OSError as error:
         raise LoraFileError(f"{file} cannot be read ({error}); give a LoRA file in .safetensors.") from error
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    by_module: dict[str, dict[str, torch.Tensor]] = {}
     foreign = []
     for key, tensor in tensors.items():
         name, role = _split(key) or (None, None)
         if name is None:
             foreign.append(key)
-        elif role in found.setdefault(name, {}):
+        elif role in by_module.setdefault(name, {}):
             raise LoraFileError(f"{file.name}: {name} has {role} twice; a file with two adapters cannot be read.")
         else:
-            found[name][role] = tensor
-    if foreign or not found:
+            by_module[name][role] = tensor
+    if foreign or not by_module:
         example = f", such as {foreign[0]}" if foreign else ""
         raise LoraFileError(
             f"{file.name}: {len(foreign)} of {len(tensors)} tensors are of no {variants.titles()}{example}."
         )
-    return found, _settings(file, metadata)
+    return by_module, _settings(file, metadata)
 
 
 def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """peft's settings in the file or beside it. Raises LoraFileError when they make no sense."""
+    # diffusers writes them into the file, peft into one beside it
     beside = file.with_name("adapter_config.json")
-    where, text = f"lora_adapter_metadata in {file}", metadata.get("lora_adapter_metadata")  # diffusers' own files
+    where, text = f"lora_adapter_metadata in {file}", metadata.get("lora_adapter_metadata")
     try:
         if text is None and file.stem == "adapter_model" and beside.is_file():
             where, text = f"{beside}", beside.read_text("utf-8")
         settings = json.loads(text) if text is not None else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise LoraFileError(f"{where} cannot be read as JSON ({error}), so the strength is not known.") from error
+        raise LoraFileError(f"{where} cannot be read as JSON ({error}), so the strength is unknown.") from error
     if not isinstance(settings, dict):
-        raise LoraFileError(f"{where} is no object with settings, so the strength is not known.")
+        raise LoraFileError(f"{where} is no table of settings, so the strength is unknown.")
     for name, value in settings.items():
         kind = name.rpartition(".")[2]
         patterns = value or {} if kind == "alpha_pattern" else {}
         numbers = [*patterns.values()] if isinstance(patterns, dict) else [patterns]
         numbers += [value] if kind in ("r", "alpha", "lora_alpha") else []
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise LoraFileError(f"{where} has {value!r} as {name}, so the strength is not known.")
+            raise LoraFileError(f"{where} has {value!r} as {name}, so the strength is unknown.")
         if strange := next((pattern for pattern in patterns if not PATTERN.fullmatch(pattern)), None):
-            # a regular expression from a stranger may take for ever
-            raise LoraFileError(f"{where} has the pattern {strange!r} as {name}; names of modules alone are read here.")
+            # a stranger's regular expression may run for ever
+            raise LoraFileError(f"{where} has the pattern {strange!r} as {name}; only names of modules are read here.")
     return settings
 
 
@@ -225,41 +237,43 @@ def _change(
     file: Path, name: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any], shape: tuple[int, ...]
 ) -> Change:
     """One module's change. Raises LoraFileError when it is incomplete, not finite or does not fit the weight."""
-    known = variants.of_roles(set(tensors))
-    if known is None:
-        dora = " DoRA cannot be read: what it does is no change that is added to a weight." if "dora" in tensors else ""
+    variant = variants.of_roles(set(tensors))
+    if variant is None:
+        dora = " DoRA cannot be read: its change is not added to a weight." if "dora" in tensors else ""
         raise LoraFileError(
             f"{file.name}: {name} has {', '.join(sorted(tensors))}: no complete {variants.titles()}.{dora}"
         )
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
-        raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is of no use.")
+        raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is unusable.")
     factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}
     if not all(tensor.ndim for tensor in factors.values()):
         raise LoraFileError(f"{file.name}: {name} has a single number where a matrix should be; the file is damaged.")
-    rank = known.rank({role: tensor.shape for role, tensor in factors.items()})
+    rank = variant.rank({role: tensor.shape for role, tensor in factors.items()})
     if "alpha" in tensors:
-        alpha = tensors["alpha"].float().mean().item()  # a single number, whatever its shape
+        # a single number, of shape [] or [1]
+        alpha = tensors["alpha"].float().mean().item()
     else:
         alpha, rank = _peft_alpha(settings, name, rank)
-    change = Change(known, factors, alpha, shape, rank)
+    change = Change(variant, factors, alpha, shape, rank)
     if not change.fits():
         sizes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in factors.items())
-        raise LoraFileError(f"{file.name}: {name} has {sizes}, which do not go together to the weight's {shape}.")
+        raise LoraFileError(f"{file.name}: {name} has {sizes}, which do not multiply to the weight's {shape}.")
     return change
 
 
 def _peft_alpha(settings: dict[str, Any], name: str, rank: int | None) -> tuple[float | None, int | None]:
-    """A module's alpha by peft's settings, if there are any, and its rank, which peft has for full matrices too."""
+    """(alpha, rank) of a module by peft's settings, where there are any; peft has a rank for full matrices too."""
     part, _, module = name.partition(".")
-    # for LoHa and LoKr peft calls it alpha; diffusers puts the part's name before all
+    # peft's name is `alpha` for LoHa and LoKr; diffusers puts the part's name before every setting
     names = ((start, f"{start}{end}") for start in ("", f"{part}.") for end in ("lora_alpha", "alpha"))
-    if (found := next((pair for pair in names if pair[1] in settings), None)) is None:
+    prefix, usual = next((pair for pair in names if pair[1] in settings), ("", ""))
+    if not usual:
         return None, rank
-    prefix, usual = found
     rank = rank or settings.get(f"{prefix}r")
     patterns = settings.get(f"{prefix}alpha_pattern") or {}
     own = (alpha for pattern, alpha in patterns.items() if _ends(module, pattern))
     alpha = next(own, settings[usual])
+    # rank-stabilised LoRA (Kalajdzievski 2023, arXiv:2312.03732): the scale is alpha / sqrt(rank)
     return alpha * math.sqrt(rank) if rank and settings.get(f"{prefix}use_rslora") else alpha, rank
 
 
@@ -269,11 +283,11 @@ def _ends(module: str, pattern: str) -> bool:
     return module == name or (not pattern.startswith("^") and module.endswith(f".{name}"))
 
 
-def _unfit(file: Path, model: Any, found: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:
-    """Why a file with names that are left over is refused."""
-    shapes = {_key(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in found.items()}
-    told = f"{len(left)} of {len(found)} modules are not in it, the first is {left[0]}."
+def _misfit(file: Path, model: Any, by_module: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:
+    """Why a file is refused whose modules named in `left` are not in the model."""
+    shapes = {_key(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in by_module.items()}
+    reason = f"{len(left)} of {len(by_module)} modules are not in it, the first is {left[0]}."
     if (family := model.likely_family(shapes)) != model.config.family:
-        told += f" The base is {model.config.family}, the file's names are like those of {family}"
-        told += f" in the form {form_of(left[0])}."
-    return f"{file.name} does not fit this base: {told}"
+        reason += f" The base is {model.config.family}, the file's names are like those of {family}"
+        reason += f" in the form {form_of(left[0])}."
+    return f"{file.name} does not fit this base: {reason}"

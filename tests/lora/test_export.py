@@ -184,9 +184,9 @@ def corrupted(tensors: dict, change: str) -> dict:
         ("alpha", "not the trained one"),
         ("swapped", "not the trained one"),
         ("a module is missing", "holds 65 of 66 modules"),
-        ("half a module", "has alpha, down: no whole LoRA, LoHa or LoKr"),
+        ("half a module", "has alpha, down: no complete LoHa, LoKr or LoRA"),
         ("a foreign module", "1 of 67 modules are not in it.*lora_unet_conv_in"),
-        ("another rank", "do not go together"),
+        ("another rank", "do not multiply to"),
     ),
 )
 def test_the_proof_finds_what_is_wrong_with_a_file(both, tmp_path, change, told):
@@ -280,7 +280,7 @@ def test_a_file_that_does_not_hold_what_was_trained_is_not_left(base, tmp_path):
             return {"kohya": "lora_unet_mid_block_attentions_0_proj_in"}
 
     model = AllAlike(sd15.Config(source=str(base)), torch.device("cpu"), torch.float32)
-    with pytest.raises(export.LoraFileError, match="do not go together"):
+    with pytest.raises(export.LoraFileError, match="do not multiply to"):
         export.write(tmp_path / "lora.safetensors", random_adapter(model, ["unet"]), model, {}, "fp16", "kohya")
     assert list(tmp_path.iterdir()) == []
 

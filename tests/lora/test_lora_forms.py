@@ -413,9 +413,9 @@ def changed(tensors: dict[str, torch.Tensor], change: str, name: str) -> dict[st
 WRONG = {
     "dora": "DoRA cannot be read",
     "half": "has alpha, down: no complete LoHa, LoKr or LoRA",
-    "another width": "do not go together",
-    "another rank": "do not go together",
-    "turned": "do not go together",
+    "another width": "do not multiply to",
+    "another rank": "do not multiply to",
+    "turned": "do not multiply to",
     "nan": "not finite",
     "a module more": r"does not fit this base: 1 of \d+ modules are not in it, the first is lora_unet_somewhere\.$",
     "two forms": "holds 1 modules twice",
@@ -497,7 +497,7 @@ def test_a_file_of_another_rank_is_refused_for_a_run(bases, trained, tmp_path, f
 STRANGE = {  # of peft's settings
     "no JSON": ("{", "cannot be read as JSON"),
     "deep nesting": ("[" * 100_000, "cannot be read as JSON"),
-    "a list": ("[1]", "is no object with settings"),
+    "a list": ("[1]", "is no table of settings"),
     "a broken pattern": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": {"(": 1}}', r"the pattern '\('"),
     "a pattern that takes for ever": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": {"(.+)+x": 1}}', "names of modules"),
     "a list of patterns": ('{"r": 4, "lora_alpha": 1, "alpha_pattern": [1]}', r"has \[1\] as alpha_pattern"),
