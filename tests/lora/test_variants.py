@@ -1,4 +1,4 @@
-"""Every LoRA variant keeps its contract: roles, spellings and shapes fit each other, and what does not fit is refused."""
+"""Every LoRA variant keeps its contract: roles, spellings and shapes fit each other; what does not fit is refused."""
 
 from __future__ import annotations
 
