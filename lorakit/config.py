@@ -66,7 +66,9 @@ def setting(
                 (called when needed, so that the registry may be imported later)
     ui          how a form shows it
     """
+    # Metadata of the dataclass field: forms, checks and the terminal all read it from there.
     described = {"help": help, "unit": unit, "range": range, "choices": choices, "ui": ui}
+    # Dataclasses refuse a mutable default; each instance gets a copy.
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=described)
     return field(default=default, metadata=described)
@@ -183,8 +185,10 @@ def _fits(value: Any, expected: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(expected))
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, typing.get_args(expected)[0]) for item in value)
+    # A table has no schema of its own (optimizer arguments, stages): any plain data will do.
     if dict in (origin, expected):
         return isinstance(value, dict) and _is_data(value)
+    # In Python True is an int; in a setting that is a mistake.
     if expected is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if expected is int:
@@ -238,6 +242,7 @@ def from_dict(config_class: type, data: dict[str, Any], path: str = "") -> Any:
     if not isinstance(data, dict):
         raise ConfigError(f"{path.rstrip('.') or 'the configuration'} is {data!r}, expected a table of settings.")
     fields = {f.name: f for f in dataclasses.fields(config_class)}
+    # All problems are collected, so that a user can fix them in one go.
     problems = [_unknown(name, config_class, path) for name in data if name not in fields]
     values = {}
     hints = types_of(config_class)
@@ -284,6 +289,7 @@ def _unknown(name: str, config_class: type[Config], path: str) -> str:
     if name in config_class.unsupported:
         return f"{path}{name} cannot be set: {config_class.unsupported[name]}"
     names = [f.name for f in dataclasses.fields(config_class)]
+    # "adpter" -> "Did you mean adapter?"
     hint = difflib.get_close_matches(str(name), names, n=1)
     return f"{path}{name} is not a setting." + (
         f" Did you mean {path}{hint[0]}?" if hint else f" Settings here: {', '.join(names)}."

@@ -110,6 +110,7 @@ def append(log: Path, event: Event, *, time: float) -> None:
     line = json.dumps(
         {"kind": type(event).__name__.lower(), "time": round(time, 3), **dataclasses.asdict(event)}, ensure_ascii=False
     )
+    # Append mode: each line reaches the file in one write, also beside a reader.
     with open(log, "ab+") as file:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")

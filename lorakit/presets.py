@@ -42,7 +42,9 @@ def _plain(rank: int, rate: float, text: float = 0.0, **more: dict[str, Any]) ->
     return {"adapter": {"rank": rank, "alpha": 0.0}, "optimizer": optimizer, **more}
 
 
+# Shuffled tags with the trigger word kept first: booru tags have no order, the trigger has.
 SHUFFLED = {"shuffle_caption": True, "keep_tokens": 1}
+# Evens out the timesteps; the guides advise 5 for SD 1.5.
 STEADY = {"weighting": "min_snr", "min_snr_gamma": 5.0}
 
 POOR = "15 to 30 images: rank 32 to 64, 1600 steps or more; regularization images help."
@@ -149,6 +151,7 @@ def settings_for(row: Preset, count: int) -> dict[str, dict[str, Any]]:
     There are as many epochs as show `row.seen` images, and about SNAPSHOTS LoRA files and rounds of samples.
     """
     low, high = row.images
+    # Rounded up: rather one epoch more than too little training.
     epochs = max(1, -(-row.seen // (count or high or low)))
     every = max(1, round(epochs / SNAPSHOTS))
     more = {"loop": {"epochs": epochs}, "save": {"every_epochs": every}, "sample": {"every_epochs": every}}

@@ -137,6 +137,7 @@ def find(environment: Mapping[str, str], root: Path = Path("/")) -> Place:
             folders = tuple(_below(root, folder) / FOLDER for folder in there or [fast])
             return Place(machine.name, folders, _below(root, fast) / FOLDER, keeps)
     cache = Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    # Home folders of clusters are often on NFS.
     fast = Path(tempfile.gettempdir()) if is_slow(cache) else cache
     return Place("", (Path.cwd() / FOLDER,), fast / FOLDER, "")
 
@@ -166,6 +167,7 @@ def is_slow(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
         where, kind = line.split(" ")[1:3]
         # Spaces are written as \040. A later mount on the same folder hides the earlier one.
         types[Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), where))] = kind
+    # The nearest mount above the path decides.
     above = [folder for folder in (path, *path.parents) if folder in types]
     return bool(above and SLOW.fullmatch(types[above[0]]))
 

@@ -186,6 +186,7 @@ def _tensors(data: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 def _folders(states: Path) -> list[Path]:
     """Folders of all states, valid or not, the newest first."""
+    # Names are steps with leading zeros, so sorting by name sorts by step; hidden `.part` folders do not match.
     return sorted((p for p in states.glob("[0-9]*") if p.is_dir()), reverse=True)
 
 
@@ -210,6 +211,7 @@ def _problem(folder: Path) -> str | None:
 def _digest(file: Path) -> str:
     with open(file, "rb") as opened:
         digest = hashlib.sha256()
+        # By the megabyte: states of large models do not fit into memory twice.
         while block := opened.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -98,9 +98,11 @@ class RunConfig(Config):
             for name, reason in family.unsupported.items()
             if "." in name and not name.startswith("sample.") and _is_changed(self, *name.split("."))
         ]
+        # Rates of parts that this family does not have, e.g. a second text encoder.
         for rate in set(RATES) - set(family.rates.values()):
             if getattr(self.optimizer, rate) and f"optimizer.{rate}" not in family.unsupported:
                 problems.append(f"optimizer.{rate} cannot be used with {family.family}: it has no such part.")
+        # The VAE and the UNet / DiT halve images several times, so sides must be multiples of a family's number.
         sides = {"data.bucket_reso_steps": self.data.bucket_reso_steps} if self.data.enable_bucket else {}
         sides |= {"data.resolution": self.data.resolution}
         problems += [
@@ -165,9 +167,11 @@ def configure(settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
         raise ConfigError(
             f"There is no GPU preset {gpu_preset!r} for {family.family}; choose one of {', '.join(family.gpu_presets)}."
         )
+    # Settings may come from an older file, in which some had other names.
     merged = current_names(settings)
     if isinstance(further := merged.get("stages"), (list, tuple)):
         merged["stages"] = [current_names(stage) if isinstance(stage, dict) else stage for stage in further]
+    # From the strongest to the weakest: what is already there is never replaced.
     for under in (family.gpu_presets[gpu_preset] if gpu_preset else {}, family.defaults):
         for name, values in under.items():
             given = merged.get(name, {})
@@ -197,6 +201,7 @@ def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
     settings = to_dict(config)
     stages = settings.pop("stages")
     if not run.record_file.exists():
+        # Set by hand is what differs from the family's defaults.
         plain = to_dict(configure({"model": {"family": family.family, "source": family.source}}))
         settings = {
             owner: {name: value for name, value in values.items() if value != plain[owner][name]}

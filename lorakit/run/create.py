@@ -53,6 +53,7 @@ def save_config(run: Run, config: RunConfig) -> RunConfig:
     If the run has trained, only `memory`, `save` and `sample` may differ: RunChanged lists other differences. Before
     that everything may, e.g. when the base model was misspelt; `schedule.past`, copied from another run, is dropped.
     """
+    # Compared with the record, not with config.yaml: that file may have been edited by hand.
     recorded = recorded_config(run)
     if recorded is None:
         config = _without_past(config)

@@ -65,6 +65,7 @@ def more_epochs(run: Run, epochs: int, way: str) -> RunConfig:
         raise ConfigError(f"way is {way!r}; allowed are {', '.join(WAYS)}.")
     config = read_config(run)
     per_epoch = steps_per_epoch(run, config)
+    # Only the last stage grows; earlier ones are complete by then.
     *before, planned = stage_steps(config, per_epoch)
     # Steps of the last stage: done so far, and asked for.
     done, total = max(0, saved_step(run) - sum(before)), epochs * per_epoch[-1]
@@ -106,6 +107,7 @@ def amend(run: Run, config: RunConfig) -> RunConfig:
             f"Run {run.name!r} is training with its present settings: stop it first (lorakit stop "
             f"{run.project.folder} --run {run.name}), then change them."
         )
+    # A resume starts from the last saved step, so only steps up to it are fixed.
     step = saved_step(run)
     old_epochs, new_epochs = steps_per_epoch(run, old), steps_per_epoch(run, config)
     begun = 1 + sum(end < step for end in accumulate(stage_steps(old, old_epochs)[:-1]))

@@ -60,6 +60,7 @@ def _checkpointing(config: RunConfig) -> dict[str, Any]:
 
 def _smaller_batch(config: RunConfig) -> dict[str, Any]:
     size, accumulated = config.loop.batch_size, config.loop.gradient_accumulation_steps
+    # The smallest divisor keeps the batch as large as possible, and the images per step unchanged.
     parts = next((number for number in range(2, size + 1) if size % number == 0), None)
     if parts is None or accumulated * parts > MOST_ACCUMULATION:
         return {}
@@ -75,6 +76,7 @@ def _offload(share: float) -> Callable[[RunConfig], dict[str, Any]]:
     return lambda config: {"memory.offload": share} if config.memory.offload < share else {}
 
 
+# From the cheapest to the most expensive; the first two and the last two leave the result bit for bit the same.
 LADDER = (
     Rung(
         "caches, so that the encoders leave the VRAM",
@@ -141,6 +143,7 @@ def explained(config: RunConfig, device: torch.device, doing: str, *, otherwise:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # torch.OutOfMemoryError is a RuntimeError too; other RuntimeErrors are not ours to explain.
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
             if not any(mark in str(error) for mark in ALLOCATION_ERRORS):
                 raise
@@ -154,6 +157,7 @@ def _remedies(config: RunConfig, device: torch.device, doing: str, otherwise: st
     if device.type == "cuda":
         used += f" of the GPU's {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"
     lines = [f"Out of memory {doing}: {used} were in use at most. The last training state is kept."]
+    # The next rung of all, and the next one that this very run can take; often the same.
     rungs = [next_rung(config, keeps_run=bool(otherwise)), next_rung(config, keeps_run=True)]
     for rung in dict.fromkeys(rung for rung in rungs if rung):
         changes = rung.change(config)

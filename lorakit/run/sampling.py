@@ -98,8 +98,10 @@ def save_image(image: Image.Image, file: Path, parameters: dict[str, Any]) -> No
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
+    # iTXt is UTF-8; tEXt could not hold Chinese prompts.
     info.add_itxt("parameters", json.dumps(parameters, ensure_ascii=False))
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when complete, so that a view never shows half an image.
     part = file.with_suffix(".part")
     image.save(part, "PNG", pnginfo=info)
     os.replace(part, file)
