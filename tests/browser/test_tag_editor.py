@@ -59,7 +59,7 @@ def captions(project: Project) -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8").strip() for file in project.dataset.rglob("*.txt")}
 
 
-def wait_for(holds, what: str, seconds: float = 20) -> float:
+def wait_for(holds, what: str, seconds: float = 60) -> float:
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() < begun + seconds, what
