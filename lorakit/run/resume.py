@@ -141,7 +141,7 @@ def refuse_changes(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
                 f"Run {run.name!r} cannot be resumed: these settings changed since it was started (old -> new).",
                 *shown,
                 "Resume this run: undo these changes and train again. Or start a new run, under another name, from "
-                f"these weights: in a notebook going_on(run), in a terminal lorakit train {run.project.folder} "
+                f"these weights: in a notebook continue_run(run), in a terminal lorakit train {run.project.folder} "
                 f"--run NAME --from-weights {_newest_lora(run)}.",
                 "For more epochs or another stage use more_epochs(run, 20) in a notebook, or lorakit extend.",
             ]

@@ -95,7 +95,7 @@ def test_a_run_without_a_valid_state_does_not_start_over(tmp_path, half, uncut):
     message = str(caught.value)
     assert "was saved up to step 4" in message and "step 2 is skipped" in message
     assert "Copy a state back" in message and f"--from-weights {run.lora_file(4)}" in message
-    shutil.copytree(half.states, run.states, dirs_exist_ok=True)  # put back, it goes on
+    shutil.copytree(half.states, run.states, dirs_exist_ok=True)  # copied back, it resumes
     list(train(run))
     assert_same_end(run, uncut)
 
@@ -203,12 +203,12 @@ def test_a_state_without_its_last_renaming_is_never_seen_as_whole(tmp_path, monk
 def test_a_lora_file_without_its_last_renaming_is_never_seen_as_whole(tmp_path, half, monkeypatch):
     run = copy_of(half, tmp_path / "project")
     before = run.lora_steps()
-    sitting = train(run)
-    while not isinstance(event := next(sitting), Stepped) or event.step < 6:
+    session = train(run)
+    while not isinstance(event := next(session), Stepped) or event.step < 6:
         pass
     cut_power_at(monkeypatch, 0)
     with pytest.raises(PowerCut):
-        next(sitting)
+        next(session)
     assert run.lora_steps() == before
     assert list(run.loras.glob("*.part"))  # it was under way, beside the whole ones
     assert checkpoint.newest(run.states).state["step"] == 4

@@ -64,7 +64,7 @@ def rates(run) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "way, wanted",
+    "way, expected",
     [
         ("stretch", [1, 3 / 4, 2 / 4, 1 / 4, 2 / 6, 1 / 6]),  # linear over 6, from step 5 on
         ("hold", [1, 3 / 4, 2 / 4, 1 / 4, 1 / 4, 1 / 4]),
@@ -99,7 +99,7 @@ def test_a_run_extended_in_the_middle_and_then_cut_ends_bitwise_where_it_ends_un
 
 
 def test_steps_done_again_from_before_an_extension_have_the_rates_they_had(tmp_path, whole, half):
-    """The newest state is lost: the run goes on from step 2, though it was stretched at step 4."""
+    """The newest state is lost: the run resumes from step 2, though it was stretched at step 4."""
     run, same = (copy_of(whole, tmp_path / name) for name in ("p", "same"))
     for extended in (run, same):
         extend_run(extended, 3, "stretch")
