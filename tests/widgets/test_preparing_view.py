@@ -98,7 +98,7 @@ def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, proje
 
 
 def test_what_is_added_beside_prepared_images_is_said_not_to_be_trained_yet(project, tmp_path):
-    form, told = IntakeForm(project), "prepare them again"
+    form, told = IntakeForm(project), "Prepare them again"
     (tmp_path / "more").mkdir()
     for name in ("new1.png", "new2.png"):
         shutil.copy(next(project.dataset.rglob("*.png")), tmp_path / "more" / name)
