@@ -1,4 +1,4 @@
-"""A process that copies to a disk that may hang, watched through a pipe: what it says, and giving it up."""
+"""A process that copies to a disk that may hang: its messages come through a pipe, and it can be given up."""
 
 from __future__ import annotations
 
@@ -32,65 +32,65 @@ WRONG = {  # what an error of the disk means, and what to do
 
 
 class Copier:
-    """A process that does one pass; what it says comes through a pipe, and it ends when nobody listens any more."""
+    """One upload pass in a forked process; it ends by itself when nobody reads its messages any more."""
 
     def __init__(self, project: Project, sent: Sent, due: Due, lock: int):
         self.mount, self.heard, self.rest = mount_of(project.remote), time.monotonic(), b""
-        self.ear, mouth = os.pipe()
+        self.reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(lock)  # or a hanging copier would keep the next mirror out
-            os.close(self.ear)
+            os.close(lock)  # or a hanging copier would keep the next sync service out
+            os.close(self.reader)
             try:
-                _copy(Pass(project, sent, due), mouth)
+                _copy(Pass(project, sent, due), writer)
             finally:  # nothing may get back into the watching process's code
                 if sys.exc_info()[0]:
                     traceback.print_exc()
                 os._exit(0)
-        os.close(mouth)
+        os.close(writer)
 
     def next_line(self, end: float) -> dict | None:
-        """What it says next, None when it says nothing until `end`."""
+        """The next message, or None if none arrives before `end` (monotonic seconds)."""
         while b"\n" not in self.rest:
-            if not select.select([self.ear], [], [], max(0.0, end - time.monotonic()))[0]:
+            if not select.select([self.reader], [], [], max(0.0, end - time.monotonic()))[0]:
                 return None
-            if not (said := os.read(self.ear, 1 << 16)):
-                return {"end": "The copier died without a word", "cure": "See .sync/mirror.log", "all": False}
-            self.rest, self.heard = self.rest + said, time.monotonic()
+            if not (data := os.read(self.reader, 1 << 16)):
+                return {"end": "The copying process died", "cure": "See .sync/mirror.log", "all": False}
+            self.rest, self.heard = self.rest + data, time.monotonic()
         line, self.rest = self.rest.split(b"\n", 1)
         return json.loads(line)
 
     def reap(self) -> None:
-        os.close(self.ear)
+        os.close(self.reader)
         os.waitpid(self.pid, 0)
 
     def give_up(self) -> int:
         """Kill it; a process that hangs in a disk dies when the disk answers, so nobody waits for it."""
         os.kill(self.pid, signal.SIGKILL)
-        os.close(self.ear)
+        os.close(self.reader)
         return self.pid
 
 
-def _copy(work: Pass, mouth: int) -> None:
-    """What a copier does with its life."""
+def _copy(work: Pass, writer: int) -> None:
+    """Run a pass and send its messages; the last one says how it ended."""
     end = {"end": "", "cure": "", "all": True}
     try:
         for line in work.lines():
             end["all"] = end["all"] and "also" not in line
-            os.write(mouth, json.dumps(line).encode() + b"\n")
+            os.write(writer, json.dumps(line).encode() + b"\n")
     except DataChanged as error:
-        end = {"end": str(error), "cure": "Open the project again, which joins both", "all": False}
+        end = {"end": str(error), "cure": "Open the project again to merge both versions", "all": False}
     except OSError as error:
-        what, cure = WRONG.get(error.errno, ("fails", "See whether the disk is well"))
+        what, cure = WRONG.get(error.errno, ("fails", "Check the disk"))
         why = error.strerror or error
         detail = f" ({why}: {error.filename})" if error.filename else f" ({why})"
         end = {"end": f"{work.remote} {what}{detail}", "cure": cure, "all": False}
     with suppress(BrokenPipeError):  # nobody listens any more: what broke the pass off, perhaps
-        os.write(mouth, json.dumps(end).encode() + b"\n")
+        os.write(writer, json.dumps(end).encode() + b"\n")
 
 
 def mount_of(path: Path) -> str:
-    """The mounted disk that a path is on, as the kernel numbers it; another one after the disk was mounted again."""
+    """Id of the mount that holds a path, as numbered by the kernel; it changes when a disk is mounted again."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Files of a project that wait at home until somebody has time to bring them: LoRA files and older images."""
+"""Files that are downloaded later, in the background: LoRA files and older images."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lorakit.files.copying import copy_verified
 from lorakit.hub.files import ModelFileError, verify_safetensors
 from lorakit.project import Project
 
-MARK = "lorakit.json"  # in a home; without it the disk is not there, or the folder is another one
+MARK = "lorakit.json"  # in a remote; without it the disk is not there, or the folder is another one
 
 
 def want(project: Project, files: dict[str, int]) -> None:
-    """Add files (path below the project -> bytes) to those that are to be brought; the first of them first."""
+    """Add files (path below the project -> bytes) to the download list, before those already on it."""
     project.sync.mkdir(exist_ok=True)
     write_json(project.sync / "wanted.json", {**files, **wanted(project)})
 
 
 def wanted(project: Project) -> dict[str, int]:
-    """The files that are not here yet, and their bytes."""
+    """Files still to download, and their bytes."""
     try:
         files = json.loads((project.sync / "wanted.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -30,34 +30,35 @@ def wanted(project: Project) -> dict[str, int]:
 
 
 def brought(project: Project) -> dict[str, list[int]]:
-    """The files that were brought: name -> [bytes, mtime in ns] of the copy here; [] for one that was left out."""
+    """Downloaded files: name -> [bytes, mtime in ns] of the local copy; [] for one that was skipped."""
     file, found = project.sync / "brought.jsonl", {}
     for line in file.read_bytes().splitlines() if file.exists() else []:
         try:
             name, stamp = json.loads(line)
         except ValueError:
-            continue  # torn by a kill; that file is brought again
+            continue  # torn by a kill; that file is downloaded again
         found[name] = stamp
     return found
 
 
 def _remember(project: Project, name: str, stamp: list[int]) -> None:
-    """Note that a file is here as it is at home."""
+    """Record that a local file equals the remote one."""
     project.sync.mkdir(exist_ok=True)
     with open(project.sync / "brought.jsonl", "ab", buffering=0) as file:  # one write: processes may do it at once
         file.write(json.dumps([name, stamp]).encode() + b"\n")
 
 
 def forget(project: Project) -> None:
-    """Nothing is wanted of an earlier home, nor known to be at the new one."""
+    """Clear the download list and the record of downloads, which belong to an earlier remote."""
     for name in ("wanted.json", "brought.jsonl"):
         (project.sync / name).unlink(missing_ok=True)
 
 
 def bringing(project: Project) -> Iterator[tuple[int, str]]:
-    """Bring what is wanted, verified. Yields (bytes, "") for every block, (0, a sentence) for each file left out.
+    """Download the listed files and verify them.
 
-    Raises OSError when home fails; the rest is brought the next time.
+    Yields (bytes, "") for every block and (0, sentence) for each file that is skipped. Raises OSError when the remote
+    fails; the rest is downloaded next time.
     """
     for name in wanted(project):
         source, target = project.remote / name, project.folder / name
@@ -70,7 +71,7 @@ def bringing(project: Project) -> Iterator[tuple[int, str]]:
             if not (project.remote / MARK).exists():
                 raise
             _remember(project, name, [])
-            yield 0, f"{name} is left out: it is not at home any more."
+            yield 0, f"{name} is left out: it is no longer in the remote copy."
         except ModelFileError as error:
             target.unlink()
             _remember(project, name, [])

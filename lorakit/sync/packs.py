@@ -1,4 +1,4 @@
-"""Folders of many small files (datasets, caches) as a few archives at home, and what is in these."""
+"""Folders of many small files (datasets, caches) are stored on the remote as a few archives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorakit.files.archive import tar_bytes
 from lorakit.files.copying import sha256_of, wipe, write_verified
 from lorakit.project import Project
 
-ARCHIVES = "archives"  # folder at home
+ARCHIVES = "archives"  # folder on the remote
 MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")  # folders of many, or of often changed, files
 ALONE = ("cache", "tags")  # no file of these is moved to another such folder, or from there
 TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no image again
@@ -27,34 +27,36 @@ Stamps = dict[str, tuple[int, int]]  # name inside the folder -> (bytes, mtime i
 
 
 class DataChanged(OSError):
-    """Another machine has changed a dataset at home since it was brought here."""
+    """Another machine has changed a dataset on the remote since it was downloaded."""
 
 
 def folders(project: Project) -> list[str]:
-    """The folders of a project that live at home as archives: `dataset`, others whose names begin so, what is made of
-    them (prepared images, images set aside, the history and scores of tags), and `cache`.
+    """Folders stored as archives: `dataset` and others with that prefix, what is derived from them (prepared images,
+    excluded images, tag history and scores), and `cache`.
     """
     return sorted(p.name for p in project.folder.glob("*") if is_packed(p.name) and p.is_dir())
 
 
 def is_packed(name: str) -> bool:
-    """Whether a folder of this name lives at home as archives."""
+    """Whether a folder of this name is stored as archives."""
     return MANY.fullmatch(name) is not None
 
 
 def exchange(one: str, other: str) -> bool:
-    """Whether images are moved between two folders, as they are set aside and come back, or inside one."""
+    """Whether files move between two folders, as images do when they are excluded and restored."""
     return one == other or (one not in ALONE and other not in ALONE)
 
 
 def loses(project: Project, folder: str) -> bool:
-    """Whether home has files of a folder that are not here any more: they may be in another folder that must be at home
-    before."""
+    """Whether the remote has files of a folder that were removed here.
+
+    They may have moved to another folder, which must be uploaded first.
+    """
     return bool(record(project, folder)["files"].keys() - stamps(project.folder / folder).keys())
 
 
 def group(folder: str, name: str) -> str:
-    """Which of its folder's archives a file is in."""
+    """Name of the archive that a file belongs to."""
     if folder == "cache":
         return "all"
     return "texts" if name.lower().endswith(TEXTS) else "pictures"  # names of archives on disk
@@ -76,18 +78,20 @@ def stamps(folder: Path) -> Stamps:
 
 
 def new_record() -> dict[str, Any]:
-    """What is known of a folder that was never at home.
+    """A record for a folder that was never on the remote.
 
-    files: name -> id of the content that home and this machine agreed on; packs: group -> archive at home; seen: the
-    packs that home's list named when last looked at, also damaged ones; home: name -> [bytes, mtime in ns, id] of the
-    user's own files at home when they were read; archives: name of the user's own archive -> its stamp and files;
-    stamps: name -> [bytes, mtime in ns, id] of files here, so that only changed ones are read again.
+    files     name -> id of the content that the remote and this machine last agreed on
+    packs     group -> its archive on the remote
+    seen      archives that the remote's list named when last read, including damaged ones
+    home      name -> [bytes, mtime in ns, id] of the user's own remote files when they were read (a stored key)
+    archives  name of the user's own archive -> its stamp and files
+    stamps    name -> [bytes, mtime in ns, id] of local files, so that only changed ones are read again
     """
     return {"files": {}, "packs": {}, "seen": {}, "home": {}, "archives": {}, "stamps": {}}
 
 
 def record(project: Project, folder: str) -> dict[str, Any]:
-    """What this machine knows of a folder's archives at home."""
+    """What this machine knows about a folder's archives."""
     try:
         return json.loads((project.sync / f"{folder}.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -101,13 +105,13 @@ def remember(project: Project, folder: str, known: dict[str, Any]) -> None:
 
 
 def forget(project: Project) -> None:
-    """Know nothing any more of archives at home."""
+    """Forget the archives of an earlier remote."""
     for folder in folders(project):
         (project.sync / f"{folder}.json").unlink(missing_ok=True)
 
 
 def manifest(remote: Path, folder: str) -> Path:
-    """The list of what a folder's archives at home hold; they count from the moment it names them."""
+    """The list of a folder's archives and their files. An archive counts only once this list names it."""
     return remote / ARCHIVES / f"{folder}.json"
 
 
@@ -123,14 +127,14 @@ def ids(project: Project, folder: str, now: Stamps, known: dict[str, Any]) -> di
 
 
 def unsent(project: Project, folder: str, now: Stamps) -> tuple[int, int]:
-    """How many archives of a folder home lacks or has old ones of, and the bytes of the files that differ."""
+    """Number of a folder's archives that are missing or outdated on the remote, and bytes of the changed files."""
     changed = _changed(project, folder, now)
     return len({group(folder, name) for name in changed}), _bytes(now, changed)
 
 
 def patience(project: Project, folder: str, now: Stamps) -> int:
     """How many times as long as others a folder is left alone before it is sent: longer the cache, and large archives
-    of which little differs, as while images are painted one by one, since all of an archive is sent for each.
+    of which little differs, as while images are generated one by one, since all of an archive is sent for each.
     """
     changed = _changed(project, folder, now)
     groups = {group(folder, name) for name in changed}
@@ -140,7 +144,7 @@ def patience(project: Project, folder: str, now: Stamps) -> int:
 
 
 def _changed(project: Project, folder: str, now: Stamps) -> set[str]:
-    """The files of a folder that home lacks, has otherwise, or has too many."""
+    """Files of a folder that are new, changed or deleted here compared with the remote."""
     known = record(project, folder)
     here = {name: [*stamp] for name, stamp in now.items()}
     there = {name: stamp[:2] for name, stamp in known["stamps"].items()}
@@ -155,9 +159,9 @@ def _bytes(now: Stamps, names: set[str]) -> int:
 
 
 def sending(project: Project, folder: str) -> Iterator[int]:
-    """Bring a folder's archives at home up to date: new ones first, then the list that names them, then the old go.
+    """Bring a folder's remote archives up to date: upload new ones, then the list that names them, then delete the old.
 
-    Yields bytes as they are written. Does nothing while the folder is brought here, or when files change meanwhile:
+    Yields bytes as they are written. Does nothing while the folder is downloaded, or when files change meanwhile:
     they are sent the next time. Raises OSError, DataChanged and ArchiveError.
     """
     with alone(project) as is_alone:
@@ -184,7 +188,7 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
     if there is None:
         known["packs"] = {}
     elif there["packs"] != known["seen"]:
-        raise DataChanged(f"The folder {folder} was changed at home by another machine")
+        raise DataChanged(f"The folder {folder} was changed in the remote copy by another machine")
     yield 0
     content = ids(project, folder, now, known)
     packs, sent = {}, []
@@ -218,7 +222,7 @@ def _sending(project: Project, folder: str, inside: dict[str, str], target: Path
 
 
 def listed(remote: Path, folder: str) -> dict[str, Any] | None:
-    """What home's list says of a folder's archives; None when there is none, or it is damaged."""
+    """The remote's list of a folder's archives; None if it is missing or damaged."""
     try:
         found = json.loads(manifest(remote, folder).read_bytes())
         return found if found.keys() == {"files", "packs", "home", "archives"} else None

@@ -1,4 +1,4 @@
-"""What of a project home does not have yet, and the pass that brings it there."""
+"""Files that the remote does not have yet, and the pass that uploads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorakit.sync import packs
 from lorakit.sync.fetch import MARK, bringing, brought, forget
 from lorakit.sync.remote_lock import STAMP, machine, read_stamp
 
-KEEP = 2  # confirmed states at home before an older one goes
+KEEP = 2  # confirmed states on the remote before an older one goes
 LOGS = (".jsonl", ".log")
 ENOUGH = 3  # files in a row that fail before others of their kind wait for the next pass
 UNSENT = re.compile(r"\..*|.*\.(part|lock|pid|tmp)|home\.json|heartbeat.*|" + re.escape(STAMP))
@@ -31,7 +31,7 @@ UNSENT = re.compile(r"\..*|.*\.(part|lock|pid|tmp)|home\.json|heartbeat.*|" + re
 
 @dataclass
 class Sent:
-    """What is confirmed at home: stamps of files, and the states of each run by step, with their SHA-256."""
+    """What is confirmed on the remote: file stamps, and each run's training states by step with their SHA-256."""
 
     files: dict[str, list[int]] = field(default_factory=dict)
     states: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Sent:
 
     @classmethod
     def of(cls, project: Project) -> Sent:
-        """As it was when last written; nothing when that is damaged: then all is sent, or found there, again."""
+        """Read the record; an empty one if it is damaged: then everything is uploaded or verified again."""
         try:
             stored = json.loads((project.sync / "sent.json").read_bytes())
             found = cls(stored["files"], stored["states"], stored["home"])
@@ -51,7 +51,7 @@ class Sent:
         return found
 
     def count_brought(self, project: Project) -> None:
-        """Home has what was brought from there, unless it was written anew here, as by a trainer that went on."""
+        """Count downloaded files as uploaded, unless they were rewritten here since."""
         for name, stamp in brought(project).items():
             if stamp and self.files.get(name) != stamp:
                 with contextlib.suppress(FileNotFoundError):
@@ -64,7 +64,7 @@ class Sent:
         write_json(project.sync / "sent.json", {"files": self.files, "states": self.states, "home": self.remote_id})
 
     def on_remote_id(self, project: Project, remote_id: str) -> None:
-        """Home's mark was read: forget all that an earlier home had, which was deleted, as it must be sent again."""
+        """A different remote: everything has to be uploaded again."""
         if self.remote_id not in ("", remote_id):
             self.files, self.states = {}, {}
             packs.forget(project)
@@ -72,7 +72,7 @@ class Sent:
         self.remote_id = remote_id
 
     def lose(self, run: str) -> None:
-        """Forget what home had of a run."""
+        """Forget what the remote had of a run."""
         self.states.pop(run, None)
         for name in [name for name in self.files if name.startswith(f"runs/{run}/")]:
             del self.files[name]
@@ -80,12 +80,12 @@ class Sent:
 
 @dataclass(frozen=True)
 class Due:
-    """What a pass may do now."""
+    """What the next pass may upload."""
 
     logs: bool  # they grow at every step, so not always
     packs: tuple[str, ...]  # folders that nobody has written into for a while
     training: dict[str, int]  # run -> its step; -1: its trainer is gone. What other machines are told
-    told: frozenset[str]  # runs whose training was told before
+    announced: frozenset[str]  # runs whose training was announced before
 
 
 def files(project: Project) -> dict[str, list[int]]:
@@ -125,14 +125,14 @@ def states(run: Run) -> dict[str, tuple[str, int]]:
 
 
 def unsent_states(run: Run, sent: Sent) -> dict[str, tuple[str, int]]:
-    """Those of a run's states that should go home: the newest, and the one before while home has fewer than KEEP."""
+    """States of a run to upload: the newest, and the one before while the remote has fewer than KEEP."""
     here, there = states(run), sent.states.get(run.name, {})
     wanted = list(here.items())[: 1 if len(there) >= KEEP else KEEP]
     return {step: found for step, found in wanted if there.get(step) != found[0]}
 
 
 def left(project: Project, sent: Sent) -> tuple[int, int]:
-    """How many files (archives, states) home does not have, and their bytes."""
+    """Number of files (archives, states) that are not uploaded yet, and their bytes."""
     count, size = 0, 0
     for name, stamp in files(project).items():
         known = sent.files.get(name)
@@ -149,7 +149,7 @@ def left(project: Project, sent: Sent) -> tuple[int, int]:
 
 
 class Pass:
-    """One way through everything that is due; `lines` are told to the process that watches."""
+    """One upload pass over everything that is due; `lines` yields messages for the watching process."""
 
     def __init__(self, project: Project, sent: Sent, due: Due):
         self.project, self.remote, self.sent, self.due = project, project.remote, sent, due
@@ -157,7 +157,7 @@ class Pass:
         self.in_a_row = 0  # of them; a disk that takes other files is no disk that fails
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """A sign of life, or what is confirmed, as JSON. Raises the first OSError when all else is done."""
+        """Yield progress and confirmations as JSON. Raises the first OSError after everything else was tried."""
         try:
             mark = (self.remote / MARK).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -181,7 +181,7 @@ class Pass:
             raise self.failed[0]
 
     def _tried(self, work: Iterator[dict]) -> Iterator[dict]:
-        """A part of the work; the rest goes on when it fails, since a name or a size may be all that is wrong."""
+        """Run one part; if it fails, others still run, since only one name or size may be the problem."""
         try:
             yield from work
             self.in_a_row = 0
@@ -199,23 +199,23 @@ class Pass:
         return name is not None and self.project.folder in Path(os.fsdecode(name)).parents
 
     def _stamps(self) -> Iterator[dict]:
-        """Say who trains here; returns the runs that another machine trains as well."""
+        """Write who trains here; returns the runs that another machine trains as well."""
         other = set()
         mine = machine(self.project)
         for name, step in self.due.training.items():
             file = self.remote / "runs" / name / STAMP
             there = read_stamp(file.read_bytes() if file.exists() else b"")
-            if name in self.due.told and there["time"] and there["machine"] != mine:
+            if name in self.due.announced and there["time"] and there["machine"] != mine:
                 other.add(name)
                 yield {"also": name, "machine": there["machine"]}
             file.parent.mkdir(parents=True, exist_ok=True)
             stamp = {"machine": mine, "time": time.time() if step >= 0 else 0, "step": step}
             file.write_text(json.dumps(stamp))  # not aside: a file replaced every minute fills an online disk's trash
-            yield {"told": name, "ends": step < 0}
+            yield {"announced": name, "ends": step < 0}
         return other
 
     def _lost(self, elsewhere: set[str]) -> Iterator[dict]:
-        """Runs that go on here, while their folder was deleted or renamed at home: all of them is to go there again."""
+        """Runs in training whose remote folder was deleted or renamed: upload all of them again."""
         for run in self.project.runs():
             name = str(run.config_file.relative_to(self.project.folder))
             if run.name not in elsewhere and name in self.sent.files and unsent_states(run, self.sent):
@@ -224,7 +224,7 @@ class Pass:
                     yield {"lost": run.name}
 
     def _files(self, here: dict[str, list[int]], rank: int, elsewhere: set[str]) -> Iterator[dict]:
-        """Those of a rank that home lacks. What fails here, such as names that a disk cannot have, stops no others."""
+        """Upload the missing files of one rank. A file that fails, e.g. by its name, stops no others."""
         self.in_a_row = 0
         for name, stamp in here.items():
             parts = Path(name).parts
@@ -243,14 +243,15 @@ class Pass:
         for folder in sorted(self.due.packs, key=lambda folder: packs.loses(self.project, folder)):
             if (which == "all") or folder != "cache":
                 if len(self.failed) > failed and packs.loses(self.project, folder):
-                    continue  # what it lost may be in a folder that did not get home
+                    continue  # what it lost may be in a folder that did not get uploaded
                 yield from self._tried({"bytes": count} for count in packs.sending(self.project, folder))
 
     # ---- a run -----------------------------------------------------------------------------------------------
 
     def _run(self, run: Run, here: dict[str, list[int]]) -> Iterator[dict]:
-        """Its LoRA files, its log, then its states: nothing at home is behind home's newest state, from which another
-        machine would go on."""
+        """Upload LoRA files, then the log, then states: another machine resumes from the newest remote state, so
+        everything else of that step must be there already.
+        """
         if unsent_states(run, self.sent):
             yield from self._loras(run)
         if pending := unsent_states(run, self.sent):  # anew: a trainer saves, and removes, while many files are sent
@@ -281,7 +282,7 @@ class Pass:
         yield {"sent": name, "stamp": [size, mtime]}
 
     def _at_home(self, run: Run) -> Iterator[dict]:
-        """The states at home that were confirmed and still have their mark and size: step -> SHA-256."""
+        """Confirmed states whose mark and size are still right on the remote: step -> SHA-256."""
         found, confirmed = {}, self.sent.states.get(run.name, {})
         folder = self.remote / "runs" / run.name / "states"
         for state in sorted(folder.glob("[0-9]*")):
@@ -293,7 +294,7 @@ class Pass:
         return found
 
     def _is_whole(self, state: Path) -> Generator[dict, None, bool]:
-        """Whether a state at home is what its mark says, read to its end."""
+        """Whether a remote state matches the hash in its mark. Reads all of it."""
         found = hashlib.sha256()
         try:
             wanted = json.loads((state / COMPLETE).read_bytes())["sha256"]
@@ -306,7 +307,7 @@ class Pass:
         return found.hexdigest() == wanted
 
     def _state(self, run: Run, step: str, wanted: str) -> Iterator[dict]:
-        """One state, its mark last. The trainer may remove its own meanwhile: what is open is still read to its end."""
+        """Upload one state, its mark last. If the trainer removes it meanwhile, the open file is still read."""
         source, target = run.states / step, self.remote / "runs" / run.name / "states" / step
         mark = (source / COMPLETE).read_bytes()
         wipe(target / COMPLETE)
@@ -317,7 +318,7 @@ class Pass:
             yield {"bytes": count}
 
     def _rotated(self, run: Run, there: dict[str, str]) -> Iterator[dict]:
-        """Remove states at home that are not here any more, beyond the newest KEEP, and what unfinished ones left."""
+        """Remove remote states that were removed here, except the newest KEEP, and leftovers of unfinished uploads."""
         here, newest = states(run), sorted(there)[-KEEP:]
         folder = self.remote / "runs" / run.name / "states"
         for state in sorted(folder.glob("[0-9]*")):
@@ -327,7 +328,7 @@ class Pass:
             yield {"bytes": 0}
             if len(newest) < KEEP or state.name in newest or state.name in here:
                 continue
-            # a newer one that is whole is another machine's work
+            # a newer one that is complete is another machine's work
             if state.name < newest[-1] or not (yield from self._is_whole(state)):
                 wipe(state / COMPLETE)
                 wipe(state / STATE)

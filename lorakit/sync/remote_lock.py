@@ -1,4 +1,4 @@
-"""Who trains a run, told to other machines by a small file at home."""
+"""Which machine trains a run: a small file on the remote tells other machines."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from lorakit.files.copying import MACHINE
 from lorakit.project import Project, Run
 
-STAMP = "trainer.json"  # in a run's folder at home
+STAMP = "trainer.json"  # in a run's folder on the remote
 OLD = 180.0  # seconds after which a stamp counts for nothing
-ANSWERS = 20.0  # seconds that a small file at home may take to be read
+ANSWERS = 20.0  # seconds that a small file on the remote may take to be read
 
 
 def machine(project: Project) -> str:
@@ -60,7 +60,7 @@ def elsewhere(run: Run, *, old: float = OLD) -> str:
 
 
 def _read(file: Path) -> dict:
-    """A stamp at home, read by a process of its own, since whoever reads a hanging disk hangs with it."""
+    """Read a stamp with a separate process: reading a disk that hangs would hang this one."""
     with open(os.devnull, "wb") as nowhere:
         reader = subprocess.Popen(["cat", str(file)], stdout=subprocess.PIPE, stderr=nowhere)
     try:

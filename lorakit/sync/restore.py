@@ -1,4 +1,4 @@
-"""One run from home to this machine: its settings, its newest whole state, its log; large files are left for later."""
+"""Download one run: settings, newest valid training state, log; large files follow later."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lorakit.sync import fetch, pending
 from lorakit.sync.pending import LOGS, Sent
 from lorakit.sync.staging import READERS, Copied
 
-IMAGES = 12  # the newest samples of a run are here before it goes on, older ones come later
-TWIN = ".home"  # behind a run's name: what home has of a run that went on differently here
+IMAGES = 12  # the newest samples of a run are here before it continues, older ones come later
+TWIN = ".home"  # behind a run's name: what the remote has of a run that continued differently here
 
 
 def stamp(path: Path) -> list[int]:
@@ -29,7 +29,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def copied_file(source: Path, target: Path, sent: Sent, name: str) -> Iterator[Copied]:
-    """Bring one file, and know that home has it. Raises OSError."""
+    """Download one file and record it as present on both sides. Raises OSError."""
     done, total = 0, source.stat().st_size
     for count in copy_verified(source, target):
         done += count
@@ -38,17 +38,19 @@ def copied_file(source: Path, target: Path, sent: Sent, name: str) -> Iterator[C
 
 
 class Restore:
-    """One run on its way here; `home` is its folder there, `sent` what this machine knows that home has."""
+    """Download of one run; `remote` is its folder there, `sent` what this machine knows about the remote."""
 
     def __init__(self, run: Run, sent: Sent, remote: Path):
         self.run, self.sent, self.remote = run, sent, remote
 
     def copied(self) -> Iterator[Copied]:
-        """Bring the run when it is not here or home is ahead; nothing when this machine is. Raises OSError."""
+        """Download the run if it is missing here or the remote is ahead; else nothing. Raises OSError."""
         is_ahead = self._is_ahead()
         if is_ahead is None:
             run, twin = self.run, self.run.project.run(f"{self.run.name[:58]}{TWIN}")
-            text = f"Run {run.name!r} went on differently here and at home; what home has is run {twin.name!r} here."
+            text = (
+                f"Run {run.name!r} differs here and in the remote copy; the remote one is now run {twin.name!r} here."
+            )
             if not twin.exists():
                 yield Copied(run.name, 0, 0, text)
             self.run, is_ahead = twin, not twin.exists()
@@ -59,13 +61,14 @@ class Restore:
             yield from self._state()
             if self._began_only():
                 logs.remove(self.remote / self.run.log.name)
-                text = f"No state of run {self.run.name!r} was home when its machine was lost: it begins again."
+                name = self.run.name
+                text = f"No training state of run {name!r} was uploaded before its machine was lost: it starts again."
                 yield Copied(self.run.name, 0, 0, text)
             yield from self._rest()
             yield from self._files(logs)  # last: a log that is here says that all the rest is, too
 
     def _is_ahead(self) -> bool | None:
-        """Whether home has more of the run than this machine; None when each has what the other has not."""
+        """Whether the remote is ahead of this machine; None if each has steps that the other lacks."""
         here, remote = self.run.log, self.remote / self.run.log.name
         size = remote.stat().st_size if remote.exists() else 0
         if not self.run.exists():
@@ -79,7 +82,7 @@ class Restore:
         return False if mine.startswith(theirs) else None
 
     def _began_only(self) -> bool:
-        """Whether the log at home tells of states of which none ever came there whole: nothing is to be put back."""
+        """Whether the remote log mentions saved states although none was ever uploaded completely."""
         log = self.remote / self.run.log.name
         if pending.states(self.run) or any((self.remote / "states").glob(f"*/{COMPLETE}")) or not log.exists():
             return False
@@ -89,7 +92,7 @@ class Restore:
         return str(here.relative_to(self.run.project.folder))
 
     def _direct(self) -> list[Path]:
-        """The files directly in the run's folder at home."""
+        """Files directly in the run's remote folder."""
         return sorted(p for p in self.remote.iterdir() if p.is_file() and not pending.UNSENT.fullmatch(p.name))
 
     def _files(self, paths: list[Path]) -> Iterator[Copied]:
@@ -100,7 +103,7 @@ class Restore:
     # ---- states ----------------------------------------------------------------------------------------------
 
     def _state(self) -> Iterator[Copied]:
-        """The newest state that is whole; a note for every newer one that is not. Older ones are trusted by size."""
+        """Download the newest valid state; a note for every newer invalid one. Older ones are checked by size only."""
         here = pending.states(self.run)
         confirmed: dict[str, str] = {}
         for folder in sorted((self.remote / "states").glob("[0-9]*"), reverse=True):
@@ -108,16 +111,14 @@ class Restore:
             if not problem and not confirmed and folder.name not in here:
                 problem = yield from self._copied_state(folder, mark)
             if problem:
-                text = (
-                    f"The state of step {int(folder.name)} of run {self.run.name!r} is passed over: at home {problem}."
-                )
+                text = f"The remote state of step {int(folder.name)} of run {self.run.name!r} is skipped: {problem}."
                 yield Copied(folder.name, 0, 0, text)
             else:
                 confirmed[folder.name] = mark["sha256"]
         self.sent.states[self.run.name] = confirmed
 
     def _copied_state(self, folder: Path, mark: dict[str, Any]) -> Generator[Copied, None, str]:
-        """Bring a state, its mark last; returns why it cannot be used, or ""."""
+        """Download a state, its mark last; returns why it cannot be used, or ""."""
         target, done = self.run.states / folder.name, 0
         try:
             for count in copy_verified(folder / STATE, target / STATE, mark["sha256"]):
@@ -157,7 +158,7 @@ class Restore:
 
 
 def _mark(folder: Path) -> tuple[dict[str, Any], str]:
-    """What a state at home says of itself, and why it cannot be used, or ""."""
+    """The mark of a remote state, and why the state cannot be used, or ""."""
     try:
         mark = json.loads((folder / COMPLETE).read_bytes())
         size, _ = mark["bytes"], mark["sha256"]

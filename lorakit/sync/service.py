@@ -1,4 +1,4 @@
-"""Copies of a project go home in a process of its own: confirmed, retried, never in the way of training."""
+"""The sync service: a process that uploads a project in the background and never delays training."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from lorakit.sync.pending import Due, Sent, left
 from lorakit.sync.remote_lock import elsewhere
 
 __all__ = ["Pace", "Standing", "elsewhere", "serve", "settle", "standing", "start"]
-LEAVING = 15.0  # seconds in which a mirror that is to leave has left, unless it hangs
+LEAVING = 15.0  # seconds in which a sync service that is to leave has left, unless it hangs
 HURRY = 0.3  # seconds between looks while somebody waits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds between the things that a mirror does."""
+    """Intervals of the sync service in seconds; tests pass small ones."""
 
     look: float = 3.0  # between looks at what is to be copied
     logs: float = 45.0  # between copies of the logs
     stamp: float = 60.0  # between words to other machines
     quiet: float = 20.0  # nothing changes in a dataset before it is packed; some for longer, see `packs.patience`
-    silence: float = 30.0  # without a sign of life before a disk's silence is told
+    silence: float = 30.0  # without a sign of life before a disk's silence is reported
     patience: float = 120.0  # without a sign of life before a copier is given up
     retry: float = 30.0  # between tries while a disk fails
-    linger: float = 900.0  # before a mirror with nothing to do ends
+    linger: float = 900.0  # before a sync service with nothing to do ends
 
 
 PACE = Pace()
@@ -50,20 +50,20 @@ PACE = Pace()
 
 @dataclass(frozen=True)
 class Standing:
-    """What of a project is safe at home. `trouble` is "" when well; times are seconds since 1970, 0.0 for never."""
+    """The sync service's last report, or None without a remote. Reads the local disk only."""
 
-    confirmed: dict[str, int]  # run -> step of its newest state that is confirmed at home, 0: none
+    confirmed: dict[str, int]  # run -> step of its newest state that is confirmed on the remote, 0: none
     files_left: int
     bytes_left: int
     trouble: str
     since: float  # when the trouble began
-    seen: float  # when the mirror process last looked at what is here, before all that the others tell
+    seen: float  # when the sync service process last looked at what is here, before all that the others tell
     is_running: bool
     notes: tuple[str, ...] = ()  # files that were left out, and why
 
 
 def start(project: Project) -> bool:
-    """Start the project's mirror, detached from this process; False without a home or when it runs already."""
+    """Start the sync service as a detached process; False without a remote or if it runs already."""
     if project.remote is None or is_locked(_lock(project)):
         return False
     project.sync.mkdir(parents=True, exist_ok=True)
@@ -80,12 +80,12 @@ def start(project: Project) -> bool:
 
 
 def standing(project: Project) -> Standing | None:
-    """What is safe at home, as the mirror last wrote it; None for a project without a home. Reads the local disk."""
+    """The sync service's last report, or None for a project without a remote. Reads the local disk only."""
     if project.remote is None:
         return None
     try:
-        told = json.loads((project.sync / "standing.json").read_bytes())
-        found = Standing(**{**told, "notes": tuple(told["notes"])})
+        stored = json.loads((project.sync / "standing.json").read_bytes())
+        found = Standing(**{**stored, "notes": tuple(stored["notes"])})
     except (FileNotFoundError, ValueError, TypeError, LookupError):
         found = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
     if is_locked(_lock(project)):
@@ -95,25 +95,25 @@ def standing(project: Project) -> Standing | None:
 
 
 def settle(project: Project, timeout: float) -> Iterator[Standing]:
-    """Copy what is left without the usual waiting; yields the standing twice a second until nothing is left.
+    """Upload what is left without the usual waiting; yields the standing twice a second until nothing is left.
 
-    Ends after `timeout` seconds at the latest: the last standing tells whether all is safe (files_left == 0).
+    Ends after `timeout` seconds at the latest. All is safe if the last standing has files_left == 0.
     """
-    begun = time.time()
+    started = time.time()
     while (found := standing(project)) is not None:
         start(project)
         project.sync.mkdir(parents=True, exist_ok=True)
         (project.sync / "hurry").touch()
         yield found
-        if time.time() - begun >= timeout or (found.files_left == 0 and found.seen > begun and not found.trouble):
+        if time.time() - started >= timeout or (found.files_left == 0 and found.seen > started and not found.trouble):
             return
         time.sleep(0.5)
 
 
 def serve(project: Project, pace: Pace = PACE) -> None:
-    """Copy until nothing is left and nobody trains: what `lorakit sync` runs. Returns at once when another one does.
+    """Upload until nothing is left and no run trains: `lorakit sync`. Returns at once if another process does it.
 
-    Raises UserError for a project without a home.
+    Raises UserError for a project without a remote.
     """
     if project.remote is None:
         raise UserError(f"{project.folder} has no remote copy: open it with open_remote(remote, local_root).")
@@ -123,18 +123,18 @@ def serve(project: Project, pace: Pace = PACE) -> None:
 
 
 class SyncService:
-    """The process that watches: it reads the local disk alone, and leaves home to copiers that may hang."""
+    """The watching process: it reads only the local disk and leaves the remote to copiers, which may hang."""
 
     def __init__(self, project: Project, pace: Pace, lock: int):
         self.project, self.pace, self.lock = project, pace, lock
         self.sent = Sent.of(project)
         self.copier: Copier | None = None
         self.stuck: list[tuple[int, str, float]] = []  # copiers that were killed and hang: pid, mount, when
-        self.trouble = ("", "")  # what is wrong, and what helps
-        self.since, self.is_silent = 0.0, False  # since when; whether the copier's silence is what is wrong
-        self.next_try, self.wait = 0.0, 1.0  # by the clock that never jumps, as all that follow but `since`
-        self.given_up = 0  # copiers, since one came to its end: what takes long is given more and more time
-        self.told: dict[str, float] = {}  # run -> when others were last told that it is trained here
+        self.trouble = ("", "")  # problem, remedy
+        self.since, self.is_silent = 0.0, False  # start of the trouble; whether the trouble is the copier's silence
+        self.next_try, self.wait = 0.0, 1.0  # monotonic clock, as all times below; `since` is Unix time
+        self.given_up = 0  # copiers given up in a row: each next one gets more time
+        self.announced: dict[str, float] = {}  # run -> when its training was last announced to other machines
         self.logged = -math.inf
         self.changed: dict[str, tuple[packs.Stamps, float]] = {}  # folder -> its files, since when
         self.notes: list[str] = []
@@ -155,14 +155,14 @@ class SyncService:
                 self._write()
             if self.copier is None and not self.training and (self.project.sync / "leave").exists():
                 return
-            if self.copier is None and not self.count and not self.training and not self.told:
+            if self.copier is None and not self.count and not self.training and not self.announced:
                 if time.monotonic() - self.busy >= self.pace.linger:
                     return
             else:
                 self.busy = time.monotonic()
 
     def _look(self) -> None:
-        """What the local disk says."""
+        """Read the local disk: runs in training, files left, changed folders."""
         looked = time.time()
         self.training = {run.name for run in self.project.runs() if is_locked(run.lock)}
         self.sent.count_brought(self.project)
@@ -176,16 +176,16 @@ class SyncService:
     # ---- copying ----------------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> None:
-        """Let a copier go when something is due."""
+        """Start a copier when something is due."""
         hurry = self._is_hurried()
         due = Due(
             logs=hurry or not self.training or now - self.logged >= self.pace.logs,
             packs=tuple(folder for folder in self.changed if self._is_quiet(folder, hurry, now)),
             training={
-                **{name: _step(self.project.run(name)) for name in self.training if self._is_silent_on(name, now)},
-                **{name: -1 for name in self.told.keys() - self.training},
+                **{name: _step(self.project.run(name)) for name in self.training if self._must_announce(name, now)},
+                **{name: -1 for name in self.announced.keys() - self.training},
             },
-            told=frozenset(self.told),
+            announced=frozenset(self.announced),
         )
         if self._has_work(due):
             self.logged = now if due.logs else self.logged
@@ -203,8 +203,8 @@ class SyncService:
         hurry = self.project.sync / "hurry"
         return hurry.exists() and time.time() - hurry.stat().st_mtime < 30
 
-    def _is_silent_on(self, name: str, now: float) -> bool:
-        return now - self.told.get(name, -math.inf) >= self.pace.stamp
+    def _must_announce(self, name: str, now: float) -> bool:
+        return now - self.announced.get(name, -math.inf) >= self.pace.stamp
 
     def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
         """Whether a folder differs from its archives, and nobody has written into it for a while."""
@@ -214,18 +214,18 @@ class SyncService:
         return (hurry or quiet >= wait) and packs.unsent(self.project, folder, self.changed[folder][0])[0] > 0
 
     def _listen(self) -> None:
-        """Take what the copier says until it is time for the next look; give up a silent one."""
+        """Process the copier's messages until the next look; give up a silent copier."""
         end = time.monotonic() + (min(HURRY, self.pace.look) if self._is_hurried() else self.pace.look)
         while self.copier and (line := self.copier.next_line(end)) is not None:
             if self.is_silent:
-                self._well()
-            self._take(line)
+                self._recover()
+            self._apply(line)
         if self.copier is None:
             time.sleep(max(0.0, end - time.monotonic()))
             return
         silent = time.monotonic() - self.copier.heard
         if silent >= self.pace.silence:
-            self._tell(f"{self.project.remote} has not answered for {silent:.0f} s", "If this stays, mount it again")
+            self._fail(f"{self.project.remote} has not responded for {silent:.0f} s", "If this stays, mount it again")
             self.is_silent = True
             if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
                 self.project.remote
@@ -233,8 +233,8 @@ class SyncService:
                 self.stuck.append((self.copier.give_up(), self.copier.mount, time.monotonic()))
                 self.copier, self.given_up = None, self.given_up + 1
 
-    def _take(self, line: dict) -> None:
-        """One thing that a copier says."""
+    def _apply(self, line: dict) -> None:
+        """Apply one message of a copier."""
         if "remote" in line:
             self.sent.on_remote_id(self.project, line["remote"])
         elif "lost" in line:
@@ -245,16 +245,16 @@ class SyncService:
             self.sent.states[line["states"]] = line["steps"]
             with suppress(OSError):
                 self.sent.remember(self.project)
-        elif "told" in line:
-            self.told[line["told"]] = time.monotonic()
+        elif "announced" in line:
+            self.announced[line["announced"]] = time.monotonic()
             if line["ends"]:
-                del self.told[line["told"]]
+                del self.announced[line["announced"]]
         elif "note" in line:
             self.notes = [*dict.fromkeys([*self.notes, line["note"]])][-20:]
         elif "also" in line:
             other = line["machine"].partition(" ")[0]
-            what = f"Run {line['also']!r} is trained on another machine, too ({other}), and not copied home from here"
-            self._tell(what, "Stop one of the two")
+            what = f"Run {line['also']!r} is trained on another machine, too ({other}), and is not uploaded from here"
+            self._fail(what, "Stop one of the two")
         elif "end" in line:
             self._ended(line)
 
@@ -264,30 +264,30 @@ class SyncService:
         self.copier.reap()
         self.copier = None
         if line["all"]:
-            self._well()
+            self._recover()
             self.wait, self.given_up = 1.0, 0
             return
         if line["end"]:
-            self._tell(line["end"], line["cure"])
+            self._fail(line["end"], line["cure"])
         self.next_try, self.wait = time.monotonic() + self.wait, min(2 * self.wait, self.pace.retry)
 
-    def _tell(self, what: str, cure: str) -> None:
+    def _fail(self, what: str, cure: str) -> None:
         self.trouble, self.since = (what, cure), self.since or time.time()
 
-    def _well(self) -> None:
+    def _recover(self) -> None:
         self.trouble, self.since, self.is_silent = ("", ""), 0.0, False
 
     def _sentence(self) -> str:
-        """What is wrong, how much is unsaved, and what happens; "" when all is well."""
+        """What is wrong, how much is not uploaded, and what happens next; "" when all is well."""
         what, cure = self.trouble
         files = f"{self.count} file{'s' if self.count != 1 else ''} ({self.size / 1e6:.1f} MB)"
         return what and (
-            f"{what}. Training goes on and everything is saved on this machine, but {files} are not safe at home yet. "
-            f"{cure}; copying is tried again by itself, at least every {self.pace.retry:.0f} s."
+            f"{what}. Training continues and everything is saved on this machine, but {files} are not uploaded yet. "
+            f"{cure}; uploading is retried automatically, at least every {self.pace.retry:.0f} s."
         )
 
     def _hangs(self, now: float) -> bool:
-        """Whether a copier that was given up still hangs in the disk as it is mounted now; one more would hang, too."""
+        """Whether a given-up copier still hangs in the disk as it is mounted now; another one would hang, too."""
         self.stuck = [(pid, mount, at) for pid, mount, at in self.stuck if os.waitpid(pid, os.WNOHANG)[0] == 0]
         return any(
             mount == mount_of(self.project.remote) and now - at < 10 * self.pace.retry for _, mount, at in self.stuck
@@ -303,7 +303,7 @@ class SyncService:
 
 @contextmanager
 def away(project: Project) -> Iterator[int | None]:
-    """`only_one`, for which a mirror that has no trainer to copy for leaves, within a few seconds."""
+    """`only_one`, after asking a running service without a trainer to leave, which takes a few seconds."""
     leave, end = project.sync / "leave", time.monotonic() + LEAVING
     leave.touch()
     try:
@@ -317,7 +317,7 @@ def away(project: Project) -> Iterator[int | None]:
 
 @contextmanager
 def only_one(project: Project) -> Iterator[int | None]:
-    """The lock of the project's mirror while it is held here; None when another process has it."""
+    """Hold the service's lock; yields None when another process has it."""
     project.sync.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(_lock(project), os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -343,7 +343,7 @@ def _confirmed(project: Project, sent: Sent) -> dict[str, int]:
 
 
 def _step(run: Run) -> int:
-    """The step that the end of a run's log tells of."""
+    """Last step in a run's log."""
     if not run.log.exists():
         return 0
     with open(run.log, "rb") as file:

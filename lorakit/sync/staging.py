@@ -1,4 +1,4 @@
-"""Datasets and caches from home to the machine's own disk: read as one archive, changes on both sides joined."""
+"""Download of datasets and caches: read as one archive, changes of both sides merged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lorakit.sync import packs
 
 READERS = 8  # files read at once: an online disk takes its time for each, however small
 SLOW, SWEEP = 3.0, 600.0  # s; see Staging._changed
-OTHER = ".from-home"  # behind the name of what was at home when a file was changed on both sides
+OTHER = ".from-home"  # behind the name of what was on the remote when a file was changed on both sides
 
 
 @dataclass(frozen=True)
 class Copied:
-    """Bytes that were brought of one thing, of all its bytes; or a `note`, such as what is left out and why."""
+    """Progress of one download (bytes done, bytes in all), or a `note`, e.g. what is skipped and why."""
 
     what: str
     done: int
@@ -32,23 +32,23 @@ class Copied:
 
 
 def folders(remote: Path) -> list[str]:
-    """The datasets that home has, as folders, archives of the user's or archives of ours."""
+    """Datasets on the remote: folders, the user's archives, or ours."""
     own = [p.name if p.is_dir() else _stem(p) for p in remote.iterdir() if p.is_dir() or is_archive(p)]
     listed = [p.stem for p in (remote / packs.ARCHIVES).glob("*.json")]
     return sorted({name for name in [*own, *listed] if packs.is_packed(name)} - {"cache"})
 
 
 def staging(project: Project, folder: str) -> Iterator[Copied]:
-    """Bring a dataset here, or what changed of it at home: also what the user added, changed or deleted there by hand.
+    """Download a dataset, or its changes, including files that the user changed by hand on the remote.
 
-    What was changed here wins over what is older at home; what was changed on both sides is kept twice. Raises OSError.
+    Local changes win over older remote files; files changed on both sides are kept twice. Raises OSError.
     """
     with packs.alone(project) as is_alone:
         if is_alone:
             with _desk(project, folder) as desk:
                 yield from Staging(project, folder, desk).copied()
         else:
-            yield Copied(folder, 0, 0, f"{folder} is being copied home; what changed there is taken the next time.")
+            yield Copied(folder, 0, 0, f"{folder} is being uploaded; changes in the remote copy are taken next time.")
 
 
 class Staging:
@@ -61,7 +61,7 @@ class Staging:
         self.listed = packs.listed(self.remote, folder) or self.known  # not sent yet, or damaged there
         self.sources: dict[str, Path] = {}  # content -> a file on this machine that has it
         self.good = dict(self.listed["packs"])
-        self.now: dict[str, list[int]] = {}  # the user's own files at home: name -> [bytes, mtime in ns]
+        self.now: dict[str, list[int]] = {}  # the user's own files on the remote: name -> [bytes, mtime in ns]
         self.swept = (0.0, 0.0)  # when their stamps were read, and how long that took
 
     def copied(self) -> Iterator[Copied]:
@@ -79,12 +79,14 @@ class Staging:
         yield from self._again({name: found for name, found in wanted.items() if found not in self.sources})
         lost = [name for name, found in wanted.items() if found not in self.sources]
         for name in lost:
-            yield self._note(f"{self.folder}/{name} is lost: neither an archive nor the folder at home has it whole")
+            yield self._note(
+                f"{self.folder}/{name} is lost: neither an archive nor the folder of the remote copy has it complete"
+            )
             del wanted[name]
         for name in {*at_home, *on_both}:
             yield self._note(
-                f"{self.folder}/{name} was changed here and at home: yours is kept, home's is beside it as "
-                f"{name}{OTHER}; delete the one that you do not want"
+                f"{self.folder}/{name} was changed here and in the remote copy: yours is kept, the other is beside it "
+                f"as {name}{OTHER}; delete the one that you do not want"
             )
         self._place(wanted, ours)
         taken = {name: [*stamp, now[name]] for name, stamp in self.now.items() if name in now}
@@ -96,7 +98,7 @@ class Staging:
     # ---- what the user put there -----------------------------------------------------------------------------
 
     def _own_files(self, before: dict[str, str]) -> Iterator[Copied]:
-        """Read the new and changed files of the user's folder at home; returns all of its files by content."""
+        """Read new and changed files of the user's remote folder; returns all of its files by content."""
         folder = self.remote / self.folder
         names = [str(path.relative_to(folder)) for path in _walk(folder)]
         if before and not names:
@@ -144,7 +146,7 @@ class Staging:
         return found
 
     def _fetched(self, source: Path, target: Path) -> str:
-        """Copy a small file from home; returns why it could not be read, or ""."""
+        """Copy a small remote file; returns why it could not be read, or ""."""
         target.parent.mkdir(parents=True, exist_ok=True)
         size = self.now[str(target.relative_to(self.desk / "own"))][0]
         try:
@@ -176,7 +178,7 @@ class Staging:
     # ---- our own archives ------------------------------------------------------------------------------------
 
     def _packs(self, contents: set[str]) -> Iterator[Copied]:
-        """Bring those archives of ours that hold contents which are not on this machine."""
+        """Download our archives that hold contents missing on this machine."""
         for name, pack in self.listed["packs"].items():
             files = {n: i for n, i in self.listed["files"].items() if packs.group(self.folder, n) == name}
             if not (contents & set(files.values())) - set(self.sources):
@@ -186,20 +188,22 @@ class Staging:
                 folder = yield from _unpacked(file, self.desk / pack["file"], pack["sha256"])
             except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
                 del self.good[name]
-                yield self._note(f"The archive {file} is damaged or gone ({error}); it is made again")
+                yield self._note(f"The archive {file} is damaged or missing ({error}); it is created again")
                 continue
             for inside, content in files.items():
                 if (folder / inside).is_file():
                     self.sources.setdefault(content, folder / inside)
 
     def _again(self, missing: dict[str, str]) -> Iterator[Copied]:
-        """Read from the user's folder at home what should have been in an archive."""
+        """Read from the user's remote folder what an archive should have held."""
         for name, content in missing.items():
             path = self.desk / "own" / name
             if name in self.now and not self._fetched(self.remote / self.folder / name, path):
                 if self._source(path) != content:
                     self.sources[content] = path
-                    yield self._note(f"{self.folder}/{name} is taken from home's folder, in an older version perhaps")
+                    yield self._note(
+                        f"{self.folder}/{name} is taken from the folder of the remote copy, perhaps in an older version"
+                    )
 
     # ---- here ------------------------------------------------------------------------------------------------
 
@@ -252,7 +256,7 @@ def merge(base: dict[str, str], ours: dict[str, str], theirs: dict[str, str]) ->
 
 
 def restoring_cache(project: Project) -> Iterator[Copied]:
-    """Bring the cache's archive, unless all that it holds is here. Raises OSError."""
+    """Download the cache's archive, unless all its files are here. Raises OSError."""
     with packs.alone(project) as is_alone:
         listed = packs.listed(project.remote, "cache") if is_alone else None
         if listed is None or not listed["packs"]:
@@ -262,7 +266,7 @@ def restoring_cache(project: Project) -> Iterator[Copied]:
             problem = yield from _cache_files(project, listed["packs"]["all"], here)
             if problem:
                 known["packs"] = {}
-                project.cache.mkdir(exist_ok=True)  # so that the mirror takes the damaged archive back
+                project.cache.mkdir(exist_ok=True)  # so that the sync service takes the damaged archive back
                 yield Copied("cache", 0, 0, problem)
         now = packs.stamps(project.cache)
         content = packs.ids(project, "cache", now, known)
@@ -276,7 +280,7 @@ def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[
         try:
             folder = yield from _unpacked(file, desk / file.name, pack["sha256"])
         except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
-            return f"The archive {file} is damaged or gone ({error}); it is made again."
+            return f"The archive {file} is damaged or missing ({error}); it is created again."
         for name in packs.stamps(folder).keys() - here.keys():
             (project.cache / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder / name, project.cache / name)
@@ -284,7 +288,7 @@ def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[
 
 
 def _unpacked(file: Path, desk: Path, wanted: str = "") -> Generator[Copied, None, Path]:
-    """Bring an archive as a whole to `desk`, check its SHA-256 and unpack it beside; returns the folder."""
+    """Download an archive to `desk`, check its SHA-256, unpack it beside; returns the folder."""
     total, done = file.stat().st_size, 0
     for count in copy_verified(file, desk, wanted):
         done += count

@@ -1,4 +1,4 @@
-"""A project that lives on a slow disk, opened on this machine's own: what is newest and whole there is brought here."""
+"""Open a project that has a remote copy: what is newest and valid there is downloaded to this machine's disk."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lorakit.sync.pending import Sent
 from lorakit.sync.restore import Restore, copied_file, stamp
 from lorakit.sync.staging import Copied
 
-SMALL = 1 << 24  # bytes; larger files beside the runs stay at home
+SMALL = 1 << 24  # bytes; larger files beside the runs stay on the remote
 
 
 class WorkspaceError(UserError):
-    """A project cannot be brought from its home."""
+    """A project cannot be downloaded from its remote copy."""
 
 
 def local_folder(remote: Path, local_root: Path) -> Path:
-    """Where a project is on this machine: its own name below `local_root`, told apart from others of that name."""
+    """Local folder of a project: its own name below `local_root`, with a hash if that name is taken."""
     remote = Path(remote).expanduser().absolute()
     plain = Project(Path(local_root) / remote.name)
     is_free = not plain.folder.exists() or not any(plain.folder.iterdir())
@@ -38,18 +38,18 @@ def local_folder(remote: Path, local_root: Path) -> Path:
 
 
 def open_remote(remote: Path, local_root: Path) -> Project:
-    """Bring a project from its home to this machine, start its mirror, and return it. Raises as `opening` does."""
+    """Download a project, start its sync service, and return it. Raises as `opening` does."""
     for _ in opening(remote, local_root):
         pass
     return Project(local_folder(remote, local_root))
 
 
 def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
-    """`open_home`, telling what is brought: settings, logs, states, datasets, caches; then the mirror is started.
+    """`open_remote` as a stream of progress: settings, logs, states, datasets, caches; then the sync service starts.
 
-    What is here already is not copied again. Files at home that are damaged are left out, each with a note. LoRA
-    files and older images follow in the background (`bringing_loras` waits for them). Raises WorkspaceError when home
-    cannot be reached or fails meanwhile; opening again goes on.
+    Files that are here already are not copied again. Damaged remote files are skipped, each with a note. LoRA files
+    and older images follow in the background (`bringing_loras` waits for them). Raises WorkspaceError when the remote
+    cannot be reached or fails meanwhile; opening again continues.
     """
     remote = Path(remote).expanduser().absolute()
     project = Project(local_folder(remote, local_root))
@@ -72,7 +72,7 @@ def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
 
 
 def notes(project: Project) -> tuple[str, ...]:
-    """What was left out, or is to be known, of the last opening."""
+    """Notes of the last opening: what was skipped or needs attention."""
     try:
         return tuple(json.loads((project.sync / "notes.json").read_bytes()))
     except FileNotFoundError:
@@ -80,24 +80,26 @@ def notes(project: Project) -> tuple[str, ...]:
 
 
 def bringing_loras(project: Project) -> Iterator[Copied]:
-    """Bring, now, the LoRA files and images that the mirror would bring in the background. Raises WorkspaceError."""
+    """Download the LoRA files and images now instead of in the background. Raises WorkspaceError."""
     done, total = 0, sum(fetch.wanted(project).values())
     try:
         for count, problem in fetch.bringing(project):
             done += count
             yield Copied("LoRA files and images", done, total, problem)
     except OSError as error:
-        raise WorkspaceError(f"{project.remote} failed while LoRA files were brought ({error}); try again.") from error
+        raise WorkspaceError(
+            f"{project.remote} failed while LoRA files were downloaded ({error}); try again."
+        ) from error
 
 
 def _settle_in(remote: Path) -> None:
-    """Make a home, or find it. Raises WorkspaceError where no disk seems to be mounted."""
+    """Create the remote folder and its mark if needed. Raises WorkspaceError where no disk seems to be mounted."""
     above = next(folder for folder in remote.parents if folder.exists())
     missing = remote.relative_to(above).parts
     if not remote.exists() and len(missing) > 2:
         raise WorkspaceError(
-            f"{remote} cannot be made: there is no {above / missing[0]}. Is the disk mounted (in Colab: "
-            "drive.mount('/content/drive'))? If it is, make that folder first."
+            f"{remote} cannot be created: there is no {above / missing[0]}. Is the disk mounted (in Colab: "
+            "drive.mount('/content/drive'))? If it is, create that folder first."
         )
     remote.mkdir(parents=True, exist_ok=True)
     if not (remote / MARK).exists():
@@ -107,7 +109,7 @@ def _settle_in(remote: Path) -> None:
 
 def _opening(project: Project) -> Iterator[Copied]:
     with (service.away if _is_behind(project) else service.only_one)(project) as lock:
-        if lock is not None:  # a running mirror knows what home has of the runs
+        if lock is not None:  # a running sync service knows what the remote has of the runs
             sent = Sent.of(project)
             sent.on_remote_id(project, (project.remote / MARK).read_text())
             yield from _settings(project, sent)
@@ -121,8 +123,10 @@ def _opening(project: Project) -> Iterator[Copied]:
 
 
 def _is_behind(project: Project) -> bool:
-    """Whether home has another log of some run than was sent from here, as another machine went on; not while one is
-    trained here, which the mirror is not to leave."""
+    """Whether some run's remote log differs from what was uploaded here: another machine continued it.
+
+    False while a run trains here: the sync service must not leave it.
+    """
     sent, here = Sent.of(project), project.runs()
     if any(is_locked(run.lock) for run in here):
         return False
@@ -131,7 +135,7 @@ def _is_behind(project: Project) -> bool:
 
 
 def _settings(project: Project, sent: Sent) -> Iterator[Copied]:
-    """The files beside the runs, such as settings.yaml: home's, unless this machine changed its own since."""
+    """Download files beside the runs, such as settings.yaml, unless this machine changed its own since."""
     for path in sorted(project.remote.iterdir()):
         here = project.folder / path.name
         is_ours = path.name in ("runs", packs.ARCHIVES, MARK) or pending.UNSENT.fullmatch(path.name)
@@ -140,11 +144,11 @@ def _settings(project: Project, sent: Sent) -> Iterator[Copied]:
             continue
         if path.is_dir():
             if not here.exists():
-                yield Copied(path.name, 0, 0, f"The folder {path} stays there; copy what you need of it.")
+                yield Copied(path.name, 0, 0, f"The folder {path} is not downloaded; copy what you need from it.")
             continue
         size = path.stat().st_size
         if size > SMALL:
-            yield Copied(path.name, 0, 0, f"{path} ({size / 1e6:.0f} MB) stays there; copy it if you need it.")
+            yield Copied(path.name, 0, 0, f"{path} ({size / 1e6:.0f} MB) is not downloaded; copy it if you need it.")
         elif not here.exists() or (sent.files.get(path.name) == stamp(here) and here.read_bytes() != path.read_bytes()):
             yield from copied_file(path, here, sent, path.name)
     sent.remember(project)

@@ -1,4 +1,4 @@
-"""Projects with a home, made of bytes that no model ever saw: runs, states, datasets, and a mirror that hurries."""
+"""Projects with a remote copy, made of random bytes: runs, states, datasets, and a sync service that hurries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def begin(project: Project, name: str = "r") -> Run:
 
 
 def safetensors(size: int = 100) -> bytes:
-    """A whole file of one tensor."""
+    """A complete file of one tensor."""
     header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return len(header).to_bytes(8, "little") + header + bytes(size)
 
@@ -69,7 +69,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def opened(remote: Path, root: Path) -> Project:
-    """open_home, and no mirror started by it."""
+    """open_remote, and no sync service started by it."""
     begun, service.start = service.start, lambda project: False
     try:
         return workspace.open_remote(remote, root)
@@ -78,7 +78,7 @@ def opened(remote: Path, root: Path) -> Project:
 
 
 def serving(project: Project, pace: Pace = QUICK, **changes) -> subprocess.Popen:
-    """A mirror in a process of its own."""
+    """A sync service in a process of its own."""
     told = {**vars(pace), **changes}
     code = (
         "import json, sys; from lorakit.sync.service import Pace, serve; from lorakit.project import Project\n"
@@ -98,7 +98,7 @@ def until(project: Project, true, seconds: float = 20.0) -> Standing:
 
 
 def whole_states(remote: Path, name: str = "r") -> list[int]:
-    """The steps of the states at home that look complete; fails for one that is not."""
+    """The steps of the states on the remote that look complete; fails for one that is not."""
     found = []
     for mark in sorted((remote / "runs" / name / "states").glob("*/COMPLETE.json")):
         told = json.loads(mark.read_bytes())
@@ -109,7 +109,7 @@ def whole_states(remote: Path, name: str = "r") -> list[int]:
 
 
 def plain_remote(tmp_path: Path) -> Project:
-    """A fixture's function: a project whose home is a plain folder, with a run that has begun."""
+    """A fixture's function: a project whose remote copy is a plain folder, with a run that has begun."""
     (tmp_path / "drive/lorakit").mkdir(parents=True)
     found = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")
     begin(found)
@@ -117,7 +117,7 @@ def plain_remote(tmp_path: Path) -> Project:
 
 
 def served() -> Iterator[Callable]:
-    """A fixture's function: starts mirrors that are ended with the test."""
+    """A fixture's function: starts sync services that are ended with the test."""
     begun = []
 
     def start(project: Project, **changes) -> subprocess.Popen:

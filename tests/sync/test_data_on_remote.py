@@ -1,4 +1,4 @@
-"""What the data tools leave in a project is safe at home and comes back on a new machine."""
+"""What the data tools leave in a project is safe on the remote and comes back on a new machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEFT = {
 
 @pytest.fixture
 def project(tmp_path):
-    """A project of a home, its images already there."""
+    """A project of a remote, its images already there."""
     save_data(tmp_path / "drive/mofu/dataset")
     made = opened(tmp_path / "drive/mofu", tmp_path / "machine")
     mirrored(made)
@@ -36,7 +36,7 @@ def project(tmp_path):
 
 
 def mirrored(project) -> None:
-    """Copy until all is at home."""
+    """Copy until all is on the remote."""
     assert serving(project).wait(30) == 0
     standing = service.standing(project)
     assert (standing.files_left, standing.trouble) == (0, ""), standing
@@ -55,12 +55,12 @@ def set_aside(project, name: str) -> None:
 
 
 def contents(record: dict) -> set[str]:
-    """The digests that a list of archives at home has."""
+    """The digests that a list of archives on the remote has."""
     return set(record["files"].values())
 
 
 def at_home(project) -> set[str]:
-    """The content of all files that home's archives have."""
+    """The content of all files that the remote's archives have."""
     lists = [json.loads(file.read_bytes()) for file in (project.remote / packs.ARCHIVES).glob("*.json")]
     return set().union(*map(contents, lists))
 
@@ -110,8 +110,8 @@ def test_captions_edited_on_two_machines_are_told_and_joined_by_opening_again(pr
     told = until(other, lambda standing: standing.trouble).trouble
     watching.terminate()
     watching.wait()
-    assert told.startswith("The folder dataset was changed at home by another machine. Training goes on")
-    assert "Open the project again, which joins both" in told
+    assert told.startswith("The folder dataset was changed in the remote copy by another machine. Training continues")
+    assert "Open the project again to merge both versions" in told
     mirrored(elsewhere(project, tmp_path / "other"))
     texts = elsewhere(project, tmp_path / "third").dataset / "2_mofu"
     assert [(texts / f"00{i}.txt").read_text() for i in range(2)] == ["edited here", "edited there"]
@@ -119,14 +119,17 @@ def test_captions_edited_on_two_machines_are_told_and_joined_by_opening_again(pr
 
 @pytest.mark.parametrize("way", ["set aside", "restored"])
 def test_an_image_that_moves_is_at_home_at_every_moment(project, way):
-    """However early the machine is lost: nothing of the dataset is missing from all archives at home."""
+    """However early the machine is lost: nothing of the dataset is missing from all archives on the remote."""
     set_aside(project, "2_mofu/000.png")
     if way == "restored":
         mirrored(project)
         shutil.move(project.folder / "set-aside/001-duplicates/2_mofu/000.png", project.dataset / "2_mofu/000.png")
     before = at_home(project)
     due = Due(
-        logs=True, packs=("dataset", "set-aside")[:: 1 if way == "set aside" else -1], training={}, told=frozenset()
+        logs=True,
+        packs=("dataset", "set-aside")[:: 1 if way == "set aside" else -1],
+        training={},
+        announced=frozenset(),
     )
     for _ in Pass(project, Sent.of(project), due).lines():
         assert before <= at_home(project)
@@ -137,7 +140,7 @@ def test_an_image_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_g
     set_aside(project, "2_mofu/000.png")
     before = at_home(project)
     packs.manifest(project.remote, "set-aside").mkdir()  # where no list can be written
-    due = Due(logs=True, packs=("dataset", "set-aside"), training={}, told=frozenset())
+    due = Due(logs=True, packs=("dataset", "set-aside"), training={}, announced=frozenset())
     with pytest.raises(OSError):
         list(Pass(project, Sent.of(project), due).lines())
     packs.manifest(project.remote, "set-aside").rmdir()

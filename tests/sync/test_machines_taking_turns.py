@@ -34,7 +34,7 @@ def remote(tmp_path) -> Path:
 
 
 def mirrored(project: Project) -> None:
-    """Copy until all is at home."""
+    """Copy until all is on the remote."""
     assert serving(project).wait(30) == 0
     standing = service.standing(project)
     assert (standing.files_left, standing.trouble) == (0, ""), standing
@@ -100,4 +100,4 @@ def test_a_run_of_which_no_state_came_home_begins_again_and_is_told(remote, tmp_
         log.write(b'{"kind": "saved", "time": 1.0, "step": 20, "state": "", "lora": "", "matched": ""}\n')
     project = opened(remote, tmp_path / "new")
     assert checkpoint.latest_state(project.run("r")).step == 0
-    assert any("No state of run 'r' was home" in note for note in notes(project))
+    assert any("No training state of run 'r' was uploaded" in note for note in notes(project))

@@ -1,4 +1,4 @@
-"""What goes home and in which order, and the process that brings it there."""
+"""What is uploaded and in which order, and the process that brings it there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_settled(found: Standing) -> bool:
 
 def send(project: Project, sent: Sent) -> None:
     """One pass, here in this process."""
-    for line in Pass(project, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
+    for line in Pass(project, sent, Due(logs=True, packs=(), training={}, announced=frozenset())).lines():
         if "sent" in line:
             sent.files[line["sent"]] = line["stamp"]
         elif "lost" in line:
@@ -104,7 +104,7 @@ def test_a_clock_that_is_put_back_silences_no_trainer_to_other_machines(plain, t
         try:
             until(plain, lambda found: is_settled(found) and (stamp / "trainer.json").exists())
             (tmp_path / "back").touch()
-            time.sleep(1)
+            time.sleep(0.3)
             told, end = (stamp / "trainer.json").read_bytes(), time.time() + 10
             while (stamp / "trainer.json").read_bytes() == told:
                 assert time.time() < end
@@ -168,9 +168,9 @@ def test_lora_files_are_at_home_before_a_state_that_is_beyond_them(plain):
         run.lora_file(step).write_bytes(safetensors())
         state(run, step)
         rotate(run)
-    for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
+    for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, announced=frozenset())).lines():
         if "states" in line:
-            break  # the machine is lost with the first state at home
+            break  # the machine is lost with the first state on the remote
     assert whole_states(plain.remote) and sorted(os.listdir(plain.remote / "runs/r/lora")) == sorted(
         os.listdir(run.loras)
     )
@@ -183,7 +183,7 @@ def test_a_trainer_that_saves_while_lora_files_are_sent_keeps_no_state_back(plai
         run.lora_file(step).write_bytes(safetensors())
         state(run, step)
     steps = iter((3, 4))
-    for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, told=frozenset())).lines():
+    for line in Pass(plain, sent, Due(logs=True, packs=(), training={}, announced=frozenset())).lines():
         if "/lora/" in line.get("sent", "") and (step := next(steps, 0)):
             state(run, step)
             rotate(run)
@@ -261,7 +261,7 @@ def test_settling_starts_the_mirror_and_ends_when_all_is_safe(plain, monkeypatch
 
 
 def test_nothing_is_called_safe_that_was_written_after_the_last_look(plain, serve):
-    serve(plain, look=1.0)
+    serve(plain, look=0.3)
     for number in range(3):
         until(plain, is_settled)  # it has looked, and sleeps
         written, note = time.time(), str(number)

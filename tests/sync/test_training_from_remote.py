@@ -1,4 +1,4 @@
-"""Training with a home on a disk that hangs, fails or is gone: it neither waits nor loses a bit."""
+"""Training with a remote on a disk that hangs, fails or is gone: it neither waits nor loses a bit."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def seconds_waited(run: Run) -> float:
 
 @fuse
 def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, tiny, tmp_path):
-    """Home hangs from the first step to the last state of the first machine; then the disk is back, that machine is
-    lost with all of its files, and another one goes on from home."""
+    """The remote hangs until the first machine has saved its last state. Then the disk is back, that machine is lost
+    with all its files, and another one continues from the remote."""
     save_images(disk.backing / "lorakit/mofu/dataset")
     remote = disk.at / "lorakit/mofu"
     project = opened(remote, tmp_path / "first")
     run = run_in(project, tiny)
     uncut = copy_of(run, tmp_path / "uncut")
-    mirror = serving(project, linger=600.0)
+    uploading = serving(project, linger=600.0)
     try:
         until_standing(project, lambda found: found.files_left == 0)
         disk.set(hang=True)
@@ -75,13 +75,13 @@ def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, t
         trainer.start()
         trainer.join(120)
         assert not trainer.is_alive(), "training waits for a disk that hangs"
-        found = until_standing(project, lambda found: "has not answered" in found.trouble)
+        found = until_standing(project, lambda found: "has not responded" in found.trouble)
         assert found.confirmed == {"r": 0} and found.bytes_left > 0
         disk.set()
         assert until_standing(project, lambda found: found.files_left == 0, 60).confirmed == {"r": 4}
     finally:
-        mirror.kill()
-        mirror.wait()
+        uploading.kill()
+        uploading.wait()
     shutil.rmtree(tmp_path / "first")
 
     second = opened(remote, tmp_path / "second").run("r")
@@ -91,7 +91,7 @@ def test_a_run_that_is_cut_goes_on_elsewhere_and_ends_as_if_it_never_was(disk, t
     assert isinstance(again[-1], Finished)
     assert not [event for event in again if type(event).__name__ == "Progress"], "the cache was restored"
     list(train(uncut))
-    for step in set(uncut.lora_steps()) - set(second.lora_steps()):  # those of before wait at home
+    for step in set(uncut.lora_steps()) - set(second.lora_steps()):  # those of before wait on the remote
         uncut.lora_file(step).unlink()
     assert_same_end(second, uncut)
 
@@ -117,21 +117,21 @@ def test_a_full_disk_ends_the_training_with_a_word_and_nothing_is_lost(room, dis
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/thread-self/schedstat"), reason="the kernel does not tell who waits")
 @pytest.mark.parametrize("fault", [{"hang": True}, {"error": 5}, {"room": 0}, {"delay": 0.5, "bandwidth": 20_000}, {}])
-def test_training_waits_no_longer_than_without_a_home(fault, disk, tiny, tmp_path):
+def test_training_waits_no_longer_than_without_a_remote_copy(fault, disk, tiny, tmp_path):
     longer = {"loop": {"epochs": 20, "gradient_accumulation_steps": 1}, "save": {"every_epochs": 0, "every_steps": 5}}
     alone = new_run(tmp_path / "alone", tiny, longer)
     (disk.backing / "lorakit").mkdir()
     project = opened(disk.at / "lorakit/mofu", tmp_path / "local")
     run = new_run(project.folder, tiny, longer)
     without = seconds_waited(alone)
-    mirror = serving(project, look=3.0, logs=1.0, linger=600.0)
+    uploading = serving(project, look=3.0, logs=1.0, linger=600.0)
     try:
-        time.sleep(1)
+        time.sleep(0.3)
         disk.set(**fault)
         waited = seconds_waited(run)
     finally:
-        mirror.kill()
-        mirror.wait()
+        uploading.kill()
+        uploading.wait()
     steps = len(events.steps(run.log))
     print(f"{fault}: slept {1000 * waited / steps:.1f} ms a step, {1000 * without / steps:.1f} ms without a home")
     assert waited < 2 * without + 0.005 * steps

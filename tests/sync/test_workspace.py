@@ -1,4 +1,4 @@
-"""A project opened from its home: what is whole comes here, what is not is named, and nobody's work is lost."""
+"""A project opened from its remote: what is complete comes here, what is not is named, and nobody's work is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def remote(tmp_path):
 
 
 def mirrored(project: Project) -> None:
-    """Copy until all is at home."""
+    """Copy until all is on the remote."""
     assert serving(project).wait(30) == 0
     standing = service.standing(project)
     assert (standing.files_left, standing.trouble) == (0, ""), standing
@@ -147,7 +147,7 @@ def test_a_damaged_newest_state_is_passed_over_for_the_one_before_and_named(file
     project = opened(remote, tmp_path / "new")
     states = [path.name for path in project.run("r").states.iterdir()]
     assert states == ["00000010"] and (project.run("r").states / "00000010/state.pt").stat().st_size == 5_000
-    assert len(notes(project)) == 1 and "The state of step 20 of run 'r' is passed over: at home" in notes(project)[0]
+    assert len(notes(project)) == 1 and "The remote state of step 20 of run 'r' is skipped:" in notes(project)[0]
     assert file in notes(project)[0]
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_lora_file_is_named_and_left_out(how, remote, tmp_path, traine
 def test_a_damaged_archive_is_named_and_made_again(which, how, remote, tmp_path, trained):
     damaged(next((remote / "archives").glob(f"{which}-*.tar")), how)
     project = opened(remote, tmp_path / "new")
-    assert any("is damaged or gone" in note for note in notes(project))
+    assert any("is damaged or missing" in note for note in notes(project))
     assert content(project.dataset) == content(remote / "dataset"), "the folder at home has it, too"
     mirrored(project)
     project = opened(remote, tmp_path / "newer")
@@ -235,7 +235,7 @@ def test_a_run_that_went_on_on_two_machines_is_kept_twice(remote, tmp_path, trai
     two = opened(remote, tmp_path / "two")
     assert [run.name for run in two.runs()] == ["r", "r.home"]
     assert (two.run("r").states / "00000025").exists() and (two.run("r.home").states / "00000030").exists()
-    assert "went on differently here and at home" in notes(two)[0]
+    assert "differs here and in the remote copy" in notes(two)[0]
 
 
 def test_three_way_joins():
@@ -293,7 +293,7 @@ def test_a_caption_changed_on_both_sides_is_kept_twice_and_named(remote, tmp_pat
     project = opened(remote, tmp_path / "new")
     assert (project.dataset / "2_mofu/000.txt").read_text() == "by hand"
     assert (project.dataset / f"2_mofu/000.txt{OTHER}").read_text() == "at home, by hand, too"
-    assert "was changed here and at home" in notes(project)[0]
+    assert "was changed here and in the remote copy" in notes(project)[0]
     mirrored(project)
     other = opened(remote, tmp_path / "newer")
     assert content(other.dataset) == content(project.dataset) and notes(other) == ()
@@ -361,7 +361,7 @@ def test_large_files_and_foreign_folders_stay_at_home_and_are_named(remote, tmp_
     monkeypatch.setattr(workspace, "SMALL", 1000)
     project = opened(remote, tmp_path / "new")
     assert sorted(content(project.folder)) == ["home.json", "preferences.json"]
-    assert len(notes(project)) == 2 and all("stays there" in note for note in notes(project))
+    assert len(notes(project)) == 2 and all("is not downloaded" in note for note in notes(project))
 
 
 def test_a_setting_changed_here_is_not_overwritten_by_homes(remote, tmp_path, trained):
