@@ -59,7 +59,7 @@ class Row:
         """Place another widget before the control, in the same line."""
         self._line.children = (widget, *self._line.children)
 
-    def show(self, value: Any, *, by_hand: bool, trouble: str, colour: str = RED, keeps: bool = False) -> None:
+    def show(self, value: Any, *, by_hand: bool, problem: str, colour: str = RED, keeps: bool = False) -> None:
         """Show a value (unless the control `keeps` what was typed), whether it was set by hand, and what is wrong."""
         if not keeps:
             self._silent = True
@@ -72,10 +72,10 @@ class Row:
         _set(self.head, f"<div style='line-height:1.3'>{f'<b>{label}</b>' if by_hand else label}{unit}</div>")
         _set(self.note, help_html(self._note_of(value)))
         self.undo.layout = self._layouts.button if by_hand else self._layouts.no_button
-        self._explain(problem_html(trouble, colour))
+        self._explain(problem_html(problem, colour))
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """What is shown to be wrong, as HTML; "" for nothing."""
         return self._problem.value if self._problem else ""
 

@@ -51,7 +51,7 @@ def widgets_of(form, kind):
 
 
 def trouble(form, path):
-    return form.rows[path].trouble
+    return form.rows[path].problem
 
 
 # ---- form from the configs ------------------------------------------------------------------------------------------

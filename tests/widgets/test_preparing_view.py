@@ -224,9 +224,9 @@ def test_the_next_run_trains_on_the_prepared_images_and_on_the_originals_again(p
 def test_a_wrong_colour_is_told_beside_its_field_and_the_last_right_one_holds(project):
     form = PrepareForm(project)
     form.rows["background"].control.widget.value = "mauvish"
-    assert "mauvish" in form.rows["background"].trouble and read_prepare_config(project).background == "white"
+    assert "mauvish" in form.rows["background"].problem and read_prepare_config(project).background == "white"
     form.rows["background"].control.widget.value = "#000000"
-    assert not form.rows["background"].trouble and read_prepare_config(project).background == "#000000"
+    assert not form.rows["background"].problem and read_prepare_config(project).background == "#000000"
 
 
 def test_an_image_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(project, tmp_path):

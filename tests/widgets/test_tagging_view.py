@@ -98,9 +98,9 @@ def test_a_suggestion_is_written_into_its_field(project):
 def test_a_missing_setting_is_reported_and_disables_the_buttons(project):
     form = TaggingForm(project)
     form.tagger.value = "server"
-    assert "model is empty" in form.rows["server.model"].trouble and form.button.disabled and form.preview.disabled
+    assert "model is empty" in form.rows["server.model"].problem and form.button.disabled and form.preview.disabled
     form.set("server.model", "m")
-    assert "model is empty" not in form.rows["server.model"].trouble
+    assert "model is empty" not in form.rows["server.model"].problem
     assert not form.button.disabled
 
 
@@ -109,7 +109,7 @@ def test_a_key_typed_into_the_form_never_gets_to_the_disk(project):
     form.tagger.value = "server"
     for typed in ("s", "sk-secret", "sk-secret1"):
         form.rows["server.key_variable"].control.field.value = typed
-    assert "name of an environment variable" in form.rows["server.key_variable"].trouble
+    assert "name of an environment variable" in form.rows["server.key_variable"].problem
     assert "sk-secret" not in (project.folder / "tagging.yaml").read_text()
     with pytest.raises(ConfigError, match="0.05 to 1"):
         form.set("tagging.general_threshold", 7)

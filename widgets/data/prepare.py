@@ -109,7 +109,7 @@ class PrepareForm:
         try:
             how = replace(self.how, **{name: check(PrepareConfig, name, row.control.read())})
         except ConfigError as error:
-            row.show(getattr(self.how, name), by_hand=True, trouble=str(error), keeps=True)
+            row.show(getattr(self.how, name), by_hand=True, problem=str(error), keeps=True)
             return
         self._set(how)
 
@@ -141,7 +141,7 @@ class PrepareForm:
         usual = PrepareConfig()
         for name, row in self.rows.items():
             value = getattr(self.how, name)
-            row.show(value, by_hand=value != getattr(usual, name), trouble="")
+            row.show(value, by_hand=value != getattr(usual, name), problem="")
             row.hide(row.when is not None and getattr(self.how, row.when[0]) not in row.when[1])
         is_used = self._is_used()
         self.use.description = say("Train on the originals again") if is_used else say("Train on the prepared images")

@@ -22,7 +22,7 @@ from widgets.images import thumbnail
 from widgets.page import BLUE, GREY, RED, WIDTH, bar, box, facts, span
 from widgets.plot import number, spark
 from widgets.training.history import History
-from widgets.training.live import STATES, kept, render, trouble
+from widgets.training.live import STATES, copy_problem, kept, render
 
 SIDE = 84  # px of the newest sample
 STARTABLE = ("new", "stopped", "failed", "cut")  # states in which a trainer can be started
@@ -109,7 +109,7 @@ class RunList:
             ipywidgets.VBox([self.rows[run.name], self._bar(list(self.buttons[run.name].values()))]) for run in runs
         ]
         empty = box(say("No runs in {folder} yet.", folder=self.project.folder), GREY)
-        self.message.value = trouble(self.project, time.time()) if runs else empty
+        self.message.value = copy_problem(self.project, time.time()) if runs else empty
 
     def _add(self, run: Run) -> None:
         self.rows[run.name] = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))

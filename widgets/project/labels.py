@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from widgets.fields import label_and_help
 from widgets.i18n import language
 
 # `part.name`, or a bare name with an underscore: other bare names are words of English as well
@@ -30,12 +29,14 @@ def labelled(text: str, family: str = "") -> str:
 @cache
 def _labels(language: str, family: str) -> dict[str, str]:
     """Path, and bare name, -> label in a language of every setting of a run; of the base model's those of `family`."""
+    # Imported here: the live view needs labels only when there is a warning, and no widgets at all.
     from dataclasses import fields
 
     from lorakit import models
     from lorakit.config import types_of
     from lorakit.lora import variants
     from lorakit.run.config import RunConfig
+    from widgets.fields import label_and_help
 
     # The parts that every family shares come from RunConfig: a family's own file would load torch.
     types = types_of(RunConfig)

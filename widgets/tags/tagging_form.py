@@ -130,7 +130,7 @@ class TaggingForm:
         try:
             self.set(row.path, row.control.read())
         except ConfigError as error:
-            row.show(None, by_hand=True, trouble=str(error), keeps=True)
+            row.show(None, by_hand=True, problem=str(error), keeps=True)
 
     def _set_trigger(self, change: dict[str, Any]) -> None:
         if not change["new"].strip():
@@ -154,8 +154,8 @@ class TaggingForm:
         for path, row in self.rows.items():
             owner, _, field = path.partition(".")
             value = values[owner][field]
-            trouble = problems.get(field, "") if owner == self.name else ""
-            row.show(value, by_hand=value != usual[owner][field], trouble=trouble, colour=AMBER)
+            problem = problems.get(field, "") if owner == self.name else ""
+            row.show(value, by_hand=value != usual[owner][field], problem=problem, colour=AMBER)
         self.button.disabled = self.preview.disabled = bool(problems)
 
 

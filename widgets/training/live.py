@@ -169,7 +169,7 @@ def figures(run: Run, history: History, note: str = "") -> str:
     pieces = [_headline(run, history, state, now)]
     pieces += [box(note, AMBER)] if note else []
     pieces += [facts(kept(run, history, now))] if history.saved or alive else []
-    pieces += [trouble(run.project, now), _ending(run, history, state), _loss(history), _rates(history)]
+    pieces += [copy_problem(run.project, now), _ending(run, history, state), _loss(history), _rates(history)]
     pieces += [_warning(text, count) for text, count in list(history.warnings.items())[-WARNINGS:]]
     if alive and not note:
         pieces.append(
@@ -241,7 +241,7 @@ def kept(run: Run, history: History, now: float) -> list[str]:
     return texts
 
 
-def trouble(project: Project, now: float) -> str:
+def copy_problem(project: Project, now: float) -> str:
     """A banner while files cannot be copied to the remote copy: "" for HICCUP s, then amber, after LONG s red."""
     if project.remote is None:
         return ""

@@ -58,7 +58,7 @@ class SettingRows:
             row.show(
                 shown[path],
                 by_hand=path in by_hand,
-                trouble=say("Choose this first: {label}", label=row.label)
+                problem=say("Choose this first: {label}", label=row.label)
                 if missing
                 else worded(path, problem, self.family),
                 colour=AMBER if missing else RED,
