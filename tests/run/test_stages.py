@@ -116,8 +116,8 @@ def test_each_step_has_the_rate_of_its_stages_schedule_over_its_stages_steps(tmp
     assert stage_steps(config, (2, 2, 2)) == (2, 3, 2) and started[0].steps == 7
     assert [line[2] for line in trace(run).values()] == lr_curve(config, (2, 2, 2))
     # warming up for 2 steps of 2; falling over 3 steps; warming up again
-    wanted = [1e-2 / 3, 2e-2 / 3, 5e-3, 5e-3 * 2 / 3, 5e-3 / 3, 1e-2 / 3, 2e-2 / 3]
-    assert lr_curve(config, (2, 2, 2)) == pytest.approx(wanted)
+    expected = [1e-2 / 3, 2e-2 / 3, 5e-3, 5e-3 * 2 / 3, 5e-3 / 3, 1e-2 / 3, 2e-2 / 3]
+    assert lr_curve(config, (2, 2, 2)) == pytest.approx(expected)
 
 
 def test_a_part_stands_still_in_a_stage_that_does_not_train_it(tmp_path, sd15):
