@@ -42,8 +42,7 @@ def masked(tmp_path, family, base):
 def prepared(run):
     """A sitting right before its first step."""
     session = Session(run)
-    list(session._encode())
-    session._attach()
+    list(session.prepare())
     return session
 
 

@@ -51,7 +51,7 @@ def begun(folder, file, base, *changes, **own) -> Session:
     run = Project(folder).run("r")
     save_from_weights(run, str(file), settings(base, **merged(*changes, own)))
     session = Session(run)
-    session._attach()
+    list(session.prepare())
     return session
 
 
@@ -120,11 +120,11 @@ def test_the_rank_and_alpha_are_the_files_whatever_was_set(tmp_path, sd15):
     by_hand = {"rank": 6, "alpha": 1.0, "network_weights": str(file)}
     save_config(run, configure(settings(sd15, adapter=by_hand)))
     session = Session(run)
-    session._attach()
+    list(session.prepare())
     assert_starts_from(session, changes)
     save_config(run, configure(settings(sd15, adapter={**by_hand, "rank": 2})))
     with pytest.raises(LoraFileError, match="rank is 3, the run's is 2; set the rank to 3"):
-        Session(run)._attach()
+        list(Session(run).prepare())
 
 
 # ---- what does not go together ---------------------------------------------------------------------------------------
@@ -140,7 +140,8 @@ def test_parts_that_are_not_trained_are_told_and_those_the_file_lacks_begin_at_n
     assert "text_encoder" not in session.model.loaded()
     lora(file, sd15)
     session = begun(tmp_path / "q", file, sd15, text)
-    assert "start from scratch" in session.notes[0] and warnings(list(session._resume())) == session.notes
+    assert "start from scratch" in session.notes[0]
+    assert warnings(list(Session(session.run).prepare())) == session.notes
     assert not any(session.adapter.delta(*key).any() for key in session.adapter.layers if key[0] == "text_encoder")
 
 

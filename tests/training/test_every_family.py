@@ -116,7 +116,7 @@ def test_samples_that_do_not_fit_are_left_out_and_change_nothing(tmp_path, base,
     monkeypatch.setattr(models.family(hard["model"]["family"]).Model, "sample", full)
     seen = list(train(runs[1]))
     assert [text.partition(":")[0] for text in warnings(seen)] == [
-        f"Out of memory while painting after step {step}" for step in (2, 4, 6)
+        f"Out of memory while generating samples after step {step}" for step in (2, 4, 6)
     ]
     assert_same_end(*reversed(runs))
 
@@ -124,10 +124,8 @@ def test_samples_that_do_not_fit_are_left_out_and_change_nothing(tmp_path, base,
 def test_caches_are_filled_once_and_then_only_trained_parts_are_loaded(base, settings, uncut, tmp_path):
     again = new_run(copy_of(uncut, tmp_path / "p").project.folder, base, settings, name="next")
     session = Session(again)
-    assert not [event for event in session._encode() if isinstance(event, Progress)]
-    session._attach()
-    list(session._resume())
-    session._step(1)
+    assert not [event for event in session.prepare() if isinstance(event, Progress)]
+    session.step(1)
     assert set(session.model.loaded()) <= set(session.config.rates) | {"text_conditioner"}
 
 
@@ -137,8 +135,8 @@ def test_dropping_every_caption_is_training_on_empty_captions(tmp_path, base, ha
         session = Session(new_run(tmp_path / str(rate), base, hard, {"data": {"caption_dropout_rate": rate}}))
         if rate == 0:
             session.feed.samples = tuple(dataclasses.replace(s, caption="") for s in session.feed.samples)
-        session._attach()
-        losses += [session._step(step).loss for step in (1, 2)]
+        list(session.prepare())
+        losses += [session.step(step).loss for step in (1, 2)]
     assert losses[:2] == losses[2:]
 
 
@@ -148,8 +146,7 @@ def test_dropping_every_caption_is_training_on_empty_captions(tmp_path, base, ha
 def test_every_file_of_a_run_is_put_on_the_base_as_it_was_trained(settings, uncut):
     generator = Generator(uncut)
     trained = Session(uncut)
-    trained._attach()
-    list(trained._resume())
+    list(trained.prepare())
     assert generator.use(6) == len(trained.adapter.layers)
     for key in trained.adapter.layers:
         wanted = trained.adapter.delta(*key)

@@ -29,7 +29,8 @@ from lorakit.errors import UserError
 from lorakit.events import Finished, Progress, Saved, Started, Stepped, Stopped
 from lorakit.project import Project
 from lorakit.run import checkpoint
-from lorakit.training.loop import BAD_STEPS_IN_A_ROW, Session, TrainingDiverged, train
+from lorakit.training.loop import Session, train
+from lorakit.training.nonfinite import MAX_NONFINITE_STEPS, TrainingDiverged
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -257,7 +258,7 @@ def test_many_bad_steps_in_a_row_end_the_run_with_the_likely_causes(tmp_path, ba
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 40}, "save": {"every_steps": 5}}, sizes=SQUARES)
     sat = Sitting(run, lambda losses, number: spoil(losses, number) if number >= 3 * 10 else losses)
     assert isinstance(sat.failed_with, TrainingDiverged)
-    assert sat.steps()[-1].step == 10 + BAD_STEPS_IN_A_ROW
+    assert sat.steps()[-1].step == 10 + MAX_NONFINITE_STEPS
     for cause in ("learning rate is too high", "base or VAE", "last saved state is kept"):
         assert cause in str(sat.failed_with)
     assert len(warnings(sat.events)) == 1
@@ -280,7 +281,7 @@ def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base):
         if at(Saved, 12)(event):
             break
     sat = Sitting(run, spoil_all)
-    assert isinstance(sat.failed_with, TrainingDiverged) and sat.steps()[-1].step == BAD_STEPS_IN_A_ROW
+    assert isinstance(sat.failed_with, TrainingDiverged) and sat.steps()[-1].step == MAX_NONFINITE_STEPS
 
 
 @pytest.mark.parametrize("exports", [True, False], ids=["with a LoRA file", "the state alone"])
@@ -295,7 +296,7 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path, base, exports, 
     weight = session.optimizer.param_groups[0]["params"][0]
     (weight.data if where == "weights" else session.optimizer.state[weight]["exp_avg"]).view(-1)[0] = math.nan
     with pytest.raises(UserError, match="not finite"):
-        session._save(2, exports)
+        session.save(2, exports)
     assert sorted(run.states.rglob("*")) == states
     assert run.lora_steps() == ([1, 2] if exports and where == "optimizer" else [1])  # a finite one, before the state
     assert_all_files_are_finite(run)
