@@ -1,7 +1,7 @@
 # Each target makes .venv if it has to, and says what it does. `make PYTHON=python3.12 test` picks the Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint slow gpu browser colab clean install packages notebooks zip
+.PHONY: help demo test lab lint map slow gpu browser colab clean install packages notebooks zip
 
 # On Linux PyPI's torch brings gigabytes of CUDA; without an NVIDIA driver the CPU build does. A mirror can be named here.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -26,6 +26,7 @@ help:
 	@echo "make test    check the code and run the fast tests"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make lint    check code and notebooks only"
+	@echo "make map     write the lists of rooms and files in ARCHITECTURE.md"
 	@echo "make slow    run the tests that take minutes"
 	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small cards"
 	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in screenshots/"
@@ -50,6 +51,9 @@ lab: install
 lint: install
 	@echo "Checking code and notebooks with ruff."
 	@$(RUN) -m ruff check
+
+map: install
+	@$(RUN) tests/builders/architecture.py
 
 slow: install
 	@echo "Running the slow tests (minutes)."

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import architecture
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -152,3 +153,7 @@ def test_notebook_cells_are_short_define_nothing_and_have_no_loops():
         found = [type(node).__name__ for node in ast.walk(ast.parse(plain)) if isinstance(node, kinds)]
         wrong += [f"{where}: {', '.join(found)}"] if found else []
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_architecture_page_lists_every_room_and_file():
+    assert architecture.page(ORDER, WIDGETS) == architecture.PAGE.read_text(encoding="utf-8"), "run `make map`"
