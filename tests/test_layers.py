@@ -18,7 +18,7 @@ ORDER = """
     files machine project hub layers lora diffusion
     optimizers schedules presets guide_tables
     models data run sync training prepare generation taggers tags examine
-    demo doctor cli __main__
+    demo doctor api cli __main__
 """.split()
 WIDGETS = """
     i18n page plot plain images clicks waiting layouts choices controls fields project data tags training evaluate

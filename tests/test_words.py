@@ -34,7 +34,9 @@ VAGUE = {"told", "said", "found", "made", "known", "mine"}  # name what it holds
 STORED = re.compile(r'"pictures"|set-aside|"home"|home\.json|dataset-pictures')
 # The demo's drawn world paints pixels for real, and draws its pictures.
 DEMO = ROOT / "lorakit" / "demo"
-DOTTED = re.compile(r"(?<![\w/.])(?:model|data|adapter|loss|optimizer|schedule|loop|memory|save|sample)\.[a-z_]+\b(?!\()")
+DOTTED = re.compile(
+    r"(?<![\w/.])(?:model|data|adapter|loss|optimizer|schedule|loop|memory|save|sample)\.[a-z_]+\b(?!\()"
+)
 
 
 def texts(file: Path) -> list[tuple[int, str]]:
