@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.config import from_dict, to_dict
 from lorakit.project import Project, Run
-from lorakit.run.config import RunConfig, read_config
+from lorakit.run.config import read_config
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,21 +27,6 @@ def open_run(project: str | Path | Project, name: str = "run1") -> Run:
     run = _project(project).run(name)
     read_config(run)
     return run
-
-
-def extend_run(run: Run, epochs: int, way: str = "hold") -> RunConfig:
-    """Give a run `epochs` epochs in all; train it again to resume. Nothing that was trained changes.
-
-    way     "hold" keeps the planned learning rates and then the last of them, "stretch" plans the rest anew
-
-    Raises NothingToDo when so many are trained or planned already, RunBusy while it trains.
-
-    >>> extend_run(open_run("my-project"), 3).loop.epochs
-    3
-    """
-    from lorakit.run.extend import extend
-
-    return extend(run, epochs, way)
 
 
 def export(run: Run, step: int | None = None, to: str | Path = ".") -> Path:
@@ -76,7 +62,7 @@ def generate(run: Run, prompt: str, *, step: int | None = None, strength: float 
     from lorakit.run.sampling import SamplingConfig
 
     sample = to_dict(read_config(run).sample)
-    defaults = {name: sample[name] for name in SamplingConfig.__dataclass_fields__}
+    defaults = {field.name: sample[field.name] for field in fields(SamplingConfig)}
     settings = from_dict(SamplingConfig, {**defaults, **sampling})
     generator = Generator(run)
     generator.use(_step(run, step), strength)

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 import lorakit
-from lorakit import api
 from lorakit.demo import DATASET
 
 ROOT = Path(__file__).parents[1]
@@ -58,14 +57,15 @@ def test_the_lines_of_the_readme_train_a_run(trained):
     assert settings["model"]["source"] == "demo"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, _ in inspect.getmembers(api, inspect.isfunction) if name in lorakit.__all__]
-)
-def test_the_example_of_a_public_function_runs(trained, name):
-    function = getattr(api, name)
-    examples = doctest.DocTestFinder().find(function, name, globs={"open_run": lorakit.open_run, name: function})
-    result = doctest.DocTestRunner().run(examples[0])
-    assert result.attempted and not result.failed
+def test_the_example_of_every_public_function_runs_one_after_the_other(trained, forked):
+    public = {name: getattr(lorakit, name) for name in lorakit.__all__}
+    for name, function in public.items():
+        if not inspect.isfunction(function):
+            continue
+        (examples,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=dict(public))
+        result = doctest.DocTestRunner().run(examples)
+        list(lorakit.follow(lorakit.open_run("my-project")))  # a trainer that an example started ends before the next
+        assert result.attempted and not result.failed, name
 
 
 @pytest.mark.parametrize("name", lorakit.__all__)

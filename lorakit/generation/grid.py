@@ -100,6 +100,12 @@ def grid(
     `prompt`, `sampling.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise.
     Cells with equal seeds start from equal noise. Cells that are on disk are not generated again, so an interrupted
     grid resumes. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
+
+    >>> small = SamplingConfig(width=128, height=128, steps=2)
+    >>> strengths = Axis("strength", (0.0, 1.0))
+    >>> cells = grid(open_run("my-project"), Axis("seed", (1,)), strengths, prompt="mofurin", sampling=small)
+    >>> [type(each).__name__ for each in cells]
+    ['Rendered', 'Rendered', 'Done']
     """
     if x.name == y.name:
         raise ConfigError(f"Both axes are {x.name}; choose two of {', '.join(AXES)}.")

@@ -35,7 +35,8 @@ def create_run(
     settings, RunChanged when the run has trained with other ones, RunBusy while it trains, and what `save_from_weights`
     raises.
 
-        run = create_run("my-project", {"model": {"family": "sd15", "source": "demo"}})
+    >>> create_run("my-project", {"model": {"family": "sd15", "source": "demo"}}, name="other").name
+    'other'
     """
     run = (project if isinstance(project, Project) else Project(project)).run(name)
     if is_alive(run):

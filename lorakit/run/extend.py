@@ -30,7 +30,7 @@ class NothingToDo(UserError):
     """The run has trained or planned that many epochs already."""
 
 
-def extend_run(run: Run, epochs: int, way: str) -> RunConfig:
+def extend_run(run: Run, epochs: int, way: str = "hold") -> RunConfig:
     """Give a run more epochs; train it again to continue. Returns its new config.
 
     epochs      total number of epochs of its last stage, counted from the start of that stage
@@ -38,7 +38,8 @@ def extend_run(run: Run, epochs: int, way: str) -> RunConfig:
 
     Raises NothingToDo when it has that many already, ConfigError for another way, RunBusy while the run trains.
 
-        extend_run(run, 20, "stretch")
+    >>> extend_run(open_run("my-project"), 3).loop.epochs
+    3
     """
     return amend(run, more_epochs(run, epochs, way))
 

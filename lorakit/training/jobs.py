@@ -68,6 +68,9 @@ def start(run: Run) -> bool:
 
     Returns False when somebody trains it already. Output goes to trainer.log in the run's folder.
     Raises ProjectError for a run without a config, NoLocks on a file system without flock, and as `share`.
+
+    >>> start(open_run("my-project"))
+    True
     """
     share(run)
     try:
@@ -106,7 +109,10 @@ def share(run: Run) -> None:
 def follow(run: Run) -> Iterator[Event | None]:
     """All that has happened in a run, then what happens, as it does; None every 0.2 s while nothing does.
 
-    Ends when nobody trains the run (any more) and all of its log was told.
+    Ends when nobody trains the run (any more) and all of its log was returned.
+
+    >>> type([event for event in follow(open_run("my-project")) if event][-1]).__name__
+    'Finished'
     """
     tail = events.Tail(run.log)
     while True:
@@ -125,6 +131,9 @@ def stop(run: Run) -> bool:
 
     Returns False when nobody trains the run. A trainer that is told a second time ends at once, unsaved.
     Raises Elsewhere when it is trained on another machine.
+
+    >>> stop(open_run("my-project"))
+    False
     """
     until = time.monotonic() + SIGNING
     while (trainer := last_trainer(run)) is None and is_alive(run) and time.monotonic() < until:

@@ -39,6 +39,9 @@ def train(run: Run) -> Iterator[Event]:
     Yields events and appends them to the run's log. SIGINT and SIGTERM finish the step, save and end with `Stopped`.
     Raises RunBusy while another trainer has the run; with `Failed` at the end of the log RunChanged, DataError,
     ModelFileError, ConfigError before the first step, TrainingDiverged later, OutOfMemory and DiskFull at any time.
+
+    >>> [type(event).__name__ for event in train(open_run("my-project"))]
+    ['Started', 'Finished']
     """
     with lock_run(run), stop_signals() as stop:
         try:
