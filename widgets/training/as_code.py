@@ -12,13 +12,12 @@ import yaml
 from widgets.project.draft import Draft, flattened
 
 CODE = """\
-from lorakit.project import Project
-from lorakit.run.config import configure
-from lorakit.run.create import save_config
+import lorakit
 
-run = Project({folder!r}).run({run!r})
-config = configure({settings}{gpu_preset})
-save_config(run, config)
+settings = {settings}
+run = lorakit.create_run({folder!r}, settings, {run!r}{gpu_preset})
+for event in lorakit.train(run):
+    print(event)
 
 # In a terminal; the same command resumes a stopped run:
 # {shell}
