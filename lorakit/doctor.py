@@ -147,7 +147,7 @@ def release(version: str) -> list[int]:
 # ---- the GPU ---------------------------------------------------------------------------------------------------------
 
 
-_known: dict[str, Any] = {}
+_cached_facts: dict[str, Any] = {}
 
 
 def _facts() -> dict[str, Any]:
@@ -155,13 +155,13 @@ def _facts() -> dict[str, Any]:
 
     Problems that a user can fix meanwhile (memory that another program holds, a crashed process) are checked again.
     """
-    if _known:
-        return _known
+    if _cached_facts:
+        return _cached_facts
     facts = gpu.query()
     is_fine = not any(check.fix for check in gpu_checks(facts))
     has_no_gpu = not ("error" in facts or facts["warning"] or facts["available"])
     if is_fine or has_no_gpu:
-        _known.update(facts)
+        _cached_facts.update(facts)
     return facts
 
 

@@ -71,7 +71,7 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
     if re.match(r"https?://", source):
         url = urlsplit(source)
         hub = HUB_PAGE.fullmatch(unquote(url.path).strip("/"))
-        # the page of a model on another site cannot be told from a file: it is downloaded as one
+        # the page of a model on another site looks like a file: it is downloaded as one
         if not (hub and url.netloc in (*HUB_HOSTS, urlsplit(endpoint()).netloc)):
             return _verified(_from_url(source, folder or download_folder()))
     else:

@@ -139,7 +139,7 @@ def read(
 ) -> dict[tuple[str, str], Change]:
     """(part, module) -> the change of the module's weight, for files of every form and variant.
 
-    With `layers` only these modules are considered; else all of the parts that adapters may go on, of which those that
+    With `layers` only these modules are considered; else all of the parts that can have adapters, of which those that
     the file does not name are not loaded. Raises LoraFileError for a damaged file, a module that is incomplete, not
     finite or of another shape, and when anything in the file has no module here: applied in part it would be silently
     wrong.

@@ -50,7 +50,7 @@ def family(name: str) -> ModuleType:
     defaults                    part of a run -> settings that this family changes from the general defaults
     gpu_presets                 memory of a GPU ("8 GB") -> settings by part of a run, over the defaults
     unsupported                 setting -> why it cannot be used: own names, and `part.name` of other parts
-    rates                       part that adapters may go on -> the setting of `optimizer` with its learning rate
+    rates                       part that can have an adapter -> the setting of `optimizer` with its learning rate
     samplers, forms             samplers, and forms (layouts) of LoRA files, the usual one first
     resolution_multiple         px that the sides of images are multiples of
 

@@ -1,4 +1,4 @@
-"""The base class of models: parts that are loaded when needed and released, and the modules that adapters go on."""
+"""The base class of models: parts that are loaded when needed and released, and the modules that get adapters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKPOINTING = (
 class Parts:
     """A base model whose parts are read from disk when they are first used.
 
-    A family defines its parts (`denoiser`, `text_parts`), the modules that adapters go on (`TARGETS`, a regular
+    A family defines its parts (`denoiser`, `text_parts`), the modules that get adapters (`TARGETS`, a regular
     expression for each part) and the files that a part's output depends on besides its weights (`settings`).
     """
 
@@ -92,7 +92,7 @@ class Parts:
         return kinds.lora_family(modules)
 
     def targets(self, part: str) -> list[str]:
-        """Names of the modules of a part that adapters go on, in the module's order."""
+        """Names of the modules of a part that get adapters, in the module's order."""
         return [name for name, _ in self.load(part).named_modules() if re.fullmatch(self.TARGETS[part], name)]
 
     def enable_gradient_checkpointing(self) -> None:

@@ -13,7 +13,7 @@ from lorakit.diffusion import ddpm
 from lorakit.diffusion.weightings import WEIGHTINGS, LossConfig, masked
 from lorakit.models._base import Parts
 
-# Modules that adapters go on: those of kohya's plain LoRA (LierLa).
+# Modules that get adapters: those of kohya's plain LoRA (LierLa).
 UNET_TARGETS = (
     r".*attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\."
     r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"

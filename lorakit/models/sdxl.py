@@ -139,7 +139,7 @@ class Model(_unet.UNetModel):
         return [self.files.config_file("vae")] if part == "vae" else super().settings(part)
 
     def targets(self, part: str) -> list[str]:
-        """Names of the modules of a part that adapters go on, in the module's order: kohya's set, but for one layer."""
+        """Names of the modules of a part that get adapters, in the module's order: kohya's set, but for one layer."""
         names = super().targets(part)
         if part == "text_encoder":
             # the output of the last layer of the first text encoder is not used, so it could not learn

@@ -1,4 +1,4 @@
-"""More epochs and further stages for a run, even a finished one; what was trained stays bit for bit as it was."""
+"""More epochs and further stages for a run, even a finished one; steps that were trained stay bit for bit the same."""
 
 from __future__ import annotations
 

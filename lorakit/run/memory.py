@@ -135,7 +135,7 @@ class OutOfMemory(UserError):
 def explained(config: RunConfig, device: torch.device, doing: str, *, otherwise: str = "") -> Iterator[None]:
     """Turn running out of GPU or CPU memory within this context into OutOfMemory.
 
-    doing       what was going on, e.g. "in step 2"
+    doing       what was happening, e.g. "in step 2"
     otherwise   a sentence with another remedy; the message then lists only rungs that keep the run
     """
     import torch

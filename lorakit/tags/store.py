@@ -51,7 +51,7 @@ class CaptionStore:
     def commit(self, entry: Entry) -> tuple[Entry, set[str], OSError | None]:
         """Make a change: record it, write the caption files, record that it is done.
 
-        Returns the entry as it was made (without the images whose files could not be written), these images, and the
+        Returns the entry as written (without the images whose files could not be written), these images, and the
         last error of the disk, if there was any. Raises CaptionEditError when the history cannot be written; then no
         caption file was touched.
         """

@@ -284,7 +284,7 @@ def _replaced(tag: str, config: TaggingConfig) -> list[str]:
 def _results_of(project: Project, tagger: Tagger) -> ScoreFile | SentenceFile:
     """The stored results of a tagger. Raises TaggerError where they are of another tagger with the same name."""
     if tagger.name in (PERSON, DOCTOR):
-        # authors are told apart by their names
+        # authors are distinguished by their names
         raise TaggerError(f"A tagger cannot be named {tagger.name!r}: give its folder another name.")
     if tagger.output == "sentence":
         return SentenceFile(project, tagger.name, tagger.prompt)

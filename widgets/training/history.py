@@ -16,7 +16,7 @@ RATE = 20  # newest steps, over which images/s are averaged
 
 @dataclass
 class History:
-    """A run's log as far as it was read. Times are seconds since 1970, 0.0 for never."""
+    """What was read of a run's log. Times are seconds since 1970, 0.0 for never."""
 
     log: Path
     at: float = 0.0  # of the newest event

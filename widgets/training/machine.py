@@ -28,7 +28,7 @@ def why_unusable(optimizer: str) -> str:
 def fitting_gpu_preset(gpu_presets: dict[str, Any]) -> str:
     """The largest GPU preset (named like "16 GB") whose VRAM this machine's GPU has; "" without a GPU.
 
-    nvidia-smi is asked, because torch would take seconds to import for one number.
+    nvidia-smi answers, because torch would take seconds to import for one number.
     """
     if not shutil.which("nvidia-smi"):
         return ""

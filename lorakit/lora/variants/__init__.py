@@ -150,7 +150,7 @@ class Variant:
     def why_not_trained(cls, shapes: Mapping[str, Sequence[int]]) -> str:
         """Why a run cannot train a file's module of these shapes by role on, e.g. "has lokr_w1, lokr_w2"; "" if it can.
 
-        Adapters go on linear layers and 1x1 convolutions, so kernels of another size have no place.
+        Adapters train linear layers and 1x1 convolutions, so kernels of another size have no place.
         """
         if shapes.keys() - {"alpha"} not in cls.trained:
             return f"has {', '.join(sorted(shapes))}"
