@@ -104,7 +104,7 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     drag(book, (0.9, 0.9), (0.1, 0.2))  # the chosen one anew, from its last corner to its first
     book.until(0, "102 × 90 px", 10)
     drag(book, (0.5, 0.5), (0.51, 0.51))  # a slip of the hand
-    book.page.get_by_role("button", name="One box more").click()
+    book.page.get_by_role("button", name="Add box").click()
     assert near(boxes_of(project, FIRST, 2)[1], (32, 32, 64, 64))
     touch(book, (0, 0), (0.5, 0.25))
     book.until(0, "64 × 32 px", 10)
@@ -116,7 +116,7 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     book.until(0, "64 × 64 px", 10)
     book.page.get_by_title("delete this box").nth(1).click()
     boxes_of(project, FIRST, 1)
-    book.page.get_by_title("the next image").click()
+    book.page.get_by_title("next image").click()
     book.until(0, "Without a box", 10)
     drag(book, (0, 0), (1.2, 0.5))  # beyond the edge
     assert boxes_of(project, SECOND, 1) == [(0, 0, 128, 64)]
@@ -135,7 +135,7 @@ def test_images_are_uploaded_prepared_and_their_buckets_looked_at(notebook, proj
             file = tmp_path / f"{number}.png"
             Image.effect_noise(size, 90).save(file)
             archive.write(file, f"more/{number}.png")
-    book.page.get_by_placeholder("a name, or nothing").fill("10_mofurin")
+    book.page.get_by_placeholder("leave empty to keep").fill("10_mofurin")
     with book.page.expect_file_chooser() as chooser:
         book.page.get_by_role("button", name="Upload").click()
     chooser.value.set_files(packed)

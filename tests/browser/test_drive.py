@@ -98,7 +98,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     assert "finished" in book.text(training) and reached < 150
     steps = [at for at, event in events.read(run.log) if isinstance(event, events.Stepped) and at > failed]
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 15, "training stood still"
-    assert "All is safe" in book.run(book.cell_with("close_project"), 120)
+    assert "Everything is saved" in book.run(book.cell_with("close_project"), 120)
     book.image("drive-finished")
     marks = sorted((remote / "runs" / "mofurin" / "states").glob("*/COMPLETE.json"))
     assert [json.loads(mark.read_text())["step"] for mark in marks[-2:]] == [75, 150]

@@ -78,7 +78,7 @@ def test_findings_stand_worst_first_with_their_images_and_the_settings_of_the_ne
 def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(project):
     view = opened(project)
     press(view, "set aside")
-    assert "Done: set aside, 2." in view.told.value and "cannot be read" not in shown(view)
+    assert "Done: set aside, 2." in view.status.value and "cannot be read" not in shown(view)
     assert "2 files excluded, kept in set-aside/001-unreadable" in shown(view)
     press(opened(project), "Restore")
     assert not excluded.batches(project) and "cannot be read" in shown(opened(project))

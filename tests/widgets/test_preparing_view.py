@@ -77,7 +77,7 @@ def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_pat
     form.into.value, form.repeats.value = "mofu", 5
     upload(form, {"a.png": b"a", "a.txt": b"mofu", "more.zip": packed.getvalue()})
     assert sorted(p.name for p in (tmp_path / "dataset/5_mofu").iterdir()) == ["a.png", "a.txt", "b.png"]
-    assert not form.upload.value and "2 images added" not in form.told.value and "added" in form.told.value
+    assert not form.upload.value and "2 images added" not in form.status.value and "added" in form.status.value
     upload(form, {"c.png": b"c"})
     assert (tmp_path / "dataset/5_mofu/c.png").read_bytes() == b"c"
 
@@ -85,16 +85,16 @@ def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_pat
 def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, project):
     form = IntakeForm(Project(tmp_path / "other"))
     form.button.click()
-    assert "Enter a path" in form.told.value
+    assert "Enter a path" in form.status.value
     form.source.value = str(tmp_path / "nowhere.zip")
     form.button.click()
-    assert "does not exist" in form.told.value
+    assert "does not exist" in form.status.value
     (project.dataset / "<b>.md").write_text("x")
     form.source.value = f'"{project.dataset}"'  # as some systems copy a path
     form.button.click()
-    assert "4 images added" in form.told.value and "&lt;b&gt;.md" in form.told.value
+    assert "4 images added" in form.status.value and "&lt;b&gt;.md" in form.status.value
     form.button.click()
-    assert "8 files were there already" in form.told.value
+    assert "8 files were there already" in form.status.value
 
 
 def test_what_is_added_beside_prepared_images_is_said_not_to_be_trained_yet(project, tmp_path):
@@ -103,7 +103,7 @@ def test_what_is_added_beside_prepared_images_is_said_not_to_be_trained_yet(proj
     for name in ("new1.png", "new2.png"):
         shutil.copy(next(project.dataset.rglob("*.png")), tmp_path / "more" / name)
         form.add(tmp_path / "more")
-        assert (told in form.told.value) == (name == "new2.png")
+        assert (told in form.status.value) == (name == "new2.png")
         Draft(project).set("data.folder", FOLDER)
 
 
@@ -206,7 +206,7 @@ def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
     assert form.button.layout.display != "none"
     form.button.click()
     assert Image.open(project.folder / FOLDER / FIRST).size == (128, 192)
-    assert "4 images are in" in form.told.value and form.use.layout.display == ""
+    assert "4 images are in" in form.status.value and form.use.layout.display == ""
 
 
 def test_the_next_run_trains_on_the_prepared_images_and_on_the_originals_again(project):
@@ -214,9 +214,9 @@ def test_the_next_run_trains_on_the_prepared_images_and_on_the_originals_again(p
     form = PrepareForm(project)
     form.button.click()
     form.use.click()
-    assert Draft(project).data.folder == FOLDER and f"trains on {FOLDER}" in form.told.value
+    assert Draft(project).data.folder == FOLDER and f"trains on {FOLDER}" in form.status.value
     form.button.click()
-    assert "4 images are in" in form.told.value, "they are made of the originals still"
+    assert "4 images are in" in form.status.value, "they are made of the originals still"
     PrepareForm(project).use.click()
     assert Draft(project).data.folder == str(project.dataset)
 
@@ -233,10 +233,10 @@ def test_an_image_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(p
     Boxes(project).add(FIRST, Box(500, 500, 50, 50))
     form = PrepareForm(project)
     form.button.click()
-    assert "3 images are in" in form.told.value and "draw it again" in form.told.value
+    assert "3 images are in" in form.status.value and "draw it again" in form.status.value
     other = PrepareForm(Project(tmp_path / "none"))
     other.button.click()
-    assert "does not exist" in other.told.value
+    assert "does not exist" in other.status.value
 
 
 # ---- buckets ---------------------------------------------------------------------------------------------------------

@@ -27,14 +27,14 @@ def show_images(project: Project) -> None:
     from lorakit.generation import contact_sheet
 
     config = _config(project)
-    found = _scanned(config, project)
-    if found is None:
+    scanned = _scanned(config, project)
+    if scanned is None:
         return
-    display(HTML(_counts(found)))
-    files = [sample.path for sample in found.samples if not sample.is_reg]
+    display(HTML(_counts(scanned)))
+    files = [sample.path for sample in scanned.samples if not sample.is_reg]
     step = max(1, len(files) // SHOWN)  # of many images every nth
     display(contact_sheet.sheet(files[::step][:SHOWN], columns=COLUMNS, width=WIDTH))
-    display(HTML(_notes(found.notes)))
+    display(HTML(_notes(scanned.notes)))
 
 
 def show_tags(project: Project) -> None:
@@ -42,9 +42,9 @@ def show_tags(project: Project) -> None:
     from IPython.display import HTML, display
 
     config = _config(project)
-    found = _scanned(config, project)
-    if found is not None:
-        display(HTML(_tag_table(found) + _captions(found, config.trigger)))
+    scanned = _scanned(config, project)
+    if scanned is not None:
+        display(HTML(_tag_table(scanned) + _captions(scanned, config.trigger)))
 
 
 def _config(project: Project) -> DataConfig:
@@ -66,10 +66,10 @@ def _scanned(config: DataConfig, project: Project) -> Scan | None:
         return None
 
 
-def _counts(found: Scan) -> str:
+def _counts(scanned: Scan) -> str:
     """A line for each folder: images, repeats, and how many images an epoch shows."""
     folders: dict[str, list[Sample]] = {}
-    for sample in found.samples:
+    for sample in scanned.samples:
         folders.setdefault(str(Path(sample.name).parent), []).append(sample)
     rows = "".join(
         f"<tr>{_cell(name if name != '.' else '')}{_cell(len(samples))}{_cell(f'× {samples[0].repeats}')}"
@@ -97,31 +97,31 @@ def _notes(notes: tuple[Note, ...]) -> str:
     return told_notes([str(note) for note in gravest]) or aside(say("Every file is used."))
 
 
-def _tag_table(found: Scan) -> str:
+def _tag_table(scanned: Scan) -> str:
     """Each tag as a pill with its count, the most frequent first."""
-    counts = found.tag_frequency()
+    counts = scanned.tag_frequency()
     pills = "".join(
         f"<span style='display:inline-block;border:1px solid #8886;border-radius:10px;padding:1px 8px;margin:2px'>"
         f"{html.escape(name)} <b>{count}</b></span>"
         for name, count in list(counts.items())[:TAGS]
     )
-    told = say("{tags} tags in {images} images", tags=len(counts), images=_trained(found))
+    text = say("{tags} tags in {images} images", tags=len(counts), images=_trained(scanned))
     more = say("and {n} more", n=len(counts) - TAGS) if len(counts) > TAGS else ""
-    return f"<div style='font-size:13px;max-width:{WIDTH}px'><b>{told}</b><div>{pills}{more}</div></div>"
+    return f"<div style='font-size:13px;max-width:{WIDTH}px'><b>{text}</b><div>{pills}{more}</div></div>"
 
 
-def _trained(found: Scan) -> int:
-    return sum(not sample.is_reg for sample in found.samples)
+def _trained(scanned: Scan) -> int:
+    return sum(not sample.is_reg for sample in scanned.samples)
 
 
-def _captions(found: Scan, trigger: str) -> str:
+def _captions(scanned: Scan, trigger: str) -> str:
     """Some captions as they are trained, and how many images have none or lack the trigger."""
-    mine = [sample for sample in found.samples if not sample.is_reg]
-    bare = sum(not sample.is_captioned for sample in mine)
-    late = [sample for sample in mine if trigger and tags_of(sample.caption)[:1] != [trigger]]
-    told = [say("Images without a caption: {n}.", n=bare)] if bare else [say("Every image has a caption.")]
+    samples = [sample for sample in scanned.samples if not sample.is_reg]
+    bare = sum(not sample.is_captioned for sample in samples)
+    late = [sample for sample in samples if trigger and tags_of(sample.caption)[:1] != [trigger]]
+    texts = [say("Images without a caption: {n}.", n=bare)] if bare else [say("Every image has a caption.")]
     if late:
-        told.append(say("Captions that do not begin with the trigger {trigger}: {n}.", n=len(late), trigger=trigger))
-    rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in mine[:CAPTIONS])
+        texts.append(say("Captions that do not begin with the trigger {trigger}: {n}.", n=len(late), trigger=trigger))
+    rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in samples[:CAPTIONS])
     heads = _heads(say("image"), say("caption"))
-    return f"<p style='font-size:13px'>{html.escape(' '.join(told))}</p>" + _table(heads, rows)
+    return f"<p style='font-size:13px'>{html.escape(' '.join(texts))}</p>" + _table(heads, rows)

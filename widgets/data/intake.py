@@ -33,7 +33,7 @@ def add_images(project: Project, source: str | Path = "", into: str = "", repeat
 
     form = IntakeForm(project)
     if source:
-        display(form.told)
+        display(form.status)
         form.add(source, into, repeats)
     else:
         display(form.widget)
@@ -69,13 +69,13 @@ class IntakeForm:
             description=say("Upload"), accept=ACCEPTED, multiple=True, layout=ipywidgets.Layout(width="auto")
         )
         self.upload.observe(self._uploaded, "value")
-        self.told = ipywidgets.HTML()
+        self.status = ipywidgets.HTML()
         tip = say(
             "Uploads suit a few megabytes. Put a large zip on Google Drive and enter its path. A folder name creates "
             "<repeats>_<name>/. Repeats 0 means auto: those of the zip's folders, or 1."
         )
         buttons = ipywidgets.HBox([self.button, self.upload], layout=ipywidgets.Layout(flex_flow="row wrap"))
-        children = [self.source, self.into, self.repeats, buttons, ipywidgets.HTML(aside(tip)), self.told]
+        children = [self.source, self.into, self.repeats, buttons, ipywidgets.HTML(aside(tip)), self.status]
         self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width=f"{WIDTH}px"))
 
     def add(self, source: str | Path | Mapping[str, bytes], into: str = "", repeats: int = 0) -> None:
@@ -87,27 +87,29 @@ class IntakeForm:
                     notes.append(event)
                 elif time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
-                    told = say("{done} of {total} files", done=event.done, total=event.total)
-                    told = say("unpacking …") if event.what != "files" else told
-                    self.told.value = html.escape(told) + bar(event.done / max(1, event.total))
+                    text = say("{done} of {total} files", done=event.done, total=event.total)
+                    text = say("unpacking …") if event.what != "files" else text
+                    self.status.value = html.escape(text) + bar(event.done / max(1, event.total))
         except UserError as error:
-            self.told.value = box(str(error), RED)
+            self.status.value = box(str(error), RED)
             return
         except KeyboardInterrupt:
-            self.told.value = aside(say("Stopped. Add the same again to continue."))
+            self.status.value = aside(say("Stopped. Add the same again to continue."))
             return
         service.start(self.project)
         done = [str(note) for note in notes if note.kind == "added"]
         others = [str(note) for note in notes if note.kind != "added"]
         if done and Draft(self.project).data.folder == FOLDER:
             others.append(say("Training uses the prepared images. Prepare them again to include the new ones."))
-        self.told.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(others)
+        self.status.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(
+            others
+        )
 
     def _clicked(self) -> None:
         if source := self.source.value.strip().strip("\"'"):  # as a path is copied
             self.add(source, self.into.value, self.repeats.value)
         else:
-            self.told.value = box(say("Enter a path first, or upload images."), GREY)
+            self.status.value = box(say("Enter a path first, or upload images."), GREY)
 
     def _uploaded(self, change: dict) -> None:
         if files := uploaded(change["new"]):

@@ -1,4 +1,4 @@
-"""Preparing the images in a cell: a form for how, what was made of them, and what training will make of these."""
+"""Preparing the images in a cell: a form for cropping and resizing, its result, and the buckets of the next run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from widgets.project.draft import Draft
 REDRAW = 0.5  # s
 NOTES = 12  # lines of notes at most
 HEIGHT = 96  # px of a thumbnail
-CUT = 0.1  # share of an image that is cut off, from which on it is told
+CUT = 0.1  # share of an image's area; cropping more than this is reported
 
 
 def prepare(project: Project) -> None:
-    """Show the form in which it is chosen what copies are made of the images, with a button that makes them."""
+    """Show a form for cropping, padding and resizing copies of the images, with a button that creates them."""
     from IPython.display import HTML, display
 
     try:
@@ -69,9 +69,9 @@ class PrepareForm:
         self.button.on_click(lambda _: self.make())
         self.use = ipywidgets.Button(layout=ipywidgets.Layout(width="auto"))
         self.use.on_click(lambda _: self._toggle())
-        self.told = ipywidgets.HTML()
+        self.status = ipywidgets.HTML()
         buttons = ipywidgets.HBox([self.button, self.use], layout=ipywidgets.Layout(flex_flow="row wrap"))
-        children = [*(row.widget for row in self.rows.values()), buttons, self.told]
+        children = [*(row.widget for row in self.rows.values()), buttons, self.status]
         self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width="1240px"))
         self._show()
 
@@ -87,22 +87,22 @@ class PrepareForm:
                 done = event.done
                 if time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
-                    told = say("{done} of {total} images prepared", done=done, total=event.total)
-                    self.told.value = html.escape(told) + bar(done / max(1, event.total))
+                    text = say("{done} of {total} images prepared", done=done, total=event.total)
+                    self.status.value = html.escape(text) + bar(done / max(1, event.total))
         except UserError as error:
-            self.told.value = box(str(error), RED)
+            self.status.value = box(str(error), RED)
             return
         except KeyboardInterrupt:
-            self.told.value = aside(say("Stopped. Press the button again to continue."))
+            self.status.value = aside(say("Stopped. Press the button again to continue."))
             return
         service.start(self.project)
-        self.told.value = self._result(done - failed, notes)
+        self.status.value = self._result(done - failed, notes)
         self._show()
 
-    def _result(self, made: int, notes: list[str]) -> str:
+    def _result(self, count: int, notes: list[str]) -> str:
         folder = self.project.folder / FOLDER
-        told = say("{n} images are in {folder}; the originals are unchanged.", n=made, folder=folder)
-        return f'<div style="line-height:1.5">{html.escape(told)}</div>' + told_notes(notes)
+        text = say("{n} images are in {folder}; the originals are unchanged.", n=count, folder=folder)
+        return f'<div style="line-height:1.5">{html.escape(text)}</div>' + told_notes(notes)
 
     def _changed(self, row: Row) -> None:
         name = row.path.rpartition(".")[2]
@@ -131,7 +131,7 @@ class PrepareForm:
             self.how = replace(self.how, folder=draft.data.folder)
             write_prepare_config(self.project, self.how)
             draft.set("data.folder", FOLDER)
-        self.told.value = aside(say("The next run trains on {folder}.", folder=Draft(self.project).data.folder))
+        self.status.value = aside(say("The next run trains on {folder}.", folder=Draft(self.project).data.folder))
         self._show()
 
     def _is_used(self) -> bool:
@@ -168,20 +168,20 @@ def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int
     images = [fitted for bucket in buckets for fitted in bucket.images]
     each = max(2, shown // len(buckets))
     blocks = "".join(_block(bucket, max(b.images_per_epoch for b in buckets), thumbnails, each) for bucket in buckets)
-    told = [
+    lines = [
         say("{n} images", n=len(images)),
         say("{n} buckets", n=len(buckets)),
         say("{n} images per epoch", n=sum(bucket.images_per_epoch for bucket in buckets)),
     ]
     warnings = "".join(box(text, AMBER) for text in _warnings(buckets, images, batch))
-    return f'<div style="max-width:{WIDTH}px;font-size:13px">{facts(told)}{warnings}{blocks}</div>'
+    return f'<div style="max-width:{WIDTH}px;font-size:13px">{facts(lines)}{warnings}{blocks}</div>'
 
 
 def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> list[str]:
     few = [bucket for bucket in buckets if bucket.images_per_epoch < batch]
     enlarged = [fitted.scale for fitted in images if fitted.scale > 1]
     cut = [fitted for fitted in images if fitted.lost >= CUT]
-    found = []
+    texts = []
     if few:
         text = say(
             "{n} buckets have fewer images than a batch of {batch}, so some steps train on fewer. Crop these images to "
@@ -189,7 +189,7 @@ def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> l
             n=len(few),
             batch=batch,
         )
-        found.append(text)
+        texts.append(text)
     if enlarged:
         text = say(
             "{n} images are enlarged (up to {factor} times) and become blurry. Use larger images or lower the "
@@ -197,18 +197,18 @@ def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> l
             n=len(enlarged),
             factor=f"{max(enlarged):.2g}",
         )
-        found.append(text)
+        texts.append(text)
     if cut:
         text = say("{n} images lose 10 % or more to cropping", n=len(cut))
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     """A bucket: its size, how full it is, and some of its images."""
     first = sorted(bucket.images, key=lambda fitted: -fitted.lost)[:each]
     sources = thumbnails.sources([fitted.sample for fitted in first])
-    told = [
+    lines = [
         "{} × {} px".format(*bucket.size),
         say("{n} images", n=len(bucket.images)),
         say("{n} images per epoch", n=bucket.images_per_epoch),
@@ -217,8 +217,8 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     more = aside(say("and {n} more", n=left)) if left else ""
     small = "".join(_small(fitted, source) for fitted, source in zip(first, sources, strict=True))
     return (
-        f'<div style="margin:14px 0 4px 0"><b>{told[0]}</b> '
-        f'<span style="color:{GREY}">· {html.escape(" · ".join(told[1:]))}</span>'
+        f'<div style="margin:14px 0 4px 0"><b>{lines[0]}</b> '
+        f'<span style="color:{GREY}">· {html.escape(" · ".join(lines[1:]))}</span>'
         f"{bar(bucket.images_per_epoch / most, height=4)}</div>"
         f'<div style="display:flex;flex-wrap:wrap;gap:6px">{small}</div>{more}'
     )

@@ -103,7 +103,7 @@ class View:
             new=self.new,
         )
 
-    def _page(self, told: str = "", colour: str = "") -> str:
+    def _page(self, text: str = "", colour: str = "") -> str:
         made = self.newest
         sizes = sorted({(one.sampling.width, one.sampling.height) for one in self.wanted})
         size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
@@ -119,12 +119,12 @@ class View:
             )
         if made:
             parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')
-            left = [] if told else self._left()
+            left = [] if text else self._left()
             parts.append(facts([say("image {done} / {total}", done=made.done, total=made.total), *left]))
             parts.append(_image(made.wanted))
-        if not told and not self.new:
+        if not text and not self.new:
             parts.append(aside(say("loading the base model…")))
-        parts += [box(told, colour)] if told else []
+        parts += [box(text, colour)] if text else []
         parts += [aside(note) for note in self.notes[:NOTES]]
         return f'<div style="max-width:{WIDTH}px">{"".join(parts)}</div>'
 

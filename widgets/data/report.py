@@ -46,11 +46,11 @@ class Examination:
     def __init__(self, project: Project):
         self.project = project
         self.thumbnails = Thumbnails(project)
-        self.head, self.told = ipywidgets.HTML(), ipywidgets.HTML()
+        self.head, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self.rows, self.held = ipywidgets.VBox(), ipywidgets.VBox()
         again = _button(say("Re-check"), "refresh", self.examine)
         self.widget = ipywidgets.VBox(
-            [self.head, self.told, _line([again]), self.rows, self.held],
+            [self.head, self.status, _line([again]), self.rows, self.held],
             layout=ipywidgets.Layout(width="100%", max_width="960px"),
         )
 
@@ -60,8 +60,8 @@ class Examination:
         drawn = time.monotonic()
         for progress in measure_images(self.project, self.config):
             if time.monotonic() - drawn > REDRAW:
-                told = say("checking images: {done} of {total}", done=progress.done, total=progress.total)
-                self.head.value = aside(told) + bar(progress.done / progress.total)
+                text = say("checking images: {done} of {total}", done=progress.done, total=progress.total)
+                self.head.value = aside(text) + bar(progress.done / progress.total)
                 drawn = time.monotonic()
         self._draw(examine(self.project, self.config, model, loop))
 
@@ -72,24 +72,24 @@ class Examination:
 
     def _row(self, finding: DatasetFinding, report: Report) -> ipywidgets.Widget:
         """One finding, folded, with its button beside it."""
-        shown = ipywidgets.HTML(self._told(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
+        shown = ipywidgets.HTML(self._details(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
         if not finding.fix:
             return _line([shown])
         fix = FIXES[finding.fix]
-        asked = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
+        answer = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
         button = _button(
             say(fix.label),
             "",
-            lambda: self._do(fix.label, lambda: apply_fix(self.project, self.config, finding, asked.value or "")),
+            lambda: self._do(fix.label, lambda: apply_fix(self.project, self.config, finding, answer.value or "")),
         )
         button.tooltip = say(fix.help)
-        return _line([shown, *([asked] if fix.answers else []), button])
+        return _line([shown, *([answer] if fix.answers else []), button])
 
     def _batch(self, batch: Batch) -> ipywidgets.Widget:
         """Excluded files, with a button that restores them."""
-        told = say("{n} files excluded, kept in {folder}", folder=f"set-aside/{batch.name}", n=len(batch.files))
+        text = say("{n} files excluded, kept in {folder}", folder=f"set-aside/{batch.name}", n=len(batch.files))
         line = ipywidgets.HTML(
-            f'<span style="color:{GREY};font-size:13px">{html.escape(told)}</span>',
+            f'<span style="color:{GREY};font-size:13px">{html.escape(text)}</span>',
             layout=ipywidgets.Layout(flex="1 1 180px"),
         )
         return _line(
@@ -105,16 +105,16 @@ class Examination:
         try:
             done = action()
         except (UserError, OSError) as error:  # OSError: a disk that is full or read-only
-            self.told.value = box(str(error), RED)
+            self.status.value = box(str(error), RED)
             return
         kept = [*done.kept[:LINES], *([say("and {n} more", n=len(done.kept) - LINES)] * (len(done.kept) > LINES))]
-        self.told.value = box(
+        self.status.value = box(
             "\n".join([say("Done: {what}, {n}.", what=say(label), n=done.changed), *kept]), AMBER if kept else GREEN
         )
         service.start(self.project)
         self.examine()
 
-    def _told(self, finding: DatasetFinding, report: Report) -> str:
+    def _details(self, finding: DatasetFinding, report: Report) -> str:
         """One finding as HTML: what, and unfolded why, its images, and what its button does."""
         title, why = say(finding.text, **finding.fields), say(finding.reason, **finding.fields)
         help = f" <i>{html.escape(say(FIXES[finding.fix].help))}</i>" if finding.fix else ""
@@ -154,15 +154,15 @@ def _numbers(report: Report) -> str:
     if not report.numbers:
         return ""
     n = report.numbers
-    told = [say("{n} images", n=n["images"])]
-    told += [say("{n} regularization images", n=n["regularization"])] if n["regularization"] else []
-    told += [
+    lines = [say("{n} images", n=n["images"])]
+    lines += [say("{n} regularization images", n=n["regularization"])] if n["regularization"] else []
+    lines += [
         say("{n} images per epoch (with repeats)", n=n["images_per_epoch"]),
         say("{n} steps per epoch", n=n["steps_per_epoch"]),
         say("{n} buckets", n=n["buckets"]),
         say("{n} tags", n=n["tags"]),
     ]
-    return facts(told)
+    return facts(lines)
 
 
 def _verdict(report: Report) -> str:
@@ -179,18 +179,18 @@ def _verdict(report: Report) -> str:
 
 
 def _card(name: str, detail: str, source: str) -> str:
-    """A thumbnail with its name and what is to be said about it."""
+    """A thumbnail with its name and a detail."""
     image = f'<img src="{source}" style="max-width:{SIDE}px;max-height:{SIDE}px;border-radius:3px">' if source else ""
-    said = f'<div style="color:{GREY}">{html.escape(shorten(detail, MOST, placeholder=" …"))}</div>' if detail else ""
+    text = f'<div style="color:{GREY}">{html.escape(shorten(detail, MOST, placeholder=" …"))}</div>' if detail else ""
     return (
         f'<div style="width:132px;font-size:11px;line-height:1.35;overflow-wrap:anywhere">{image}'
-        f"<div>{html.escape(name)}</div>{said}</div>"
+        f"<div>{html.escape(name)}</div>{text}</div>"
     )
 
 
 def _listed(name: str, detail: str) -> str:
-    said = f' <span style="color:{GREY}">{html.escape(detail)}</span>' if detail else ""
-    return f'<div style="font-size:12px;overflow-wrap:anywhere">{html.escape(name)}{said}</div>'
+    text = f' <span style="color:{GREY}">{html.escape(detail)}</span>' if detail else ""
+    return f'<div style="font-size:12px;overflow-wrap:anywhere">{html.escape(name)}{text}</div>'
 
 
 def _button(label: str, icon: str, do: Callable[[], None]) -> ipywidgets.Button:

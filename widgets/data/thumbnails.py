@@ -30,11 +30,11 @@ class Thumbnails:
 
     def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
         """`src` of an <img> for each image, its longer side `side` px; "" for one that cannot be read (any more)."""
-        found = self._ahead.map(lambda sample: self._made(sample, side), samples)
-        return [source(data) if data else "" for data in found]
+        thumbnails = self._ahead.map(lambda sample: self._made(sample, side), samples)
+        return [source(data) if data else "" for data in thumbnails]
 
     def prepare(self, samples: Iterable[Sample]) -> None:
-        """Make thumbnails that will be wanted soon, without waiting for them."""
+        """Create thumbnails that will be needed soon, without waiting for them."""
         for sample in samples:
             self._ahead.submit(self._made, sample, SIDE)
 

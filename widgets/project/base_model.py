@@ -26,10 +26,10 @@ def fetch_base(model: Config) -> None:
     from IPython.display import HTML, display
 
     view = display(HTML(""), display_id=True)
-    said = say("looking for {source}", source=model.source)
+    text = say("looking for {source}", source=model.source)
     try:
-        for said in _fetching(model):
-            view.update(HTML(f"<code style='white-space:pre-wrap'>{html.escape(said)}</code>"))
+        for text in _fetching(model):
+            view.update(HTML(f"<code style='white-space:pre-wrap'>{html.escape(text)}</code>"))
     except KeyboardInterrupt:
         view.update(HTML(say("Interrupted. Run the cell again to continue; downloaded data is kept.")))
 
@@ -44,12 +44,12 @@ def check_models(paths: Iterable[str | Path]) -> None:
 def render(findings: list[ModelFile]) -> str:
     """Findings as a table, with what is missing below."""
     rows = "".join(
-        f"<tr><td style='color:{RED if found.problem else GREEN}'>{'✗' if found.problem else '✓'}</td>"
-        f"<td style='text-align:left'><b>{html.escape(found.path.name)}</b></td>"
-        f"<td style='text-align:left'>{html.escape(found.problem or found.kind)}</td>"
-        f"<td style='text-align:left'>{f'{size(found.size)} · ' if found.size else ''}"
-        f"{html.escape(' '.join(found.dtypes))}</td></tr>"
-        for found in findings
+        f"<tr><td style='color:{RED if file.problem else GREEN}'>{'✗' if file.problem else '✓'}</td>"
+        f"<td style='text-align:left'><b>{html.escape(file.path.name)}</b></td>"
+        f"<td style='text-align:left'>{html.escape(file.problem or file.kind)}</td>"
+        f"<td style='text-align:left'>{f'{size(file.size)} · ' if file.size else ''}"
+        f"{html.escape(' '.join(file.dtypes))}</td></tr>"
+        for file in findings
     )
     lacking = missing(findings)
     below = box("\n".join(lacking), AMBER) if lacking else ""

@@ -20,17 +20,17 @@ def close_project(project: Project, minutes: float = 30) -> None:
     from IPython.display import HTML, display
 
     if project.remote is None:
-        place, told = (
+        place, text = (
             platforms.find(os.environ),
             say("Everything is in {folder}; this project has no remote copy.", folder=project.folder),
         )
         is_lost = place.is_lost and place.fast in project.folder.parents
-        display(HTML(box(f"{told}\n{say(place.keeps)}", AMBER) if is_lost else box(told, GREEN)))
+        display(HTML(box(f"{text}\n{say(place.keeps)}", AMBER) if is_lost else box(text, GREEN)))
         return
     view, standing = display(HTML(""), display_id=True), None
     try:
         for standing in settle(project, timeout=60 * minutes):
-            view.update(HTML(_told(standing)))
+            view.update(HTML(_progress(standing)))
     except KeyboardInterrupt:
         view.update(HTML(box(say("Waiting stopped; uploading continues while this machine runs."), AMBER)))
         return
@@ -46,6 +46,6 @@ def close_project(project: Project, minutes: float = 30) -> None:
     )
 
 
-def _told(standing: Standing) -> str:
+def _progress(standing: Standing) -> str:
     left = say("{n} files ({size}) left to upload", n=standing.files_left, size=size(standing.bytes_left))
     return box(standing.trouble or left, AMBER) if standing.trouble else f"<div>{html.escape(left)}</div>"

@@ -20,7 +20,7 @@ def guides(project: Project, topic: str) -> None:
 
 def advice_tables(family: str, topic: str) -> str:
     """The guides' tables about a topic (of `lorakit.guide_tables.TOPICS`) that speak of a family, as HTML."""
-    found = []
+    blocks = []
     for table in tables(family, topic):
         head = "".join(f"<th style='text-align:left;padding:2px 8px'>{html.escape(say(c))}</th>" for c in table.columns)
         rows = "".join(
@@ -29,10 +29,10 @@ def advice_tables(family: str, topic: str) -> str:
             + "</tr>"
             for row in table.rows
         )
-        found.append(
+        blocks.append(
             f"<div style='margin:0 0 14px 0;overflow-x:auto;line-height:1.35'><b>{html.escape(say(table.title))}</b> "
             f"<i>{html.escape(table.source)}</i><table style='font-size:12px;line-height:1.35'>"
             f"<tr>{head}</tr>{rows}</table>{help_html(html.escape(say(table.note)))}</div>"
         )
     # no wider than the page: what is too wide scrolls in itself
-    return f"<div style='width:0;min-width:100%'>{''.join(found)}</div>"
+    return f"<div style='width:0;min-width:100%'>{''.join(blocks)}</div>"

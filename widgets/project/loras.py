@@ -24,12 +24,14 @@ def newest_run(project: Project) -> Run:
         view, drawn = display(HTML(""), display_id=True), time.monotonic()
         for copied in bringing_loras(project):
             if time.monotonic() - drawn >= REDRAW:
-                told = say("LoRA files from {remote}: {done} of {total}", **_told(project, copied.done, copied.total))
-                view.update(HTML(f"{html.escape(told)}{bar(copied.done / max(1, copied.total))}"))
+                text = say(
+                    "LoRA files from {remote}: {done} of {total}", **_progress(project, copied.done, copied.total)
+                )
+                view.update(HTML(f"{html.escape(text)}{bar(copied.done / max(1, copied.total))}"))
                 drawn = time.monotonic()
         view.update(HTML(aside(say("All LoRA files are on this machine."))))
     return project.newest_run()
 
 
-def _told(project: Project, done: int, total: int) -> dict[str, str]:
+def _progress(project: Project, done: int, total: int) -> dict[str, str]:
     return {"remote": str(project.remote), "done": size(done), "total": size(total)}

@@ -44,21 +44,21 @@ def open_project(name: str = "", remote: str | Path | None = None) -> Project:
     place, warnings = _place(remote)
     folder = Path(remote).absolute() if remote else place.find(_checked(name or place.last() or FIRST_NAME))
     view.update(HTML(page.aside(say("opening {folder} …", folder=folder))))
-    project, told = _opened(place, folder, view)
+    project, further = _opened(place, folder, view)
     if not remote:
         place.remember(folder.name)
-    Entry(view, project, place, warnings + told).show()
+    Entry(view, project, place, warnings + further).show()
     return project
 
 
 def _place(remote: str | Path | None) -> tuple[Place, list[str]]:
-    """Where projects are, with Drive mounted if this is Colab, and what has to be said about it."""
-    place, told = platforms.find(os.environ), []
-    wanted = Path(remote).absolute() if remote else COLAB_DRIVE
-    if place.name == "Colab" and COLAB_DRIVE in (wanted, *wanted.parents):
-        told = _mount_drive()
+    """Where projects are, with Drive mounted if this is Colab, and warnings about it."""
+    place, warnings = platforms.find(os.environ), []
+    target = Path(remote).absolute() if remote else COLAB_DRIVE
+    if place.name == "Colab" and COLAB_DRIVE in (target, *target.parents):
+        warnings = _mount_drive()
         place = platforms.find(os.environ)
-    return (replace(place, keeps="") if remote else place), told
+    return (replace(place, keeps="") if remote else place), warnings
 
 
 def _mount_drive() -> list[str]:
@@ -72,8 +72,8 @@ def _mount_drive() -> list[str]:
     try:
         drive.mount(str(COLAB_DRIVE), force_remount=os.path.ismount(COLAB_DRIVE))  # a lost one is still in the way
     except (errors.Error, ValueError, OSError, RuntimeError) as error:  # MessageError when the user says no
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        return [say("Google Drive was not mounted ({error}). Run this cell again and allow it.", error=told)]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return [say("Google Drive was not mounted ({error}). Run this cell again and allow it.", error=reason)]
     return []
 
 
@@ -95,10 +95,10 @@ def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, l
         return project, []
     project = Project(local_folder(remote, place.fast))
     if project.remote and not platforms.is_there(remote):
-        told = say(
+        text = say(
             "{remote} cannot be reached. This is the copy on this machine's disk; it is uploaded later.", remote=remote
         )
-        return project, [told]
+        return project, [text]
     drawn = 0.0
     for copied in opening(remote, place.fast):
         if time.monotonic() - drawn >= REDRAW:
@@ -125,7 +125,7 @@ def _remote(place: Place, folder: Path) -> Path | None:
 
 
 def _namesake(place: Place, project: Project) -> list[str]:
-    """A warning of another project of this name, which was made while Drive was not there."""
+    """A warning of another project of this name, which was created while Drive was not mounted."""
     other = Project(place.fast / project.remote.name)
     if other.remote or not other.runs() and not any(other.dataset.rglob("*")):
         return []

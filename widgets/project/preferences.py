@@ -31,26 +31,26 @@ class Preferences:
     def apply(self) -> None:
         """Speak the language, and send this process and the trainers it starts to the hub that was chosen."""
         i18n.use(self.language)
-        wanted = {"HF_ENDPOINT": self.hf_endpoint} if self.hf_endpoint else {}
+        variables = {"HF_ENDPOINT": self.hf_endpoint} if self.hf_endpoint else {}
         if self.hf_endpoint == SWITCH:
-            wanted = platforms.network_switch()
+            variables = platforms.network_switch()
         for name in [*_set_here]:
             if os.environ.get(name) == _set_here.pop(name):
                 del os.environ[name]
-        for name, value in wanted.items():
+        for name, value in variables.items():
             if not os.environ.get(name):
                 os.environ[name] = _set_here[name] = value
 
 
 def read(project: Project, place: Place) -> Preferences:
     """The choices of a project; those of a new one fit the machine."""
-    found = {}
+    stored = {}
     with suppress(FileNotFoundError, ValueError, AttributeError):  # a damaged file is not worth stopping for
-        found = dict(json.loads((project.folder / "preferences.json").read_text("utf-8")).items())
+        stored = dict(json.loads((project.folder / "preferences.json").read_text("utf-8")).items())
     chinese = place.name == "AutoDL" or os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
-    spoken = str(found.get("language"))
-    language = spoken if spoken in i18n.LANGUAGES else "zh" if chinese else "en"
-    address = found.get("hf_endpoint")
+    language = str(stored.get("language"))
+    language = language if language in i18n.LANGUAGES else "zh" if chinese else "en"
+    address = stored.get("hf_endpoint")
     return Preferences(language, address if isinstance(address, str) else "")
 
 
@@ -63,7 +63,7 @@ def addresses(chosen: str) -> list[tuple[str, str]]:
     """(shown, address) of the hubs to choose from."""
     if users := users_endpoint():
         return [(f"{users} (HF_ENDPOINT)", users)]
-    found = [("huggingface.co", ""), ("hf-mirror.com", MIRROR)]
+    options = [("huggingface.co", ""), ("hf-mirror.com", MIRROR)]
     if platforms.SWITCH.exists():
-        found.append(("huggingface.co + AutoDL network_turbo", SWITCH))
-    return found if chosen in [address for _, address in found] else [*found, (chosen, chosen)]
+        options.append(("huggingface.co + AutoDL network_turbo", SWITCH))
+    return options if chosen in [address for _, address in options] else [*options, (chosen, chosen)]

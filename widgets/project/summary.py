@@ -17,7 +17,7 @@ from widgets.i18n import say
 
 def render(project: Project, place: Place, findings: Iterable[CheckResult], warnings: Iterable[str] = ()) -> str:
     """The summary as HTML: problems with their fixes visible, passed checks folded into one line."""
-    found = list(findings)
+    findings = list(findings)
     alarms = [*warnings, *([say(place.keeps)] if place.is_lost else [])]
     pieces = [
         f'<div style="font-size:18px;font-weight:bold">{html.escape(_name(project))}</div>',
@@ -25,8 +25,8 @@ def render(project: Project, place: Place, findings: Iterable[CheckResult], warn
         _holds(project),
         _others(project, place),
         *(page.box(text, page.AMBER) for text in alarms),
-        *(_problem(finding) for finding in found if finding.fix),
-        _passed([finding for finding in found if not finding.fix]),
+        *(_problem(finding) for finding in findings if finding.fix),
+        _passed([finding for finding in findings if not finding.fix]),
         _left_out(project),
     ]
     return f'<div style="max-width:{page.WIDTH}px;line-height:1.6;overflow-wrap:anywhere">{"".join(pieces)}</div>'
@@ -38,10 +38,10 @@ def _name(project: Project) -> str:
 
 def _where(project: Project, place: Place) -> str:
     if project.remote is None:
-        told = say("in {folder}", folder=project.folder)
+        text = say("in {folder}", folder=project.folder)
     else:
-        told = say("remote copy: {remote} · local folder: {folder}", remote=project.remote, folder=project.folder)
-    return page.aside(f"{told} · {say(place.keeps)}" if place.keeps and not place.is_lost else told)
+        text = say("remote copy: {remote} · local folder: {folder}", remote=project.remote, folder=project.folder)
+    return page.aside(f"{text} · {say(place.keeps)}" if place.keeps and not place.is_lost else text)
 
 
 def _holds(project: Project) -> str:
@@ -49,10 +49,10 @@ def _holds(project: Project) -> str:
     reg = project.dataset / "reg"
     files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
     count = sum(reg not in file.parents for file in files)
-    wanted = (project.remote or project.folder) / "dataset"
-    told = say("{n} images", n=count) if count else say("No images yet: put them into {folder}", folder=wanted)
+    target = (project.remote or project.folder) / "dataset"
+    text = say("{n} images", n=count) if count else say("No images yet: put them into {folder}", folder=target)
     runs = [_state(run) for run in project_status(project)]
-    lines = [told, *runs] if runs else [f"{told} · {say('no runs yet')}"]
+    lines = [text, *runs] if runs else [f"{text} · {say('no runs yet')}"]
     return f'<div style="margin:6px 0">{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
 
 
@@ -67,8 +67,8 @@ def _state(run: RunStatus) -> str:
     }
     if not run.steps:
         return say("{name}: {state}", name=run.name, state=states[run.state])
-    told = {"name": run.name, "state": states[run.state], "step": run.step, "steps": run.steps}
-    return say("{name}: {state}, step {step} of {steps}", **told)
+    values = {"name": run.name, "state": states[run.state], "step": run.step, "steps": run.steps}
+    return say("{name}: {state}, step {step} of {steps}", **values)
 
 
 def _others(project: Project, place: Place) -> str:
@@ -80,9 +80,9 @@ def _others(project: Project, place: Place) -> str:
 
 
 def _problem(finding: CheckResult) -> str:
-    told = say("{what}: {found}", what=say(finding.name), found=say(finding.text, **finding.fields))
+    text = say("{what}: {found}", what=say(finding.name), found=say(finding.text, **finding.fields))
     return (
-        f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ {html.escape(told)}</span> — '
+        f'<div style="margin:6px 0"><span style="color:{page.AMBER};font-weight:bold">⚠ {html.escape(text)}</span> — '
         f"{html.escape(say(finding.remedy, **finding.fields))}</div>"
     )
 
