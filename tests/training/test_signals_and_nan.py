@@ -295,7 +295,7 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path, base, exports, 
     states = sorted(run.states.rglob("*"))
     weight = session.optimizer.param_groups[0]["params"][0]
     (weight.data if where == "weights" else session.optimizer.state[weight]["exp_avg"]).view(-1)[0] = math.nan
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="not finite|NaN or infinity"):
         session.save(2, exports)
     assert sorted(run.states.rglob("*")) == states
     assert run.lora_steps() == ([1, 2] if exports and where == "optimizer" else [1])  # a finite one, before the state
