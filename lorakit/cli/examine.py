@@ -1,4 +1,4 @@
-"""`lorakit data check` and `lorakit data fix`: the dataset's doctor in a terminal."""
+"""`lorakit data check` and `lorakit data fix`: the dataset check in a terminal."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ if TYPE_CHECKING:
     from lorakit.project import Project
 
 RESTORE = "restore"
-SHOWN = 8  # images of a finding that are listed
-MARKS = {"wrong": "✗", "look": "!", "tip": "·"}
+SHOWN = 8  # lines per finding
+MARKS = {"error": "✗", "warning": "!", "tip": "·"}
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add both verbs to those of `lorakit data`."""
-    what = "everything about images and captions that spoils training, with a way to mend it; 1 if something is wrong"
+    what = "find problems of images and captions that harm training; exit code 1 if there are errors"
     check = verbs.add_parser("check", help=what, description=what)
     check.set_defaults(verb=_check)
     _of_project(check)
     check.add_argument("--json", action="store_true", help="machine-readable")
-    what = "do what `data check` offers for a finding; originals are never changed, and all of it can be taken back"
+    what = "apply the fix of a finding of `data check`; originals are never changed, and every fix can be undone"
     fix = verbs.add_parser("fix", help=what, description=what)
     fix.set_defaults(verb=_fix)
     _of_project(fix)
     fix.add_argument(
-        "name", metavar="FINDING", help=f"as `data check` names it; {RESTORE!r} brings back what was set aside last"
+        "name",
+        metavar="FINDING",
+        help=f"as `data check` names it; {RESTORE!r} restores the files that were excluded last",
     )
-    fix.add_argument("--answer", default="", help="where a fix asks for something, such as an encoding")
+    fix.add_argument("--answer", default="", help="for a fix that needs a choice, such as an encoding")
 
 
 def _of_project(parser: argparse.ArgumentParser) -> None:
@@ -60,27 +62,27 @@ def _fix(options: argparse.Namespace) -> int:
     data, report = _examined(project, options.set)
     finding = report.find(options.name)
     if finding is None:
-        there = ", ".join(f.kind for f in report.findings if f.fix) or "none"
-        raise UserError(f"There is no finding {options.name!r} here; those with a fix are: {there}.")
-    done = apply_fix(project, data, finding, options.answer)
-    print("\n".join([*done.kept, f"{FIXES[finding.fix].label}: {done.changed}"]))
-    return int(bool(done.kept))
+        fixable = ", ".join(f.kind for f in report.findings if f.fix) or "none"
+        raise UserError(f"There is no finding {options.name!r} here; findings with a fix: {fixable}.")
+    result = apply_fix(project, data, finding, options.answer)
+    print("\n".join([*result.kept, f"{FIXES[finding.fix].label}: {result.changed}"]))
+    return int(bool(result.kept))
 
 
 def _restore(project: Project) -> int:
     from lorakit.examine import excluded
 
-    held = excluded.batches(project)
-    if not held:
-        print("Nothing is set aside.")
+    batches = excluded.batches(project)
+    if not batches:
+        print("No files are excluded.")
         return 0
-    kept = excluded.restore(project, held[-1])
-    print("\n".join([*kept, f"brought back: {held[-1].name}" * (not kept)]))
-    return int(bool(kept))
+    problems = excluded.restore(project, batches[-1])
+    print("\n".join([*problems, f"restored: {batches[-1].name}" * (not problems)]))
+    return int(bool(problems))
 
 
 def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]:
-    """The report of a project with settings as a run of the family would have them."""
+    """The data settings as a run of the chosen family would have them, and the report of the dataset."""
     from lorakit import models
     from lorakit.config import from_dict
     from lorakit.data import DataConfig
@@ -95,23 +97,25 @@ def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]
 
 
 def _text(report: Report, fix_command: str) -> str:
-    """The report as lines: numbers, then each finding with why, some images, and its fix as a command."""
+    """The report as lines: numbers, then each finding with its reason, some images, and the command that fixes it."""
     from lorakit.examine.fixes import FIXES
 
-    lines = ["   ".join(f"{name} {value}" for name, value in report.numbers.items())] if report.numbers else []
+    numbers = (f"{name.replace('_', ' ')} {value}" for name, value in report.numbers.items())
+    lines = ["   ".join(numbers)] if report.numbers else []
     for finding in report.findings:
         lines += ["", f"{MARKS[finding.severity]} {finding.title}   [{finding.kind}]", f"  {finding.why}"]
         names = list(dict.fromkeys([*finding.images, *finding.details]))
         lines += [f"    {name}  {finding.details.get(name, '')}".rstrip() for name in names[:SHOWN]]
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
         if finding.fix:
-            asks = " --answer ENCODING" * bool(FIXES[finding.fix].answers)
-            lines.append(f"  → {fix_command} {finding.kind}{asks}\n    {FIXES[finding.fix].help}")
+            answer = " --answer ENCODING" * bool(FIXES[finding.fix].answers)
+            lines.append(f"  → {fix_command} {finding.kind}{answer}\n    {FIXES[finding.fix].help}")
     return "\n".join([*lines, "", _verdict(report)]).strip()
 
 
 def _verdict(report: Report) -> str:
-    counts = {severity: sum(f.severity == severity for f in report.findings) for severity in MARKS}
+    """The number of findings by severity, e.g. "1 error · 7 warnings · 3 tips"."""
     if not report.findings:
-        return "Nothing was found that spoils training."
-    return f"{counts['wrong']} wrong, {counts['look']} to look at, {counts['tip']} tips"
+        return "No problems found."
+    counts = {severity: sum(f.severity == severity for f in report.findings) for severity in MARKS}
+    return " · ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items() if count)

@@ -1,36 +1,38 @@
-"""What an image's caption becomes in training: trigger, shuffle, dropout."""
+"""From the text of a caption file to the text of a training step: trigger word, tag shuffling, dropout."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from lorakit.data import DataConfig
 from lorakit.randomness import rng, seed_of
 
+# A comma between tags, but not the one in a number such as 1,000.
 COMMA = re.compile(r",(?!(?<=\d,)\d{3}(?!\w))")
 
 
 def tags_of(caption: str) -> list[str]:
-    """The comma-separated tags of a caption, stripped, empty ones left out; 1,000 in a sentence is one number."""
+    """The comma-separated tags of a caption, stripped, without empty ones; "1,000" is not split."""
     return [tag.strip() for tag in COMMA.split(caption) if tag.strip()]
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger word first; unchanged when it is already one of its tags or there is no trigger."""
+    """The caption with the trigger word in front; unchanged if it has that tag, or if there is no trigger word."""
     if not trigger or trigger in tags_of(caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
 
 def variant_count(config: DataConfig) -> int:
-    """How many texts one caption stands for (1 when nothing varies), the empty caption of dropout aside."""
+    """How many texts one caption can become: 1 without shuffling and tag dropout. Caption dropout is not counted."""
     return config.caption_variants if config.shuffle_caption or config.caption_tag_dropout_rate else 1
 
 
 def variant(caption: str, index: int, config: DataConfig, seed: int) -> str:
-    """Variant `index` of a caption: tags dropped and shuffled, the first keep_tokens tags untouched.
+    """Variant `index` of a caption: tags dropped and shuffled, except the first `keep_tokens` tags.
 
-    A function of (seed, caption, index), so that each variant is encoded once and chosen when the batch is made.
+    A function of (seed, caption, index): all variants can be encoded before training, and a step only picks one.
     """
     if variant_count(config) == 1:
         return caption
@@ -43,13 +45,22 @@ def variant(caption: str, index: int, config: DataConfig, seed: int) -> str:
 
 
 def training_caption(caption: str, config: DataConfig, seed: int, step: int, place: int) -> str:
-    """The text trained at `place` of `step`: one of the caption's variants, or "" with caption_dropout_rate."""
+    """The text for sample number `place` of step `step`: one of the variants, or "" with caption_dropout_rate."""
     if config.caption_dropout_rate and rng(seed, step, place, "caption dropout").random() < config.caption_dropout_rate:
         return ""
     return variant(caption, seed_of(seed, step, place, "variant") % variant_count(config), config, seed)
 
 
 def possible_captions(caption: str, config: DataConfig, seed: int) -> list[str]:
-    """Every text that `drawn` can return for a caption, for filling the cache before the first step."""
-    found = [variant(caption, index, config, seed) for index in range(variant_count(config))]
-    return found + [""] if config.caption_dropout_rate else found
+    """Every text that `training_caption` can return for a caption, to fill the cache before the first step."""
+    variants = [variant(caption, index, config, seed) for index in range(variant_count(config))]
+    return variants + [""] if config.caption_dropout_rate else variants
+
+
+def too_long_captions(captions: Iterable[tuple[str, str]], excess: Callable[[str], str]) -> list[tuple[str, str]]:
+    """(image, end of its caption that the model does not read), for those of the (image, caption) that are too long.
+
+    excess    a model family's `excess(config)`: caption -> its end beyond `max_token_length`, "" if it fits
+    """
+    ends = ((name, excess(caption).strip(" ,")) for name, caption in captions)
+    return [(name, end) for name, end in ends if end]

@@ -1,4 +1,4 @@
-"""The dataset's doctor: everything about images and captions that spoils training, with its images and a fix."""
+"""The dataset check: finds problems of images and captions that harm training, and fixes them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["DatasetFinding", "Report", "examine", "measure_images"]
 def examine(
     project: Project, config: DataConfig, model: Config | None = None, loop: LoopConfig | None = None
 ) -> Report:
-    """Look at everything in a dataset; quick the second time, as what an image is like is remembered.
+    """Run all checks on a dataset. Fast the second time, as image measurements are cached.
 
-    model    of a run, for what its family cuts from captions; None: captions are not measured
-    loop     of a run, for the number of steps in an epoch
+    model    model settings of a run, whose tokenizer measures the captions; None: caption length is not checked
+    loop     loop settings of a run, for the number of steps per epoch
 
-    What is wrong with the whole set, such as a missing folder, is a finding as all else.
+    A dataset that cannot be read, such as a missing folder, is a finding as well, not an exception.
     """
     facts = gather(project, config, model, loop or LoopConfig())
     findings = [finding for check in CHECKS.values() if (finding := check.run(facts))]

@@ -1,4 +1,4 @@
-"""Checks of a dataset as a whole: how many images, of what, and in how many shapes."""
+"""Checks of the dataset as a whole: how many images it has, of what, and in how many shapes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from pathlib import PurePosixPath
 from lorakit import guide_tables
 from lorakit.data.listing import repeats_of
 from lorakit.data.scan import Sample
-from lorakit.examine.captions import people
+from lorakit.examine.captions import shows_people
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import CheckResult
 
-UNEQUAL = 2.0  # how many times more often one concept may be seen than another
-TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25  # images in a tiny bucket; how many of these, with what share, are many
+# One concept may be shown this many times as often as another.
+UNEQUAL = 2.0
+# A bucket with fewer images than TINY is tiny; it is reported from TINY_BUCKETS tiny buckets on that together hold
+# at least TINY_SHARE of the images.
+TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25
 PLACE = {"no humans", "scenery", "landscape", "cityscape", "background"}
-FEWEST = 15  # images, as the FAQ's table in `guides` has it for families without a table of their own
+# Images, from the FAQ's table in `guide_tables`, for families without a table of their own.
+FEWEST = 15
 
 
 def few(facts: Facts) -> CheckResult | None:
-    """Fewer images than the guides find enough."""
+    """Fewer images than the guides recommend."""
     least, source = _least(facts)
     if len(facts.samples) >= least or facts.error:
         return None
-    told = {facts.config.folder: f"{len(facts.samples)} < {least}"}
-    return CheckResult(details=told, fields={"images": len(facts.samples), "least": least, "source": source})
+    details = {facts.config.folder: f"{len(facts.samples)} < {least}"}
+    return CheckResult(details=details, fields={"images": len(facts.samples), "least": least, "source": source})
 
 
 def _least(facts: Facts) -> tuple[int, str]:
-    """The fewest images that a guide recommends for the family, and which guide that is."""
+    """The fewest images that a guide recommends for the family, and that guide."""
     for table in guide_tables.tables(facts.model.family, "images") if facts.model else ():
         if "at least" in table.columns:
             return min(int(row[table.columns.index("at least")]) for row in table.rows), table.source
@@ -38,47 +42,49 @@ def _least(facts: Facts) -> tuple[int, str]:
 
 
 def concepts(facts: Facts) -> CheckResult | None:
-    """Concept folders (<repeats>_<name>) that an epoch shows far more often than others."""
+    """Concept folders (<repeats>_<name>) that are shown far more often per epoch than others."""
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
         folder = sample.name.partition("/")[0]
         if repeats_of(folder):
             by_folder.setdefault(folder, []).append(sample)
-    seen = {folder: sum(sample.repeats for sample in mine) for folder, mine in by_folder.items()}
-    if len(seen) < 2 or max(seen.values()) <= UNEQUAL * min(seen.values()):
+    per_epoch = {folder: sum(sample.repeats for sample in samples) for folder, samples in by_folder.items()}
+    if len(per_epoch) < 2 or max(per_epoch.values()) <= UNEQUAL * min(per_epoch.values()):
         return None
-    most = max(seen.values())
+    most = max(per_epoch.values())
     details = {}
-    for folder, mine in sorted(by_folder.items(), key=lambda item: seen[item[0]]):
-        balanced = max(1, round(most / len(mine)))
-        more = f" → {balanced} × {len(mine)} = {balanced * len(mine)}" if seen[folder] * UNEQUAL < most else ""
-        details[folder] = f"{mine[0].repeats} × {len(mine)} = {seen[folder]}{more}"
-    return CheckResult(details=details, fields={"least": min(seen.values()), "most": most})
+    for folder, samples in sorted(by_folder.items(), key=lambda item: per_epoch[item[0]]):
+        # repeats that would bring this folder up to the most frequent one
+        balanced = max(1, round(most / len(samples)))
+        is_rare = per_epoch[folder] * UNEQUAL < most
+        more = f" → {balanced} × {len(samples)} = {balanced * len(samples)}" if is_rare else ""
+        details[folder] = f"{samples[0].repeats} × {len(samples)} = {per_epoch[folder]}{more}"
+    return CheckResult(details=details, fields={"least": min(per_epoch.values()), "most": most})
 
 
 def backgrounds(facts: Facts) -> CheckResult | None:
-    """More images of places alone than of somebody."""
+    """More images of places without people than of people."""
     places, persons = [], 0
     for sample in facts.samples:
         tags = facts.tags.get(sample.name, [])
         folder = PurePosixPath(sample.name).parent.name
-        if people(tags):
+        if shows_people(tags):
             persons += sample.repeats
         elif PLACE & set(tags) or re.search(r"backgrounds?|scenery", folder, re.IGNORECASE):
             places.append(sample)
-    seen = sum(sample.repeats for sample in places)
-    if not persons or seen <= persons:
+    per_epoch = sum(sample.repeats for sample in places)
+    if not persons or per_epoch <= persons:
         return None
-    return CheckResult(tuple(sample.name for sample in places), fields={"places": seen, "persons": persons})
+    return CheckResult(tuple(sample.name for sample in places), fields={"places": per_epoch, "persons": persons})
 
 
 def shapes(facts: Facts) -> CheckResult | None:
-    """Many buckets that hold hardly an image."""
+    """Many buckets with only a few images each."""
     sizes = {sample.name: facts.fits[sample.name].size for sample in facts.samples}
     counts = Counter(sizes.values())
     tiny = {size for size, count in counts.items() if count < TINY}
-    found = sorted((sizes[name], name) for name in sizes if sizes[name] in tiny)
-    if len(tiny) < TINY_BUCKETS or len(found) < ceil(TINY_SHARE * len(sizes)):
+    rare = sorted((sizes[name], name) for name in sizes if sizes[name] in tiny)
+    if len(tiny) < TINY_BUCKETS or len(rare) < ceil(TINY_SHARE * len(sizes)):
         return None
-    details = {name: f"{width} × {height} px" for (width, height), name in found}
+    details = {name: f"{width} × {height} px" for (width, height), name in rare}
     return CheckResult(tuple(details), details, fields={"tiny": len(tiny), "buckets": len(counts)})

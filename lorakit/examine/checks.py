@@ -1,4 +1,4 @@
-"""The table of checks: a row each with what it says, how grave that is, and what can be done."""
+"""The table of checks: one row each with its texts, severity and fix."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ from lorakit.examine.finding import CheckResult, DatasetFinding
 
 @dataclass(frozen=True)
 class Check:
-    """One row: what it is called, how grave a finding is, its two sentences (`{n}` is the number of images), the
-    name of a row of `FIXES` or "", and the function that looks.
+    """One row of the table of checks.
+
+    kind       name of the check and of its finding
+    severity   one of `SEVERITIES`
+    text       title of the finding and `reason` why it matters; `{n}` is the number of images
+    fix        name of a row of `FIXES`, "" for none
+    find       looks for the problem; None: reports the scan's notes of the kinds `notes`
+    notes      kinds of the scan's notes that this check covers, so that no other row repeats them
     """
 
     kind: str
     severity: str
     text: str
     reason: str
-    fix: str
-    look: Callable[[Facts], CheckResult | None]
+    fix: str = ""
+    find: Callable[[Facts], CheckResult | None] | None = None
+    notes: tuple[str, ...] = ()
 
     def run(self, facts: Facts) -> DatasetFinding | None:
-        """The finding, None when there is nothing to say."""
-        found = self.look(facts)
-        if found is None or not (found.images or found.details):
+        """The finding, or None if there is no problem."""
+        result = self.find(facts) if self.find else files.from_notes(facts.notes(*self.notes))
+        if result is None or not (result.images or result.details):
             return None
         return DatasetFinding(
             kind=self.kind,
@@ -35,301 +42,285 @@ class Check:
             text=self.text,
             reason=self.reason,
             fix=self.fix,
-            images=found.images,
-            details=found.details,
-            targets=found.targets,
-            fields={"n": len(found.images), **found.fields},
+            images=result.images,
+            details=result.details,
+            targets=result.targets,
+            fields={"n": len(result.images), **result.fields},
         )
 
 
 FILES = (
     Check(
         "unusable",
-        "wrong",
-        "The dataset cannot be trained on",
-        "Training cannot begin before this is mended.",
-        "",
-        files.unusable,
+        "error",
+        "This dataset cannot be trained on",
+        "Training cannot start until this is fixed.",
+        find=files.unusable,
     ),
     Check(
         "unreadable",
-        "wrong",
-        "Files that cannot be read as images: {n}",
-        "They are left out of training. Damaged downloads and other files under an image's name are found here: fetch "
-        "them again, or set them aside.",
-        "set_aside",
-        files.unreadable,
+        "error",
+        "Unreadable images: {n}",
+        "They are skipped in training. Most are damaged downloads, or other files with an image's extension: "
+        "download them again, or exclude them.",
+        fix="exclude",
+        find=files.unreadable,
+        notes=("unreadable",),
     ),
     Check(
         "truncated",
-        "wrong",
-        "Images that are cut off: {n}",
-        "Their files end too early, and a grey part would be learned; they are left out. Copy or download them again.",
-        "set_aside",
-        files.truncated,
+        "error",
+        "Incomplete image files: {n}",
+        "The files end too early and the missing part would be learned as grey, so they are skipped. Copy or "
+        "download them again.",
+        fix="exclude",
+        find=files.truncated,
+        notes=("unreadable",),
     ),
     Check(
         "shared-caption",
-        "wrong",
+        "error",
         "Images that share a caption file: {n}",
-        "Files such as 1.png and 1.jpg have one 1.txt, which is right for one of them only: rename the other, or take "
-        "it away.",
-        "",
-        files.shared_caption,
+        "For example, 1.png and 1.jpg both read 1.txt, which fits only one of them. Rename or remove the other image.",
+        find=files.shared_caption,
+        notes=("shared caption",),
     ),
     Check(
         "caption-encoding",
-        "wrong",
+        "error",
         "Caption files in an unknown encoding: {n}",
-        "Read in a wrong encoding, their letters would be garbled; so their images are left out. Choose the encoding "
-        "that they were written in, and they are saved as UTF-8.",
-        "to_utf8",
-        files.noted("caption encoding"),
+        "Read in the wrong encoding they would become garbled text, so their images are skipped. Choose the "
+        "encoding they were written in to save them as UTF-8.",
+        fix="to_utf8",
+        notes=("caption encoding",),
     ),
     Check(
         "overlooked",
-        "wrong",
-        "Folders whose images are not used: {n}",
-        "Beside <repeats>_<name>/ folders only images directly inside these are trained. Move the others into such a "
-        "folder, or add them again with the name of a concept folder.",
-        "",
-        files.noted("overlooked folder", "link"),
+        "error",
+        "Folders that are not used: {n}",
+        "Next to <repeats>_<name>/ folders, only images directly inside those are trained. Move the others into"
+        " such a folder, or add them again with a folder name.",
+        notes=("overlooked folder", "link"),
     ),
 )
 CAPTIONS = (
     Check(
         "too-long",
-        "wrong",
-        "Captions that are longer than the model reads: {n}",
-        "What stands after {limit} tokens is never learned. Raise model.max_token_length, or shorten them; below is "
-        "what is cut.",
-        "",
-        captions.too_long,
+        "error",
+        "Captions longer than the model reads: {n}",
+        "Everything after {limit} tokens is ignored (shown below). Raise “Max token length”, or shorten these "
+        "captions.",
+        find=captions.too_long,
     ),
     Check(
         "no-caption",
-        "look",
+        "warning",
         "Images without a caption: {n}",
-        "All in them is learned as the trigger alone, and nothing can be changed by words later. A tagger writes "
-        "captions (notebook 3_tags); this writes down what they are trained as.",
-        "write_captions",
-        captions.without,
+        "Everything in them is tied to the trigger word and cannot be changed by prompts later. A tagger can "
+        "write captions (notebook 3_tags); the button saves the text they are trained with now.",
+        fix="write_captions",
+        find=captions.without,
+        notes=("no caption",),
     ),
     Check(
         "empty-caption",
-        "look",
-        "Caption files that are empty: {n}",
-        "They count as no caption at all. A tagger fills them (notebook 3_tags); this writes down what they are "
-        "trained as.",
-        "write_captions",
-        captions.empty,
+        "warning",
+        "Empty caption files: {n}",
+        "They are trained as if there were no caption. A tagger can fill them (notebook 3_tags); the button "
+        "saves the text they are trained with now.",
+        fix="write_captions",
+        find=captions.empty,
+        notes=("empty caption",),
     ),
     Check(
         "chinese-commas",
-        "look",
+        "warning",
         "Captions with Chinese commas: {n}",
-        "Only ordinary commas part tags: to the model a caption with ， or 、 is one long tag, which shuffling and "
-        "the tag editor cannot take apart.",
-        "ordinary_commas",
-        captions.chinese_commas,
+        "Only ASCII commas separate tags: a caption with ， or 、 is one long tag that shuffling and the tag "
+        "editor cannot split.",
+        fix="ascii_commas",
+        find=captions.chinese_commas,
+        notes=("chinese commas",),
     ),
     Check(
         "trigger-missing",
-        "look",
-        "Captions without the trigger {trigger}: {n}",
-        "Training puts it first by itself, but other tools that read these files do not, and the trigger is what calls "
-        "the subject.",
-        "trigger_first",
-        captions.trigger_missing,
+        "warning",
+        "Captions without the trigger word {trigger}: {n}",
+        "Training adds it to the front by itself, but other tools that read these files do not.",
+        fix="trigger_first",
+        find=captions.trigger_missing,
     ),
     Check(
         "trigger-late",
-        "look",
-        "Captions in which the trigger {trigger} is not first: {n}",
-        "Only the first tags stay in place when tags are shuffled or dropped (data.keep_tokens), so that the trigger "
-        "is learned from every image.",
-        "trigger_first",
-        captions.trigger_late,
+        "warning",
+        "Captions where the trigger word {trigger} is not first: {n}",
+        "Only the first tags (“Keep tokens”) are safe from shuffling and tag dropout, so the trigger word "
+        "belongs in front.",
+        fix="trigger_first",
+        find=captions.trigger_late,
     ),
     Check(
         "two-colours",
-        "look",
-        "Captions that give one thing two colours: {n}",
-        "One of the two is wrong, and a wrong tag spoils more than a bad image: the model learns that neither word "
-        "means what it says.",
-        "",
-        captions.two_colours,
+        "warning",
+        "Captions with two colours for one thing: {n}",
+        "One of the two is wrong, and a wrong tag does more harm than a bad image: both words lose their meaning.",
+        find=captions.two_colours,
     ),
     Check(
         "other-colour",
-        "look",
-        "Captions with a colour that is not in the image: {n}",
-        "Taggers see colours by mistake, above all in dim or tinted light. Correct the tag, so that the word keeps its "
-        "meaning.",
-        "",
-        captions.other_colour,
+        "warning",
+        "Captions with a colour that the image does not have: {n}",
+        "Taggers often get colours wrong, above all in dim or tinted light. Correct the tag.",
+        find=captions.other_colour,
     ),
     Check(
         "trigger-unset",
         "tip",
-        "All captions begin with the same tag, but no trigger is set",
-        "With data.trigger set to it, images without a caption have it too, and samples and grids call it by itself.",
-        "",
-        captions.trigger_unset,
+        "All captions start with the same tag, but no trigger word is set",
+        "Set it as the trigger word: images without a caption then get it too, and so do sample and grid prompts.",
+        find=captions.trigger_unset,
     ),
     Check(
         "in-nearly-all",
         "tip",
         "Tags in more than 90 % of the captions: {tags}",
-        "What is always there belongs to the subject. Without the tags the trigger stands for it; with them it must be "
-        "asked for each time.",
-        "absorb",
-        captions.always,
+        "What is always there belongs to the subject. Remove these tags and the trigger word alone stands for "
+        "it; keep them and every prompt has to name it.",
+        fix="remove_tags",
+        find=captions.always,
     ),
     Check(
         "in-one-only",
         "tip",
-        "Tags in a single image: {tags}",
-        "A tag that is seen once teaches little, and many of them are spelling mistakes or a tagger's errors. The tag "
-        "editor shows them first.",
-        "",
-        captions.once,
+        "Tags used only once: {tags}",
+        "A tag seen once teaches little, and many of these are typos or tagger errors. The tag editor lists "
+        "them first.",
+        find=captions.once,
     ),
     Check(
         "unmeasured",
         "tip",
-        "Captions were not measured",
-        "Without the base model's tokenizer it is not known whether captions are longer than the model reads.",
-        "",
-        captions.unmeasured,
+        "Caption length was not checked",
+        "Without the base model's tokenizer the token count is unknown.",
+        find=captions.unmeasured,
     ),
 )
 IMAGES = (
     Check(
         "duplicates",
-        "look",
-        "Images that are alike: {n}",
-        "Copies count as many times as they are there and are soon learned by heart. The best of each group stays: one "
-        "with a caption, the largest, the sharpest.",
-        "set_aside",
-        images.duplicates,
+        "warning",
+        "Duplicates: {n}",
+        "Every copy counts again, which leads to overfitting. The best of each group is kept: captioned, then "
+        "largest, then sharpest.",
+        fix="exclude",
+        find=images.duplicates,
     ),
     Check(
         "small",
-        "look",
+        "warning",
         "Images that are too small: {n}",
-        "They have less than a quarter of the pixels of {side} × {side}, and teach how coarse images look. Use "
-        "larger versions, leave them out, or lower data.resolution where most are as small.",
-        "set_aside",
-        images.small,
+        "They have less than a quarter of the pixels of {side} × {side} and teach a coarse look. Use larger "
+        "versions, exclude them, or lower “Resolution” if most images are this small.",
+        fix="exclude",
+        find=images.small,
     ),
     Check(
         "enlarged",
-        "look",
-        "Images that are enlarged: {n}",
-        "They are blown up more than {factor} times, and the blur of that is learned. Set data.bucket_no_upscale, or "
+        "warning",
+        "Upscaled images: {n}",
+        "They are enlarged more than {factor} times, and the model learns the blur. Turn on “No upscaling”, or "
         "use larger versions.",
-        "",
-        images.enlarged,
+        find=images.enlarged,
     ),
     Check(
         "blurred",
-        "look",
+        "warning",
         "Blurred images: {n}",
-        "Blur is learned as if it were the style. Drawings with few lines look blurred to a measurement too: judge "
-        "them by eye.",
-        "set_aside",
-        images.blurred,
+        "Blur is learned as part of the style. Line art with few lines also measures as blurred: judge by eye.",
+        fix="exclude",
+        find=images.blurred,
     ),
     Check(
         "borders",
-        "look",
+        "warning",
         "Images with borders or bars: {n}",
-        "Frames and black bars are learned and painted again, and take room from the subject. Boxes leave them out "
-        "when the images are prepared; the files stay as they are.",
-        "crop_borders",
-        images.framed,
+        "The model learns to reproduce frames and black bars. Crop boxes leave them out when images are "
+        "prepared; the files do not change.",
+        fix="crop_borders",
+        find=images.framed,
     ),
     Check(
         "alpha",
         "tip",
         "Transparent images: {n}",
-        "They are laid on {colour} (data.background), which is learned as their background: tag it, or set "
-        "data.alpha_mask, and only what is opaque is learned.",
-        "",
-        files.alpha,
+        "They are placed on {colour} (“Background colour”), which is learned as their background: tag it, or "
+        "turn on “Alpha mask” to learn the opaque parts only.",
+        find=files.alpha,
     ),
     Check(
         "animated",
         "tip",
         "Animated images: {n}",
-        "Their first frame is trained, the others are not.",
-        "",
-        files.noted("animated"),
+        "Only the first frame is trained.",
+        notes=("animated",),
     ),
     Check(
         "not-compared",
         "tip",
-        "Likeness was not looked for",
-        "Exact copies are found without it; copies of another size or format need the package ImageHash.",
-        "",
-        images.unhashed,
+        "Near-duplicates were not checked",
+        "Exact copies are still found; copies in another size or format need the package ImageHash.",
+        find=images.unhashed,
     ),
 )
 WHOLE = (
     Check(
         "unequal-concepts",
-        "look",
-        "Concepts are seen unequally often: {least} to {most} times an epoch",
-        "What is seen less is learned less, and what is seen more is learned by heart first. Rename the folders with "
-        "other repeats (<repeats>_<name>), for example as below.",
-        "",
-        balance.concepts,
+        "warning",
+        "Unbalanced concepts: {least} to {most} images per epoch",
+        "Rare concepts are learned too little, frequent ones overfit first. Change the repeats in the folder "
+        "names (<repeats>_<name>), for example as below.",
+        find=balance.concepts,
     ),
     Check(
         "backgrounds",
-        "look",
-        "More images of places than of somebody: {places} to {persons} an epoch",
-        "The trigger then calls the place rather than the character. Use fewer backgrounds, or fewer repeats of them.",
-        "",
-        balance.backgrounds,
+        "warning",
+        "More scenery than characters: {places} to {persons} images per epoch",
+        "The trigger word then stands for the place rather than the character. Use fewer scenery images, or "
+        "fewer repeats of them.",
+        find=balance.backgrounds,
     ),
     Check(
         "few",
         "tip",
-        "Few images: {images}, at least {least} are advised",
-        "With few images the same details come again and again, and are learned by heart. Look for "
-        "others: close-ups, other angles, other clothes. ({source})",
-        "",
-        balance.few,
+        "Few images: {images}, at least {least} recommended",
+        "The same details repeat often and the model overfits. Add others: close-ups, other angles, other "
+        "clothes. ({source})",
+        find=balance.few,
     ),
     Check(
         "shapes",
         "tip",
         "Many small buckets: {tiny} of {buckets}",
-        "A batch holds one shape only, so images of rare shapes are trained in small batches. Crop them to fewer "
-        "shapes, or narrow the buckets, such as 320 to 768 px at 512.",
-        "",
-        balance.shapes,
+        "A batch holds one shape, so images of rare shapes train in small batches. Crop them to fewer shapes, "
+        "or narrow the bucket range, e.g. 320 to 768 px at 512.",
+        find=balance.shapes,
     ),
     Check(
         "foreign",
         "tip",
         "Files that are not images: {n}",
-        "They do no harm and are not used. If there should be images among them, convert these to PNG or JPEG.",
-        "set_aside",
-        files.noted("foreign"),
+        "They are ignored and do no harm. If some should be images, convert them to PNG or JPEG.",
+        fix="exclude",
+        notes=("foreign",),
     ),
 )
-# Kinds of the scan's notes that a row above tells of.
-SAID = {"unreadable", "shared caption", "caption encoding", "overlooked folder", "link", "no caption", "empty caption"}
-SAID |= {"chinese commas", "animated", "foreign"}
+ROWS = (*FILES, *CAPTIONS, *IMAGES, *WHOLE)
+COVERED = {kind for check in ROWS for kind in check.notes}
 OTHERS = Check(
     "others",
     "tip",
-    "More about the files: {n}",
-    "What else was seen while the dataset was read; nothing is left out without a word.",
-    "",
-    files.noted(*(kind for kind in NOTE_KINDS if kind not in SAID)),
+    "Other notes on files: {n}",
+    "Everything else noticed while reading the dataset.",
+    notes=tuple(kind for kind in NOTE_KINDS if kind not in COVERED),
 )
-CHECKS = {check.kind: check for check in (*FILES, *CAPTIONS, *IMAGES, *WHOLE, OTHERS)}
+CHECKS = {check.kind: check for check in (*ROWS, OTHERS)}

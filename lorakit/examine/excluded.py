@@ -1,4 +1,4 @@
-"""Files taken out of a dataset into `<project>/set-aside/`, a numbered folder each time, from where they come back."""
+"""Files excluded from a dataset: moved to `<project>/set-aside/`, a numbered folder each time, and restored."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from lorakit.errors import UserError
 from lorakit.files import write_atomic, write_json
 from lorakit.project import Project
 
+# Names on disk, which projects of earlier versions have, too.
 FOLDER, RECORD, FILES = "set-aside", "record.json", "files"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What was set aside at one time: `files`, by their paths inside the data folder `source`, lie in `held`.
+    """Files that were excluded at one time.
 
-    rewritten    of files that were written anew in the data folder: SHA-256 of what was written
+    source       the data folder they are from, and `files` their paths in it; `held` is where they are now
+    rewritten    for files that were replaced in the data folder: path -> SHA-256 of the replacement
     """
 
     folder: Path
@@ -37,33 +39,37 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """For people, such as "001-duplicates"."""
+        """Name to show, such as "001-duplicates"."""
         return self.folder.name
 
     def held(self, name: str) -> Path:
-        """Where one of its files is."""
+        """Where one of its files is now."""
         return self.folder / FILES / name
 
 
 def batches(project: Project) -> list[Batch]:
-    """All that is set aside, the newest last; what has no readable record is passed over."""
+    """All batches of excluded files, the newest last; folders without a readable record are skipped."""
     return [batch for file in sorted((project.folder / FOLDER).glob(f"*/{RECORD}")) if (batch := _read(file))]
 
 
 def _read(file: Path) -> Batch | None:
     try:
-        told = json.loads(file.read_bytes().decode("utf-8", "surrogatepass"))
-        inside = (name for name in told["files"] if not {"..", "/"} & set(PurePosixPath(name).parts))
-        return Batch(file.parent, told["source"], tuple(inside), dict(told["rewritten"]))
+        record = json.loads(file.read_bytes().decode("utf-8", "surrogatepass"))
+        # a record edited by hand must not move files outside of the two folders
+        inside = (name for name in record["files"] if not {"..", "/"} & set(PurePosixPath(name).parts))
+        return Batch(file.parent, record["source"], tuple(inside), dict(record["rewritten"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def exclude(project: Project, config: DataConfig, kind: str, paths: Iterable[Path]) -> list[Path]:
-    """Move images, each with its caption file unless an image that stays shares it; returns where they are now."""
+    """Move images out of the dataset, each with its caption file unless a remaining image shares it.
+
+    Returns where the files are now.
+    """
     root = editable_folder(project, config)
-    wanted = [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
-    moved = [*wanted, *_captions(wanted)]
+    images = [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+    moved = [*images, *_captions(images)]
     if not moved:
         return []
     batch = _begin(project, config, kind, [path.relative_to(root).as_posix() for path in moved], {})
@@ -71,7 +77,7 @@ def exclude(project: Project, config: DataConfig, kind: str, paths: Iterable[Pat
 
 
 def rewrite(project: Project, config: DataConfig, kind: str, texts: dict[Path, str]) -> None:
-    """Write files anew as UTF-8; as they were, they are kept aside."""
+    """Rewrite text files as UTF-8; the original bytes are kept among the excluded files."""
     root = editable_folder(project, config)
     new = {path: with_bom(text).encode("utf-8") for path, text in texts.items()}
     names = {path: path.relative_to(root).as_posix() for path in new}
@@ -84,58 +90,58 @@ def rewrite(project: Project, config: DataConfig, kind: str, texts: dict[Path, s
 
 
 def restore(project: Project, batch: Batch) -> list[str]:
-    """Bring everything of a batch back to where it was; returns a sentence for each file that cannot be.
+    """Move a batch back to where it was; returns a sentence for each file that could not be restored.
 
-    What lies there now is never overwritten, unless it is what was written in its place and nobody changed since.
+    A file that has taken its place is never overwritten, except an unchanged replacement by `rewrite`.
     """
     root = folder_of(DataConfig(folder=batch.source), project.folder)
-    told = []
+    problems = []
     for name in batch.files:
         held, target = batch.held(name), root / name
         if not os.path.lexists(held):
             continue
         if os.path.lexists(target) and _digest(target) != batch.rewritten.get(name, "-"):
-            told.append(f"{name}: another file is there now; this one stays in {held.parent}.")
+            problems.append(f"{name}: another file has this name now; the excluded one stays in {held.parent}.")
         else:
             _move(held, target)
-    if not told:
+    if not problems:
         (batch.folder / RECORD).unlink()
         for folder in sorted([batch.folder, *batch.folder.rglob("*")], reverse=True):
-            with suppress(OSError):  # what somebody else put there stays
+            with suppress(OSError):  # not empty: somebody put a file there, which stays
                 folder.rmdir()
-    return told
+    return problems
 
 
 def editable_folder(project: Project, config: DataConfig) -> Path:
-    """Where the images are that can be fixed. Raises UserError for prepared copies."""
+    """The data folder, whose images a fix may change. Raises UserError for the folder of prepared copies."""
     folder = folder_of(config, project.folder)
     if folder.resolve() == (project.folder / "prepared").resolve():
         raise UserError(
-            "prepared/ holds copies, which are written anew from the originals: train on the originals again "
-            "(data.folder: dataset), examine and mend these, prepare them, and train on the prepared ones."
+            "prepared/ holds copies that are rebuilt from the originals. Train on the originals again "
+            "(data.folder: dataset), check and fix these, prepare them, then train on the prepared images."
         )
     return folder
 
 
 def paths(project: Project, config: DataConfig) -> dict[str, Path]:
-    """Every file of the dataset by its name, as `Scan` spells it."""
+    """Every file of the dataset by its name (`Sample.name`)."""
     listing = Listing(editable_folder(project, config), config.repeats)
     files = [*listing.others, *(path for concept in listing.concepts for path in concept.files)]
     return {listing.name(path): path for path in files}
 
 
 def _captions(files: list[Path]) -> list[Path]:
-    """Caption files of images that go, which no other image needs."""
-    going = set(files)
+    """Caption files of the images `files` that no other image reads."""
+    moved = set(files)
     stems = {image.with_suffix("") for image in files if image.suffix.lower() in EXTENSIONS}
-    beside = [path for folder in {stem.parent for stem in stems} for path in folder.iterdir() if path not in going]
+    beside = [path for folder in {stem.parent for stem in stems} for path in folder.iterdir() if path not in moved]
     needed = {path.with_suffix("") for path in beside if path.suffix.lower() in EXTENSIONS}
     captions = sorted(path for path in beside if path.suffix.lower() in CAPTION_EXTENSIONS)
     return [path for path in captions if path.with_suffix("") in stems - needed]
 
 
 def _begin(project: Project, config: DataConfig, kind: str, names: list[str], rewritten: dict[str, str]) -> Batch:
-    """A new folder with its record: written first, so that whatever is moved can come back."""
+    """A new folder with its record, written before any file is moved, so that every move can be undone."""
     parent = project.folder / FOLDER
     used = [int(match[1]) for path in parent.glob("*") if (match := re.match(r"(\d+)-", path.name))]
     folder = parent / f"{max(used, default=0) + 1:03d}-{kind}"
@@ -145,7 +151,7 @@ def _begin(project: Project, config: DataConfig, kind: str, names: list[str], re
 
 
 def _move(path: Path, target: Path) -> Path:
-    """Move a file, onto another disk too."""
+    """Move a file, also to another disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.move(path, target))
 

@@ -1,4 +1,4 @@
-"""Everything that the checks of a dataset look at, read once."""
+"""Everything that the checks of a dataset read, gathered once."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from lorakit.run.config import LoopConfig
 
 @dataclass(frozen=True)
 class Facts:
-    """A dataset as it is trained; names are `Sample.name`.
+    """A dataset as training reads it; images are identified by `Sample.name`.
 
-    error        why it cannot be read, "" when it can; all else is empty then
-    looks        training image -> what its file is
-    boxed        images with a box, by which they are cropped when they are prepared
-    excess       caption -> its end that the model does not read; None when that is not known, `unmeasured` says why
+    stats        training image -> measurements of its file
+    boxed        images with a crop box, applied when images are prepared
+    error        why the dataset cannot be read, "" if it can; everything else is empty then
+    excess       caption -> its end that the model does not read; None if unknown, `unmeasured` is the reason
     """
 
     config: DataConfig
     model: Config | None
     loop: LoopConfig
     scan: Scan
-    looks: dict[str, ImageStats]
+    stats: dict[str, ImageStats]
     boxed: frozenset[str] = frozenset()
     error: str = ""
     excess: Callable[[str], str] | None = None
@@ -43,32 +43,32 @@ class Facts:
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """The training images, without regularization."""
+        """The training images, without regularization images."""
         return tuple(sample for sample in self.scan.samples if not sample.is_reg)
 
     @cached_property
     def captions(self) -> dict[str, str]:
-        """Training image -> its caption as it was written, of those that have one."""
+        """Training image -> its caption as written in its file; images without one are left out."""
         return {sample.name: sample.written for sample in self.samples if sample.written}
 
     @cached_property
     def tags(self) -> dict[str, list[str]]:
-        """Training image -> the tags of its caption, of those that have one."""
+        """Training image -> tags of its caption; images without one are left out."""
         return {name: tags_of(caption) for name, caption in self.captions.items()}
 
     @cached_property
     def fits(self) -> dict[str, buckets.Fit]:
-        """Image, regularization too -> its bucket and how it gets there."""
+        """Image (regularization images too) -> how it is resized and cropped to its bucket."""
         sizes = {(sample.width, sample.height) for sample in self.scan.samples}
-        known = {size: buckets.fit(*size, self.config) for size in sizes}
-        return {sample.name: known[sample.width, sample.height] for sample in self.scan.samples}
+        fit_of_size = {size: buckets.fit(*size, self.config) for size in sizes}
+        return {sample.name: fit_of_size[sample.width, sample.height] for sample in self.scan.samples}
 
     def notes(self, *kinds: str) -> list[Note]:
-        """What the scan notes of these kinds."""
+        """The scan's notes of these kinds."""
         return [note for note in self.scan.notes if note.kind in kinds]
 
     def numbers(self) -> dict[str, int]:
-        """What `Report.numbers` holds."""
+        """`Report.numbers` of this dataset."""
         if self.error:
             return {}
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -87,9 +87,9 @@ class Facts:
 
 
 def measure_images(project: Project, config: DataConfig) -> Iterator[Progress]:
-    """Look at every image, so that all of them are remembered when the set is examined; yields how many are done.
+    """Measure every image, so that `examine` finds all of them in the cache; yields progress.
 
-    Stopped anywhere, it goes on where it was. A folder that is missing holds none.
+    Stopped and started again, it continues where it was. A missing folder has no images.
     """
     root = folder_of(config, project.folder)
     concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
@@ -99,29 +99,29 @@ def measure_images(project: Project, config: DataConfig) -> Iterator[Progress]:
 
 
 def gather(project: Project, config: DataConfig, model: Config | None, loop: LoopConfig) -> Facts:
-    """Read a dataset; what is wrong with all of it is a fact too."""
+    """Read a dataset. One that cannot be read gives `Facts` with an `error`."""
     try:
-        found = scan(config, project.folder)
+        result = scan(config, project.folder)
     except DataError as error:
         return Facts(config, model, loop, Scan((), ()), {}, error=str(error))
-    names = {sample.path: sample.name for sample in found.samples if not sample.is_reg}
-    looks = {names[path]: look for path, look in StatsCache.of(project.folder).measure(names)}
+    names = {sample.path: sample.name for sample in result.samples if not sample.is_reg}
+    stats = {names[path]: measured for path, measured in StatsCache.of(project.folder).measure(names)}
     excess, unmeasured = _excess(model)
-    return Facts(config, model, loop, found, looks, _boxed(project), "", excess, unmeasured)
+    return Facts(config, model, loop, result, stats, _boxed(project), "", excess, unmeasured)
 
 
 def _boxed(project: Project) -> frozenset[str]:
     try:
         return frozenset(Boxes(project).names())
-    except BoxError:  # a damaged list, which is told where boxes are used
+    except BoxError:  # a damaged list of boxes is reported where boxes are used
         return frozenset()
 
 
 def _excess(model: Config | None) -> tuple[Callable[[str], str] | None, str]:
-    """The family's `excess`, or why it cannot be had."""
+    """The family's `excess`, or None and the reason why it is not available."""
     if model is None:
         return None, "no base model is chosen"
     try:
         return models.family(model.family).excess(model), ""
-    except (UserError, ImportError, OSError, ValueError) as error:  # what transformers raises for broken files
+    except (UserError, ImportError, OSError, ValueError) as error:  # what transformers raises for damaged files
         return None, str(error)

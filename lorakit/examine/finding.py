@@ -1,4 +1,4 @@
-"""What the examination of a dataset says: findings, each with its images, and the numbers of the whole set."""
+"""The report of a dataset check: findings, each with its images, and statistics of the dataset."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 from lorakit.data.scan import Sample
 
-SEVERITIES = ("wrong", "look", "tip")  # worst first
+# Worst first. error: something is lost or broken; warning: look at it; tip: good to know.
+SEVERITIES = ("error", "warning", "tip")
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check saw; without images and details it saw nothing.
+    """What a check found; there is a problem if it has images or details.
 
-    images   names of what it is about, as `Scan` spells them; those that belong together follow each other
-    details    name of an image, or of a folder or tag -> what is to be said about that one
-    targets    the names that a fix changes; empty: all of `images`
-    fields     what goes into the sentences of the check's row, beside `n`, the number of images
+    images     names (`Sample.name`) of the images concerned; those that belong together are adjacent
+    details    name of an image, folder or tag -> what to show beside it
+    targets    names that a fix changes; empty: all of `images`
+    fields     values for the texts of the check's row, besides `n`, the number of images
     """
 
     images: tuple[str, ...] = ()
@@ -28,13 +29,13 @@ class CheckResult:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFinding(CheckResult):
-    """One thing that was found.
+    """One problem of a dataset.
 
-    kind       the row of `CHECKS` that found it
-    severity   "wrong": something is lost or broken; "look": a person should look at it; "tip": good to know
-    text       what was found, and `reason` why it matters: sentences with `{fields}`, so that they can be translated;
-               `title` and `why` are both in English
-    fix        name of a row of `FIXES`, "" without
+    kind       name of the check (row of `CHECKS`) that found it
+    severity   one of `SEVERITIES`
+    text       its title and `reason` why it matters, with `{fields}`, so that they can be translated; `title` and
+               `why` are the English sentences
+    fix        name of a row of `FIXES`, "" for none
     """
 
     kind: str
@@ -45,19 +46,21 @@ class DatasetFinding(CheckResult):
 
     @property
     def title(self) -> str:
+        """The title with its numbers."""
         return self.text.format(**self.fields)
 
     @property
     def why(self) -> str:
+        """The reason with its numbers."""
         return self.reason.format(**self.fields)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings, worst first, and the numbers of the set.
+    """All findings, worst first, and statistics of the dataset.
 
-    numbers   images, images, regularization, images_per_epoch (with repeats), steps_per_epoch, buckets, tags;
-              empty when the set cannot be read
+    numbers   images, regularization (images), images_per_epoch (with repeats), steps_per_epoch, buckets, tags;
+              empty if the dataset cannot be read
     samples   name -> training image
     """
 
@@ -66,11 +69,11 @@ class Report:
     samples: dict[str, Sample]
 
     def is_fine(self) -> bool:
-        """Whether nothing is wrong; there may be findings to look at."""
-        return not any(finding.severity == "wrong" for finding in self.findings)
+        """Whether there are no errors; there may be warnings and tips."""
+        return not any(finding.severity == "error" for finding in self.findings)
 
     def find(self, kind: str) -> DatasetFinding | None:
-        """The finding of a kind, None when there is none."""
+        """The finding of one check, or None."""
         return next((finding for finding in self.findings if finding.kind == kind), None)
 
     def as_data(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What can be done about a finding with one call; originals are never changed, and all of it can be taken back."""
+"""Fixes for findings, one call each; originals are never changed, and every fix can be undone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lorakit.tags.rules import Remove
 
 @dataclass(frozen=True)
 class FixResult:
-    """What a fix did: how many files or captions it changed, and a sentence for each that stayed as it was."""
+    """What a fix did: how many files or captions it changed, and a sentence for each that it left unchanged."""
 
     changed: int
     kept: tuple[str, ...] = ()
@@ -32,10 +32,10 @@ class FixResult:
 
 @dataclass(frozen=True)
 class Fix:
-    """One row: `apply(project, config, finding, answer)` does it.
+    """One row of the table of fixes: `apply(project, config, finding, answer)` does it.
 
-    label      on a button; `help` says what happens and how it is taken back
-    answers    what a person must choose first (`answer` is one of these); empty when nothing is asked
+    label      text of its button; `help` says what happens and how to undo it
+    answers    choices for the user, one of which is `answer`; empty if there is nothing to choose
     """
 
     name: str
@@ -48,27 +48,26 @@ class Fix:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _set_aside(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    """Only what is still found: files may have been mended, or the best of likenesses removed, since the report."""
-    known, again = excluded.paths(project, config), examine(project, config).find(finding.kind)
-    still = (again.targets or again.images) if again else ()
-    wanted = [name for name in finding.targets or finding.images if name in known]
-    names = [name for name in wanted if name in still]
+def _exclude(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    # The report may be old: a file may be fixed meanwhile, or the best of a group of duplicates removed. So check
+    # again, and exclude only what is still found.
+    files, current = excluded.paths(project, config), examine(project, config).find(finding.kind)
+    still = (current.targets or current.images) if current else ()
+    reported = [name for name in finding.targets or finding.images if name in files]
+    names = [name for name in reported if name in still]
     if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
-        raise UserError("This would set all images aside, and nothing would be left to train on.")
-    moved = excluded.exclude(project, config, finding.kind, [known[name] for name in names])
-    changed = (name for name in wanted if name not in still)
-    return FixResult(
-        len(moved), tuple(f"{name}: something changed since it was examined; it stays." for name in changed)
-    )
+        raise UserError("This would exclude all images, and nothing would be left to train on.")
+    moved = excluded.exclude(project, config, finding.kind, [files[name] for name in names])
+    kept = (f"{name}: changed since the check, not excluded." for name in reported if name not in still)
+    return FixResult(len(moved), tuple(kept))
 
 
 def _to_utf8(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     listing = Listing(excluded.editable_folder(project, config), config.repeats)
-    told = CaptionSources(listing, config.caption_extension).captions
-    files = {listing.name(image): caption.source for image, caption in told.items() if caption.error}
+    captions = CaptionSources(listing, config.caption_extension).captions
+    files = {listing.name(image): caption.source for image, caption in captions.items() if caption.error}
     texts: dict[Path, str] = {}
-    kept = [f"{name}: its caption can be read now, and stays." for name in finding.images if name not in files]
+    kept = [f"{name}: its caption is readable now, not changed." for name in finding.images if name not in files]
     for name, file in ((name, files[name]) for name in finding.images if name in files):
         try:
             texts[file] = file.read_bytes().decode(answer)
@@ -82,14 +81,14 @@ def _to_utf8(project: Project, config: DataConfig, finding: DatasetFinding, answ
 
 
 def _crop_borders(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    """A box inside the border of each image that has no box yet."""
-    known, boxes, drawn = excluded.paths(project, config), Boxes(project), {}
-    names = {known[name]: name for name in finding.images if name in known and not boxes.of(name)}
-    for path, look in StatsCache.of(project.folder).measure(names):
-        left, top, right, bottom = look.border
-        if not any(look.border):  # another image is there now
+    """Draw a box inside the border of each image that has no box yet."""
+    files, boxes, drawn = excluded.paths(project, config), Boxes(project), {}
+    names = {files[name]: name for name in finding.images if name in files and not boxes.of(name)}
+    for path, stats in StatsCache.of(project.folder).measure(names):
+        left, top, right, bottom = stats.border
+        if not any(stats.border):  # replaced by another image since the check
             continue
-        drawn[names[path]] = (Box(left, top, look.width - left - right, look.height - top - bottom),)
+        drawn[names[path]] = (Box(left, top, stats.width - left - right, stats.height - top - bottom),)
     boxes.update(drawn)
     return FixResult(len(drawn))
 
@@ -101,102 +100,110 @@ def _write_captions(project: Project, config: DataConfig, finding: DatasetFindin
     editor = CaptionEditor(project, config)
     trained = {name: editor.samples[name].caption for name in finding.images if name in editor.samples}
     bare = {name: text for name, text in trained.items() if not editor.captions[name]}
-    return _changed(editor, finding, bare, by=DOCTOR)
+    return _change(editor, finding, bare, by=DOCTOR)
 
 
 def _trigger_first(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    def first(caption: str) -> str:
+    def trigger_first(caption: str) -> str:
         others = [tag for tag in tags_of(caption) if tag != config.trigger]
         return ", ".join([config.trigger, *others])
 
-    return _each(CaptionEditor(project, config), finding, first)
+    return _change_each(CaptionEditor(project, config), finding, trigger_first)
 
 
-def _ordinary_commas(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    def with_commas(caption: str) -> str:
+def _ascii_commas(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    def with_ascii_commas(caption: str) -> str:
         return ", ".join(tags_of(caption.replace("，", ",").replace("、", ",")))
 
-    return _each(CaptionEditor(project, config), finding, with_commas)
+    return _change_each(CaptionEditor(project, config), finding, with_ascii_commas)
 
 
-def _absorb(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+def _remove_tags(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     rules = [Remove(tag, config.trigger) for tag in finding.details]
 
-    def without(caption: str) -> str:
+    def without_tags(caption: str) -> str:
         for rule in rules:
             caption = rule.apply(caption)
         return caption
 
     editor = CaptionEditor(project, config)
-    return _changed(editor, finding, {name: without(caption) for name, caption in editor.captions.items()})
+    return _change(editor, finding, {name: without_tags(caption) for name, caption in editor.captions.items()})
 
 
-def _each(editor: CaptionEditor, finding: DatasetFinding, change: Callable[[str], str]) -> FixResult:
+def _change_each(editor: CaptionEditor, finding: DatasetFinding, change: Callable[[str], str]) -> FixResult:
+    """Apply `change` to the captions of the finding's images."""
     captions = {name: editor.captions[name] for name in finding.images if name in editor.captions}
-    return _changed(editor, finding, {name: change(caption) for name, caption in captions.items() if caption})
+    return _change(editor, finding, {name: change(caption) for name, caption in captions.items() if caption})
 
 
-def _changed(editor: CaptionEditor, finding: DatasetFinding, captions: dict[str, str], by: str = PERSON) -> FixResult:
-    wanted = {name: text for name, text in captions.items() if text != editor.captions[name]}
-    change = editor.change(FIXES[finding.fix].label, wanted, by)
+def _change(editor: CaptionEditor, finding: DatasetFinding, captions: dict[str, str], by: str = PERSON) -> FixResult:
+    """Write captions (image -> new caption) as one change that can be undone."""
+    different = {name: text for name, text in captions.items() if text != editor.captions[name]}
+    change = editor.change(FIXES[finding.fix].label, different, by)
     done = change.new.keys() | change.old.keys() if change else set()
-    return FixResult(
-        len(done), tuple(f"{name}: its caption stays as it is; look at its file." for name in wanted.keys() - done)
-    )
+    kept = (f"{name}: its caption was not changed; check its file." for name in different.keys() - done)
+    return FixResult(len(done), tuple(kept))
 
 
+# Python's names of encodings; shown as they are, since editors use nearly the same names.
 ENCODINGS = ("utf-8", "gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "utf-16")
-SET_ASIDE = (
-    "Moves these files, with their captions, into the project's set-aside/; from there they can be brought back."
-)
-UNDO = "The tag editor's undo takes it back."
+UNDO = "Undo it in the tag editor."
 ROWS = (
-    Fix("set_aside", "set aside", SET_ASIDE, _set_aside),
+    Fix(
+        "exclude",
+        "Exclude from dataset",
+        "Moves these files and their captions to the project's set-aside/ folder, from where they can be restored.",
+        _exclude,
+    ),
     Fix(
         "to_utf8",
-        "save as UTF-8",
-        "Reads these caption files in the encoding that you choose and saves them as UTF-8; what they were is kept in "
-        "the project's set-aside/.",
+        "Save as UTF-8",
+        "Reads these caption files in the chosen encoding and saves them as UTF-8; the original files are kept in the "
+        "project's set-aside/ folder.",
         _to_utf8,
         ENCODINGS,
     ),
     Fix(
         "crop_borders",
-        "draw boxes",
-        "Draws a box inside each border, by which the images are cropped when they are prepared; the files stay as "
-        "they are.",
+        "Draw crop boxes",
+        "Draws a crop box inside each border, used when images are prepared; the files do not change.",
         _crop_borders,
     ),
-    Fix("write_captions", "write captions", f"Writes down what the images are trained as. {UNDO}", _write_captions),
+    Fix(
+        "write_captions",
+        "Write captions",
+        f"Saves the text that these images are trained with. {UNDO}",
+        _write_captions,
+    ),
     Fix(
         "trigger_first",
-        "trigger first",
-        f"Writes the trigger as the first tag of these captions. {UNDO}",
+        "Move trigger word to front",
+        f"Makes the trigger word the first tag of these captions. {UNDO}",
         _trigger_first,
     ),
     Fix(
-        "ordinary_commas",
-        "ordinary commas",
-        f"Writes ordinary commas between the tags of these captions. {UNDO}",
-        _ordinary_commas,
+        "ascii_commas",
+        "Replace with ASCII commas",
+        f"Separates the tags of these captions with ASCII commas. {UNDO}",
+        _ascii_commas,
     ),
-    Fix("absorb", "take out of captions", f"Takes the tags below out of all captions. {UNDO}", _absorb),
+    Fix("remove_tags", "Remove these tags", f"Removes the tags below from all captions. {UNDO}", _remove_tags),
 )
 FIXES = {fix.name: fix for fix in ROWS}
 
 
 def apply_fix(project: Project, config: DataConfig, finding: DatasetFinding, answer: str = "") -> FixResult:
-    """Do what a finding's fix does. Raises UserError when it has none, when `answer` is none of its `answers`, and for
-    a disk that cannot be written.
+    """Apply the fix of a finding. Raises UserError if it has none, if `answer` is not one of the fix's `answers`, and
+    if the disk cannot be written.
     """
     if not finding.fix:
-        raise UserError(f"There is no fix for {finding.kind!r} but by hand. {finding.why}")
+        raise UserError(f"{finding.kind!r} has no automatic fix. {finding.why}")
     fix = FIXES[finding.fix]
     if fix.answers and answer not in fix.answers:
-        raise UserError(f"{fix.label!r} must be told one of {', '.join(fix.answers)}; it was told {answer!r}.")
+        raise UserError(f"“{fix.label}” needs a choice: one of {', '.join(fix.answers)}; got {answer!r}.")
     try:
         return fix.apply(project, config, finding, answer)
     except OSError as error:  # a disk that is full or read-only
         raise UserError(
-            f"{fix.label!r} stopped: {error}. What it did so far can be taken back; free some space, and do it again."
+            f"“{fix.label}” stopped: {error}. What it did so far can be undone; free some space and repeat it."
         ) from error

@@ -1,4 +1,4 @@
-"""Checks of what training images look like: too small, blurred, alike, framed."""
+"""Checks of training images: too small, upscaled, blurred, with borders, duplicates."""
 
 from __future__ import annotations
 
@@ -12,66 +12,77 @@ from lorakit.data.scan import Sample
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import CheckResult
 
-SMALL = 0.25  # of the training area: a quarter of the pixels is half of each side
-ENLARGED = 1.5  # times a side
-BLURRED, BESIDE = (12.0, 100.0), 0.1  # sharpness; its share of the set's median counts between the two
-ALIKE = 8  # of 64 bits that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6
-FRAME = 0.03  # share of a side that a border takes on both ends
-BRIGHT, BRIGHT_FRAME = 235, 0.1  # of 255, and share of a side: what is not the image's own white ground
+# Share of the training area; a quarter of the pixels is half of each side.
+SMALL = 0.25
+ENLARGED = 1.5  # factor of a side
+# An image is blurred below this share of the dataset's median sharpness, but never above the second of the limits
+# and always below the first.
+BLUR_LIMITS, BLUR_SHARE = (12.0, 100.0), 0.1
+# Bits of 64 that may differ; a copy that was scaled, recompressed or lightened differs in 0 to 6.
+ALIKE = 8
+# Share of a side that a border takes at both ends.
+FRAME = 0.03
+# A bright border (channels from 0 to 255) must be this share of a side, as figures often stand on a white ground.
+BRIGHT, BRIGHT_FRAME = 235, 0.1
 PLAIN = ("simple background", "white background", "transparent background")
 
 
 def small(facts: Facts) -> CheckResult | None:
-    """Images with less than a quarter of the pixels that training wants."""
-    wanted = SMALL * facts.config.resolution**2
-    found = [sample for sample in facts.samples if sample.width * sample.height < wanted]
-    return CheckResult(*_listed(found), fields={"side": facts.config.resolution})
+    """Images with less than a quarter of the pixels of the training area."""
+    least = SMALL * facts.config.resolution**2
+    samples = [sample for sample in facts.samples if sample.width * sample.height < least]
+    samples.sort(key=lambda sample: sample.width * sample.height)
+    details = {s.name: f"{s.width} × {s.height} px" for s in samples}
+    return CheckResult(tuple(details), details, fields={"side": facts.config.resolution})
 
 
 def enlarged(facts: Facts) -> CheckResult | None:
-    """Images that are blown up to fill their bucket."""
+    """Images that are upscaled to fill their bucket."""
     scales = {sample.name: facts.fits[sample.name].resized[0] / sample.width for sample in facts.samples}
-    found = [sample for sample in facts.samples if scales[sample.name] > ENLARGED]
-    details = {s.name: f"{s.width} × {s.height} px × {scales[s.name]:.1f}" for s in found}
+    samples = [sample for sample in facts.samples if scales[sample.name] > ENLARGED]
+    details = {s.name: f"{s.width} × {s.height} px × {scales[s.name]:.1f}" for s in samples}
     return CheckResult(tuple(details), details, fields={"factor": ENLARGED})
 
 
 def blurred(facts: Facts) -> CheckResult | None:
-    """Images without sharp edges, by themselves or beside the others of the set."""
-    sharpness = {name: look.sharpness for name, look in facts.looks.items() if not look.error}
-    least, most = BLURRED
-    limit = min(most, max(least, BESIDE * median(sharpness.values()))) if sharpness else 0.0
-    found = sorted((value, name) for name, value in sharpness.items() if value < limit)
-    return CheckResult(tuple(name for _, name in found), {name: f"{value:.0f} < {limit:.0f}" for value, name in found})
+    """Images without sharp edges, in absolute terms or compared with the rest of the dataset."""
+    sharpness = {name: stats.sharpness for name, stats in facts.stats.items() if not stats.error}
+    least, most = BLUR_LIMITS
+    limit = min(most, max(least, BLUR_SHARE * median(sharpness.values()))) if sharpness else 0.0
+    blurry = sorted((value, name) for name, value in sharpness.items() if value < limit)
+    details = {name: f"{value:.0f} < {limit:.0f}" for value, name in blurry}
+    return CheckResult(tuple(details), details)
 
 
 def framed(facts: Facts) -> CheckResult | None:
-    """Images with a border or with bars, of one colour, on opposite sides."""
-    found = {sample.name: facts.looks[sample.name] for sample in facts.samples if _is_framed(facts, sample)}
-    return CheckResult(tuple(found), {name: f"{_arrows(look)} px {look.border_colour}" for name, look in found.items()})
+    """Images with a border or bars of one colour on opposite sides."""
+    stats = {sample.name: facts.stats[sample.name] for sample in facts.samples if _is_framed(facts, sample)}
+    details = {name: f"{_arrows(own)} px {own.border_colour}" for name, own in stats.items()}
+    return CheckResult(tuple(details), details)
 
 
 def _is_framed(facts: Facts, sample: Sample) -> bool:
-    """A figure on white ground has a white margin, which is no frame, around it or, when it is cut off at one edge, on
-    three sides; with a box the border is dealt with.
-    """
-    look = facts.looks[sample.name]
-    if not look.border_colour or sample.name in facts.boxed:
+    """Whether an image has a border that no crop box removes."""
+    stats = facts.stats[sample.name]
+    if not stats.border_colour or sample.name in facts.boxed:
         return False
-    left, top, right, bottom = look.border
-    across, down = min(left, right) / look.width, min(top, bottom) / look.height
-    if min(bytes.fromhex(look.border_colour[1:])) < BRIGHT:
+    left, top, right, bottom = stats.border
+    across, down = min(left, right) / stats.width, min(top, bottom) / stats.height
+    if min(bytes.fromhex(stats.border_colour[1:])) < BRIGHT:
         return max(across, down) >= FRAME
-    is_ground = sum(px > 0 for px in look.border) > 2 or set(PLAIN) & set(tags_of(sample.written))
+    # The white margin around a figure on white ground is no frame: it has four sides, or three if the figure is cut
+    # at one edge. Bars have two.
+    is_ground = sum(px > 0 for px in stats.border) > 2 or set(PLAIN) & set(tags_of(sample.written))
     return max(across, down) >= BRIGHT_FRAME and not is_ground
 
 
-def _arrows(look: ImageStats) -> str:
-    return " ".join(f"{arrow}{px}" for arrow, px in zip("←↑→↓", look.border, strict=True) if px)
+def _arrows(stats: ImageStats) -> str:
+    """A border as text, e.g. "←12 →12"."""
+    return " ".join(f"{arrow}{px}" for arrow, px in zip("←↑→↓", stats.border, strict=True) if px)
 
 
 def duplicates(facts: Facts) -> CheckResult | None:
-    """Images that are the same, or nearly: of each group the best is kept, the others are `targets`."""
+    """Identical and nearly identical images: the best of each group is kept, the others are `targets`."""
     images: list[str] = []
     targets: list[str] = []
     details: dict[str, str] = {}
@@ -84,13 +95,14 @@ def duplicates(facts: Facts) -> CheckResult | None:
 
 
 def unhashed(facts: Facts) -> CheckResult | None:
-    """Likenesses could not be looked for, as a package is missing."""
-    is_missing = any(not look.phash and not look.error for look in facts.looks.values())
+    """Near-duplicates were not checked, as a package is missing."""
+    is_missing = any(not stats.phash and not stats.error for stats in facts.stats.values())
     return CheckResult(details={"pip install ImageHash": ""}) if is_missing else None
 
 
 def _groups(facts: Facts) -> Iterator[list[str]]:
-    """Names of images that are alike, the best of them first: captioned, then larger, then sharper."""
+    """Groups of duplicates, the best image of each first: captioned, then larger, then sharper."""
+    # Union-find: each name leads to the leader of its group.
     order = {sample.name: place for place, sample in enumerate(facts.samples)}
     leader = {name: name for name in order}
 
@@ -106,35 +118,30 @@ def _groups(facts: Facts) -> Iterator[list[str]]:
         groups.setdefault(leading(name), []).append(name)
 
     def worth(name: str) -> tuple:
-        look = facts.looks[name]
-        return (name not in facts.captions, -look.width * look.height, -look.sharpness, order[name])
+        stats = facts.stats[name]
+        return (name not in facts.captions, -stats.width * stats.height, -stats.sharpness, order[name])
 
     yield from (sorted(group, key=worth) for group in groups.values() if len(group) > 1)
 
 
 def _pairs(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Pairs of images that are alike, enough of them to tell the groups."""
+    """Pairs of duplicates, enough of them to build the groups."""
     same: dict[str, list[str]] = {}
-    for name, look in facts.looks.items():
-        same.setdefault(look.digest, []).append(name)
+    for name, stats in facts.stats.items():
+        same.setdefault(stats.digest, []).append(name)
     yield from ((names[0], other) for names in same.values() for other in names[1:])
-    yield from _near({names[0]: facts.looks[names[0]] for names in same.values()})
+    yield from _near({names[0]: facts.stats[names[0]] for names in same.values()})
 
 
-def _near(looks: dict[str, ImageStats]) -> Iterator[tuple[str, str]]:
-    """Pairs whose perceptual hashes hardly differ, nor their colours at any place."""
+def _near(all_stats: dict[str, ImageStats]) -> Iterator[tuple[str, str]]:
+    """Pairs whose perceptual hashes and colours, place by place, hardly differ."""
     import numpy as np
 
-    names = [name for name, look in looks.items() if look.phash]
-    bits = np.array([int(looks[name].phash, 16) for name in names], np.uint64)
-    places = np.stack([measures.with_neighbours(looks[name].cells) for name in names]) if names else np.empty(0)
-    for i, name in enumerate(names):  # a row of the triangle at once
+    names = [name for name, stats in all_stats.items() if stats.phash]
+    bits = np.array([int(all_stats[name].phash, 16) for name in names], np.uint64)  # [n]
+    places = np.stack([measures.with_neighbours(all_stats[name].cells) for name in names]) if names else np.empty(0)
+    for i, name in enumerate(names):
+        # one row of the triangle of all pairs; the colours are compared only where the hashes agree
         near = i + 1 + np.flatnonzero(np.bitwise_count(bits[i + 1 :] ^ bits[i]) <= ALIKE)
         for j in near[measures.colour_distance(places[i], places[near]) <= measures.MAX_COLOUR_DISTANCE]:
             yield name, names[j]
-
-
-def _listed(samples: list[Sample]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Images and their sizes, the smallest first."""
-    samples = sorted(samples, key=lambda sample: sample.width * sample.height)
-    return tuple(s.name for s in samples), {s.name: f"{s.width} × {s.height} px" for s in samples}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+from lorakit import models
 from lorakit.config import ConfigError, from_dict, to_dict
 from lorakit.data import buckets
+from lorakit.data.captions import too_long_captions
 from lorakit.data.plan import Plan
 from lorakit.data.scan import SCAN_SETTINGS, Scan, scan
 from lorakit.randomness import seed_of
@@ -103,13 +106,12 @@ def make_plan(config: RunConfig, dataset: Scan, before: Plan | None = None) -> P
 
 def cut_captions(stages: Sequence[Stage], model: Any) -> list[str]:
     """A sentence for every image whose caption is longer than `model.max_token_length`."""
-    limit = model.config.max_token_length
+    limit, excess = model.config.max_token_length, models.family(model.config.family).excess(model.config)
+    # an image that several stages share with the same caption is reported once
     captions = dict.fromkeys((sample.name, sample.caption) for stage in stages for sample in stage.scan.samples)
-    counted = ((name, model.token_count(caption)) for name, caption in captions)
     return [
-        f"{name}: its caption has {tokens} tokens and is cut after {limit} (model.max_token_length)."
-        for name, tokens in counted
-        if tokens > limit
+        f"{name}: the end of its caption is cut, after {limit} tokens (model.max_token_length): “{shorten(end, 80)}”."
+        for name, end in too_long_captions(captions, excess)
     ]
 
 

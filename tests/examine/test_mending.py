@@ -213,4 +213,4 @@ def test_the_terminal_checks_mends_and_brings_back(healthy, capsys):
     with pytest.raises(UserError, match="no finding 'unreadable'.*none"):
         terminal("fix", folder, "unreadable", *settings)
     assert terminal("fix", folder, "restore") == 0 and terminal("fix", folder, "restore") == 0
-    assert "Nothing is set aside" in capsys.readouterr().out and (healthy.folder / "03.png").exists()
+    assert "No files are excluded" in capsys.readouterr().out and (healthy.folder / "03.png").exists()

@@ -63,8 +63,8 @@ def test_findings_stand_worst_first_with_their_images_and_the_settings_of_the_ne
     data, model, loop = _chosen(project)
     assert (data.trigger, data.resolution, model.source, loop.batch_size) == ("mofurin", 128, "demo", 4)
     told = shown(opened(project))
-    titles = ["Files that cannot be read as images: 1", "Captions without the trigger mofurin: 1"]
-    titles += ["Images that are alike: 2", "Tags in a single image"]
+    titles = ["Unreadable images: 1", "Captions without the trigger word mofurin: 1"]
+    titles += ["Duplicates: 2", "Tags used only once"]
     assert sorted(titles, key=told.index) == titles
     assert (
         told.count("data:image/jpeg") >= 4
@@ -77,18 +77,18 @@ def test_findings_stand_worst_first_with_their_images_and_the_settings_of_the_ne
 
 def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(project):
     view = opened(project)
-    press(view, "set aside")
-    assert "Done: set aside, 2." in view.status.value and "cannot be read" not in shown(view)
+    press(view, "Exclude from dataset")
+    assert "Done: Exclude from dataset, 2." in view.status.value and "Unreadable" not in shown(view)
     assert "2 files excluded, kept in set-aside/001-unreadable" in shown(view)
     press(opened(project), "Restore")
-    assert not excluded.batches(project) and "cannot be read" in shown(opened(project))
-    press(view, "trigger first")
+    assert not excluded.batches(project) and "Unreadable images" in shown(opened(project))
+    press(view, "Move trigger word to front")
     assert (project.dataset / "10_mofurin" / "03.txt").read_text().startswith("mofurin, 1girl")
 
 
 def test_a_data_set_that_cannot_be_trained_on_is_a_finding(tmp_path):
     told = shown(opened(Project(tmp_path)))
-    assert "The dataset cannot be trained on" in told and "does not exist" in told
+    assert "This dataset cannot be trained on" in told and "does not exist" in told
 
 
 def test_a_report_of_everything_stays_small(project):
@@ -120,4 +120,4 @@ def test_the_report_is_chinese_for_those_who_chose_that(project):
         told = html.unescape(shown(opened(project)))
     finally:
         i18n.use("en")
-    assert "无法作为图片读取的文件：1 个" in told and "缺少触发词 mofurin 的标注：1 条" in told and "移到" in told
+    assert "无法读取的图片：1 张" in told and "缺少触发词 mofurin 的标注：1 条" in told and "移出训练集" in told

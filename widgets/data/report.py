@@ -28,7 +28,7 @@ from widgets.project.draft import Draft
 SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
 MOST = 160  # characters below a thumbnail
 REDRAW = 1.0  # s
-COLOURS = {"wrong": RED, "look": AMBER, "tip": BLUE}
+COLOURS = {"error": RED, "warning": AMBER, "tip": BLUE}
 
 
 def check_dataset(project: Project) -> None:
@@ -170,8 +170,8 @@ def _verdict(report: Report) -> str:
     if not report.findings:
         return box(say("No problems found."), GREEN)
     names = {
-        "wrong": say("1 error") if count["wrong"] == 1 else say("{n} errors", n=count["wrong"]),
-        "look": say("1 warning") if count["look"] == 1 else say("{n} warnings", n=count["look"]),
+        "error": say("1 error") if count["error"] == 1 else say("{n} errors", n=count["error"]),
+        "warning": say("1 warning") if count["warning"] == 1 else say("{n} warnings", n=count["warning"]),
         "tip": say("1 tip") if count["tip"] == 1 else say("{n} tips", n=count["tip"]),
     }
     worst = next(severity for severity in COLOURS if count[severity])
