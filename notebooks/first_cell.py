@@ -26,8 +26,10 @@ if "google.colab" in sys.modules and not glob("/content/lorakit*"):
 
     drive.mount("/content/drive")
 sys.path += ["..", *glob("/content/lorakit*"), *glob("/content/drive/MyDrive/lorakit*")]
-# Not found? Put lorakit.zip on Google Drive or in Files. · 找不到?请把 lorakit.zip 放到 Google Drive 或“文件”面板。
-from widgets import open_project
+try:
+    from widgets import open_project
+except ModuleNotFoundError:
+    sys.exit("Put lorakit.zip on Google Drive or into Files. · 请把 lorakit.zip 放到 Google Drive 或“文件”里。")
 
 project = open_project()"""
 PUBLISHED = """\

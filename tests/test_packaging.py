@@ -198,11 +198,9 @@ def test_a_notebook_alone_in_colab_installs_the_kit_from_a_zip_or_folder(tmp_pat
 
 
 def test_a_notebook_without_the_kit_says_what_to_do(tmp_path):
-    text = first_cell.first_cell("")
     lines = colab(tmp_path)
-    assert lines[0] == f"mounted {tmp_path}/drive" and "No module named 'widgets'" in lines[-1]
-    above = text.splitlines()[text.splitlines().index("from widgets import open_project") - 1]
-    assert "Put lorakit.zip on Google Drive" in above and "请把 lorakit.zip 放到" in above
+    assert lines[0] == f"mounted {tmp_path}/drive" and lines[-1].startswith("Put lorakit.zip on Google")
+    assert "请把 lorakit.zip 放到" in lines[-1]
 
 
 def test_a_failed_installation_is_shown_in_pips_words(monkeypatch, tmp_path):
