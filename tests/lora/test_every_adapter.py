@@ -55,8 +55,8 @@ def learned(adapter: Adapter, seed: int = 2) -> dict[str, torch.Tensor]:
     return {name: 0.2 * torch.randn(weight.shape, generator=generator) for name, weight in adapter.weights().items()}
 
 
-def answer(model: sd15.Model) -> torch.Tensor:
-    """What the denoiser says about fixed latents and a fixed caption."""
+def prediction(model: sd15.Model) -> torch.Tensor:
+    """What the denoiser predicts for fixed latents and a fixed caption."""
     generator = torch.Generator().manual_seed(3)
     xt, t = torch.randn(2, 4, 8, 8, generator=generator).to(model.dtype), torch.tensor([10, 700])
     return model.load("unet")(xt, t, tiny.conditioning(model, ["girl, hat", "boy"])["hidden"]).sample
@@ -65,10 +65,13 @@ def answer(model: sd15.Model) -> torch.Tensor:
 @every_variant
 def test_a_new_adapter_changes_nothing(base, variant):
     model = opened(base)
-    before = answer(model)
+    before = prediction(model)
     adapter = Adapter(config_of(variant, rank=4, alpha=3), model, PARTS, 1)
-    assert torch.equal(answer(model), before)
+    assert torch.equal(prediction(model), before)
     assert all(not adapter.delta(*key).any() for key in adapter.layers)
+    for _, tensors in adapter.modules():
+        zeros = {role for role, weight in tensors.items() if not weight.any()}
+        assert zeros == adapter.variant.zero_roles & tensors.keys()
 
 
 @every_variant
@@ -82,7 +85,7 @@ def test_weights_that_are_loaded_come_back_bit_for_bit(base, variant):
     assert [id(weight) for _, weight in adapter.named()] == parameters
     other_model, other = adapted(base, variant=variant, seed=9)
     other.load(adapter.weights())
-    assert torch.equal(answer(other_model), answer(model))
+    assert torch.equal(prediction(other_model), prediction(model))
 
 
 @every_variant
@@ -112,18 +115,18 @@ def test_weights_of_another_adapter_are_refused_and_change_nothing(base, variant
 
 @every_variant
 def test_strength_0_is_the_base_and_1_is_as_trained(base, variant):
-    plain = answer(opened(base))
+    plain = prediction(opened(base))
     model, adapter = adapted(base, variant=variant)
     adapter.load(learned(adapter))
-    trained = answer(model)
+    trained = prediction(model)
     assert not torch.allclose(trained, plain, atol=1e-3)
     adapter.set_strength(0.0)
-    assert torch.equal(answer(model), plain)
+    assert torch.equal(prediction(model), plain)
     adapter.set_strength(0.5)
-    half = answer(model)
+    half = prediction(model)
     assert not torch.allclose(half, plain, atol=1e-3) and not torch.allclose(half, trained, atol=1e-3)
     adapter.set_strength(1.0)
-    assert torch.equal(answer(model), trained)
+    assert torch.equal(prediction(model), trained)
 
 
 @every_variant
@@ -156,7 +159,7 @@ def test_lora_computes_what_peft_computes_and_so_do_its_gradients(base, dtype, t
         part, _, module = name.partition(".")
         theirs[name] = plain.load(part).get_parameter(module.replace(".weight", ".default.weight"))
         theirs[name].data = weight.clone()
-    ours, expected = answer(model), answer(plain)
+    ours, expected = prediction(model), prediction(plain)
     torch.testing.assert_close(ours.float(), expected.float(), rtol=tolerance, atol=tolerance)
     ours.float().square().mean().backward()
     expected.float().square().mean().backward()
@@ -195,7 +198,7 @@ def test_adapter_weights_stay_float32_on_a_bf16_base(base, variant):
     assert model.load("unet").conv_in.weight.dtype == torch.bfloat16
     assert {weight.dtype for _, weight in adapter.named()} == {torch.float32}
     assert {weight.dtype for weight in adapter.weights().values()} == {torch.float32}
-    assert answer(model).dtype == torch.bfloat16
+    assert prediction(model).dtype == torch.bfloat16
 
 
 @every_variant
@@ -204,7 +207,7 @@ def test_the_seed_alone_decides_the_first_weights(base, variant):
     expected = torch.rand(3)
     torch.manual_seed(123)
     first = adapted(base, variant=variant, seed=1)[1].weights()
-    assert torch.equal(torch.rand(3), expected)  # torch's own generator is where it was
+    assert torch.equal(torch.rand(3), expected)  # torch's own generator has not moved
     again, other = (adapted(base, variant=variant, seed=seed)[1].weights() for seed in (1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     drawn = [name for name in first if first[name].any()]
@@ -221,7 +224,7 @@ def test_each_part_has_its_own_weights_and_only_they_are_trained(base, variant):
         assert len(parts[part]) == sum(len(tensors) for key, tensors in adapter.modules() if key[0] == part)
 
 
-def test_unet_alone_leaves_the_text_encoder_as_it_is(base):
+def test_unet_alone_does_not_touch_the_text_encoder(base):
     model = opened(base)
     adapter = Adapter(AdapterConfig(rank=2), model, ["unet"], 1)
     assert {part for part, _ in adapter.layers} == {"unet"}

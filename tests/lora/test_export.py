@@ -1,4 +1,4 @@
-"""Exported files: kohya's form, true numbers, proved; a plain diffusers pipeline reads them and paints the same."""
+"""Exported files: kohya's form, true numbers, proved; a plain diffusers pipeline reads them and generates the same."""
 
 from __future__ import annotations
 
@@ -136,16 +136,16 @@ def test_a_files_change_is_the_trained_one_in_every_module(both, tmp_path, dtype
         name = model.names(part, module)["kohya"]
         down, up = (tensors[f"{name}.lora_{side}.weight"].float() for side in ("down", "up"))
         change = tensors[f"{name}.alpha"].item() / 4 * (up.flatten(1) @ down.flatten(1))
-        wanted = adapter.delta(part, module).flatten(1)
-        assert (change - wanted).abs().max() <= rounding * wanted.abs().max(), module
+        expected = adapter.delta(part, module).flatten(1)
+        assert (change - expected).abs().max() <= rounding * expected.abs().max(), module
 
 
 def test_a_file_in_fp32_read_back_is_the_adapter_bit_for_bit(both, tmp_path):
     model, adapter = both
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32", "kohya")
     found = export.weights(tmp_path / "lora.safetensors", adapter, model)
-    mine = adapter.weights()
-    assert found.keys() == mine.keys() and all(torch.equal(found[name], mine[name]) for name in mine)
+    own = adapter.weights()
+    assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
 
 
 # ---- the proof -------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def corrupted(tensors: dict, change: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, reason",
     (
         ("one number", "not the trained one"),
         ("not a number", "not finite"),
@@ -189,13 +189,13 @@ def corrupted(tensors: dict, change: str) -> dict:
         ("another rank", "do not multiply to"),
     ),
 )
-def test_the_proof_finds_what_is_wrong_with_a_file(both, tmp_path, change, told):
+def test_the_proof_finds_what_is_wrong_with_a_file(both, tmp_path, change, reason):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
     export.write(file, adapter, model, {}, "fp16", "kohya")
     assert export.prove(file, adapter, model, "fp16") == 66
     save_file(corrupted(load_file(file), change), file)
-    with pytest.raises(export.LoraFileError, match=told):
+    with pytest.raises(export.LoraFileError, match=reason):
         export.prove(file, adapter, model, "fp16")
 
 
@@ -244,7 +244,7 @@ def test_a_whole_file_of_another_rank_is_not_the_trained_one(both, base, tmp_pat
         export.prove(file, adapter, model, "fp16")
 
 
-def test_a_truncated_file_is_told_in_a_sentence(both, tmp_path):
+def test_a_truncated_file_is_refused_in_a_sentence(both, tmp_path):
     model, adapter = both
     file = tmp_path / "lora.safetensors"
     export.write(file, adapter, model, {}, "fp16", "kohya")
@@ -293,9 +293,9 @@ def read_metadata(file: Path) -> dict[str, str]:
         return opened.metadata()
 
 
-def test_a_file_tells_how_it_was_made(run):
-    made, events = run
-    told = read_metadata(made.folder / events[-1].lora)
+def test_a_files_metadata_says_how_it_was_trained(run):
+    trained_run, events = run
+    header = read_metadata(trained_run.folder / events[-1].lora)
     expected = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -318,14 +318,14 @@ def test_a_file_tells_how_it_was_made(run):
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "epsilon",
     }
-    assert {key: told[key] for key in expected} == expected
-    (tags,) = json.loads(told["ss_tag_frequency"]).values()
+    assert {key: header[key] for key in expected} == expected
+    (tags,) = json.loads(header["ss_tag_frequency"]).values()
     assert tags["mofu"] == tags["girl"] == 7 and tags["red hair"] == 3
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["modelspec.date"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", header["modelspec.date"])
 
 
 @pytest.mark.parametrize("family", models.names())
-def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, family):
+def test_learning_rates_are_written_as_kohyas_tools_do(tmp_path, monkeypatch, family):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     base = tiny.save_base(family, tmp_path / "base")
     rates = models.config_class(family).rates
@@ -334,15 +334,15 @@ def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, famil
     config = configure({"model": {"family": family, "source": str(base)}, "optimizer": learned})
     found = stages(config, tiny.save_images(tmp_path / "project" / "dataset").parent)
     model = models.family(family).Model(config.model, torch.device("cpu"), torch.float32)
-    told = metadata(found, model, 1, "mine")
-    assert told["ss_unet_lr"] == "0.001"
-    assert json.loads(told["ss_text_encoder_lr"]) == (text_rates if len(text_rates) > 1 else text_rates[0])
-    assert told["ss_sd_model_name"] == "base" and str(tmp_path) not in json.dumps(told)
-    assert all(isinstance(value, str) for value in told.values())
+    header = metadata(found, model, 1, "mine")
+    assert header["ss_unet_lr"] == "0.001"
+    assert json.loads(header["ss_text_encoder_lr"]) == (text_rates if len(text_rates) > 1 else text_rates[0])
+    assert header["ss_sd_model_name"] == "base" and str(tmp_path) not in json.dumps(header)
+    assert all(isinstance(value, str) for value in header.values())
 
 
 @pytest.mark.parametrize(
-    "sampling, wanted",
+    "sampling, expected",
     (
         ("uniform", set()),
         ("sigmoid", {"ss_sigmoid_scale"}),
@@ -350,24 +350,24 @@ def test_learning_rates_are_told_as_kohyas_tools_do(tmp_path, monkeypatch, famil
         ("shift", {"ss_sigmoid_scale", "ss_discrete_flow_shift"}),
     ),
 )
-def test_a_file_tells_only_the_settings_of_times_that_were_read(anima, tmp_path, sampling, wanted):
+def test_metadata_has_only_the_timestep_settings_that_were_used(anima, tmp_path, sampling, expected):
     model, _ = anima
     source = {"family": "anima", "source": model.config.source}
     config = configure({"model": source, "loss": {"timestep_sampling": sampling}})
     found = stages(config, tiny.save_images(tmp_path / "project" / "dataset").parent)
-    told = metadata(found, model, 1, "mine")
-    keys = {key for key in told if re.match("ss_(timestep_sampling|sigmoid|logit|discrete)", key)}
-    assert keys == {"ss_timestep_sampling"} | wanted
+    header = metadata(found, model, 1, "mine")
+    keys = {key for key in header if re.match("ss_(timestep_sampling|sigmoid|logit|discrete)", key)}
+    assert keys == {"ss_timestep_sampling"} | expected
 
 
 def test_a_file_tells_no_path_and_no_user(run, base):
-    made, events = run
-    told = json.dumps(read_metadata(made.folder / events[-1].lora))
-    folders = {*base.parent.parts, *made.folder.parts, *Path.home().parts} - {"/", "mine", "run", "runs", "base"}
+    trained_run, events = run
+    header = json.dumps(read_metadata(trained_run.folder / events[-1].lora))
+    folders = {*base.parent.parts, *trained_run.folder.parts, *Path.home().parts} - {"/", "mine", "run", "runs", "base"}
     assert "secretfolder" in folders
-    found = [name for name in folders if re.search(rf"\b{re.escape(name)}\b", told)]
+    found = [name for name in folders if re.search(rf"\b{re.escape(name)}\b", header)]
     assert found == []
-    assert "/tmp" not in told and '"/' not in told and "\\\\" not in told
+    assert "/tmp" not in header and '"/' not in header and "\\\\" not in header
 
 
 @pytest.mark.parametrize(
@@ -469,8 +469,8 @@ def test_diffusers_loads_every_module_with_the_trained_change(tmp_path, monkeypa
         torch.testing.assert_close(change, adapter.delta(*key), rtol=1e-4, atol=1e-6, msg=str(key))
 
 
-def painted(pipeline: StableDiffusionPipeline) -> np.ndarray:
-    made = pipeline(
+def generated(pipeline: StableDiffusionPipeline) -> np.ndarray:
+    trained_run = pipeline(
         PROMPT,
         negative_prompt=NEGATIVE,
         width=LOOK["width"],
@@ -479,7 +479,7 @@ def painted(pipeline: StableDiffusionPipeline) -> np.ndarray:
         guidance_scale=LOOK["guidance_scale"],
         generator=torch.Generator("cpu").manual_seed(LOOK["seed"]),
     ).images[0]
-    return np.asarray(made).astype(int)
+    return np.asarray(trained_run).astype(int)
 
 
 def sample_of(run, events) -> np.ndarray:
@@ -488,22 +488,22 @@ def sample_of(run, events) -> np.ndarray:
 
 
 @reads_text_encoders
-def test_a_plain_pipeline_paints_the_trainers_own_sample(base, run):
-    made, events = run
-    sample = sample_of(made, events)
-    off = painted(plain_pipeline(base, None)[0])
+def test_a_plain_pipeline_generates_the_trainers_own_sample(base, run):
+    trained_run, events = run
+    sample = sample_of(trained_run, events)
+    off = generated(plain_pipeline(base, None)[0])
     assert abs(sample - off).mean() > 5  # the LoRA is plain to see
-    on = painted(plain_pipeline(base, made.folder / events[-1].lora)[0])
+    on = generated(plain_pipeline(base, trained_run.folder / events[-1].lora)[0])
     assert abs(sample - on).max() <= 1
 
 
-def test_a_file_in_fp16_of_the_unet_paints_the_sample_within_its_rounding(base, tmp_path):
-    made, events = run_of(base, tmp_path, optimizer={"learning_rate": 0.2})
+def test_a_file_in_fp16_of_the_unet_generates_the_sample_within_its_rounding(base, tmp_path):
+    trained_run, events = run_of(base, tmp_path, optimizer={"learning_rate": 0.2})
     (saved,) = [event for event in events if isinstance(event, Saved)]
     assert saved.matched == "48"
-    sample = sample_of(made, events)
-    assert abs(sample - painted(plain_pipeline(base, None)[0])).mean() > 5
-    difference = abs(sample - painted(plain_pipeline(base, made.folder / saved.lora)[0]))
+    sample = sample_of(trained_run, events)
+    assert abs(sample - generated(plain_pipeline(base, None)[0])).mean() > 5
+    difference = abs(sample - generated(plain_pipeline(base, trained_run.folder / saved.lora)[0]))
     assert difference.mean() < 0.5 and difference.max() <= 8
 
 

@@ -16,8 +16,9 @@ from lorakit.events import Saved, Started
 from lorakit.hub import SourceError
 from lorakit.lora import export
 from lorakit.lora import file as lora_file
-from lorakit.lora.adapter import Adapter, AdapterConfig
+from lorakit.lora.adapter import Adapter
 from lorakit.lora.file import LoraFileError
+from lorakit.lora.variants import AdapterConfig
 from lorakit.lora.warm_start import adapter_settings
 from lorakit.project import Project, ProjectError
 from lorakit.run.config import configure, read_config
@@ -130,7 +131,7 @@ def test_the_rank_and_alpha_are_the_files_whatever_was_set(tmp_path, sd15):
 # ---- what does not go together ---------------------------------------------------------------------------------------
 
 
-def test_parts_that_are_not_trained_are_told_and_those_the_file_lacks_begin_at_nothing(tmp_path, sd15):
+def test_parts_that_are_not_trained_are_named_and_those_the_file_lacks_start_from_scratch(tmp_path, sd15):
     file, text = tmp_path / "a.safetensors", {"optimizer": {"text_encoder_lr": 1e-2}}
     changes = lora(file, sd15, text)
     session = begun(tmp_path / "p", file, sd15)
@@ -161,7 +162,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("shapes", OTHERS.values(), ids=OTHERS)
-def test_a_file_that_a_plain_lora_cannot_hold_is_refused_before_anything_is_written(tmp_path, sd15, shapes):
+def test_a_file_that_no_adapter_can_hold_is_refused_before_anything_is_written(tmp_path, sd15, shapes):
     file, module = tmp_path / "a.safetensors", "lora_unet_down_blocks_0_attentions_0_proj_in"
     save_file({f"{module}.{role}": torch.ones(shape) for role, shape in shapes.items()}, file)
     run = Project(tmp_path / "p").run("r")
@@ -186,9 +187,9 @@ def test_a_run_needs_its_file_until_its_first_state_and_ends_bitwise_where_an_un
     file = tmp_path / "mine.safetensors"
     lora(file, sd15)
     run, uncut = Project(tmp_path / "p").run("r"), Project(tmp_path / "q").run("r")
-    for made in (run, uncut):
-        save_images(made.project.dataset)
-        save_from_weights(made, str(file), settings(sd15, **SHORT))
+    for new in (run, uncut):
+        save_images(new.project.dataset)
+        save_from_weights(new, str(file), settings(sd15, **SHORT))
     list(train(uncut))
     until(run, at(Started, 0))
     lora(tmp_path / "other.safetensors", sd15, alpha=1.0)

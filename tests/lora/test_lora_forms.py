@@ -1,4 +1,4 @@
-"""LoRA files of every form and kind are read as the same change of the same weights, or refused in a sentence."""
+"""LoRA files of every form and variant are read as the same change of the same weights, or refused in a sentence."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def opened(bases: dict[str, Path], family: str):
 @pytest.fixture(scope="module")
 def fresh(bases) -> Callable:
     """A family's model without adapters, opened once."""
-    made = {name: opened(bases, name) for name in models.names()}
-    return made.__getitem__
+    by_family = {name: opened(bases, name) for name in models.names()}
+    return by_family.__getitem__
 
 
 @pytest.fixture(scope="module")
 def trained(bases) -> Callable:
     """A family's model with an adapter on all parts that may have one, with random weights."""
-    made = {name: with_adapter(opened(bases, name)) for name in models.names()}
-    return made.__getitem__
+    by_family = {name: with_adapter(opened(bases, name)) for name in models.names()}
+    return by_family.__getitem__
 
 
 def with_adapter(model, alpha: float = ALPHA, parts: tuple[str, ...] = ()):
@@ -88,17 +88,17 @@ def test_every_name_at_true_size_is_known_to_those_who_read_the_form(bases, tmp_
             assert not set(names) - reader
 
 
-def test_a_familys_names_are_told_from_the_others(family):
+def test_a_familys_names_are_not_taken_for_anothers(family):
     known = golden_names.golden(family)
     shapes = {"down": [4, 320], "up": [320, 4]}  # too narrow to tell anything
     dotted_names = {name for name in known.comfy if name.startswith("diffusion_model.")}
     # nobody writes SD 1.5 under its original names
     for names in (known.kohya,) if family == "sd15" else (known.kohya, dotted_names):
         header = {f"{name}.lora_{side}.weight": {"shape": shape} for name in names for side, shape in shapes.items()}
-        told = lora_file.describe({"__metadata__": {}, **header})
-        found = (lora_family(told.shapes), told.variants, told.modules, told.ranks)
+        summary = lora_file.describe({"__metadata__": {}, **header})
+        found = (lora_family(summary.shapes), summary.variants, summary.modules, summary.ranks)
         assert found == (family, ("lora",), len(names), (4,))
-        assert told.form == ("kohya" if names is known.kohya else "comfy")
+        assert summary.form == ("kohya" if names is known.kohya else "comfy")
 
 
 # ---- what the kit writes ---------------------------------------------------------------------------------------------
@@ -114,10 +114,10 @@ def test_a_file_read_back_is_the_trained_change(bases, fresh, tmp_path, family, 
     assert changes.keys() == adapter.layers.keys()
     for key, change in changes.items():
         assert change.variant is Lora and change.rank == RANK
-        wanted = adapter.delta(*key)
+        expected = adapter.delta(*key)
         if form == "kohya" or alpha != ALPHA:  # powers of two are folded in without rounding
-            assert torch.equal(change.delta(), wanted)
-        torch.testing.assert_close(change.delta(), wanted, rtol=1e-5, atol=1e-6)
+            assert torch.equal(change.delta(), expected)
+        torch.testing.assert_close(change.delta(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [family for family, form in FORMS if form == "comfy"])
@@ -136,11 +136,11 @@ def test_the_comfy_form_is_dotted_has_no_alpha_and_has_the_scale_in_its_b(traine
 @pytest.mark.parametrize("family, form", FORMS)
 def test_a_file_of_either_form_put_back_into_the_adapter_is_the_same_change(bases, tmp_path, family, form):
     model, adapter = with_adapter(opened(bases, family), alpha=0.3)  # no float32 is 0.3
-    wanted = {key: adapter.delta(*key) for key in adapter.layers}
+    expected = {key: adapter.delta(*key) for key in adapter.layers}
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp32", form)
     adapter.load({name: torch.zeros_like(weight) for name, weight in adapter.weights().items()})
     adapter.load(export.weights(tmp_path / "lora.safetensors", adapter, model))
-    for key, change in wanted.items():
+    for key, change in expected.items():
         torch.testing.assert_close(adapter.delta(*key), change, rtol=1e-5, atol=1e-7)
 
 
@@ -217,15 +217,15 @@ TEXT = {
 @pytest.mark.parametrize("writer", TEXT)
 def test_text_parts_of_any_writer_are_the_same_change(fresh, trained, tmp_path, family, writer):
     model, adapter = trained(family)
-    wanted = {key: adapter.delta(*key) for key in adapter.layers if key[0] != model.denoiser}
+    expected = {key: adapter.delta(*key) for key in adapter.layers if key[0] != model.denoiser}
     tensors = {}
     for key, sides in sides_of(adapter).items():
-        tensors |= TEXT[writer](model.names(*key), *sides) if key in wanted else {}
+        tensors |= TEXT[writer](model.names(*key), *sides) if key in expected else {}
     save_file(tensors, tmp_path / "wild.safetensors")
     changes = lora_file.read(tmp_path / "wild.safetensors", fresh(family))
-    assert changes.keys() == wanted.keys()
+    assert changes.keys() == expected.keys()
     for key, change in changes.items():
-        torch.testing.assert_close(change.delta(), wanted[key], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(change.delta(), expected[key], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_rslora", (False, True))
@@ -253,17 +253,17 @@ def test_the_alpha_of_pefts_settings_counts(fresh, trained, tmp_path, family, wh
 
 def test_modules_that_are_never_trained_here_are_read_too(fresh, tmp_path, family):
     model = fresh(family)
-    part, tensors, wanted = model.denoiser, {}, {}
+    part, tensors, expected = model.denoiser, {}, {}
     for module in golden_names.matrices(model.load(part)):
         weight = model.load(part).get_submodule(module).weight
         down, up = torch.randn(2, *weight.shape[1:]), torch.randn(len(weight), 2, *[1] * (weight.ndim - 2))
         tensors |= both(model.names(part, module)["diffusers"], down, up, A_B, None)
-        wanted[part, module] = ALPHA / RANK * torch.einsum("or...,ri...->oi...", up, down)
+        expected[part, module] = ALPHA / RANK * torch.einsum("or...,ri...->oi...", up, down)
     save_file(tensors, tmp_path / "locon.safetensors")
     changes = lora_file.read(tmp_path / "locon.safetensors", model)
-    assert changes.keys() == wanted.keys() and len(changes) > len(model.targets(part))
+    assert changes.keys() == expected.keys() and len(changes) > len(model.targets(part))
     for key, change in changes.items():
-        torch.testing.assert_close(change.delta(), wanted[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(change.delta(), expected[key], rtol=1e-4, atol=1e-5)
 
 
 def test_parts_that_a_file_does_not_name_are_not_loaded(bases, trained, tmp_path, family):
@@ -315,14 +315,14 @@ def tensors_of(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_loha_and_lokr_are_pefts(kind, layer):
     root = torch.nn.Sequential(LAYERS[layer]())
     shape = tuple(root[0].weight.shape)
-    made = with_peft(root, PEFT[kind], ["0"])["0"]
-    tensors = tensors_of(made)
+    layer = with_peft(root, PEFT[kind], ["0"])["0"]
+    tensors = tensors_of(layer)
     variant = variants.of_roles(set(tensors))
     assert variant.name == kind.partition(" ")[0]
     change = Change(variant, tensors, PEFT[kind].alpha, shape, PEFT[kind].r)
     assert variant.rank({role: weight.shape for role, weight in tensors.items()}) in (PEFT[kind].r, None)
     assert change.fits()
-    torch.testing.assert_close(change.delta(), made.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(change.delta(), layer.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ("loha", "lokr"))
@@ -372,8 +372,8 @@ def test_files_of_loha_and_lokr_are_read(bases, fresh, tmp_path, family, kind, s
     assert changes.keys() == {(model.denoiser, module) for module in targets}
     for (_, module), change in changes.items():
         if change.rank is not None:
-            wanted = layers[module].get_delta_weight("default")
-            torch.testing.assert_close(change.delta(), wanted, rtol=1e-5, atol=1e-6)
+            expected = layers[module].get_delta_weight("default")
+            torch.testing.assert_close(change.delta(), expected, rtol=1e-5, atol=1e-6)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -462,18 +462,18 @@ def test_a_file_with_another_kind_in_it_is_refused_for_a_run(trained, tmp_path, 
         export.weights(file, adapter, model)
 
 
-def test_a_file_for_another_family_is_told_by_its_names(fresh, trained, tmp_path, family):
+def test_a_file_for_another_family_is_recognised_by_its_names(fresh, trained, tmp_path, family):
     model, adapter = trained(family)
     for other in set(models.names()) - {family}:
         file = tmp_path / f"{other}.safetensors"
         theirs, their_adapter = trained(other)
         export.write(file, their_adapter, theirs, {}, "fp16", theirs.config.forms[0])
-        told = f"does not fit this base.*The base is {family}, the file's names are like those of {other}"
-        with pytest.raises(LoraFileError, match=told):
+        reason = f"does not fit this base.*The base is {family}, the file's names are like those of {other}"
+        with pytest.raises(LoraFileError, match=reason):
             lora_file.read(file, fresh(family))
 
 
-def test_what_is_no_lora_file_is_told(bases, fresh, tmp_path, family):
+def test_what_is_no_lora_file_is_refused(bases, fresh, tmp_path, family):
     model = fresh(family)
     weights = next(iter((bases[family] / model.denoiser).glob("*.safetensors")))
     with pytest.raises(LoraFileError, match="are of no LoHa, LoKr or LoRA, such as"):
@@ -510,14 +510,14 @@ STRANGE = {  # of peft's settings
 @pytest.mark.parametrize("where", ("in the file", "beside it"))
 @pytest.mark.parametrize("how", STRANGE)
 def test_strange_settings_of_peft_are_refused_in_one_sentence(tmp_path, how, where):
-    settings, told = STRANGE[how]
+    settings, reason = STRANGE[how]
     is_inside = where == "in the file"
     pair = {"unet.a.lora_A.weight": torch.zeros(4, 8), "unet.a.lora_B.weight": torch.zeros(8, 4)}
     file = tmp_path / "adapter_model.safetensors"
     save_file(pair, file, {"lora_adapter_metadata": settings} if is_inside else None)
     if not is_inside:
         (tmp_path / "adapter_config.json").write_text(settings)
-    with pytest.raises(LoraFileError, match=told) as refused:
+    with pytest.raises(LoraFileError, match=reason) as refused:
         lora_file.read(file, None)
     assert ("lora_adapter_metadata in" if is_inside else "adapter_config.json") in str(refused.value)
 
@@ -543,7 +543,7 @@ def test_alpha_patterns_are_names_or_their_ends_as_peft_takes_them(pattern, is_m
     assert lora_file._peft_alpha(settings, "unet.a.b.to_k", 4) == (8 if is_meant else 2, 4)
 
 
-def test_a_file_that_is_not_there_or_has_a_number_for_a_matrix_is_told(tmp_path):
+def test_a_missing_file_and_a_number_for_a_matrix_are_refused(tmp_path):
     with pytest.raises(LoraFileError, match="none.safetensors cannot be read"):
         lora_file.read(tmp_path / "none.safetensors", None)
     for name in ("lora_unet_a", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"):
