@@ -12,7 +12,7 @@ from lorakit.config import Config, Field, Slider, setting
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Everything about the data that decides a run's result."""
+    """Everything about the dataset that affects a run's result."""
 
     folder: str = setting(
         "dataset",
@@ -21,107 +21,109 @@ class DataConfig(Config):
     )
     trigger: str = setting(
         "",
-        help="word that calls the character or style; put first in every caption when it is missing there",
+        help="trigger word (activation tag) of the character or style; put first in every caption that lacks it",
         ui=Field(label="trigger word", basic=True),
     )
-    repeats: int = setting(1, help="how often each image of a plain folder is seen in an epoch", range=(1, 10_000))
-    caption_extension: str = setting(".txt", help="ending of the caption files", choices=(".txt", ".caption"))
+    repeats: int = setting(1, help="how often each image of a plain folder is used per epoch", range=(1, 10_000))
+    caption_extension: str = setting(".txt", help="file extension of captions", choices=(".txt", ".caption"))
     resolution: int = setting(
         512,
-        help="an image's area in training is at most this squared",
+        help="training resolution: an image's area is at most this squared",
         unit="px",
         range=(64, 4096),
         ui=Slider(256, 1536, 64),
     )
     enable_bucket: bool = setting(
-        True, help="keep each image's shape (buckets); off: crop everything to a square", ui=Field(label="buckets")
+        True, help="keep aspect ratios by buckets; off: crop every image to a square", ui=Field(label="buckets")
     )
     min_bucket_reso: int = setting(
-        256, help="shortest side of a bucket", unit="px", range=(32, 4096), ui=Field(label="shortest bucket side")
+        256, help="shortest side of a bucket", unit="px", range=(32, 4096), ui=Field(label="min bucket side")
     )
     max_bucket_reso: int = setting(
-        1024, help="longest side of a bucket", unit="px", range=(32, 8192), ui=Field(label="longest bucket side")
+        1024, help="longest side of a bucket", unit="px", range=(32, 8192), ui=Field(label="max bucket side")
     )
     bucket_reso_steps: int = setting(
         64, help="bucket sides are multiples of this", unit="px", range=(8, 512), ui=Field(label="bucket step")
     )
     bucket_no_upscale: bool = setting(
-        True, help="never enlarge an image: small ones get a smaller bucket", ui=Field(label="no enlarging")
+        True, help="never enlarge an image: small ones get a smaller bucket", ui=Field(label="no upscaling")
     )
     flip_aug: bool = setting(
         False,
-        help="mirror half of the images at random; not for characters with one-sided details",
-        ui=Field(label="mirror images"),
+        help="flip half of the images at random; not for characters with asymmetric details",
+        ui=Field(label="flip augmentation"),
     )
     background: str = setting(
         "white",
-        help="colour that transparent parts of images are laid on: a name, or #rrggbb",
-        ui=Field(label="behind transparency"),
+        help="colour behind transparent parts: a name or #rrggbb",
+        ui=Field(label="background colour"),
     )
     alpha_mask: bool = setting(
         False,
-        help="learn nothing from transparent parts: each place counts as much as it is opaque",
-        ui=Field(label="transparency as mask"),
+        help="use transparency as loss mask: transparent parts are not learned",
+        ui=Field(label="alpha mask"),
     )
     shuffle_caption: bool = setting(
-        False, help="shuffle the tags, so that none depends on its place", ui=Field(label="shuffle tags")
+        False, help="shuffle tags, so that their order is not learned", ui=Field(label="shuffle caption")
     )
     keep_tokens: int = setting(
         1,
-        help="how many first tags stay in place and are never dropped",
+        help="number of first tags that stay in place and are never dropped",
         range=(0, 64),
-        ui=Field(label="first tags kept"),
+        ui=Field(label="keep tokens"),
     )
     caption_variants: int = setting(
         8,
-        help="how many shuffles of each caption there are; each is encoded once",
+        help="number of shuffled variants of each caption; each is encoded once",
         range=(1, 256),
-        ui=Field(label="shuffles of a caption"),
+        ui=Field(label="caption variants (shuffled)"),
     )
     caption_dropout_rate: float = setting(
         0.0,
-        help="share of images trained without caption",
+        help="probability of training an image without its caption",
         range=(0, 1),
         ui=Slider(0, 0.5, 0.01, label="caption dropout"),
     )
     caption_tag_dropout_rate: float = setting(
         0.0,
-        help="share of tags left out of each caption variant",
+        help="probability of leaving out each tag of a caption variant",
         range=(0, 1),
         ui=Slider(0, 0.5, 0.01, label="tag dropout"),
     )
     cache_latents: bool = setting(
-        True, help="encode each image once and keep the result on disk; frees the VAE", ui=Field(label="cache images")
+        True, help="encode each image once and keep its latents on disk; frees the VAE", ui=Field(label="cache latents")
     )
     cache_text: bool = setting(
         True,
         help="encode each caption once while the text encoder is not trained; frees the text encoder",
-        ui=Field(label="cache captions"),
+        ui=Field(label="cache text"),
     )
 
     def conflicts(self) -> list[str]:
-        found = []
+        problems = []
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background) and self.background not in ImageColor.colormap:
-            found.append(
-                f"background is {self.background!r}, which is no colour; write a name such as white or #rrggbb."
+            problems.append(
+                f"background is {self.background!r}, which is no colour. Use a name such as white, or #rrggbb."
             )
         if self.min_bucket_reso > self.max_bucket_reso:
-            found.append(
-                f"min_bucket_reso is {self.min_bucket_reso} and max_bucket_reso {self.max_bucket_reso}; exchange them."
+            problems.append(
+                f"min_bucket_reso is {self.min_bucket_reso} and max_bucket_reso {self.max_bucket_reso}; swap them."
             )
         for name in ("resolution", "min_bucket_reso", "max_bucket_reso"):
             if getattr(self, name) % self.bucket_reso_steps and self.enable_bucket:
-                found.append(
+                problems.append(
                     f"{name} is {getattr(self, name)}; it must be a multiple of bucket_reso_steps "
                     f"({self.bucket_reso_steps})."
                 )
         if self.enable_bucket and not self.min_bucket_reso <= self.resolution <= self.max_bucket_reso:
-            found.append(
+            problems.append(
                 f"resolution is {self.resolution}; it must lie between min_bucket_reso ({self.min_bucket_reso}) and "
                 f"max_bucket_reso ({self.max_bucket_reso})."
             )
         if self.resolution % 8:
-            found.append(f"resolution is {self.resolution}; it must be a multiple of 8 px, one latent.")
+            problems.append(f"resolution is {self.resolution}; it must be a multiple of 8 px, one latent.")
         if self.bucket_reso_steps % 8:
-            found.append(f"bucket_reso_steps is {self.bucket_reso_steps}; it must be a multiple of 8 px, one latent.")
-        return found
+            problems.append(
+                f"bucket_reso_steps is {self.bucket_reso_steps}; it must be a multiple of 8 px, one latent."
+            )
+        return problems
