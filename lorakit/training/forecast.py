@@ -1,4 +1,4 @@
-"""What a run will be, told before it starts and without a GPU: its data, its steps, what it will write and where."""
+"""A forecast of a run before it starts, without a GPU: its data, its steps, the files it will write and where."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from lorakit.training.sizes import Cached, Sized
 if TYPE_CHECKING:
     from lorakit.data.plan import Plan
 
-CROPPED = 0.05  # share of an image's area that is worth a word when it is cut off
-TIGHT = 0.9  # share of a disk's free space that may be filled without a warning
-PNG = 1.6  # bytes a pixel, about
+CROPPED = 0.05  # share of its area from which on an image counts as cropped
+TIGHT = 0.9  # share of a disk's free space that a run may fill without a warning
+PNG = 1.6  # bytes per pixel of a sample image, about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
     """The images of one folder: `repeats` is how often each is seen in an epoch."""
 
-    name: str  # "" for images that lie in no folder of their own
+    name: str  # "" for images outside any concept folder
     images: int
     repeats: int
     is_reg: bool
@@ -54,23 +54,23 @@ class StageForecast:
     steps: int
     last: int  # its last step
     steps_per_epoch: int
-    epochs: int  # that it takes; the last may be cut short
+    epochs: int  # the last one may be incomplete
     epochs_before: int
-    batch: int  # most images in a step
+    batch: int  # most images in an optimizer step
     images: int  # seen in all its steps
     concepts: tuple[Concept, ...]
     buckets: tuple[Bucket, ...]
 
     @property
     def pixels(self) -> float:
-        """Mean size of an image as it is trained."""
+        """Mean size of a training image in pixels (width x height), over the samples of an epoch."""
         seen = sum(bucket.samples for bucket in self.buckets)
         return sum(bucket.samples * bucket.size[0] * bucket.size[1] for bucket in self.buckets) / seen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Files of one kind that a run writes: `count` of `each` bytes, of which `there` are there already."""
+    """Files of one kind that a run writes: `count` of `each` bytes, of which `there` exist already."""
 
     what: str  # states, loras, samples, images, captions
     each: int
@@ -85,11 +85,11 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A place that a run writes to; `free` is None when the disk does not tell."""
+    """A place that a run writes to; `free` is None when the disk does not report it."""
 
     folder: Path
     is_remote: bool
-    needed: int
+    needed: int  # bytes, like `free`
     free: int | None
 
     @property
@@ -102,16 +102,16 @@ class Disk:
 class Forecast:
     """Everything about a run that is known before its first step."""
 
-    done: int  # steps that a state of the run is safe for
+    done: int  # step of the newest saved state
     stages: tuple[StageForecast, ...]
-    lr: tuple[float, ...]  # of the denoiser at every step
+    lr: tuple[float, ...]  # learning rate of the denoiser, one value per step
     precision: str
-    asked_precision: str
+    requested_precision: str
     device: str  # the GPU's name, or "cpu"
     capability: tuple[int, int] | None  # of the GPU
-    notes: tuple[str, ...]  # on the dataset: what is left out or cut
-    unknown: str  # why sizes and caches are not known: the base cannot be read; "" when they are
-    weights: int | None  # numbers that are trained
+    notes: tuple[str, ...]  # on the dataset: skipped images, truncated captions
+    unknown: str  # why the base cannot be read, so that sizes and caches are unknown; "" when they are known
+    weights: int | None  # trainable parameters
     images: Cached | None
     texts: Cached | None
     written: tuple[Written, ...]
@@ -130,6 +130,7 @@ class Forecast:
     def whole_epochs(self, step: int) -> int:
         """How many epochs are complete after `step` steps."""
         stage = next(stage for stage in self.stages if step <= stage.last)
+        # a stage that ends within an epoch still counts it, as the next one begins another
         if step == stage.last:
             return stage.epochs_before + stage.epochs
         return stage.epochs_before + (step - stage.last + stage.steps) // stage.steps_per_epoch
@@ -140,33 +141,34 @@ class Forecast:
 
 
 def forecast(config: RunConfig, project: Project, run: Run | None = None) -> Forecast:
-    """Read the dataset and the headers of the base, and tell what a run of these settings will be.
+    """Forecast a run of these settings from the dataset and the headers of the base model's files.
 
-    With `run`, what it has reached and written already is counted in. Nothing is downloaded and no weight is read.
-    Raises DataError when there is nothing to train on, ConfigError when the precision is not to be had.
+    With `run`, its finished steps and existing files are subtracted. Nothing is downloaded and no weight is read.
+    Raises DataError when there is nothing to train on, ConfigError when this machine lacks the precision.
     """
-    found = stages(config, project.folder)
-    told = tuple(map(_stage, found))
+    run_stages = stages(config, project.folder)
     precision = choose_precision(config.loop.precision)
     is_cuda = precision.device.type == "cuda"
     sized, unknown = None, ""
     try:
-        sized = Sized(config, project, found, precision.dtype, run.name if run else "run")
+        sized = Sized(config, project, run_stages, precision.dtype, run.name if run else "run")
     except UserError as error:
         unknown = str(error)
-    written = tuple(_written(config, found, run, sized))
+    written = tuple(_written(config, run_stages, run, sized))
     needed = sum(row.needed for row in written)
     places = [(project.folder, False), *([(project.remote, True)] if project.remote else [])]
     return Forecast(
         done=saved_step(run) if run else 0,
-        stages=told,
-        lr=tuple(lr_curve(config, [stage.plan.steps_per_epoch for stage in found])),
+        stages=tuple(map(_stage, run_stages)),
+        lr=tuple(lr_curve(config, [stage.plan.steps_per_epoch for stage in run_stages])),
         precision=precision.name,
-        asked_precision=config.loop.precision,
+        requested_precision=config.loop.precision,
         device=_gpu_name() if is_cuda else "cpu",
         capability=_capability() if is_cuda else None,
         notes=tuple(
-            dict.fromkeys([str(note) for stage in found for note in stage.scan.notes] + (sized.cut if sized else []))
+            dict.fromkeys(
+                [str(note) for stage in run_stages for note in stage.scan.notes] + (sized.cut if sized else [])
+            )
         ),
         unknown=unknown,
         weights=sized.weights if sized else None,
@@ -192,12 +194,13 @@ def _capability() -> tuple[int, int]:
 
 
 def _free(folder: Path) -> int | None:
-    """Bytes free on the disk of a folder, which need not be there yet."""
+    """Bytes free on the disk of a folder, which need not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
         return shutil.disk_usage(folder).free
-    except OSError:  # a disk that has gone away
+    # the disk was removed or unmounted
+    except OSError:
         return None
 
 
@@ -223,26 +226,29 @@ def _stage(stage: Stage) -> StageForecast:
 def _images(plan: Plan) -> int:
     """Samples in all steps of a stage."""
     whole, rest = divmod(plan.steps, plan.steps_per_epoch)
-    begun = (plan.micro_batches(plan.last - i) for i in range(rest))
-    return whole * sum(map(len, plan.buckets)) + sum(len(batch) for step in begun for batch in step)
+    # a bucket's last batch may be smaller, so that the steps of an incomplete epoch are counted one by one
+    last_steps = (plan.micro_batches(plan.last - i) for i in range(rest))
+    return whole * sum(map(len, plan.buckets)) + sum(len(batch) for step in last_steps for batch in step)
 
 
 def _concepts(samples: Iterable[Sample]) -> Iterator[Concept]:
-    found: dict[tuple[str, int, bool], int] = {}
+    # (folder, repeats, is_reg) -> images
+    counts: dict[tuple[str, int, bool], int] = {}
     for sample in samples:
         folder = Path(sample.name).parent.as_posix()
         key = ("" if folder == "." else folder, sample.repeats, sample.is_reg)
-        found[key] = found.get(key, 0) + 1
-    for (name, repeats, is_reg), count in found.items():
+        counts[key] = counts.get(key, 0) + 1
+    for (name, repeats, is_reg), count in counts.items():
         yield Concept(name=name, images=count, repeats=repeats, is_reg=is_reg)
 
 
 def _buckets(samples: Iterable[Sample], config: Any) -> Iterator[Bucket]:
-    found: dict[tuple[int, int], list[tuple[Sample, buckets.Fit]]] = {}
+    # (width, height) in px -> its images
+    by_size: dict[tuple[int, int], list[tuple[Sample, buckets.Fit]]] = {}
     for sample in samples:
         fit = buckets.fit(sample.width, sample.height, config)
-        found.setdefault(fit.size, []).append((sample, fit))
-    for size, inside in sorted(found.items()):
+        by_size.setdefault(fit.size, []).append((sample, fit))
+    for size, inside in sorted(by_size.items()):
         yield Bucket(
             size=size,
             images=len(inside),
@@ -252,26 +258,26 @@ def _buckets(samples: Iterable[Sample], config: Any) -> Iterator[Bucket]:
         )
 
 
-def due(found: Sequence[Stage], when: Any) -> int:
-    """After how many steps of a run something is done that falls on `when` (see `Stage.due`)."""
-    steps = ((stage, range(stage.plan.steps_before + 1, stage.plan.last + 1)) for stage in found)
+def due(run_stages: Sequence[Stage], when: Any) -> int:
+    """Number of steps of a run after which `when` (SaveConfig or SampleConfig) is due, see `Stage.due`."""
+    steps = ((stage, range(stage.plan.steps_before + 1, stage.plan.last + 1)) for stage in run_stages)
     return sum(stage.due(step, when) for stage, its in steps for step in its)
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 
-def _written(config: RunConfig, found: Sequence[Stage], run: Run | None, sized: Sized | None) -> Iterator[Written]:
+def _written(config: RunConfig, run_stages: Sequence[Stage], run: Run | None, sized: Sized | None) -> Iterator[Written]:
     prompts = len(config.sample.prompts)
     image = round(PNG * config.sample.width * config.sample.height)
     if sized:
-        # one more than are kept: a new one is whole before an old one goes
+        # one more than are kept: an old state is deleted only after the new one is complete
         kept = config.save.keep_states + 1
         yield Written(what="states", each=sized.state, count=kept, there=_there(run, f"states/*/{STATE}"))
-        exports = due(found, config.save)
+        exports = due(run_stages, config.save)
         yield Written(what="loras", each=sized.lora, count=exports, there=_there(run, "lora/*.safetensors"))
     if prompts:
-        samples = prompts * due(found, config.sample)
+        samples = prompts * due(run_stages, config.sample)
         yield Written(what="samples", each=image, count=samples, there=_there(run, "samples/*.png"))
     if sized:
         yield Written(what="images", each=sized.images.each, count=sized.images.total - sized.images.there)

@@ -1,4 +1,4 @@
-"""The trainer as a process of its own: start it, follow what happens in it, stop it, tell what became of it."""
+"""The trainer as a process of its own: start it, follow its events, stop it, explain why it ended."""
 
 from __future__ import annotations
 
@@ -46,18 +46,19 @@ __all__ = [
     "stop",
 ]
 
-TICK = 0.2  # s between two looks at a log
-SIGNING = 2.0  # s in which a trainer that is being started has signed its lock
-LOG_LIMIT, LOG_KEPT = 1_000_000, 200_000  # bytes of trainer.log: when it is cut at a start, and to what
-TAIL = 8_000  # bytes of trainer.log that are looked at when a trainer is gone
-SHOWN = 12  # lines of them
+TICK = 0.2  # s between two reads of a log
+SIGNING = 2.0  # s within which a new trainer writes its process into its lock
+# bytes: a trainer.log above the limit is cut at the next start, to its last LOG_KEPT
+LOG_LIMIT, LOG_KEPT = 1_000_000, 200_000
+TAIL = 8_000  # bytes of trainer.log that are searched for an error
+SHOWN = 12  # lines of it in a message
 MARKS = ("Traceback (most recent call last)", "Fatal Python error")
-FULL = 1_000_000  # bytes that are free on a disk on which nothing more could be told
-LOW = 0.05  # share of the host's memory; with less left the kernel's killing is near
+FULL = 1_000_000  # free bytes; with less the trainer could not even write its error
+LOW = 0.05  # share of the computer's memory; with less available the kernel soon kills a process
 
 
 class Elsewhere(UserError):
-    """The run is trained on another machine, whose processes cannot be told anything from here."""
+    """The run is trained on another machine, whose processes cannot be reached from here."""
 
 
 # ---- start, follow, stop ---------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class Elsewhere(UserError):
 def start(run: Run) -> bool:
     """Train a run, from its newest state to its end, in a process that outlives this one; upload it meanwhile.
 
-    Returns False when somebody trains it already. Output goes to trainer.log in the run's folder.
+    Returns False when it is being trained already. Output goes to trainer.log in the run's folder.
     Raises ProjectError for a run without a config, NoLocks on a file system without flock, and as `share`.
 
     >>> start(open_run("my-project"))
@@ -76,6 +77,7 @@ def start(run: Run) -> bool:
     try:
         with locked(run) as lock:
             log = _open_log(run)
+            # blocked in the child as well, until its handler stands: an early interrupt is not lost and kills nothing
             with log, _kept_for_later(signal.SIGINT):
                 begin = log.tell()
                 command = [sys.executable, "-X", "faulthandler", "-m", "lorakit"]
@@ -86,7 +88,8 @@ def start(run: Run) -> bool:
                     command, stdin=lock, stdout=log, stderr=log, env=host.child_environment(), start_new_session=True
                 )
                 sign(lock, Trainer.of(trainer.pid, log=begin))
-            threading.Thread(target=trainer.wait, daemon=True).start()  # so that it leaves no zombie
+            # waits for the process, so that it leaves no zombie
+            threading.Thread(target=trainer.wait, daemon=True).start()
     except RunBusy:
         return False
     return True
@@ -95,19 +98,19 @@ def start(run: Run) -> bool:
 def share(run: Run) -> None:
     """Start uploading before a run with a remote copy is trained here. Does nothing for one without.
 
-    Raises Elsewhere when another machine trains it, which takes up to three minutes to tell if one did just now.
+    Raises Elsewhere when another machine trains it; finding out takes up to three minutes if one did just now.
     """
     if run.project.remote is None:
         return
     from lorakit.sync import service
 
-    if not is_alive(run) and (told := service.elsewhere(run)):
-        raise Elsewhere(told)
+    if not is_alive(run) and (reason := service.elsewhere(run)):
+        raise Elsewhere(reason)
     service.start(run.project)
 
 
 def follow(run: Run) -> Iterator[Event | None]:
-    """All that has happened in a run, then what happens, as it does; None every 0.2 s while nothing does.
+    """Yield all events of a run so far, then new ones as they come; None every 0.2 s while there are none.
 
     Ends when nobody trains the run (any more) and all of its log was returned.
 
@@ -116,39 +119,42 @@ def follow(run: Run) -> Iterator[Event | None]:
     """
     tail = events.Tail(run.log)
     while True:
-        may_write = is_alive(run)  # asked before reading, so that last words are not missed
-        told = [event for _, event in tail.new()]
-        yield from told
+        # checked before reading: what is written in between is still read
+        may_write = is_alive(run)
+        new = [event for _, event in tail.new()]
+        yield from new
         if not may_write:
             return
-        if not told:
+        if not new:
             yield None
             time.sleep(TICK)
 
 
 def stop(run: Run) -> bool:
-    """Tell the run's trainer, wherever on this machine it was started, to finish its step, save and end.
+    """Ask the run's trainer, wherever on this machine it was started, to finish its step, save and end.
 
-    Returns False when nobody trains the run. A trainer that is told a second time ends at once, unsaved.
+    Returns False when nobody trains the run. A second call ends the trainer at once, unsaved.
     Raises Elsewhere when it is trained on another machine.
 
     >>> stop(open_run("my-project"))
     False
     """
+    # a trainer that was started just now holds the lock but has not signed it yet
     until = time.monotonic() + SIGNING
     while (trainer := last_trainer(run)) is None and is_alive(run) and time.monotonic() < until:
         time.sleep(0.02)
     if not is_alive(run):
         return False
+    # a process id alone may belong to another process by now: its start time must agree
     if trainer is None or not trainer.is_near or host.process_start(trainer.pid) != trainer.process:
-        where = f"process {trainer.pid} of {trainer.host}" if trainer else "a process that has not told its name"
+        where = f"process {trainer.pid} of {trainer.host}" if trainer else "an unknown process"
         raise Elsewhere(f"Run {run.name!r} is trained by {where}, which cannot be reached from here: stop it there.")
     os.kill(trainer.pid, signal.SIGINT)
     return True
 
 
 def _open_log(run: Run) -> BinaryIO:
-    """trainer.log, to be appended to, without what is old in one that has grown large."""
+    """Open trainer.log to append to it; a large one loses its oldest lines first."""
     path = run.folder / "trainer.log"
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         write_atomic(path, path.read_bytes()[-LOG_KEPT:].partition(b"\n")[2])
@@ -157,7 +163,7 @@ def _open_log(run: Run) -> BinaryIO:
 
 @contextmanager
 def _kept_for_later(number: int) -> Iterator[None]:
-    """The kernel keeps this signal back from us for a moment, and from a child until it asks for it: `train` does."""
+    """Block a signal here for the duration; a child started meanwhile has it blocked until `train` unblocks it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -165,15 +171,16 @@ def _kept_for_later(number: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-# ---- what became of it -----------------------------------------------------------------------------------------------
+# ---- why it ended ----------------------------------------------------------------------------------------------------
 
 
 def history(run: Run) -> tuple[str, list[tuple[float, Event]]]:
     """A run's state, and its log of (time, event).
 
-    The state is "new", "running", "stopped", "finished", "failed" (with an error that the log tells) or "cut" (the
-    trainer died without a word).
+    The state is "new", "running", "stopped", "finished", "failed" (with an error in its log) or "cut" (the
+    trainer died and logged no reason).
     """
+    # checked before and after reading, as a trainer may start or end meanwhile
     was_alive = is_alive(run)
     log = list(events.read(run.log))
     trainer = last_trainer(run)
@@ -181,13 +188,14 @@ def history(run: Run) -> tuple[str, list[tuple[float, Event]]]:
         return "running", log
     time_of_last, last = log[-1] if log else (0.0, None)
     if trainer is not None and trainer.begun > time_of_last:
-        return "cut", log  # before its first word
+        # it died before its first event; those in the log are of a trainer before it
+        return "cut", log
     ends = {type(None): "new", Stopped: "stopped", Finished: "finished", Failed: "failed"}
     return ends.get(type(last), "cut"), log
 
 
 def fate(run: Run) -> str:
-    """Why the trainer of a run that is neither trained nor complete nor stopped is gone, and how to go on.
+    """Why the trainer of a run that is neither trained nor complete nor stopped is gone, and how to continue.
 
     "" for all other runs. The first line says what happened.
     """
@@ -200,50 +208,51 @@ def fate(run: Run) -> str:
     lost = reached - saved
     kept = f"Saved up to step {saved}" if saved else "No step was saved yet"
     kept += f"; the {lost} steps after it will be done again" if lost > 0 else ""
-    first = "Once that is put right, train it again" if state == "failed" else "Train it again"
-    where = f"it goes on after step {saved}" if saved else "it begins at step 1; what was encoded is kept"
+    first = "Once that is fixed, train it again" if state == "failed" else "Train it again"
+    where = f"it resumes after step {saved}" if saved else "it begins at step 1; what was encoded is kept"
     return f"{reason}\n{kept}. {first}: {where}."
 
 
 def _cause(run: Run, log: list[tuple[float, Event]]) -> str:
-    """What became of a trainer that died without a word."""
+    """Why a trainer died that logged no reason, from its output, its last heartbeat and this machine."""
     trainer = last_trainer(run)
     if trainer is None:
         return "The machine on which it was trained is gone: its session ended in the middle of the training."
     lines, heartbeat = _output(run, trainer), last_heartbeat(run, trainer)
-    told = "\n".join(["\nThe last lines of its log:", *lines[-SHOWN:]]) if lines else ""
+    output = "\n".join(["\nThe last lines of its log:", *lines[-SHOWN:]]) if lines else ""
     if error := _error(lines):
-        return f"The trainer ended with an error: {error}{told}"
+        return f"The trainer ended with an error: {error}{output}"
     seen = max([trainer.begun, *(at for at, _ in log[-1:]), *([heartbeat.time] if heartbeat else [])])
     when = f"last seen alive on {time.strftime('%Y-%m-%d at %H:%M:%S', time.localtime(seen))}"
     if memory := _memory_trouble(trainer, heartbeat):
         return f"The trainer was most likely killed because the computer's memory ran out ({memory}); {when}.\n" + (
             "Close other programs and the kernels of other notebooks, take a machine with more memory, or lower "
-            f"loop.batch_size (in a new run) or memory.offload.{told}"
+            f"loop.batch_size (in a new run) or memory.offload.{output}"
         )
     if (free := shutil.disk_usage(run.folder).free) < FULL:
-        return f"The disk that {run.folder} is on is full ({free / 1e6:.1f} MB left): free some space; {when}.{told}"
+        return f"The disk that {run.folder} is on is full ({free / 1e6:.1f} MB left): free some space; {when}.{output}"
     if not trainer.is_near:
-        return f"The machine on which it was trained ({trainer.host}) is gone or was started again; {when}.{told}"
+        return f"The machine on which it was trained ({trainer.host}) is gone or was started again; {when}.{output}"
     if trainer.log < 0:
         return f"The terminal or the notebook's kernel in which it was trained was closed or killed; {when}."
-    return f"The trainer was killed from outside, without a word; {when}.{told}"
+    return f"The training process was killed by another program or the system; {when}.{output}"
 
 
 def _memory_trouble(trainer: Trainer, heartbeat: Heartbeat | None) -> str:
-    """What speaks for a kill for memory; "" when nothing does."""
-    found = []
-    known = (heartbeat or trainer).memory_kills
-    if trainer.is_near and host.memory_kills() > known:
-        found.append("the kernel has killed a process for it since")
+    """Signs that the system killed the trainer for lack of memory; "" when there are none."""
+    signs = []
+    # the kernel only counts its kills since boot, so the last heartbeat's count is subtracted
+    before = (heartbeat or trainer).memory_kills
+    if trainer.is_near and host.memory_kills() > before:
+        signs.append("the kernel has killed a process for it since")
     left = heartbeat and heartbeat.memory
     if left and left.available < LOW * left.total:
-        found.append(f"{left.available / 1e9:.1f} of {left.total / 1e9:.1f} GB were left at its last sign of life")
-    return " and ".join(found)
+        signs.append(f"{left.available / 1e9:.1f} of {left.total / 1e9:.1f} GB were left at its last sign of life")
+    return " and ".join(signs)
 
 
 def _output(run: Run, trainer: Trainer) -> list[str]:
-    """The last lines of what a detached trainer said; none when it said nothing, or said it elsewhere."""
+    """The last lines that a detached trainer printed; none for one in a terminal or a kernel."""
     path = run.folder / "trainer.log"
     if trainer.log < 0 or not path.exists():
         return []
@@ -261,6 +270,8 @@ def _error(lines: list[str]) -> str:
         return lines[-1] if lines and lines[-1].startswith("lorakit: ") else ""
     if lines[mark].startswith(MARKS[1]):
         return lines[mark]
-    told = [line for line in lines[mark + 1 :] if not line.startswith(" ")]
-    went_on = any(line.startswith("step ") for line in told)  # after an error that ended nothing
-    return told[0] if told and not went_on else ""
+    # a traceback's own lines are indented, the error is not
+    rest = [line for line in lines[mark + 1 :] if not line.startswith(" ")]
+    # steps after it: the error was caught and did not end the training
+    continued = any(line.startswith("step ") for line in rest)
+    return rest[0] if rest and not continued else ""

@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself: kohya's ss_* keys and modelspec."""
+"""The metadata of a LoRA file: kohya's ss_* keys and modelspec."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def base_name(source: str) -> str:
 
 
 def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[str, str]:
-    """What a LoRA file tells about itself: kohya's `ss_*` keys and modelspec 1.0.0; no local path.
+    """The metadata of a LoRA file of `step`: kohya's `ss_*` keys and modelspec 1.0.0; no local path.
 
-    Settings are those of the stage that the step belongs to; `lorakit.stages` tells what was other in each before it.
+    Settings are those of the stage that the step belongs to; `lorakit.stages` records what differed in each before it.
     """
     stage = next(stage for stage in stages if step <= stage.plan.last)
-    config, found, plan, end = stage.config, stage.scan, stage.plan, stages[-1].plan
-    images = sum(sample.repeats for sample in found.samples if not sample.is_reg)
+    config, dataset, plan, end = stage.config, stage.scan, stage.plan, stages[-1].plan
+    images = sum(sample.repeats for sample in dataset.samples if not sample.is_reg)
     rates = {part: getattr(config.optimizer, setting) for part, setting in config.model.rates.items()}
     denoiser = rates.pop(model.denoiser)
     # of several text encoders kohya's tools write a list
     text_rates = list(rates.values()) if len(rates) > 1 else next(iter(rates.values()), None)
-    told = {
+    entries = {
         "ss_network_module": variant(config.adapter.type).network_module,
         "ss_network_dim": config.adapter.rank,
         "ss_network_alpha": config.adapter.scale * config.adapter.rank,
@@ -54,7 +54,7 @@ def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[
         "ss_batch_size_per_device": config.loop.batch_size,
         "ss_gradient_accumulation_steps": config.loop.gradient_accumulation_steps,
         "ss_num_train_images": images,
-        "ss_num_reg_images": sum(sample.repeats for sample in found.samples if sample.is_reg),
+        "ss_num_reg_images": sum(sample.repeats for sample in dataset.samples if sample.is_reg),
         "ss_resolution": f"({config.data.resolution}, {config.data.resolution})",
         "ss_keep_tokens": config.data.keep_tokens,
         "ss_shuffle_caption": config.data.shuffle_caption,
@@ -62,7 +62,7 @@ def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[
         "ss_min_snr_gamma": config.loss.min_snr_gamma if config.loss.weighting == "min_snr" else None,
         **_time_sampling(config),
         **_stages(stages[: stage.number]),
-        "ss_tag_frequency": json.dumps({name: found.tag_frequency()}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({name: dataset.tag_frequency()}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
         "modelspec.resolution": f"{config.data.resolution}x{config.data.resolution}",
@@ -72,36 +72,36 @@ def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[
         "lorakit.version": __version__,
         **model.metadata(),
     }
-    return {key: str(value) for key, value in told.items()}
+    return {key: str(value) for key, value in entries.items()}
 
 
 def _stages(stages: Sequence[Stage]) -> dict[str, str]:
-    """What a run of several stages, or one that started from a file, was made by so far; nothing for others."""
-    first, told = stages[0].config, {}
+    """The stages so far and the LoRA file that the run started from; {} for a run of one stage from nothing."""
+    first, entries = stages[0].config, {}
     if first.adapter.network_weights:
-        told["lorakit.network_weights"] = base_name(first.adapter.network_weights)
+        entries["lorakit.network_weights"] = base_name(first.adapter.network_weights)
     if len(stages) > 1:
-        made: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
         for stage in stages:
-            made.append({"last_step": stage.plan.last})
+            records.append({"last_step": stage.plan.last})
             for part in STAGE_PARTS:
                 main, own = to_dict(getattr(first, part)), to_dict(getattr(stage.config, part))
-                made[-1] |= {f"{part}.{name}": value for name, value in own.items() if value != main[name]}
-            made[-1].pop("data.folder", None)
-        told["lorakit.stages"] = json.dumps(made, ensure_ascii=False)
-    return told
+                records[-1] |= {f"{part}.{name}": value for name, value in own.items() if value != main[name]}
+            records[-1].pop("data.folder", None)
+        entries["lorakit.stages"] = json.dumps(records, ensure_ascii=False)
+    return entries
 
 
 def _time_sampling(config: RunConfig) -> dict[str, Any]:
-    """How a flow family drew its times, under kohya's names, and the settings of that way; nothing for others."""
+    """How a flow model's timesteps were sampled, under kohya's names; {} for other families."""
     if "loss.timestep_sampling" in config.model.unsupported:
         return {}
     loss = config.loss
-    told: dict[str, Any] = {"ss_timestep_sampling": loss.timestep_sampling}
+    entries: dict[str, Any] = {"ss_timestep_sampling": loss.timestep_sampling}
     if loss.timestep_sampling in ("sigmoid", "shift"):
-        told["ss_sigmoid_scale"] = loss.sigmoid_scale
+        entries["ss_sigmoid_scale"] = loss.sigmoid_scale
     if loss.timestep_sampling == "logit_normal":
-        told |= {"ss_logit_mean": loss.logit_mean, "ss_logit_std": loss.logit_std}
+        entries |= {"ss_logit_mean": loss.logit_mean, "ss_logit_std": loss.logit_std}
     if loss.timestep_sampling == "shift":
-        told["ss_discrete_flow_shift"] = loss.shift
-    return told
+        entries["ss_discrete_flow_shift"] = loss.shift
+    return entries

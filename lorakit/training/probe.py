@@ -1,4 +1,4 @@
-"""A few real steps of a run, in a process of their own: how long a step takes and how much memory it wants."""
+"""A few real steps of a run, in a process of their own: how long a step takes and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from lorakit.run.resume import training_settings
 if TYPE_CHECKING:
     from lorakit.training.forecast import Forecast
 
-WARM_UP, TIMED = 2, 3  # steps; the first ones load kernels and fill caches
-LIMIT = 120.0  # s after which no further step is begun, once one was timed
+WARM_UP, TIMED = 2, 3  # steps; the first ones are slow, as they load kernels and fill allocator caches
+LIMIT = 120.0  # s after which no further step starts, once one was timed
 KEPT = 50  # results in probes.json
-TAIL = 8  # lines of what a failed probe said
+TAIL = 8  # lines of a failed probe's output in its message
 PACKAGES = ("torch", "diffusers", "peft")
-# settings that change nothing in how long a step takes
+# settings that do not change how long a step takes: a result holds for all their values (None: the whole part)
 IDLE = {
     "data": ("trigger", "repeats"),
     "loop": ("epochs", "steps", "seed"),
     "optimizer": RATES,
-    "schedule": None,  # all of it
+    "schedule": None,
     "loss": None,
     "stages": None,
 }
@@ -57,13 +57,13 @@ class ProbeFailed(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What a few real steps told. Times in s, memory in 1e9 bytes of the GPU (on a CPU: of the computer)."""
+    """What a few real steps measured. Times in s, memory in 1e9 bytes of the GPU (on a CPU: of the computer)."""
 
     device: str
     seconds_per_step: float
     images_per_second: float
-    seconds_to_first_step: float  # when all images and captions are encoded, as they are now
-    seconds_per_save: float | None  # a state and a LoRA file; None: there was no time to try it
+    seconds_to_first_step: float  # with all images and captions cached
+    seconds_per_save: float | None  # a state and a LoRA file; None when the time limit came first
     seconds_per_sample: float | None
     peak_memory_gb: float
     total_memory_gb: float
@@ -72,58 +72,62 @@ class Probed:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """The rest of a run in time: in sessions of so many hours, each of which has to load everything first."""
+    """The time that a run still needs, in sessions of a limited length that each load everything first."""
 
     seconds: float  # of all steps that are left, with samples and saves
     sessions: int
-    step: int  # that is reached when the next session ends
-    epochs: int  # that are whole by then
+    step: int  # reached when the next session ends
+    epochs: int  # complete by then
 
 
-def outlook(told: Forecast, probed: Probed, hours: float) -> Outlook:
+def outlook(forecast: Forecast, probed: Probed, hours: float) -> Outlook:
     """Where a run of this forecast will be after a session of `hours` (above 0), from what its probe measured."""
-    saves, samples = told.count("loras"), told.count("samples")
-    beside = saves * (probed.seconds_per_save or 0) + samples * (probed.seconds_per_sample or 0)
+    saves, samples = forecast.count("loras"), forecast.count("samples")
+    extra = saves * (probed.seconds_per_save or 0) + samples * (probed.seconds_per_sample or 0)
     usable = max(1.0, 3600 * hours - probed.seconds_to_first_step)
-    left, step, room = 0.0, told.done, usable
-    for stage in told.stages:
-        each = stage.images / stage.steps / probed.images_per_second * stage.pixels / told.stages[0].pixels
-        each += beside / told.steps
-        steps = max(0, min(stage.steps, stage.last - told.done))
+    # s left in all; step and s left in the next session
+    left, step, room = 0.0, forecast.done, usable
+    for stage in forecast.stages:
+        # s per step: time grows with the pixels of an image; the probe ran in the first stage
+        each = stage.images / stage.steps / probed.images_per_second * stage.pixels / forecast.stages[0].pixels
+        each += extra / forecast.steps
+        steps = max(0, min(stage.steps, stage.last - forecast.done))
         left += steps * each
         fit = min(steps, int(room / each))
+        # a stage that does not fit leaves no room for the next one
         step, room = step + fit, room - fit * each if fit == steps else 0.0
     sessions = max(1, math.ceil(left / usable - 1e-9))
-    return Outlook(seconds=left, sessions=sessions, step=step, epochs=told.whole_epochs(step))
+    return Outlook(seconds=left, sessions=sessions, step=step, epochs=forecast.whole_epochs(step))
 
 
-# ---- what is remembered ----------------------------------------------------------------------------------------------
+# ---- stored results --------------------------------------------------------------------------------------------------
 
 
 def remembered(config: RunConfig, project: Project) -> Probed | None:
-    """What an earlier probe of such a run told on a device like this one, with these versions."""
-    found = _results(project).get(_key(config))
-    return Probed(**found) if found else None
+    """The result of an earlier probe with the same settings, device and versions; None without one."""
+    result = _results(project).get(_key(config))
+    return Probed(**result) if result else None
 
 
 def _results(project: Project) -> dict[str, dict[str, Any]]:
     try:
         return json.loads((project.folder / "probes.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # nothing is lost with it but a minute
+    # a damaged file costs a minute for another probe
+    except (FileNotFoundError, ValueError):
         return {}
 
 
 def _key(config: RunConfig) -> str:
-    """Names everything that a step's time and memory depend on."""
+    """Hash of everything that a step's time and memory depend on."""
     settings = {**training_settings(config), "memory": dataclasses.asdict(config.memory)}
     for owner, names in IDLE.items():
         if owner in settings:
             settings[owner] = {k: v for k, v in settings[owner].items() if names is not None and k not in names}
-    look = config.sample
-    painted = [look.width, look.height, look.steps, look.sampler, bool(look.prompts)]
+    sample = config.sample
+    sampling = [sample.width, sample.height, sample.steps, sample.sampler, bool(sample.prompts)]
     versions = [__version__, *map(version, PACKAGES)]
-    told = json.dumps([settings, sorted(config.rates), painted, _device_name(), versions], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    key = json.dumps([settings, sorted(config.rates), sampling, _device_name(), versions], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _device_name() -> str:
@@ -136,50 +140,52 @@ def _device_name() -> str:
 
 
 def probe(config: RunConfig, project: Project) -> Iterator[Progress | Probed]:
-    """Try a few steps of a run of these settings and remember the result, the last thing yielded.
+    """Try a few steps of a run of these settings; the last value yielded is the result, which is also stored.
 
-    The steps are real ones on the real data, in a process that is gone afterwards, its memory with it. Images and
-    captions that it encodes stay in the project's cache; nothing else stays. Closing the iterator ends the process.
-    Raises ProbeFailed, also for what training would refuse, out of memory included.
+    The steps are real ones on the real data, in a process that ends afterwards and frees its memory. Images and
+    captions that it encodes stay in the project's cache; nothing else is kept. Closing the iterator ends the process.
+    Raises ProbeFailed, also with the errors that training would raise, out of memory included.
     """
     if busy := [run.name for run in project.runs() if is_alive(run)]:
         raise ProbeFailed(
-            f"Run {busy[0]!r} is training on this machine, which would falsify the times and might cost both their "
-            "memory: stop it first, or probe when it has finished."
+            f"Run {busy[0]!r} is training on this machine, which would distort the times, and memory may not suffice "
+            "for both: stop it first, or probe when it has finished."
         )
-    with tempfile.TemporaryDirectory(prefix="lorakit-probe-") as folder, tempfile.TemporaryFile() as words:
+    with tempfile.TemporaryDirectory(prefix="lorakit-probe-") as folder, tempfile.TemporaryFile() as output:
         save_config(Run(project, "probe", Path(folder)), _trial(config))
         process = subprocess.Popen(
             [sys.executable, "-m", "lorakit.training.probe", str(project.folder), folder, str(time.time())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=words,
+            stderr=output,
             text=True,
-            start_new_session=True,  # the interrupt button is for us; we end it
+            # a notebook's interrupt reaches only this process, which then kills the probe
+            start_new_session=True,
             env=child_environment(),
         )
         try:
             yield Progress(what="start", done=0, total=1)
             for line in process.stdout:
-                told = json.loads(line)
-                if "refused" in told:
-                    raise ProbeFailed(told["refused"])
-                if "what" in told:
-                    yield Progress(**told)
+                message = json.loads(line)
+                if "refused" in message:
+                    raise ProbeFailed(message["refused"])
+                if "what" in message:
+                    yield Progress(**message)
                 else:
-                    write_json(project.folder / "probes.json", _with(_results(project), _key(config), told))
-                    yield Probed(**told)
+                    write_json(project.folder / "probes.json", _with(_results(project), _key(config), message))
+                    yield Probed(**message)
                     return
-            raise ProbeFailed(_why(process.wait(), words, config))
+            raise ProbeFailed(_why(process.wait(), output, config))
         finally:
             process.kill()
             process.wait()
             process.stdout.close()
 
 
-def _with(results: dict[str, dict], key: str, told: dict[str, Any]) -> dict[str, dict]:
+def _with(results: dict[str, dict], key: str, result: dict[str, Any]) -> dict[str, dict]:
+    """The newest KEPT results, this one last."""
     others = [(name, value) for name, value in results.items() if name != key]
-    return dict([*others[1 - KEPT :], (key, told)])
+    return dict([*others[1 - KEPT :], (key, result)])
 
 
 def _trial(config: RunConfig) -> RunConfig:
@@ -190,28 +196,30 @@ def _trial(config: RunConfig) -> RunConfig:
     return replace(config, save=save, sample=sample)
 
 
-def _why(code: int, words: IO[bytes], config: RunConfig) -> str:
-    """Why the process ended without a word."""
+def _why(code: int, output: IO[bytes], config: RunConfig) -> str:
+    """Why the process ended without a result."""
+    # SIGKILL, which the kernel sends when memory runs out
     if code == -9:
         rung, memory = next_rung(config), host.memory()
         size = f" ({memory.total / 1e9:.1f} GB)" if memory else ""
-        told = f"The steps that were tried were killed, most likely because the computer's memory{size} ran out."
+        reason = f"The test steps were killed, most likely because the computer's memory{size} ran out."
         if rung is None:
-            return told + " Close other programs, or use a machine with more."
+            return reason + " Close other programs, or use a machine with more."
         settings = " ".join(f"{name}={str(value).lower()}" for name, value in rung.change(config).items())
-        return f"{told} Try {settings}: {rung.name}. Cost: {rung.cost}."
-    words.seek(0)
-    lines = words.read().decode(errors="replace").strip().splitlines()[-TAIL:]
-    return "\n".join([f"The steps could not be tried (exit status {code}). The last words were:", *lines])
+        return f"{reason} Try {settings}: {rung.name}. Cost: {rung.cost}."
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()[-TAIL:]
+    return "\n".join([f"The test steps failed (exit status {code}). Their last output:", *lines])
 
 
 # ---- the other process -----------------------------------------------------------------------------------------------
 
 
 def main(project: str, folder: str, begun: str) -> None:
-    """Train the trial in `folder` and write a JSON line for each thing to tell; `begun` is when it was started."""
-    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print
+    """Train the trial in `folder` and write events and the result as JSON lines; `begun` is the time of its start."""
+    messages = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    # what libraries print goes to stderr, so that stdout carries messages only
+    os.dup2(2, 1)
     from lorakit.machine.device import peak_memory_gb
     from lorakit.training.loop import Session
 
@@ -219,21 +227,21 @@ def main(project: str, folder: str, begun: str) -> None:
     try:
         session = Session(Run(Project(project), "probe", Path(folder)))
         seen.append((time.time() - float(begun), None))
-        for event in (happenings := session.events(threading.Event())):
+        for event in (session_events := session.events(threading.Event())):
             seen.append((time.time() - float(begun), event))
-            for progress in _told(event):
-                told.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+            for progress in _progress(event):
+                messages.write(json.dumps(dataclasses.asdict(progress)) + "\n")
             if _is_enough(seen, session.config):
-                happenings.close()
+                session_events.close()
                 break
         device = session.precision.device
         probed = measured(seen, _device_name(), peak_memory_gb(device), _total_memory_gb(device))
-        told.write(json.dumps(dataclasses.asdict(probed)) + "\n")
+        messages.write(json.dumps(dataclasses.asdict(probed)) + "\n")
     except UserError as error:
-        told.write(json.dumps({"refused": str(error)}) + "\n")
+        messages.write(json.dumps({"refused": str(error)}) + "\n")
 
 
-def _told(event: Event) -> Iterator[Progress]:
+def _progress(event: Event) -> Iterator[Progress]:
     if isinstance(event, Progress):
         yield event
         if event.what == "captions" and event.done == event.total:
@@ -243,7 +251,7 @@ def _told(event: Event) -> Iterator[Progress]:
 
 
 def _is_enough(seen: list[tuple[float, Event | None]], config: RunConfig) -> bool:
-    """True when everything was timed, or the time is over."""
+    """True when everything was timed, or LIMIT has passed since the first step."""
     now, event = seen[-1]
     begun = next((at for at, earlier in seen if isinstance(earlier, Started)), now)
     if isinstance(event, Stepped):
@@ -256,15 +264,16 @@ def _is_enough(seen: list[tuple[float, Event | None]], config: RunConfig) -> boo
 def measured(
     seen: Iterable[tuple[float, Event | None]], device: str, peak_memory_gb: float, total_memory_gb: float
 ) -> Probed:
-    """What (seconds since the process was started, event) tell; None stands for the moment when all was imported."""
+    """The result from pairs (seconds since the process started, event); event None: the session has been created."""
     at: dict[str, float] = {}
-    steps: list[tuple[float, int]] = []  # s, images
+    steps: list[tuple[float, int]] = []  # (seconds, images)
     before, is_encoding = 0.0, False
     for now, event in seen:
         if event is None:
             at["start"] = at["encode"] = now
         elif isinstance(event, Progress):
-            if not is_encoding:  # libraries and an encoder were loaded first
+            # the first progress comes when libraries and an encoder have been loaded
+            if not is_encoding:
                 at["start"], is_encoding = now, True
             at["encode"] = now
         elif isinstance(event, Started):

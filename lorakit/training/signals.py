@@ -1,4 +1,4 @@
-"""What asks a trainer to stop: SIGINT, SIGTERM, a terminal that is closed; the second acts as if we were not here."""
+"""Signals that stop a trainer after its step: SIGINT, SIGTERM, SIGHUP (a closed terminal)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP (unless nohup has it ignored) set; a second signal acts as if we were
-    not here."""
+    """An event that SIGINT, SIGTERM and SIGHUP (unless nohup has it ignored) set.
+
+    The first signal restores the previous handlers, so a second one ends the process at once.
+    """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+    # Python allows signal handlers in the main thread only
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     previous = {number: signal.getsignal(number) for number in STOPS}
@@ -32,7 +35,8 @@ def stop_signals() -> Iterator[threading.Event]:
 
     for number in previous:
         signal.signal(number, on_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)  # a detached trainer could not be told to stop before
+    # `jobs.start` blocks SIGINT until here: one that came earlier is delivered now
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What a run's files will be, told from the names and shapes of its base: no weight is read."""
+"""The sizes of a run's files, computed from the names and shapes of its base model: no weight is read."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from lorakit.run.config import RunConfig
     from lorakit.run.stages import Stage
 
-ENTRY = 110  # bytes of a cache file's header for each of its tensors
-TEXTS = 8  # captions that stand for all, when the size of an encoded one is asked for
+ENTRY = 110  # bytes of a safetensors header for each tensor of a cache file, about
+TEXTS = 8  # captions that are encoded to estimate the size of all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cached:
-    """Of `total` encoded images or captions so many are `there`; the others will have `each` bytes in the mean."""
+    """Of `total` encoded images or captions `there` are cached; the others will take `each` bytes on average."""
 
     total: int
     there: int
@@ -42,53 +42,56 @@ class Cached:
 class Sized:
     """A run's files, in bytes, and its captions, in tokens.
 
-    weights     how many numbers are trained
+    weights     trainable parameters
     state       one saved state
     lora        one exported LoRA file
-    images, texts     what is encoded
+    images, texts     caches of encoded images and captions
     cut         a note on each caption that is too long
 
-    Raises UserError when the base is not on this machine, or not what it should be. Nothing is downloaded.
+    Raises UserError when the base is not on this machine or cannot be read. Nothing is downloaded.
     """
 
-    def __init__(self, config: RunConfig, project: Project, found: Sequence[Stage], dtype: torch.dtype, name: str):
+    def __init__(self, config: RunConfig, project: Project, stages: Sequence[Stage], dtype: torch.dtype, name: str):
         import torch
 
+        # on the meta device tensors have shapes, but no data
         with hub.downloading_nothing():
             model = family(config.model.family).Model(config.model, torch.device("meta"), dtype, config.trained)
         adapter = Adapter(config.adapter, model, list(config.trained), config.loop.seed)
         self.weights = sum(weight.numel() for _, weight in adapter.named())
         # a stage may have another optimizer, which remembers more
-        self.state = max(state_bytes(adapter, stage.config) for stage in found)
-        self.lora = lora_bytes(adapter, model, config, metadata(found, model, found[-1].plan.last, name))
-        self.cut = cut_captions(found, model)
-        self.images, self.texts = _caches(config, project, found, model)
+        self.state = max(state_bytes(adapter, stage.config) for stage in stages)
+        self.lora = lora_bytes(adapter, model, config, metadata(stages, model, stages[-1].plan.last, name))
+        self.cut = cut_captions(stages, model)
+        self.images, self.texts = _caches(config, project, stages, model)
 
 
-def check_room(run: Run, adapter: Adapter, model: Any, found: Sequence[Stage], now: Stage) -> None:
+def check_room(run: Run, adapter: Adapter, model: Any, stages: Sequence[Stage], now: Stage) -> None:
     """Raise DiskFull when a run's disk has no room for the next state, in stage `now`, and a LoRA file.
 
-    The states before stay until a new one is whole, so that training would be for nothing.
+    Older states are deleted only after a new one is complete, so both need room at once.
     """
     state = state_bytes(adapter, now.config, next(weight.device for _, weight in adapter.named()))
-    lora = lora_bytes(adapter, model, now.config, metadata(found, model, now.plan.last, run.name))
+    lora = lora_bytes(adapter, model, now.config, metadata(stages, model, now.plan.last, run.name))
     free = shutil.disk_usage(run.folder).free
     if free < state + lora:
         raise DiskFull(
-            f"There is no room for what run {run.name!r} saves: its next state has {state / 1e6:.1f} MB and a LoRA "
+            f"There is no room for what run {run.name!r} saves: its next state takes {state / 1e6:.1f} MB and a LoRA "
             f"file {lora / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk that {run.folder} is on. Free "
             "some space there, such as caches and runs that are no longer needed, and train again; or take a lower "
             "adapter.rank in a new run."
         )
 
 
-def _caches(config: RunConfig, project: Project, found: Sequence[Stage], model: Any) -> tuple[Cached, Cached]:
-    """What is encoded already of images and of captions, and what the rest will take."""
+def _caches(config: RunConfig, project: Project, stages: Sequence[Stage], model: Any) -> tuple[Cached, Cached]:
+    """How many images and captions are cached already, and what the rest will take."""
     if not any(project.cache.rglob("*.safetensors")):
-        model.fingerprint = lambda part: ""  # nothing is looked for, so gigabytes need not be hashed for its name
+        # a cache file's name contains the hash of gigabytes of weights, which an empty cache does not need
+        model.fingerprint = lambda part: ""
+    # by path, as stages share cache files: image size (width, height) in px; caption
     images, texts = {}, {}
     prompts = (*config.sample.prompts, config.sample.negative_prompt) if config.sample.prompts else ()
-    for settings, samples in ((stage.config, stage.scan.samples) for stage in found):
+    for settings, samples in ((stage.config, stage.scan.samples) for stage in stages):
         weight, seed = settings.loss.prior_loss_weight, settings.loop.seed
         feed = Feed(samples, settings.data, model, project.cache, seed=seed, prior_loss_weight=weight)
         for path, (sample, _) in feed.cached_images().items():
@@ -105,19 +108,20 @@ def _caches(config: RunConfig, project: Project, found: Sequence[Stage], model: 
 
 
 def state_bytes(adapter: Adapter, config: RunConfig, device: torch.device | str = "cpu") -> int:
-    """Size of one saved state: the weights in float32 and what the optimizer remembers of each.
+    """Size of one saved state: the weights in float32 and the optimizer's state of each.
 
-    The optimizer makes one step on `device` with two weights of each kind that occurs. Raises ConfigError when it
-    cannot be built.
+    Measured: the optimizer makes one step on `device` with two weights of each shape that occurs. Raises ConfigError
+    when it cannot be built.
     """
     import torch
 
-    # some optimizers, such as prodigy, store the first weights, but not where they are all zero
+    # (shape, starts at zero): some optimizers, such as prodigy, store the initial weights unless all are zero
     kinds = {
         adapter.name(key, role): (tuple(weight.shape), role in adapter.variant.zero_roles)
         for key, tensors in adapter.modules()
         for role, weight in tensors.items()
     }
+    # two of each, so that a tensor that all weights of an optimizer share is seen twice
     examples = [kind for kind in dict.fromkeys(kinds.values()) for _ in range(2)]
     weights = [
         torch.nn.Parameter(torch.full(shape, 0.0 if is_zero else 0.1, device=device)) for shape, is_zero in examples
@@ -126,27 +130,28 @@ def state_bytes(adapter: Adapter, config: RunConfig, device: torch.device | str 
     for weight in weights:
         weight.grad = torch.full_like(weight, 1e-3)
     optimizer.step()
-    told = optimizer.state_dict()
-    of_kind = {kind: told["state"].get(index, {}) for index, kind in enumerate(examples)}
-    groups = [{**group, "params": list(range(len(kinds)))} for group in told["param_groups"]]
+    result = optimizer.state_dict()
+    of_kind = {kind: result["state"].get(index, {}) for index, kind in enumerate(examples)}
+    groups = [{**group, "params": list(range(len(kinds)))} for group in result["param_groups"]]
     state = {
         "adapter": dict(adapter.named()),
         "optimizer": {"state": {i: of_kind[kind] for i, kind in enumerate(kinds.values())}, "param_groups": groups},
     }
-    seen = Counter(map(id, _leaves(told["state"])))
+    seen = Counter(map(id, _leaves(result["state"])))
     return _saved_bytes(state, {one for one, count in seen.items() if count > 1})
 
 
 def _leaves(data: Any) -> Iterator[Any]:
-    """All that stands in nested dicts."""
+    """All values in nested dicts."""
     for item in data.values():
         yield from _leaves(item) if isinstance(item, dict) else (item,)
 
 
 def _saved_bytes(state: dict, shared: set[int]) -> int:
-    """Size of what torch.save writes: the same with tensors of one number, and all other numbers.
+    """Bytes that torch.save writes: it is run on tensors shrunk to one element, and the other elements are added.
 
-    `shared` are ids of tensors that belong to many and are written once, such as the tables of 8-bit optimizers.
+    `shared` are ids of tensors that several weights have in common, such as the tables of 8-bit optimizers: they are
+    written once.
     """
     import torch
 
@@ -177,8 +182,10 @@ def lora_bytes(adapter: Adapter, model: Any, config: RunConfig, metadata: dict[s
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
+        # safetensors: offsets in bytes from the end of the header
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    # 8 bytes of header length, the header as JSON, the data
     return 8 + len(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()) + end
 
 
@@ -186,11 +193,12 @@ def image_bytes(model: Any, size: tuple[int, int]) -> int:
     """Size of the cache file of one image of `size` (width, height); `model` is on the meta device."""
     import torch
 
+    # [C, H, W]: height first
     return _cached_bytes(model.encode_image(torch.empty(3, size[1], size[0], device="meta")).values())
 
 
 def text_bytes(model: Any, texts: list[str]) -> int:
-    """Mean size of the cache files of texts, of a few that stand for all; `model` is on the meta device."""
+    """Mean size of the cache files of texts, estimated from a few; `model` is on the meta device."""
     few = texts[:: -(-len(texts) // TEXTS)]
     return round(sum(_cached_bytes(model.encode_text(text).values()) for text in few) / max(1, len(few)))
 

@@ -1,4 +1,4 @@
-"""The state of a project's runs, told from their folders alone."""
+"""The state of a project's runs, read from their folders alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SMOOTHING = 0.95  # share of the old value in the smoothed loss
 
 def smoothed(losses: list[float]) -> list[float]:
     """Exponential mean over about 20 steps; a function of the whole log, so a resume leaves no mark in it."""
-    found: list[float] = []
+    means: list[float] = []
     for loss in losses:
-        found.append(loss if not found else SMOOTHING * found[-1] + (1 - SMOOTHING) * loss)
-    return found
+        means.append(loss if not means else SMOOTHING * means[-1] + (1 - SMOOTHING) * loss)
+    return means
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class RunStatus:
     """What a run has reached."""
 
     name: str
-    state: str  # new, running, stopped, finished, failed (with an error in the log) or cut (died without a word)
+    # new, running, stopped, finished, failed (with an error in the log) or cut (died and logged no reason)
+    state: str
     step: int
     steps: int
     loss: float | None  # smoothed over about 20 steps
@@ -34,9 +35,10 @@ class RunStatus:
 
 
 def run_status(run: Run) -> RunStatus:
-    """Read one run's log from its beginning; `jobs.fate` tells more of one that failed or was cut."""
+    """Read one run's log from its beginning; `jobs.fate` explains why it failed or was cut."""
     step, steps, saved, sample = 0, 0, 0, ""
-    losses: dict[int, float] = {}  # of the last time each step was done
+    # step -> loss: a resumed run repeats the steps after its last save, and the last time counts
+    losses: dict[int, float] = {}
     state, log = jobs.history(run)
     for _, event in log:
         if isinstance(event, Started):

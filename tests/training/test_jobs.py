@@ -216,8 +216,8 @@ def test_a_killed_trainer_is_told_of_with_the_last_saved_step_and_what_is_lost(j
     saved, reached = checkpoint.newest(cut.states).state["step"], max(events.steps(cut.log))
     assert run_status(cut).state == "cut"
     fate = jobs.fate(cut)
-    assert "killed from outside" in fate.splitlines()[0] and "last seen alive" in fate
-    assert f"Saved up to step {saved}" in fate and f"it goes on after step {saved}" in fate
+    assert "was killed by another program" in fate.splitlines()[0] and "last seen alive" in fate
+    assert f"Saved up to step {saved}" in fate and f"it resumes after step {saved}" in fate
     assert (f"the {reached - saved} steps after it" in fate) == (reached > saved)
     assert (cut.folder / "trainer.log").read_text().splitlines()[-1].strip() in fate  # the end of its log
 
@@ -228,7 +228,7 @@ def test_a_trainer_that_is_killed_at_once_is_told_of_too(tmp_path, base):
     kill(run)
     assert run_status(run).state == "cut"
     fate = jobs.fate(run)
-    assert "killed from outside" in fate and "No step was saved yet" in fate and "begins at step 1" in fate
+    assert "was killed by another program" in fate and "No step was saved yet" in fate and "begins at step 1" in fate
 
 
 # ---- what became of it, from what lies about -------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_a_kill_for_memory_is_known_by_the_kernels_count(gone, monkeypatch):
 
 def test_the_heartbeat_of_another_trainer_is_not_believed(gone):
     gone("heartbeat.json", memory={"available": 0, "total": 12_700_000_000})
-    assert "killed from outside" in jobs.fate(gone("heartbeat.json", time=0.0))
+    assert "was killed by another program" in jobs.fate(gone("heartbeat.json", time=0.0))
 
 
 @pytest.mark.parametrize("change", [{"boot": "another"}, {"host": "another"}])
@@ -314,7 +314,7 @@ def test_an_error_that_can_be_explained_ends_the_log_and_is_told(tmp_path, base)
     (failed,) = follow_to_the_end(run)
     assert isinstance(failed, Failed) and str(tmp_path / "base") in failed.reason
     assert run_status(run).state == "failed"
-    assert jobs.fate(run).startswith(failed.reason) and "Once that is put right" in jobs.fate(run)
+    assert jobs.fate(run).startswith(failed.reason) and "Once that is fixed" in jobs.fate(run)
 
 
 # ---- the lock --------------------------------------------------------------------------------------------------------

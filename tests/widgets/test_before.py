@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_is_shown(plan, run, free, warning):
     ],
 )
 def test_the_precision_is_shown_with_its_reason(plan, precision, asked, capability, sentence):
-    changed = replace(plan, precision=precision, asked_precision=asked, capability=capability, device="Tesla T4")
+    changed = replace(plan, precision=precision, requested_precision=asked, capability=capability, device="Tesla T4")
     assert view.precision(changed) == sentence
 
 

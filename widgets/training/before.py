@@ -323,7 +323,7 @@ def _preparation(plan: Forecast, config: RunConfig) -> str:
 
 def precision(plan: Forecast) -> str:
     """The precision, and why it is that."""
-    if plan.asked_precision != "auto":
+    if plan.requested_precision != "auto":
         return say("{precision} (set by hand)", precision=plan.precision)
     if plan.capability is None:
         return say("{precision}: no GPU found", precision=plan.precision)
