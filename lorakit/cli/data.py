@@ -71,11 +71,11 @@ def _buckets(options: argparse.Namespace) -> int:
         width, height = bucket.size
         print(f"{width:5} x {height:<5} {len(bucket.images):5} images {bucket.images_per_epoch:6} seen an epoch")
     for fitted in (fitted for bucket in buckets for fitted in bucket.images):
-        told = [f"{fitted.lost:.0%} cut off"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
+        notes = [f"{fitted.lost:.0%} cut off"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
             fitted.scale > 1
         )
-        if told:
-            print(f"! {fitted.sample.name}: {', '.join(told)}")
+        if notes:
+            print(f"! {fitted.sample.name}: {', '.join(notes)}")
     return 0
 
 

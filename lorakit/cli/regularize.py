@@ -10,12 +10,12 @@ from lorakit.cli.options import SET, default_settings, project_at, with_changes
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add the verb to those of `lorakit data`."""
-    what = "paint a regularization image for each training image with the base model; run it again to go on"
-    made = verbs.add_parser("regularize", help=what, description=what)
-    made.set_defaults(verb=_regularize)
-    made.add_argument("project", type=Path, help="project folder; its images are in dataset/")
-    made.add_argument("--run", default="", metavar="NAME", help="take the settings of this run")
-    made.add_argument(
+    what = "generate a regularization image for each training image with the base model; run it again to resume"
+    parser = verbs.add_parser("regularize", help=what, description=what)
+    parser.set_defaults(verb=_regularize)
+    parser.add_argument("project", type=Path, help="project folder; its images are in dataset/")
+    parser.add_argument("--run", default="", metavar="NAME", help="take the settings of this run")
+    parser.add_argument(
         "--set",
         **SET,
         help="e.g. model.source=owner/name, data.resolution=512, regularize.class_name=1girl, "

@@ -62,26 +62,26 @@ class Bucket:
 
 def group_by_bucket(samples: Iterable[Sample], config: DataConfig) -> list[Bucket]:
     """All images by the bucket that each falls into, the fullest first."""
-    known: dict[tuple[int, int], Fit] = {}
-    found: dict[tuple[int, int], list[FittedImage]] = {}
+    fits: dict[tuple[int, int], Fit] = {}
+    by_size: dict[tuple[int, int], list[FittedImage]] = {}
     for sample in samples:
         size = sample.width, sample.height
-        if size not in known:
-            known[size] = fit(*size, config)
-        found.setdefault(known[size].size, []).append(FittedImage(sample, known[size]))
-    made = [Bucket(size, tuple(images)) for size, images in found.items()]
-    return sorted(made, key=lambda bucket: (-bucket.images_per_epoch, bucket.size))
+        if size not in fits:
+            fits[size] = fit(*size, config)
+        by_size.setdefault(fits[size].size, []).append(FittedImage(sample, fits[size]))
+    buckets = [Bucket(size, tuple(images)) for size, images in by_size.items()]
+    return sorted(buckets, key=lambda bucket: (-bucket.images_per_epoch, bucket.size))
 
 
 def bucket_sizes(config: DataConfig) -> list[tuple[int, int]]:
     """Every bucket (width, height) whose area is at most resolution squared: for each width the tallest that fits."""
     step, area = config.bucket_reso_steps, config.resolution**2
-    found = {(config.resolution, config.resolution)}
+    sizes = {(config.resolution, config.resolution)}
     for side in range(config.min_bucket_reso, config.max_bucket_reso + 1, step):
         other = min(config.max_bucket_reso, area // side // step * step)
         if other >= config.min_bucket_reso:
-            found |= {(side, other), (other, side)}
-    return sorted(found)
+            sizes |= {(side, other), (other, side)}
+    return sorted(sizes)
 
 
 def fit(width: int, height: int, config: DataConfig) -> Fit:

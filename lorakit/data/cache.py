@@ -53,8 +53,8 @@ class Cache:
 
     def get(self, path: Path, make: Callable[[], Tensors]) -> Tensors:
         """The tensors of `path`, made and stored when they are not there."""
-        found = self.read(path)
-        if found is None:
+        tensors = self.read(path)
+        if tensors is None:
             self.write(path, make())
-            found = self.read(path)
-        return found
+            tensors = self.read(path)
+        return tensors

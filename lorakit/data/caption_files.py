@@ -41,10 +41,10 @@ class UnknownEncoding(ValueError):
 
 def read_captions(files: Iterable[Path]) -> dict[Path, Caption]:
     """What each caption file says. A short one that is Chinese if the others of its folder are is read as they are."""
-    found = {file: read_caption(file) for file in files}
-    chinese = {file.parent for file, caption in found.items() if caption.encoding == "gb18030"}
-    undecided = [file for file, caption in found.items() if caption.error and file.parent in chinese]
-    return found | {file: read_caption(file, among_chinese=True) for file in undecided}
+    captions = {file: read_caption(file) for file in files}
+    chinese = {file.parent for file, caption in captions.items() if caption.encoding == "gb18030"}
+    undecided = [file for file, caption in captions.items() if caption.error and file.parent in chinese]
+    return captions | {file: read_caption(file, among_chinese=True) for file in undecided}
 
 
 def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
@@ -76,7 +76,7 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
                 return data.decode(encoding), encoding
             except UnicodeDecodeError:
                 raise UnknownEncoding(
-                    f"it begins as {encoding.upper()} but goes on as something else: {ADVICE}"
+                    f"it begins as {encoding.upper()} but continues as something else: {ADVICE}"
                 ) from None
     if b"\0" in data:
         return _unmarked_utf16(data)
@@ -120,18 +120,18 @@ def _is_chance(text: str) -> bool:
 
 def _unmarked_utf16(data: bytes) -> tuple[str, str]:
     """UTF-16 without a mark: the way round in which all of it is text, and more of it letters and commas of ASCII."""
-    found = []
+    readings = []
     for encoding in ("utf-16-le", "utf-16-be"):
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
         if all(char.isprintable() or char in "\r\n\t\u3000" for char in text):
-            found.append((sum(char.isascii() for char in text), text, encoding))
-    found.sort(reverse=True)
-    if not found or found[0][0] == (found[1][0] if found[1:] else 0):
+            readings.append((sum(char.isascii() for char in text), text, encoding))
+    readings.sort(reverse=True)
+    if not readings or readings[0][0] == (readings[1][0] if readings[1:] else 0):
         raise UnknownEncoding(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
-    return found[0][1:]
+    return readings[0][1:]
 
 
 def _is_chinese(data: bytes, among_chinese: bool) -> bool:
@@ -158,7 +158,7 @@ def _is_chinese(data: bytes, among_chinese: bool) -> bool:
 
 def _perhaps(data: bytes) -> str:
     """The encodings, as editors call them, that these bytes are valid in, with what they read as in each."""
-    known = {
+    paths = {
         "utf-8": "UTF-8",
         "gb18030": "GBK",
         "big5": "Big5",
@@ -166,14 +166,14 @@ def _perhaps(data: bytes) -> str:
         "cp949": "Korean",
         "cp1252": "Latin-1",
     }
-    found = []
-    for encoding, name in known.items():
+    meant = []
+    for encoding, name in paths.items():
         try:
             text = " ".join(data.decode(encoding).split())
-            found.append(f"{name} ({encoding}: “{_around(text)}”)")
+            meant.append(f"{name} ({encoding}: “{_around(text)}”)")
         except UnicodeDecodeError:
             continue
-    return " or ".join(found) or "no text at all"
+    return " or ".join(meant) or "no text at all"
 
 
 def _around(text: str) -> str:
@@ -215,10 +215,10 @@ class ImageNames:
         """
         parts = [part for part in _spelled(key).split("/") if part]
         for first in range(len(parts)):
-            if found := self._whole.get("/".join(parts[first:])):
-                return found
-        found = self._bare.get(parts[0], []) if len(parts) == 1 else []
-        return found if len({image.parent for image in found}) == 1 else []
+            if matches := self._whole.get("/".join(parts[first:])):
+                return matches
+        matches = self._bare.get(parts[0], []) if len(parts) == 1 else []
+        return matches if len({image.parent for image in matches}) == 1 else []
 
 
 def _spelled(name: str) -> str:
@@ -234,7 +234,7 @@ def read_caption_json(file: Path) -> CaptionJson:
     try:
         if file.stat().st_size > MAX_BOOK:
             return CaptionJson(file, error=f"it has more than {MAX_BOOK / 1e6:.0f} MB")
-        found = json.loads(decode(file.read_bytes())[0])
+        content = json.loads(decode(file.read_bytes())[0])
     except OSError as error:
         return CaptionJson(file, error=f"it cannot be read ({error.strerror})")
     except UnknownEncoding as error:
@@ -243,11 +243,11 @@ def read_caption_json(file: Path) -> CaptionJson:
         return CaptionJson(file, error="it is nested too deep")
     except ValueError as error:
         return CaptionJson(file, error=f"it is broken ({error})")
-    told = {key: _told(value) for key, value in found.items()} if isinstance(found, dict) else {}
-    return CaptionJson(file, {key: text for key, text in told.items() if text})
+    entries = {key: _entry_text(value) for key, value in content.items()} if isinstance(content, dict) else {}
+    return CaptionJson(file, {key: text for key, text in entries.items() if text})
 
 
-def _told(value: Any) -> str:
+def _entry_text(value: Any) -> str:
     """The caption that an entry's value is; "" when it is none."""
     if isinstance(value, dict):
         value = [value[name] for name in ("caption", "tags") if isinstance(value.get(name), str)]

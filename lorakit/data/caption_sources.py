@@ -41,10 +41,10 @@ class CaptionSources:
                     self._note("caption without image", file, "left out, no image has this name.")
         for files in beside.values():
             files.sort(key=lambda file: (file.suffix != self.extension, file.suffix.lower() != self.extension, file))
-        told = read_captions(files[0] for files in beside.values() if files)
+        captions = read_captions(files[0] for files in beside.values() if files)
         for image in concept.images:
             if files := beside[image.with_suffix("")]:
-                self.captions[image] = told[files[0]]
+                self.captions[image] = captions[files[0]]
         for first, *others in filter(None, beside.values()):
             for file in others:
                 self._note("caption choice", file, f"left out, {first.name} is read.")
@@ -64,8 +64,8 @@ class CaptionSources:
             self._note("caption json", book.file, text)
         for key, images in meant.items():
             for image in images:
-                told = self.captions.setdefault(image, Caption(book.entries[key], book.file, "utf-8"))
-                lost += told.text != book.entries[key]
+                caption = self.captions.setdefault(image, Caption(book.entries[key], book.file, "utf-8"))
+                lost += caption.text != book.entries[key]
         if lost:
             text = f"{lost} of its captions are left out; the images have others, in caption files or nearer JSON."
             self._note("caption choice", book.file, text)

@@ -57,7 +57,7 @@ class StatsCache:
     def __init__(self, file: Path):
         self.file = file
         self.error = ""  # why the memory could not be written, "" while it could
-        self._known: dict[str, list] = _remembered(file)  # path -> [*stamp, look]
+        self._stored: dict[str, list] = _remembered(file)  # path -> [*stamp, look]
         self._large = threading.RLock()
 
     @classmethod
@@ -69,7 +69,7 @@ class StatsCache:
         """Each path with its look, in the order given; several are read at once. Whatever was read is remembered, also
         when nobody waits for the rest.
         """
-        wanted, before = list(paths), dict(self._known)
+        wanted, before = list(paths), dict(self._stored)
         with ThreadPoolExecutor(THREADS) as pool:
             futures = [pool.submit(self._one, path) for path in wanted]
             try:
@@ -79,18 +79,18 @@ class StatsCache:
                 for future in futures:
                     future.cancel()
                 pool.shutdown()
-                if self._known != before:
+                if self._stored != before:
                     self._write()
 
     def _one(self, path: Path) -> ImageStats:
         key, stamp = os.path.abspath(path), _stamp(path)
-        if stamp and (known := self._known.get(key)) and known[:-1] == stamp:
-            return ImageStats(**{**known[-1], "border": tuple(known[-1]["border"])})
+        if stamp and (stored := self._stored.get(key)) and stored[:-1] == stamp:
+            return ImageStats(**{**stored[-1], "border": tuple(stored[-1]["border"])})
         now = time.time()
         look = self._measured(path)
         # what could not be read now may be read the next time
         if look.digest and stamp == _stamp(path) and stamp[2] / 1e9 < now - SETTLED:
-            self._known[key] = [*stamp, asdict(look)]
+            self._stored[key] = [*stamp, asdict(look)]
         return look
 
     def _measured(self, path: Path) -> ImageStats:
@@ -141,7 +141,7 @@ class StatsCache:
         )
 
     def _write(self) -> None:
-        looks = {path: known for path, known in self._known.items() if os.path.lexists(path)}
+        looks = {path: row for path, row in self._stored.items() if os.path.lexists(path)}
         try:
             self.file.parent.mkdir(exist_ok=True)
             write_atomic(self.file, json.dumps({"made by": _made_by(), "sum": _sum(looks), "looks": looks}))
@@ -171,8 +171,8 @@ def _sum(looks: dict[str, list]) -> str:
 def _remembered(file: Path) -> dict[str, list]:
     """What a memory file holds; nothing when it is missing, damaged or of another version."""
     try:
-        found = json.loads(file.read_bytes())
-        whole = found["made by"] == _made_by() and found["sum"] == _sum(found["looks"])
+        stored = json.loads(file.read_bytes())
+        whole = stored["made by"] == _made_by() and stored["sum"] == _sum(stored["looks"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return found["looks"] if whole else {}
+    return stored["looks"] if whole else {}

@@ -67,9 +67,9 @@ def header(source: Path | bytes) -> Image.Image:
         data = source if isinstance(source, bytes) else source.read_bytes()
         if not data:
             raise ImageError("the file is empty")
-        if "AVIF" not in _known() and data[4:12] in (b"ftypavif", b"ftypavis"):
+        if "AVIF" not in _readable_formats() and data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError("it is AVIF, which Pillow reads from version 11.3 on: pip install -U pillow")
-        stored = Image.open(io.BytesIO(data), formats=_known())
+        stored = Image.open(io.BytesIO(data), formats=_readable_formats())
         if stored.width * stored.height > MAX_PIXELS:
             raise Image.DecompressionBombError
     return stored
@@ -101,7 +101,7 @@ def _explained() -> Iterator[None]:
 
 
 @functools.cache
-def _known() -> tuple[str, ...]:
+def _readable_formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow reads: AVIF came with 11.3."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)

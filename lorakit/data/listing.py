@@ -13,7 +13,7 @@ from lorakit.data.images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
 MAX_REPEATS = 10_000  # of an image in an epoch; a larger number before a folder's name is a date, not repeats
-NOTE_KINDS = (  # the order in which they are told to people: what is left out comes first
+NOTE_KINDS = (  # the order in which they are shown: what is left out comes first
     "overlooked folder",  # files beside kohya's folders, counted
     "unreadable",  # an image or folder that cannot be read: left out
     "foreign",  # no image: left out
@@ -73,7 +73,7 @@ class Listing:
         self._hidden: list[str] = []
         self._links: list[Path] = []  # to folders
         by_folder = self._walked(root, deep=True)
-        found, reg = [], root / "reg"
+        concepts, reg = [], root / "reg"
         for concept in _concepts(root, repeats):
             if concept.folder == root:
                 files = [path for own in by_folder.values() for path in own if reg not in path.parents]
@@ -81,15 +81,17 @@ class Listing:
                 files = by_folder[concept.folder]
             else:
                 files = self._walked(concept.folder, deep=False)[concept.folder]
-            found.append(Concept(concept.folder, concept.repeats, concept.name, concept.is_reg, tuple(sorted(files))))
-        self.concepts = tuple(found)
-        used = {path for concept in found for path in concept.files}
+            concepts.append(
+                Concept(concept.folder, concept.repeats, concept.name, concept.is_reg, tuple(sorted(files)))
+            )
+        self.concepts = tuple(concepts)
+        used = {path for concept in concepts for path in concept.files}
         self.others = sorted(path for own in by_folder.values() for path in own if path not in used)
-        self._tell_links({concept.folder for concept in found})
+        self._tell_links({concept.folder for concept in concepts})
         self.notes.sort(key=lambda note: (note.name, note.kind))
         if self._hidden:
             names = ", ".join(self._hidden[:3]) + ", …" * (len(self._hidden) > 3)
-            text = f"{len(self._hidden)} hidden files and folders are passed over ({names})."
+            text = f"{len(self._hidden)} hidden files and folders are skipped ({names})."
             self.notes.append(Note("hidden", self.name(root), text))
 
     def name(self, path: Path) -> str:
@@ -100,11 +102,11 @@ class Listing:
 
     def _walked(self, top: Path, *, deep: bool) -> dict[Path, list[Path]]:
         """Folder -> its files, for `top` and, if `deep`, all folders below it."""
-        found: dict[Path, list[Path]] = {}
+        files_of: dict[Path, list[Path]] = {}
         folders = [top]
         while folders:
             folder = folders.pop()
-            found[folder] = []
+            files_of[folder] = []
             try:
                 with os.scandir(folder) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name):
@@ -114,11 +116,11 @@ class Listing:
                         elif entry.is_dir(follow_symlinks=False):
                             folders += [path] * deep
                         elif self._is_file(path, entry):
-                            found[folder].append(path)
+                            files_of[folder].append(path)
             except OSError as error:
                 text = f"left out, the folder cannot be read ({error.strerror})."
                 self.notes.append(Note("unreadable", self.name(folder), text))
-        return found
+        return files_of
 
     def _is_file(self, path: Path, entry: os.DirEntry) -> bool:
         """Whether a name is a plain file, or a link to one; if not, that is noted."""
@@ -151,8 +153,8 @@ def count_images(config: DataConfig, project: Path) -> tuple[int, int]:
     """
     root = folder_of(config, project)
     concepts = Listing(root, config.repeats).concepts if root.is_dir() else ()
-    found = [(concept.repeats, len(concept.images)) for concept in concepts if not concept.is_reg]
-    return sum(images for _, images in found), sum(repeats * images for repeats, images in found)
+    counts = [(concept.repeats, len(concept.images)) for concept in concepts if not concept.is_reg]
+    return sum(images for _, images in counts), sum(repeats * images for repeats, images in counts)
 
 
 def repeats_of(folder: str) -> int:
@@ -170,10 +172,12 @@ def folder_of(config: DataConfig, project: Path) -> Path:
 
 def _concepts(root: Path, repeats: int) -> list[Concept]:
     """kohya's concept folders and those of reg/, their files not listed yet; without any, the root and reg's."""
-    found = []
+    concepts = []
     for parent, is_reg in ((root, False), (root / "reg", True)):
         for folder in sorted(parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) and parent.is_dir() else []:
             if (repeats_here := repeats_of(folder.name)) and folder.is_dir():
                 name = os.fsencode(folder.name.partition("_")[2]).decode("utf-8", "backslashreplace")
-                found.append(Concept(folder, repeats_here, name, is_reg))
-    return found if any(not concept.is_reg for concept in found) else [Concept(root, repeats, "", False), *found]
+                concepts.append(Concept(folder, repeats_here, name, is_reg))
+    return (
+        concepts if any(not concept.is_reg for concept in concepts) else [Concept(root, repeats, "", False), *concepts]
+    )

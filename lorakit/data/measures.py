@@ -1,4 +1,4 @@
-"""What can be told of an image by its pixels: likeness, sharpness, border, colours."""
+"""Measurements of an image from its pixels: likeness, sharpness, border, colours."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def cells(image: Image.Image) -> str:
     return base64.b64encode(image.convert("RGB").resize((CELLS, CELLS), Image.Resampling.BOX).tobytes()).decode()
 
 
-def with_neighbours(told: str) -> np.ndarray:
-    """What `cells` told, as int16 [3, CELLS, CELLS, 3]: each place's colour, and the least and most of it beside it."""
+def with_neighbours(values: str) -> np.ndarray:
+    """`cells` as int16 [3, CELLS, CELLS, 3]: the colour of each place, and its minimum and maximum beside it."""
     import numpy as np
 
-    own = np.frombuffer(base64.b64decode(told), np.uint8).reshape(CELLS, CELLS, 3).astype(np.int16)
+    own = np.frombuffer(base64.b64decode(values), np.uint8).reshape(CELLS, CELLS, 3).astype(np.int16)
     wide = np.pad(own, ((1, 1), (1, 1), (0, 0)), mode="edge")
     beside = [wide[i : i + CELLS, j : j + CELLS] for i in range(3) for j in range(3)]
     return np.stack([own, np.minimum.reduce(beside), np.maximum.reduce(beside)])

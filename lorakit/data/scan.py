@@ -73,18 +73,18 @@ def scan(config: DataConfig, project: Path) -> Scan:
     for concept in listing.concepts:
         notes += _notes_on_names(concept, listing)
         for path in concept.images:
-            name, told = listing.name(path), sources.captions.get(path, Caption())
+            name, caption = listing.name(path), sources.captions.get(path, Caption())
             notes += [Note(kind, name, text) for kind, text in _notes_on_image(path, seen[path])]
             if not seen[path].error:
-                sample = _sample(path, name, seen[path], told.text, concept, config)
-                notes += [Note(kind, name, text) for kind, text in _notes_on_caption(sample, told)]
-                samples += [sample] * (not told.error)
+                sample = _sample(path, name, seen[path], caption.text, concept, config)
+                notes += [Note(kind, name, text) for kind, text in _notes_on_caption(sample, caption)]
+                samples += [sample] * (not caption.error)
     notes += [*sources.notes, *listing.notes, *_overlooked(listing, {book.file for book in sources.books})]
     if looks.error:
         notes.append(Note("memory", "cache/.looks.json", f"{looks.error}."))
     if not any(not sample.is_reg for sample in samples):
         raise DataError(
-            f"No usable image in {root}: {', '.join(EXTENSIONS)} files are wanted, directly inside or in "
+            f"No usable image in {root}: {', '.join(EXTENSIONS)} files are expected, directly inside or in "
             "<repeats>_<name>/ folders." + "".join(f"\n{note}" for note in notes[:10])
         )
     return Scan(tuple(samples), tuple(notes))
@@ -108,7 +108,7 @@ def _sample(path: Path, name: str, look: ImageStats, written: str, concept: Conc
 
 
 def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
-    """What can be told of a concept's files without a look into them."""
+    """Notes on a concept's files that need no look into them."""
     first: dict[Path, Path] = {}
     for path in concept.files:
         ending, stem = path.suffix.lower(), path.with_suffix("")
@@ -122,7 +122,7 @@ def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
 
 
 def _notes_on_image(path: Path, look: ImageStats) -> Iterator[tuple[str, str]]:
-    """What is told of an image's content: kind and text."""
+    """Notes on an image's content: (kind, text)."""
     if look.error:
         yield "unreadable", f"left out, {look.error}."
     elif look.format != ENDINGS[path.suffix.lower()]:
@@ -131,26 +131,26 @@ def _notes_on_image(path: Path, look: ImageStats) -> Iterator[tuple[str, str]]:
         yield "animated", f"moves ({look.frames} images); the first is used."
 
 
-def _notes_on_caption(sample: Sample, told: Caption) -> Iterator[tuple[str, str]]:
-    """What is told of an image's caption: kind and text."""
-    ending, file = sample.caption_file.suffix, told.source and told.source.name
-    if told.error:
-        yield "caption encoding", f"left out because of its caption file {file}: {told.error}."
-    elif file and not told.text:
+def _notes_on_caption(sample: Sample, caption: Caption) -> Iterator[tuple[str, str]]:
+    """Notes on an image's caption: (kind, text)."""
+    ending, file = sample.caption_file.suffix, caption.source and caption.source.name
+    if caption.error:
+        yield "caption encoding", f"left out because of its caption file {file}: {caption.error}."
+    elif file and not caption.text:
         yield "empty caption", f"nothing is in {file}; trained as {sample.caption!r}."
-    elif not told.text:
+    elif not caption.text:
         yield "no caption", f"no {ending} file with a caption; trained as {sample.caption!r}."
-    if "，" in told.text or "、" in told.text:
+    if "，" in caption.text or "、" in caption.text:
         yield "chinese commas", "its caption has Chinese commas (， or 、); only ordinary ones (,) part tags."
 
 
 def _overlooked(listing: Listing, books: set[Path]) -> Iterator[Note]:
     """A note for each folder with files that belong to no concept, e.g. beside kohya's folders."""
-    found: dict[Path, Counter[str]] = {}
+    left_out: dict[Path, Counter[str]] = {}
     for path in (path for path in listing.others if path not in books):
         what = "images" if path.suffix.lower() in EXTENSIONS else "other files"
-        found.setdefault(path.parent, Counter())[what] += 1
-    for folder, counts in found.items():
-        told = " and ".join(f"{counts[what]} {what}" for what in ("images", "other files") if counts[what])
-        text = f"{told} left out; beside <repeats>_<name>/ folders, only images directly in these are used."
+        left_out.setdefault(path.parent, Counter())[what] += 1
+    for folder, counts in left_out.items():
+        numbers = " and ".join(f"{counts[what]} {what}" for what in ("images", "other files") if counts[what])
+        text = f"{numbers} left out; beside <repeats>_<name>/ folders, only images directly in these are used."
         yield Note("overlooked folder", listing.name(folder) + "/" * (folder != listing.root), text)

@@ -30,11 +30,11 @@ def blocks(file: BinaryIO, size: int = -1) -> Iterator[bytes]:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     with open(path, "rb") as file:
         for block in blocks(file):
-            found.update(block)
-    return found.hexdigest()
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def temporary_path(target: Path) -> Path:
@@ -97,31 +97,31 @@ def copy_verified(source: Path, target: Path, wanted: str = "") -> Generator[int
         return (yield from write_verified(blocks(file, os.fstat(file.fileno()).st_size), target, wanted))
 
 
-def append_verified(source: Path, size: int, target: Path, known: int) -> Iterator[int]:
+def append_verified(source: Path, size: int, target: Path, size_there: int) -> Iterator[int]:
     """Append to a copy what the first `size` bytes of its source have beyond `known`, and read it back.
 
     A copy that has not exactly `known` bytes is written anew. For logs: a torn end is one torn line.
     """
     with open(source, "rb") as file:
-        if not known or known > size or not target.exists() or target.stat().st_size != known:
+        if not size_there or size_there > size or not target.exists() or target.stat().st_size != size_there:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield from write_verified(blocks(file, size), target)
             return
-        file.seek(known)
+        file.seek(size_there)
         added = hashlib.sha256()
         with open(target, "ab") as copy:
-            for block in blocks(file, size - known):
+            for block in blocks(file, size - size_there):
                 copy.write(block)
                 added.update(block)
                 yield len(block)
             copy.flush()
             os.fsync(copy.fileno())
-    yield from _reading_back(target, known, size, added.hexdigest())
+    yield from _reading_back(target, size_there, size, added.hexdigest())
 
 
 def _reading_back(path: Path, start: int, end: int, wanted: str) -> Iterator[int]:
     """Check that the bytes from `start` to `end`, where the file must end, are those that were written."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from this machine's memory
         there = os.fstat(file.fileno()).st_size
@@ -129,7 +129,7 @@ def _reading_back(path: Path, start: int, end: int, wanted: str) -> Iterator[int
             raise CorruptCopy(errno.EIO, f"{there} of {end} bytes are there when read back", str(path))
         file.seek(start)
         for block in blocks(file):
-            found.update(block)
+            hasher.update(block)
             yield 0
-    if found.hexdigest() != wanted:
+    if hasher.hexdigest() != wanted:
         raise CorruptCopy(errno.EIO, "other bytes are there when read back", str(path))

@@ -14,7 +14,7 @@ from lorakit.files import write_atomic
 from lorakit.project import Project
 
 MIN_SIDE = 8  # px of a box's side; a smaller one is a slip of the hand
-FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"  # as it is; as it was before the last change
+FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"  # the boxes; those before the last change
 HEAD = (
     "# Boxes by which images are cropped when they are prepared. Image -> boxes in px of the upright image:\n"
     "# - {left: 10, top: 20, width: 300, height: 400, name: face}    (name may be missing)\n"
@@ -119,25 +119,25 @@ class Boxes:
 
 
 def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
-    told = {
+    rows = {
         name: [{key: value for key, value in asdict(box).items() if value != ""} for box in own]
         for name, own in sorted(boxes.items())
     }
     quick = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # where PyYAML was built with it
-    return HEAD + yaml.dump(told, Dumper=quick, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
+    return HEAD + yaml.dump(rows, Dumper=quick, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
 
 
 def _read(file: Path) -> dict[str, tuple[Box, ...]]:
     try:
-        told = load_yaml(file.read_text(encoding="utf-8"), str(file))
+        content = load_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:
         raise BoxError(f"{file} is not a YAML file: {error}; save it as UTF-8.") from None
-    told = {} if told is None else told
-    if not isinstance(told, dict) or not all(isinstance(own, list) for own in told.values()):
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(own, list) for own in content.values()):
         raise BoxError(f"{file} is not a list of boxes: write `a.png: [{{left: 0, top: 0, width: 9, height: 9}}]`.")
-    return {str(name): tuple(_box(row, f"{file}, {name}") for row in own) for name, own in told.items()}
+    return {str(name): tuple(_box(row, f"{file}, {name}") for row in own) for name, own in content.items()}
 
 
 def _box(row: object, where: str) -> Box:

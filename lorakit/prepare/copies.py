@@ -1,4 +1,4 @@
-"""Copies in a folder where people change things, too: only what is as it was written is ever replaced or removed."""
+"""Copies in a folder where people change things, too: only files that nobody changed are replaced or removed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Copies:
         self._begins_anew = bool(text) and not text.endswith("\n")
 
     def state(self, name: str) -> str:
-        """Of a file: "missing", "made" (as it was last written), "older", or "changed" by somebody else."""
-        file, known = self.root / name, self._written.get(name, [""])
+        """Of a file: "missing", "made" (unchanged since it was written), "older", or "changed" by somebody else."""
+        file, stored = self.root / name, self._written.get(name, [""])
         if not file.exists():
             return "missing"
         content = sha256_of(file)
-        return "made" if content == known[-1] else "older" if content in known else "changed"
+        return "made" if content == stored[-1] else "older" if content in stored else "changed"
 
     def write(self, name: str, data: bytes, key: str) -> None:
         content = hashlib.sha256(data).hexdigest()

@@ -49,7 +49,7 @@ VERSION = 1  # of how images are made; another one makes all of them anew
 
 
 class PrepareError(UserError):
-    """Images cannot be prepared as it was asked."""
+    """Images cannot be prepared with these settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,9 @@ class _Wanted:
 
     def key(self, how: PrepareConfig) -> str:
         """What decides its pixels, as a digest."""
-        made = {name: value for name, value in to_dict(how).items() if name in PIXELS}
-        told = [VERSION, self.sample.digest, self.box and self.box.edges, made]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        settings = {name: value for name, value in to_dict(how).items() if name in PIXELS}
+        inputs = [VERSION, self.sample.digest, self.box and self.box.edges, settings]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
 def read_prepare_config(project: Project) -> PrepareConfig:
@@ -158,12 +158,12 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     """
     root, boxes = project.folder / FOLDER, Boxes(project)
     config = config_of_originals(project, config)
-    found = scan(config, project.folder)
-    yield from (note for note in found.notes if note.kind in ("unreadable", "caption encoding"))
-    samples = {sample.name: sample for sample in found.samples}
+    dataset = scan(config, project.folder)
+    yield from (note for note in dataset.notes if note.kind in ("unreadable", "caption encoding"))
+    samples = {sample.name: sample for sample in dataset.samples}
     for name in sorted({*boxes.names()} - {*samples}):
         yield Note("box", name, "has a box, but there is no such image.")
-    for name, kept in find_duplicates(project, found.samples, how, boxes).items():
+    for name, kept in find_duplicates(project, dataset.samples, how, boxes).items():
         yield Note("duplicate", name, f"left out, it is the same image as {kept}.")
         del samples[name]
     try:
@@ -171,13 +171,13 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
             if not is_alone:
                 raise PrepareError("The images are being prepared already, by another process or cell: wait for it.")
             copies = Copies(root, project.folder / RECORD)
-            yield from _made(copies, _wanted([*samples.values()], boxes, how), config, how)
+            yield from _write_copies(copies, _wanted([*samples.values()], boxes, how), config, how)
             copies.close()
     except OSError as error:
-        told = "What was prepared so far is whole, the originals are untouched: prepare again, and it goes on."
+        advice = "What was prepared so far is complete and the originals are untouched: prepare again to resume."
         if error.errno in DISK_FULL:
-            raise DiskFull(f"The disk that {root} is on is full; free some space. {told}") from error
-        raise PrepareError(f"Preparing stopped: {error}. {told}") from error
+            raise DiskFull(f"The disk that {root} is on is full; free some space. {advice}") from error
+        raise PrepareError(f"Preparing stopped: {error}. {advice}") from error
 
 
 def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
@@ -192,7 +192,7 @@ def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareC
         seen = dict(StatsCache.of(project.folder).measure(sample.path for sample in samples))
         if not all(look.phash for look in seen.values()):
             raise PrepareError(
-                "What images look like is told by the package ImageHash, which is missing: pip install ImageHash; or "
+                "Alike images are recognised by the package ImageHash, which is missing: pip install ImageHash; or "
                 "set duplicates to exact."
             )
         looks = {sample.name: seen[sample.path] for sample in samples}
@@ -203,13 +203,13 @@ def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareC
         )
 
     kept: list[Sample] = []
-    found = {}
+    duplicates = {}
     for sample in sorted(samples, key=lambda s: (not boxes.of(s.name), -s.width * s.height, not s.is_captioned)):
         if twin := next((one for one in kept if is_same(one, sample)), None):
-            found[sample.name] = twin.name
+            duplicates[sample.name] = twin.name
         else:
             kept.append(sample)
-    return dict(sorted(found.items()))
+    return dict(sorted(duplicates.items()))
 
 
 def _is_alike(one: ImageStats, other: ImageStats, bits: int) -> bool:
@@ -222,7 +222,7 @@ def _is_alike(one: ImageStats, other: ImageStats, bits: int) -> bool:
 
 def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:
     """The images that are to be there; no two have names that differ in their endings only, as they had a caption."""
-    found: dict[str, _Wanted] = {}
+    by_name: dict[str, _Wanted] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):  # a-2.png, which keeps its name, is before a.png
         plain = str(PurePosixPath(sample.name).with_suffix(""))
         own = boxes.of(sample.name) if how.crop else ()
@@ -230,9 +230,9 @@ def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wa
             called = re.sub(r"[^\w.-]+", "-", box.name).strip("-.") if box else ""
             stem = f"{plain}-{called}" if called else plain if number == 1 else f"{plain}-{number}"
             spellings = itertools.chain([stem], (f"{stem}-{again}" for again in itertools.count(2)))
-            spelled = next(one for one in spellings if one not in found)
-            found[spelled] = _Wanted(f"{spelled}.png", sample, box)
-    return list(found.values())
+            spelled = next(one for one in spellings if one not in by_name)
+            by_name[spelled] = _Wanted(f"{spelled}.png", sample, box)
+    return list(by_name.values())
 
 
 # ---- one image -----------------------------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ def _padded(image: Image.Image, how: PrepareConfig) -> Image.Image:
     (width, height), (across, down) = image.size, map(int, how.pad.split("x"))
     size = max(width, -(-height * across // down)), max(height, -(-width * down // across))
     colour = ImageColor.getrgb(how.background)[:3]
-    made = Image.new(image.mode, size, colour if image.mode == "RGB" else (*colour, 0))
-    made.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
-    return made
+    padded = Image.new(image.mode, size, colour if image.mode == "RGB" else (*colour, 0))
+    padded.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return padded
 
 
 def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
@@ -288,8 +288,10 @@ def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-def _made(copies: Copies, wanted: list[_Wanted], config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
-    """Bring the folder to what is wanted."""
+def _write_copies(
+    copies: Copies, wanted: list[_Wanted], config: DataConfig, how: PrepareConfig
+) -> Iterator[Progress | Note]:
+    """Write, replace and remove copies until the folder is as configured."""
     captions = {one.name: str(PurePosixPath(one.name).with_suffix(config.caption_extension)) for one in wanted}
     yield from copies.remove_all_but({*captions, *captions.values()})
     missing = []
@@ -322,7 +324,7 @@ def _captioned(copies: Copies, name: str, text: str) -> Iterator[Note]:
     if state == "changed":
         if copies.keys.get(name, key) != key:
             yield Note("kept", f"{FOLDER}/{name}", "was changed there, and the original's was, too; this one is kept.")
-            copies.keys[name] = key  # told once
+            copies.keys[name] = key  # reported once
     elif not text:
         yield from copies.remove((name,))
     elif state != "made" or copies.keys[name] != key:

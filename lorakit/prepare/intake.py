@@ -63,10 +63,10 @@ def import_images(project: Project, source: Source, into: str = "", repeats: int
             for files, is_ours in (yield from _opened(project, source, desk, bool(concept))):
                 yield from _adding(project, files, concept, None if is_ours else desk)
     except OSError as error:
-        told = "What was added so far is whole: add the same again, and it goes on."
+        advice = "What was added so far is complete: add the same again to resume."
         if error.errno in DISK_FULL:
-            raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {told}") from error
-        raise IntakeError(f"Adding images stopped: {error}. {told}") from error
+            raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {advice}") from error
+        raise IntakeError(f"Adding images stopped: {error}. {advice}") from error
     yield from _beside(project.dataset)
 
 
@@ -102,8 +102,8 @@ def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Op
         return (yield from _uploaded(source, desk))
     path = Path(source).expanduser().absolute()
     if path.is_dir():
-        mine, given = project.dataset.resolve(), path.resolve()
-        if mine in (given, *given.parents) or given in mine.parents:
+        dataset, given = project.dataset.resolve(), path.resolve()
+        if dataset in (given, *given.parents) or given in dataset.parents:
             raise IntakeError(f"{path} and the dataset {project.dataset} lie in each other; what is there is in use.")
         files = yield from _walked(path)
         own = path.name if _says_repeats(path.name) and not is_placed else ""
@@ -119,15 +119,15 @@ def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Op
 
 
 def _uploaded(source: Mapping[str, bytes], desk: Path) -> Opened:
-    found = []
+    files = []
     (desk / "upload").mkdir()
     for number, (name, content) in enumerate(source.items()):
         file = desk / "upload" / (PurePosixPath(name.replace("\\", "/")).name.strip(".") or "unnamed")
         file.write_bytes(content)
         if is_archive(file):
-            found.append(((yield from _unpacked(file, desk / f"files-{number}")), True))
+            files.append(((yield from _unpacked(file, desk / f"files-{number}")), True))
             file.unlink()
-    return [*found, ((yield from _walked(desk / "upload")), True)]
+    return [*files, ((yield from _walked(desk / "upload")), True)]
 
 
 def _unpacked(file: Path, folder: Path) -> Generator[Progress | Note, None, list[_File]]:
@@ -154,7 +154,7 @@ def _walked(root: Path) -> Generator[Note, None, list[_File]]:
             file = _File(path, PurePosixPath(path.relative_to(root).as_posix()))
             why = "a link to a folder: add that folder" if name in links else _useless(path, name in hidden)
             if why:
-                yield Note("left out", _told(file.name), f"left out, {why}.")
+                yield Note("left out", _shown_name(file.name), f"left out, {why}.")
             else:
                 files.append(file)
     for error in unreadable:
@@ -203,12 +203,12 @@ def _adding(project: Project, files: list[_File], concept: str, desk: Path | Non
             for group in batch:
                 for file in group:
                     if isinstance(why := arrived[file.name], str):
-                        yield Note("left out", _told(file.name), f"left out, {why}.")
+                        yield Note("left out", _shown_name(file.name), f"left out, {why}.")
                 whole = {file.name: arrived[file.name] for file in group if isinstance(arrived[file.name], Path)}
                 yield from shelf.place(whole, shelf.folder(group[0].name, concept))
                 done += len(group)
                 yield Progress(what="files", done=done, total=len(files))
-    yield from shelf.told()
+    yield from shelf.notes()
 
 
 def _brought(file: _File, folder: Path, desk: Path | None) -> Path | str:
@@ -269,7 +269,9 @@ class _Shelf:
                 is_same = file == target or filecmp.cmp(file, target, shallow=False)
                 added["there"] += is_same
                 if not is_same:
-                    yield Note("caption kept", _told(name), "left out, the caption that is there is another and stays.")
+                    yield Note(
+                        "caption kept", _shown_name(name), "left out, the caption that is there is another and stays."
+                    )
                 continue
             if file.parent == folder:  # it is there under its own name, and stays
                 file = Path(shutil.copy2(file, temporary_path(target)))
@@ -277,23 +279,23 @@ class _Shelf:
             names.setdefault(stem, set()).add(name.suffix)
             added["images" if name.suffix.lower() in EXTENSIONS else "captions and metadata"] += 1
             if stem != first:
-                yield Note("renamed", _told(name), f"added as {target.name}, since another {name.name} is there.")
+                yield Note("renamed", _shown_name(name), f"added as {target.name}, since another {name.name} is there.")
 
-    def told(self) -> Iterator[Note]:
+    def notes(self) -> Iterator[Note]:
         """A note for each folder with how many files were added, and how many were there."""
         for folder, counts in sorted(self._added.items()):
             there = counts.pop("there", 0)
             pieces = [f"{count} {kind} added" for kind, count in counts.items()]
             pieces += [f"{there} files were there already"] if there else []
             if pieces:
-                yield Note("added", _told(folder.relative_to(self.root.parent)), f"{', '.join(pieces)}.")
+                yield Note("added", _shown_name(folder.relative_to(self.root.parent)), f"{', '.join(pieces)}.")
 
 
 def _by_stem(folder: Path) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    stems: dict[str, set[str]] = {}
     for name in os.listdir(folder):
-        found.setdefault(PurePosixPath(name).stem, set()).add(PurePosixPath(name).suffix)
-    return found
+        stems.setdefault(PurePosixPath(name).stem, set()).add(PurePosixPath(name).suffix)
+    return stems
 
 
 def _clashes(files: dict[PurePosixPath, Path], folder: Path, stem: str, there: set[str]) -> bool:
@@ -327,11 +329,11 @@ def _beside(dataset: Path) -> Iterator[Note]:
         if not _says_repeats(name) and (is_folder or name.lower().endswith(EXTENSIONS))
     ]
     if loose and any(_says_repeats(name) for name, is_folder in there.items() if is_folder and name != "reg"):
-        told = ", ".join(loose[:5]) + (f" and {len(loose) - 5} more" if len(loose) > 5 else "")
-        yield Note("beside", "dataset", f"{told}: not trained beside <repeats>_<name>/ folders; move them into one.")
+        names = ", ".join(loose[:5]) + (f" and {len(loose) - 5} more" if len(loose) > 5 else "")
+        yield Note("beside", "dataset", f"{names}: not trained beside <repeats>_<name>/ folders; move them into one.")
 
 
-def _told(name: PurePath) -> str:
+def _shown_name(name: PurePath) -> str:
     """A name as valid text; bytes that are not UTF-8 are spelled out."""
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 

@@ -230,7 +230,7 @@ SETTINGS = (
     ("model.family=sd99", "known families are"),
     ("sample.width=100", "multiple of 8"),
     ("adapter.rank", "--set adapter.rank: write it as key=value"),
-    ("model.clip_skip=4", "this base's text encoder has 3 layers"),
+    ("model.clip_skip=4", "text encoder of this base model has 3 layers"),
 )
 
 

@@ -101,12 +101,12 @@ def test_an_image_beside_kohyas_folders_is_not_used_in_silence(name, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["", "2_mofu/"])
-def test_hidden_files_and_folders_are_passed_over_and_counted(layout, tmp_path):
+def test_hidden_files_and_folders_are_skipped_and_counted(layout, tmp_path):
     files = {f"{layout}a.png": PNG, f"{layout}a.txt": "hat", f"{layout}._a.png": b"x"}
     found = scanned(tmp_path, {**files, f"{layout}.ipynb_checkpoints/a-checkpoint.png": PNG, ".hidden/b.png": PNG})
     (note,) = found.notes
     assert list(told(found)) == [f"{layout}a.png"]
-    assert (note.kind, note.text[:36]) == ("hidden", "3 hidden files and folders are passe") and "._a.png" in note.text
+    assert (note.kind, note.text[:36]) == ("hidden", "3 hidden files and folders are skipp") and "._a.png" in note.text
 
 
 def test_links_to_concept_folders_are_followed_and_others_told(tmp_path):

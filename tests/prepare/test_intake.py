@@ -312,5 +312,5 @@ def test_a_full_disk_is_told_as_such(project, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(DiskFull, match="goes on"):
+    with pytest.raises(DiskFull, match="to resume"):
         list(import_images(project, fill(tmp_path / "x", {"a.png": b"a"})))
