@@ -181,9 +181,9 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
 
 
 def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
-    """Image that is left out -> the one that stays in its place: one with a box, else the larger, else the first.
+    """Excluded image -> the one that is kept instead: one with a box, else the larger, else the first.
 
-    Raises PrepareError when likeness is asked for and cannot be measured.
+    Raises PrepareError when similarity is needed and cannot be measured.
     """
     if how.duplicates == "keep":
         return {}

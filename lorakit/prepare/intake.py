@@ -54,7 +54,7 @@ def import_images(project: Project, source: Source, into: str = "", repeats: int
     into        concept folder, e.g. "mofurin", "10_mofurin" or "reg/1_girl"; "": where the source's own folders say
     repeats     of that folder; 0: as `into` says, as the folder that is there has it, or 1
     Same bytes under the same name are left as they are; another file of that name gets a new name together with its
-    caption. Stopped anywhere and run again, it goes on. The source is only read.
+    caption. Stopped anywhere, the same call resumes. The source is only read.
     Raises IntakeError, DiskFull, and ArchiveError for an archive that cannot or must not be unpacked.
     """
     concept = concept_folder(project, into, repeats)

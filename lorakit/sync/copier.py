@@ -97,4 +97,4 @@ def mount_of(path: Path) -> str:
         return ""
     points = [(fields[4].replace("\\040", " "), fields[0]) for fields in map(str.split, lines)]
     above = [(point, number) for point, number in points if f"{path}/".startswith(point.rstrip("/") + "/")]
-    return max(reversed(above), key=lambda found: len(found[0]))[1] if above else ""  # of two at one place the later
+    return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else ""  # of two at one place the later

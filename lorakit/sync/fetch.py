@@ -31,14 +31,14 @@ def wanted(project: Project) -> dict[str, int]:
 
 def brought(project: Project) -> dict[str, list[int]]:
     """Downloaded files: name -> [bytes, mtime in ns] of the local copy; [] for one that was skipped."""
-    file, found = project.sync / "brought.jsonl", {}
+    file, entries = project.sync / "brought.jsonl", {}
     for line in file.read_bytes().splitlines() if file.exists() else []:
         try:
             name, stamp = json.loads(line)
         except ValueError:
             continue  # torn by a kill; that file is downloaded again
-        found[name] = stamp
-    return found
+        entries[name] = stamp
+    return entries
 
 
 def _remember(project: Project, name: str, stamp: list[int]) -> None:

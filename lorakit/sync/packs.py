@@ -64,7 +64,7 @@ def group(folder: str, name: str) -> str:
 
 def stamps(folder: Path) -> Stamps:
     """Every file below a folder but hidden and unfinished ones, and locks, which hold on this machine alone."""
-    found: Stamps = {}
+    result: Stamps = {}
     for parent, inside, files in os.walk(folder):
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in files:
@@ -73,8 +73,8 @@ def stamps(folder: Path) -> Stamps:
                     status = os.stat(os.path.join(parent, name))
                     if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
                         path = os.path.relpath(os.path.join(parent, name), folder)
-                        found[path] = (status.st_size, status.st_mtime_ns)
-    return found
+                        result[path] = (status.st_size, status.st_mtime_ns)
+    return result
 
 
 def new_record() -> dict[str, Any]:
@@ -98,10 +98,10 @@ def record(project: Project, folder: str) -> dict[str, Any]:
         return new_record()
 
 
-def remember(project: Project, folder: str, known: dict[str, Any]) -> None:
+def remember(project: Project, folder: str, entry: dict[str, Any]) -> None:
     """Write the record of a folder."""
     project.sync.mkdir(exist_ok=True)
-    write_atomic(project.sync / f"{folder}.json", json.dumps(known))
+    write_atomic(project.sync / f"{folder}.json", json.dumps(entry))
 
 
 def forget(project: Project) -> None:
@@ -115,11 +115,11 @@ def manifest(remote: Path, folder: str) -> Path:
     return remote / ARCHIVES / f"{folder}.json"
 
 
-def ids(project: Project, folder: str, now: Stamps, known: dict[str, Any]) -> dict[str, str]:
+def ids(project: Project, folder: str, now: Stamps, entry: dict[str, Any]) -> dict[str, str]:
     """The content of each file here by its SHA-256; by its size in the cache, where names are hashes already."""
     if folder == "cache":
         return {name: str(size) for name, (size, _) in now.items()}
-    before = known["stamps"]
+    before = entry["stamps"]
     return {
         name: before[name][2] if before.get(name, [])[:2] == [*stamp] else sha256_of(project.folder / folder / name)
         for name, stamp in now.items()
@@ -145,13 +145,13 @@ def patience(project: Project, folder: str, now: Stamps) -> int:
 
 def _changed(project: Project, folder: str, now: Stamps) -> set[str]:
     """Files of a folder that are new, changed or deleted here compared with the remote."""
-    known = record(project, folder)
+    entry = record(project, folder)
     here = {name: [*stamp] for name, stamp in now.items()}
-    there = {name: stamp[:2] for name, stamp in known["stamps"].items()}
+    there = {name: stamp[:2] for name, stamp in entry["stamps"].items()}
     changed = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
-    changed |= {name for name in here if group(folder, name) not in known["packs"]}
-    changed |= {n for n in here.keys() & known["stamps"].keys() if known["files"].get(n) != known["stamps"][n][2]}
-    return changed | (known["files"].keys() - here.keys())
+    changed |= {name for name in here if group(folder, name) not in entry["packs"]}
+    changed |= {n for n in here.keys() & entry["stamps"].keys() if entry["files"].get(n) != entry["stamps"][n][2]}
+    return changed | (entry["files"].keys() - here.keys())
 
 
 def _bytes(now: Stamps, names: set[str]) -> int:
@@ -183,20 +183,20 @@ def alone(project: Project) -> Iterator[bool]:
 
 
 def _updated(project: Project, folder: str) -> Iterator[int]:
-    remote, known, now = project.remote, record(project, folder), stamps(project.folder / folder)
+    remote, entry, now = project.remote, record(project, folder), stamps(project.folder / folder)
     there = listed(remote, folder)
     if there is None:
-        known["packs"] = {}
-    elif there["packs"] != known["seen"]:
+        entry["packs"] = {}
+    elif there["packs"] != entry["seen"]:
         raise DataChanged(f"The folder {folder} was changed in the remote copy by another machine")
     yield 0
-    content = ids(project, folder, now, known)
+    content = ids(project, folder, now, entry)
     packs, sent = {}, []
     for name in sorted({group(folder, inside) for inside in content}):
         inside = {file: found for file, found in sorted(content.items()) if group(folder, file) == name}
         title = hashlib.sha256(json.dumps(inside).encode()).hexdigest()[:12]
         target = remote / ARCHIVES / f"{folder}-{name}-{title}.tar"
-        packs[name] = known["packs"].get(name)
+        packs[name] = entry["packs"].get(name)
         if packs[name] is None or packs[name]["file"] != target.name:
             packs[name] = yield from _sending(project, folder, inside, target)
             sent.append(target)
@@ -204,27 +204,27 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
         for target in sent:
             wipe(target)
         return
-    kept = {"files": content, "packs": packs, "home": known["home"], "archives": known["archives"]}
+    kept = {"files": content, "packs": packs, "home": entry["home"], "archives": entry["archives"]}
     if kept != there:
         manifest(remote, folder).parent.mkdir(exist_ok=True)
         yield from write_verified([json.dumps(kept).encode()], manifest(remote, folder))
-    for old in {pack["file"] for pack in known["seen"].values()} - {pack["file"] for pack in packs.values()}:
+    for old in {pack["file"] for pack in entry["seen"].values()} - {pack["file"] for pack in packs.values()}:
         wipe(remote / ARCHIVES / old)
     stamped = {name: [*now[name], content[name]] for name in content}
-    remember(project, folder, {**known, **kept, "seen": packs, "stamps": stamped})
+    remember(project, folder, {**entry, **kept, "seen": packs, "stamps": stamped})
 
 
 def _sending(project: Project, folder: str, inside: dict[str, str], target: Path):
     target.parent.mkdir(exist_ok=True)
     pairs = [(name, project.folder / folder / name) for name in inside]
-    found = yield from write_verified(tar_bytes(pairs), target)
-    return {"file": target.name, "bytes": target.stat().st_size, "sha256": found}
+    digest = yield from write_verified(tar_bytes(pairs), target)
+    return {"file": target.name, "bytes": target.stat().st_size, "sha256": digest}
 
 
 def listed(remote: Path, folder: str) -> dict[str, Any] | None:
     """The remote's list of a folder's archives; None if it is missing or damaged."""
     try:
-        found = json.loads(manifest(remote, folder).read_bytes())
-        return found if found.keys() == {"files", "packs", "home", "archives"} else None
+        content = json.loads(manifest(remote, folder).read_bytes())
+        return content if content.keys() == {"files", "packs", "home", "archives"} else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None

@@ -44,11 +44,11 @@ class Sent:
         """Read the record; an empty one if it is damaged: then everything is uploaded or verified again."""
         try:
             stored = json.loads((project.sync / "sent.json").read_bytes())
-            found = cls(stored["files"], stored["states"], stored["home"])
+            sent = cls(stored["files"], stored["states"], stored["home"])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
-            found = cls()
-        found.count_brought(project)
-        return found
+            sent = cls()
+        sent.count_brought(project)
+        return sent
 
     def count_brought(self, project: Project) -> None:
         """Count downloaded files as uploaded, unless they were rewritten here since."""
@@ -84,13 +84,13 @@ class Due:
 
     logs: bool  # they grow at every step, so not always
     packs: tuple[str, ...]  # folders that nobody has written into for a while
-    training: dict[str, int]  # run -> its step; -1: its trainer is gone. What other machines are told
+    training: dict[str, int]  # run -> its step; -1: its trainer is gone. Reported to other machines
     announced: frozenset[str]  # runs whose training was announced before
 
 
 def files(project: Project) -> dict[str, list[int]]:
     """[bytes, mtime in ns] of every plain file of the project, in the order in which they should be safe."""
-    found = []
+    paths = []
     for parent, inside, names in os.walk(project.folder):
         top = Path(parent).relative_to(project.folder)
         inside[:] = [n for n in inside if not n.startswith(".") and not (top == Path() and packs.is_packed(n))]
@@ -101,8 +101,8 @@ def files(project: Project) -> dict[str, list[int]]:
                 with contextlib.suppress(OSError):  # a file that was just replaced, a link that leads nowhere
                     status = os.stat(os.path.join(parent, name))
                     if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
-                        found.append((str(top / name), [status.st_size, status.st_mtime_ns]))
-    return dict(sorted(found, key=lambda item: (_rank(item[0]), item[0])))
+                        paths.append((str(top / name), [status.st_size, status.st_mtime_ns]))
+    return dict(sorted(paths, key=lambda item: (_rank(item[0]), item[0])))
 
 
 def _rank(name: str) -> int:
@@ -116,12 +116,12 @@ def _rank(name: str) -> int:
 
 def states(run: Run) -> dict[str, tuple[str, int]]:
     """step -> (SHA-256, bytes) of every state here that is marked complete, newest first."""
-    found = {}
+    by_step = {}
     for folder in sorted(run.states.glob("[0-9]*"), reverse=True):
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # just rotated away, or damaged
             mark = json.loads((folder / COMPLETE).read_bytes())
-            found[folder.name] = (mark["sha256"], mark["bytes"])
-    return found
+            by_step[folder.name] = (mark["sha256"], mark["bytes"])
+    return by_step
 
 
 def unsent_states(run: Run, sent: Sent) -> dict[str, tuple[str, int]]:
@@ -135,10 +135,14 @@ def left(project: Project, sent: Sent) -> tuple[int, int]:
     """Number of files (archives, states) that are not uploaded yet, and their bytes."""
     count, size = 0, 0
     for name, stamp in files(project).items():
-        known = sent.files.get(name)
-        if known != stamp:
+        sent_stamp = sent.files.get(name)
+        if sent_stamp != stamp:
             count += 1
-            size += stamp[0] - known[0] if known and name.endswith(LOGS) and known[0] <= stamp[0] else stamp[0]
+            size += (
+                stamp[0] - sent_stamp[0]
+                if sent_stamp and name.endswith(LOGS) and sent_stamp[0] <= stamp[0]
+                else stamp[0]
+            )
     for run in project.runs():
         pending = unsent_states(run, sent)
         count, size = count + len(pending), size + sum(found[1] for found in pending.values())
@@ -201,15 +205,15 @@ class Pass:
     def _stamps(self) -> Iterator[dict]:
         """Write who trains here; returns the runs that another machine trains as well."""
         other = set()
-        mine = machine(self.project)
+        this_machine = machine(self.project)
         for name, step in self.due.training.items():
             file = self.remote / "runs" / name / STAMP
             there = read_stamp(file.read_bytes() if file.exists() else b"")
-            if name in self.due.announced and there["time"] and there["machine"] != mine:
+            if name in self.due.announced and there["time"] and there["machine"] != this_machine:
                 other.add(name)
                 yield {"also": name, "machine": there["machine"]}
             file.parent.mkdir(parents=True, exist_ok=True)
-            stamp = {"machine": mine, "time": time.time() if step >= 0 else 0, "step": step}
+            stamp = {"machine": this_machine, "time": time.time() if step >= 0 else 0, "step": step}
             file.write_text(json.dumps(stamp))  # not aside: a file replaced every minute fills an online disk's trash
             yield {"announced": name, "ends": step < 0}
         return other
@@ -283,28 +287,28 @@ class Pass:
 
     def _at_home(self, run: Run) -> Iterator[dict]:
         """Confirmed states whose mark and size are still right on the remote: step -> SHA-256."""
-        found, confirmed = {}, self.sent.states.get(run.name, {})
+        newest, confirmed = {}, self.sent.states.get(run.name, {})
         folder = self.remote / "runs" / run.name / "states"
         for state in sorted(folder.glob("[0-9]*")):
             yield {"bytes": 0}
             with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
                 mark = json.loads((state / COMPLETE).read_bytes())
                 if (state / STATE).stat().st_size == mark["bytes"] and confirmed.get(state.name) == mark["sha256"]:
-                    found[state.name] = mark["sha256"]
-        return found
+                    newest[state.name] = mark["sha256"]
+        return newest
 
     def _is_whole(self, state: Path) -> Generator[dict, None, bool]:
         """Whether a remote state matches the hash in its mark. Reads all of it."""
-        found = hashlib.sha256()
+        hasher = hashlib.sha256()
         try:
             wanted = json.loads((state / COMPLETE).read_bytes())["sha256"]
             with open(state / STATE, "rb") as file:
                 for block in blocks(file):
-                    found.update(block)
+                    hasher.update(block)
                     yield {"bytes": 0}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return False
-        return found.hexdigest() == wanted
+        return hasher.hexdigest() == wanted
 
     def _state(self, run: Run, step: str, wanted: str) -> Iterator[dict]:
         """Upload one state, its mark last. If the trainer removes it meanwhile, the open file is still read."""

@@ -75,11 +75,11 @@ class Restore:
             return True
         if size and self.sent.files.get(self._name(here), [None])[0] == size:
             return False
-        mine = here.read_bytes() if here.exists() else b""
+        local = here.read_bytes() if here.exists() else b""
         theirs = remote.read_bytes() if size else b""
-        if theirs.startswith(mine):
-            return theirs != mine
-        return False if mine.startswith(theirs) else None
+        if theirs.startswith(local):
+            return theirs != local
+        return False if local.startswith(theirs) else None
 
     def _began_only(self) -> bool:
         """Whether the remote log mentions saved states although none was ever uploaded completely."""

@@ -85,13 +85,13 @@ def standing(project: Project) -> Standing | None:
         return None
     try:
         stored = json.loads((project.sync / "standing.json").read_bytes())
-        found = Standing(**{**stored, "notes": tuple(stored["notes"])})
+        current = Standing(**{**stored, "notes": tuple(stored["notes"])})
     except (FileNotFoundError, ValueError, TypeError, LookupError):
-        found = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
+        current = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
     if is_locked(_lock(project)):
-        return found
+        return current
     count, size = left(project, Sent.of(project))  # what was written may be older than the newest files
-    return dataclasses.replace(found, files_left=count, bytes_left=size, is_running=False)
+    return dataclasses.replace(current, files_left=count, bytes_left=size, is_running=False)
 
 
 def settle(project: Project, timeout: float) -> Iterator[Standing]:
@@ -100,12 +100,12 @@ def settle(project: Project, timeout: float) -> Iterator[Standing]:
     Ends after `timeout` seconds at the latest. All is safe if the last standing has files_left == 0.
     """
     started = time.time()
-    while (found := standing(project)) is not None:
+    while (state := standing(project)) is not None:
         start(project)
         project.sync.mkdir(parents=True, exist_ok=True)
         (project.sync / "hurry").touch()
-        yield found
-        if time.time() - started >= timeout or (found.files_left == 0 and found.seen > started and not found.trouble):
+        yield state
+        if time.time() - started >= timeout or (state.files_left == 0 and state.seen > started and not state.trouble):
             return
         time.sleep(0.5)
 
@@ -295,10 +295,10 @@ class SyncService:
 
     def _write(self) -> None:
         confirmed, trouble = _confirmed(self.project, self.sent), self._sentence()
-        found = Standing(
+        current = Standing(
             confirmed, self.count, self.size, trouble, self.since, self.looked, True, notes=tuple(self.notes)
         )
-        write_json(self.project.sync / "standing.json", dataclasses.asdict(found))
+        write_json(self.project.sync / "standing.json", dataclasses.asdict(current))
 
 
 @contextmanager

@@ -106,7 +106,7 @@ class Staging:
             return dict(before)
         with ThreadPoolExecutor(READERS) as readers:
             changed = yield from self._changed(folder, names, readers)
-            found = {name: before[name] for name in names if name not in changed}
+            entries = {name: before[name] for name in names if name not in changed}
             jobs = readers.map(lambda name: self._fetched(folder / name, self.desk / "own" / name), changed)
             done, total = 0, sum(self.now[name][0] for name in changed)
             for name, problem in zip(changed, jobs, strict=True):
@@ -115,15 +115,15 @@ class Staging:
                 if problem:
                     yield self._note(f"{self.folder}/{name} is left out for now: {problem}")
                     del self.now[name]  # tried again the next time
-                    found |= {name: before[name]} if name in before else {}
+                    entries |= {name: before[name]} if name in before else {}
                 else:
-                    found[name] = self._source(self.desk / "own" / name)
-        return found
+                    entries[name] = self._source(self.desk / "own" / name)
+        return entries
 
     def _changed(
         self, folder: Path, names: list[str], readers: ThreadPoolExecutor
     ) -> Generator[Copied, None, dict[str, None]]:
-        """The new and changed ones of the user's files, told by their stamps.
+        """The user's files that are new or changed, by their stamps.
 
         Where these take long to read, as on an online disk, they are not read again within SWEEP seconds.
         """
@@ -141,9 +141,9 @@ class Staging:
         return {name: None for name in names if self.now[name] != recorded.get(name)}
 
     def _source(self, path: Path) -> str:
-        found = sha256_of(path)
-        self.sources.setdefault(found, path)
-        return found
+        digest = sha256_of(path)
+        self.sources.setdefault(digest, path)
+        return digest
 
     def _fetched(self, source: Path, target: Path) -> str:
         """Copy a small remote file; returns why it could not be read, or ""."""
@@ -160,11 +160,11 @@ class Staging:
 
     def _own_archives(self) -> Iterator[Copied]:
         """Unpack the user's new and changed archives; returns for each its stamp and its files by content."""
-        found = {}
+        result = {}
         for file in sorted(path for path in self.remote.iterdir() if is_archive(path) and _stem(path) == self.folder):
             stamp, recorded = _stamp(file), self.listed["archives"].get(file.name)
             if recorded and recorded["stamp"] == stamp:
-                found[file.name] = recorded
+                result[file.name] = recorded
                 continue
             try:
                 folder = _without_lone_folder((yield from _unpacked(file, self.desk / file.name)))
@@ -172,8 +172,8 @@ class Staging:
                 yield self._note(str(error).replace(str(self.desk / file.name), str(file)).rstrip("."))
                 continue
             files = {name: self._source(folder / name) for name in packs.stamps(folder)}
-            found[file.name] = {"stamp": stamp, "files": files}
-        return found
+            result[file.name] = {"stamp": stamp, "files": files}
+        return result
 
     # ---- our own archives ------------------------------------------------------------------------------------
 
@@ -261,16 +261,16 @@ def restoring_cache(project: Project) -> Iterator[Copied]:
         listed = packs.listed(project.remote, "cache") if is_alone else None
         if listed is None or not listed["packs"]:
             return
-        known, here = {**listed, "seen": listed["packs"], "stamps": {}}, packs.stamps(project.cache)
+        entry, here = {**listed, "seen": listed["packs"], "stamps": {}}, packs.stamps(project.cache)
         if listed["files"].keys() - here.keys():
             problem = yield from _cache_files(project, listed["packs"]["all"], here)
             if problem:
-                known["packs"] = {}
+                entry["packs"] = {}
                 project.cache.mkdir(exist_ok=True)  # so that the sync service takes the damaged archive back
                 yield Copied("cache", 0, 0, problem)
         now = packs.stamps(project.cache)
-        content = packs.ids(project, "cache", now, known)
-        packs.remember(project, "cache", {**known, "stamps": {n: [*now[n], content[n]] for n in now}})
+        content = packs.ids(project, "cache", now, entry)
+        packs.remember(project, "cache", {**entry, "stamps": {n: [*now[n], content[n]] for n in now}})
 
 
 def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[Copied, None, str]:

@@ -76,7 +76,7 @@ class PrepareForm:
         self._show()
 
     def make(self) -> None:
-        """Prepare the images; stopped, it goes on when the button is pressed again."""
+        """Prepare the images; stopped, it resumes when the button is pressed again."""
         notes, drawn, done, failed = [], 0.0, 0, 0
         try:
             for event in preparing(self.project, Draft(self.project).data, self.how):

@@ -38,8 +38,8 @@ def regularize(
     try:
         with suppress(KeyboardInterrupt):  # pressed again while the model is freed
             how = RegularizeConfig(class_name=class_name, use_captions=use_captions, seed=seed)
-            made = View(project, how, lambda shown: view.update(HTML(shown)))
-            made.follow() if generate else made.tell()
+            shown_view = View(project, how, lambda shown: view.update(HTML(shown)))
+            shown_view.follow() if generate else shown_view.tell()
     except UserError as error:
         view.update(HTML(box(str(error), RED)))
 
@@ -104,7 +104,7 @@ class View:
         )
 
     def _page(self, text: str = "", colour: str = "") -> str:
-        made = self.newest
+        newest = self.newest
         sizes = sorted({(one.sampling.width, one.sampling.height) for one in self.wanted})
         size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
         head = [
@@ -117,11 +117,11 @@ class View:
             parts.append(
                 aside(say("Runs started without them can be resumed only while the folder reg/ is moved elsewhere."))
             )
-        if made:
-            parts.append(f'<div style="margin:6px 0">{bar(made.done / made.total)}</div>')
+        if newest:
+            parts.append(f'<div style="margin:6px 0">{bar(newest.done / newest.total)}</div>')
             left = [] if text else self._left()
-            parts.append(facts([say("image {done} / {total}", done=made.done, total=made.total), *left]))
-            parts.append(_image(made.wanted))
+            parts.append(facts([say("image {done} / {total}", done=newest.done, total=newest.total), *left]))
+            parts.append(_image(newest.wanted))
         if not text and not self.new:
             parts.append(aside(say("loading the base model…")))
         parts += [box(text, colour)] if text else []
@@ -130,13 +130,13 @@ class View:
 
 
 def _image(one: Wanted) -> str:
-    """An image above the prompt that it was painted from."""
+    """An image above the prompt that it was generated from."""
     shown = f'<img alt="" style="max-width:100%;display:block;margin:6px 0" src="{thumbnail(one.file, SIDE)}">'
     return shown + aside(one.prompt)
 
 
 def _give_back() -> None:
-    """Let go of the base model, on the GPU, too."""
+    """Release the base model, on the GPU, too."""
     gc.collect()  # a model's layers refer to each other
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():

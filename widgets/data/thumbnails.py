@@ -30,7 +30,7 @@ class Thumbnails:
 
     def sources(self, samples: Iterable[Sample], side: int = SIDE) -> list[str]:
         """`src` of an <img> for each image, its longer side `side` px; "" for one that cannot be read (any more)."""
-        thumbnails = self._ahead.map(lambda sample: self._made(sample, side), samples)
+        thumbnails = self._ahead.map(lambda sample: self._create(sample, side), samples)
         return [source(data) if data else "" for data in thumbnails]
 
     def prepare(self, samples: Iterable[Sample]) -> None:
@@ -38,7 +38,7 @@ class Thumbnails:
         for sample in samples:
             self._ahead.submit(self._made, sample, SIDE)
 
-    def _made(self, sample: Sample, side: int) -> bytes | None:
+    def _create(self, sample: Sample, side: int) -> bytes | None:
         file = self.folder / f"{sample.digest}-{side}.jpg"
         with suppress(OSError):
             if data := file.read_bytes():

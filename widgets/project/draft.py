@@ -316,31 +316,31 @@ def read_choice(stored: dict[str, Any]) -> tuple[Choice, list[str]]:
     return choice, problems
 
 
-def _sound(values: dict[str, Any], known: dict[str, tuple[type[Config], str]]) -> tuple[dict[str, Any], list[str]]:
+def _sound(values: dict[str, Any], allowed: dict[str, tuple[type[Config], str]]) -> tuple[dict[str, Any], list[str]]:
     """The settings (path -> value) that are right, and a sentence for each of the others."""
     sound, wrong = {}, []
     for path, value in values.items():
         try:
-            sound[path] = checked(path, value, known)
+            sound[path] = checked(path, value, allowed)
         except ConfigError as error:
             wrong.append(say("{path} was left out: {reason}", path=path, reason=error))
     return sound, wrong
 
 
-def checked(path: str, value: Any, known: dict[str, tuple[type[Config], str]]) -> Any:
+def checked(path: str, value: Any, allowed: dict[str, tuple[type[Config], str]]) -> Any:
     """A setting as its Config holds it. Raises ConfigError when it is unknown or its value is wrong by itself."""
-    if path not in known:
-        hint = difflib.get_close_matches(path, known, n=1)
+    if path not in allowed:
+        hint = difflib.get_close_matches(path, allowed, n=1)
         raise ConfigError(f"{path} is not a setting here." + (f" Did you mean {hint[0]}?" if hint else ""))
-    return check(*known[path], value)
+    return check(*allowed[path], value)
 
 
 def choice_of(run: Run) -> Choice:
     """The choice that makes a run's config, e.g. on a new machine, which has only the run."""
     settings = settings_of(run)
     choice = Choice(run=run.name, family=settings["model"]["family"])
-    defaults, known = preset_values(choice), all_settings(choice.family)
-    values, _ = _sound({path: v for path, v in flattened(settings).items() if path != "model.family"}, known)
+    defaults, allowed = preset_values(choice), all_settings(choice.family)
+    values, _ = _sound({path: v for path, v in flattened(settings).items() if path != "model.family"}, allowed)
     own = {path: value for path, value in values.items() if value != defaults.get(path)}
     choice.models[choice.family] = {p.removeprefix("model."): v for p, v in own.items() if p.startswith("model.")}
     choice.settings = {path: value for path, value in own.items() if not path.startswith("model.")}
