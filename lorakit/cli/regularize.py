@@ -25,7 +25,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def _regularize(options: argparse.Namespace) -> int:
     from lorakit.config import from_dict, to_dict
-    from lorakit.generation.regularize import Made, RegularizeConfig, regularize
+    from lorakit.generation.regularize import Generated, RegularizeConfig, regularize
     from lorakit.run.config import configure, read_config
 
     project = project_at(options.project)
@@ -34,11 +34,11 @@ def _regularize(options: argparse.Namespace) -> int:
     how = from_dict(RegularizeConfig, settings.pop("regularize", {}), "regularize.")
     done = new = 0
     for event in regularize(project, configure(settings), how):
-        if not isinstance(event, Made):
+        if not isinstance(event, Generated):
             print(f"! {event}")
             continue
         done, new = event.done, new + event.is_new
         if event.is_new:
-            print(f"image {event.done} of {event.total}: {event.wanted.file}", flush=True)
+            print(f"image {event.done} of {event.total}: {event.planned.file}", flush=True)
     print(f"{done} regularization images, {new} of them new; the next run trains on them as well.")
     return 0

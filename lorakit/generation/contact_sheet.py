@@ -1,4 +1,4 @@
-"""Sheets of images: a labelled grid, made with Pillow alone."""
+"""Contact sheets: many images in one, labelled or plain, with Pillow alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 INK, PAPER, GAP = "#222222", "#ffffff", 6  # px between images
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
-LINES, LETTERS = 6, 18  # most lines of a label above a column, letters in a line beside a row
+# at most so many lines above a column, so many letters per line beside a row
+LINES, LETTERS = 6, 18
 
 
 def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Image:
     """Images in reading order, len(columns) x len(rows), all of one size, with labels above and to the left.
 
-    Labels that are longer than there is room for end in an ellipsis.
+    Labels that do not fit end in an ellipsis.
     """
     with Image.open(files[0]) as first:
         width, height = first.size
@@ -56,12 +57,14 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
 
 
 def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, which knows Latin letters; for others the first of the system's that knows Chinese."""
+    """Pillow's own font, which has Latin letters; for other texts the first Chinese font that is installed."""
+    # CJK starts at U+2E80
     if any(ord(letter) > 0x2E7F for letter in text):
         for name in CHINESE_FONTS:
             try:
                 return ImageFont.truetype(name, size)
-            except OSError:  # not on this machine
+            # not installed
+            except OSError:
                 continue
     return ImageFont.load_default(size)
 
@@ -77,17 +80,18 @@ def _wrapped(labels: list[str], letters: int, lines: int) -> list[list[str]]:
 
 def sheet(files: list[Path], columns: int, width: int) -> Image.Image:
     """Images of any sizes as equal squares, `columns` a row, the sheet `width` px wide."""
+    # px of a square; -(-a // b) rounds up, so that an incomplete row has its place
     side = (width - GAP) // columns - GAP
-    made = Image.new("RGB", (width, GAP + -(-len(files) // columns) * (side + GAP)), PAPER)
+    contact = Image.new("RGB", (width, GAP + -(-len(files) // columns) * (side + GAP)), PAPER)
     for index, file in enumerate(files):
         row, column = divmod(index, columns)
         with Image.open(file) as image:
             image = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
-            made.paste(
+            contact.paste(
                 image,
                 (
                     GAP + column * (side + GAP) + (side - image.width) // 2,
                     GAP + row * (side + GAP) + (side - image.height) // 2,
                 ),
             )
-    return made
+    return contact

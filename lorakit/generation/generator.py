@@ -1,8 +1,9 @@
-"""A run's base model with its adapter, whose weights are exchanged in place: for grids and for checking files."""
+"""Generates images: with the base model alone, or with the LoRA of any checkpoint of a run."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,26 +22,64 @@ from lorakit.training.metadata import base_name
 if TYPE_CHECKING:
     from PIL import Image
 
+    from lorakit.run.config import RunConfig
+
 OFF = "off"  # instead of a checkpoint's step: the base model alone
 
 
-class Generator:
-    """Paints with any checkpoint of a run at any strength; the base is loaded once."""
+class BaseGenerator:
+    """Generates images with the base model of a run's settings, without an adapter; the model is loaded once."""
 
-    def __init__(self, run: Run):
-        self.run, self.config = run, read_config(run)
-        self.precision = choose_precision(self.config.loop.precision)
-        self.model = family(self.config.model.family).Model(
-            self.config.model, self.precision.device, self.precision.dtype, self.config.trained
+    smaller = "Or generate smaller images: width and height."  # advice when memory runs out
+
+    def __init__(self, config: RunConfig, trained: Collection[str] = ()):
+        self.config, self.trained = config, trained
+        self.precision = choose_precision(config.loop.precision)
+        self.model = family(config.model.family).Model(
+            config.model, self.precision.device, self.precision.dtype, trained
         )
-        self.model.offload = self.config.memory.offload
-        self.base = base_name(self.config.model.source)
-        self._adapter: Adapter | None = None
-        self._checkpoint: int | str = OFF
+        self.model.offload = config.memory.offload
         self._texts: dict[str, dict] = {}
 
+    def read(self, prompts: Iterable[str]) -> None:
+        """Encode all prompts first, then free the text encoders that are not trained, as training does."""
+        with self._explained("while encoding prompts"):
+            for prompt in prompts:
+                self._text(prompt)
+        self.model.release(*(part for part in self.model.text_parts if part not in self.trained))
+
+    def generate(self, prompt: str, sampling: SamplingConfig) -> Image.Image:
+        """One image with the weights in use."""
+        import torch
+
+        with self._explained("while generating images"), torch.no_grad(), self.model.eval_mode():
+            return generate_image(
+                self.model, self._text(prompt), self._text(sampling.negative_prompt), sampling, sampling.seed
+            )
+
+    def _explained(self, doing: str) -> AbstractContextManager[None]:
+        return explained(self.config, self.precision.device, doing, otherwise=self.smaller)
+
+    def _text(self, prompt: str) -> dict:
+        """The output of the frozen text encoders, remembered; adapters on text encoders act later."""
+        if prompt not in self._texts:
+            self._texts[prompt] = self.model.encode_text(prompt)
+        return self._texts[prompt]
+
+
+class Generator(BaseGenerator):
+    """Generates images with any checkpoint of a run at any strength."""
+
+    def __init__(self, run: Run):
+        config = read_config(run)
+        super().__init__(config, config.trained)
+        self.run = run
+        self.base = base_name(config.model.source)
+        self._adapter: Adapter | None = None
+        self._checkpoint: int | str = OFF
+
     def fingerprint(self) -> list:
-        """What all images depend on beside the LoRA file and the sampling: the base, how it is used, the precision."""
+        """All that images depend on beside the LoRA file and the sampling: the base, its settings, the precision."""
         return [
             [self.model.fingerprint(part) for part in self.model.parts],
             to_dict(self.config.model),
@@ -53,46 +92,20 @@ class Generator:
         Raises ProjectError when there is no such file and LoraFileError when it does not fit.
         """
         if self._adapter is None:
-            with self._explained("while loading the base"):
+            with self._explained("while loading the base model"):
                 self._adapter = Adapter(
                     self.config.adapter, self.model, list(self.config.trained), self.config.loop.seed
                 )
+        # "off" is strength 0: the weights stay loaded for the next image with this checkpoint
         if checkpoint not in (OFF, self._checkpoint):
             self._adapter.load(export.weights(lora_file(self.run, checkpoint), self._adapter, self.model))
             self._checkpoint = checkpoint
         self._adapter.set_strength(0.0 if checkpoint == OFF else strength)
         return len(self._adapter.layers)
 
-    def read(self, prompts: list[str]) -> None:
-        """Encode all prompts that are going to be painted, then let go of what encoded them, as training does."""
-        with self._explained("while reading prompts"):
-            for prompt in prompts:
-                self._text(prompt)
-        self.model.release(*(part for part in self.model.text_parts if part not in self.config.trained))
-
-    def generate(self, prompt: str, sampling: SamplingConfig) -> Image.Image:
-        """One image with the weights in use."""
-        import torch
-
-        with self._explained("while painting"), torch.no_grad(), self.model.eval_mode():
-            return generate_image(
-                self.model, self._text(prompt), self._text(sampling.negative_prompt), sampling, sampling.seed
-            )
-
-    def _explained(self, doing: str) -> AbstractContextManager[None]:
-        return explained(
-            self.config, self.precision.device, doing, otherwise="Or paint smaller images: width and height."
-        )
-
-    def _text(self, prompt: str) -> dict:
-        """The prompt as far as frozen parts bring it, remembered."""
-        if prompt not in self._texts:
-            self._texts[prompt] = self.model.encode_text(prompt)
-        return self._texts[prompt]
-
 
 def lora_file(run: Run, step: int) -> Path:
-    """The exported file of a step. Raises ProjectError naming those that are there."""
+    """The LoRA file of a step. Raises ProjectError, which lists the steps that have one."""
     steps = run.lora_steps()
     if step not in steps:
         there = ", ".join(map(str, steps)) or "none yet"
@@ -101,9 +114,9 @@ def lora_file(run: Run, step: int) -> Path:
 
 
 def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, int]:
-    """Load a step's file into the base once more, then copy it out; returns the copy and its number of modules.
+    """Check that a step's LoRA file loads into the base model, then copy it; returns the copy and its module count.
 
-    `target` is a file name in .safetensors, or a folder; folders that are not there are made.
+    `target` is a file name in .safetensors, or a folder; missing folders are created.
     """
     file = lora_file(run, step)
     modules = Generator(run).use(step)

@@ -1,4 +1,4 @@
-"""XY grids: one image for each pair of checkpoint, strength, prompt or seed, painted with the base loaded once."""
+"""XY grids: one image for each combination of two of checkpoint, strength, prompt and seed; the base is loaded once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from lorakit.project import RUN_NAME, ProjectError, Run
 from lorakit.run.config import read_config
 from lorakit.run.sampling import SamplingConfig, sampling_problems, save_image
 
-AXES = {  # name -> what its values are, and a check of one
+# name -> what its values are, and a check of one
+AXES = {
     "checkpoint": (f"steps or {OFF!r}", lambda value: value == OFF or isinstance(value, int)),
     "strength": ("numbers", lambda value: isinstance(value, (int, float)) and math.isfinite(value)),
     "prompt": ("texts", lambda value: isinstance(value, str)),
@@ -43,10 +44,10 @@ class Axis:
         kind, check = AXES[self.name]
         for value in self.values:
             if not check(value):
-                raise ConfigError(f"{value!r} cannot be a value of the axis {self.name}, which wants {kind}.")
+                raise ConfigError(f"{value!r} cannot be a value of the axis {self.name}, which takes {kind}.")
 
     def label(self, value: Any) -> str:
-        """What stands beside the row or above the column."""
+        """The label beside a row or above a column."""
         if self.name == "prompt":
             return value
         if self.name == "checkpoint":
@@ -95,9 +96,9 @@ def grid(
     strength: float = 1.0,
     name: str = "grid",
 ) -> Iterator[Rendered | Done]:
-    """Paint a grid of a run's exported LoRA files; yields each cell as it is stored, `Done` at the end.
+    """Generate a grid with a run's LoRA files; yields each cell as it is stored, `Done` at the end.
 
-    `prompt`, `sampling.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis says otherwise.
+    `prompt`, `sampling.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis sets them.
     Cells with equal seeds start from equal noise. Cells that are on disk are not generated again, so an interrupted
     grid resumes. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
 
@@ -119,15 +120,17 @@ def grid(
     if checkpoint is None:
         checkpoint = steps[-1] if steps else OFF
     cells = _cells(x, y, Cell(0, 0, checkpoint, strength, prompt, sampling.seed))
+    # a missing LoRA file is reported before the base model is loaded
     for cell in cells:
         if cell.checkpoint != OFF:
             lora_file(run, cell.checkpoint)
     generator = Generator(run)
     folder = run.grids / name
+    # the text encoders are not loaded for a grid that is complete already
     if not all(_file(generator, cell, sampling, folder / "cells").exists() for cell in cells):
         generator.read(list(dict.fromkeys([*(cell.prompt for cell in cells), sampling.negative_prompt])))
     files = []
-    # painted checkpoint by checkpoint, so that each file is read once; stored by place
+    # checkpoint by checkpoint, so that each LoRA file is read once; put in reading order below
     for done, cell in enumerate(sorted(cells, key=_order), 1):
         file = _stored(generator, cell, sampling, folder / "cells")
         files.append((cell, file))
@@ -170,15 +173,16 @@ def _finish(
 
 
 def _file(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Path) -> Path:
-    """Where a cell's image is kept: its name is the hash of all that decides it."""
+    """Where a cell's image is stored: its name is the hash of all that it depends on."""
     lora = OFF if cell.checkpoint == OFF else file_digest([generator.run.lora_file(cell.checkpoint)])
+    # without a LoRA all strengths give the same image, which is generated once
     strength = 0.0 if cell.checkpoint == OFF else cell.strength
-    decides = [generator.fingerprint(), lora, strength, cell.prompt, {**to_dict(sampling), "seed": cell.seed}]
-    return folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.png"
+    inputs = [generator.fingerprint(), lora, strength, cell.prompt, {**to_dict(sampling), "seed": cell.seed}]
+    return folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]}.png"
 
 
 def _stored(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Path) -> Path:
-    """The cell's file, painted unless it is there."""
+    """The cell's file; its image is generated unless it exists."""
     file = _file(generator, cell, sampling, folder)
     if not file.exists():
         generator.use(cell.checkpoint, cell.strength)

@@ -234,10 +234,10 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_an_interrupted_grid_goes_on_and_ends_as_an_uninterrupted_one(run):
     axes = Axis("checkpoint", (OFF, *run.lora_steps())), Axis("strength", (0.5, 1.0))
     options = {"prompt": PROMPT, "sampling": sampling}
-    painting = grid(run, *axes, **options)
+    cells = grid(run, *axes, **options)
     for _ in range(3):
-        next(painting)
-    painting.close()
+        next(cells)
+    cells.close()
     folder = run.grids / "grid"
     before = snapshot(folder / "cells")
     assert 1 <= len(before) <= 3 and not (folder / "grid.png").exists()

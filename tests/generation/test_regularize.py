@@ -14,7 +14,7 @@ from tiny import settings as tiny_settings
 from lorakit.config import ConfigError
 from lorakit.data.listing import Note
 from lorakit.data.scan import scan
-from lorakit.generation.regularize import Made, RegularizeConfig, parameters, prompt_of, regularize, wanted
+from lorakit.generation.regularize import Generated, RegularizeConfig, parameters, plan, prompt_of, regularize
 from lorakit.project import Project
 from lorakit.run.config import configure
 from lorakit.run.sampling import SamplingConfig, generate_image
@@ -42,10 +42,10 @@ def config(base, family):
 only_sd15 = pytest.mark.parametrize("family", ["sd15"], indirect=True)
 
 
-def made(project, config, how=HOW) -> tuple[list[Made], list[str]]:
+def made(project, config, how=HOW) -> tuple[list[Generated], list[str]]:
     """What one call painted, and what it told."""
     events = list(regularize(project, config, how))
-    images = [event for event in events if isinstance(event, Made)]
+    images = [event for event in events if isinstance(event, Generated)]
     assert [event.done for event in images] == list(range(1, len(images) + 1))
     assert {event.total for event in images} <= {len(images)}
     return [event for event in images if event.is_new], [str(e) for e in events if isinstance(e, Note)]
@@ -79,7 +79,7 @@ def test_an_image_is_what_the_base_paints_and_says_from_what(project, config):
     from lorakit import models
 
     made(project, config)
-    one = wanted(project, config, HOW)[1]
+    one = plan(project, config, HOW)[1]
     model = models.family(config.model.family).Model(config.model, torch.device("cpu"), torch.float32)
     sampling = SamplingConfig(width=96, height=64, steps=2, guidance_scale=config.sample.guidance_scale, seed=420)
     sampling = dataclasses.replace(
@@ -114,7 +114,7 @@ def test_only_what_was_made_of_something_else_is_made_anew(project, config):
     before = bytes_of(project)
     (project.dataset / "3_mofu/01.txt").write_text("mofu, boy, hat")
     (project.dataset / "reg/3_1girl/02.txt").write_text("edited by hand")
-    assert [one.wanted.file.name for one in made(project, config)[0]] == ["01.png"]
+    assert [one.planned.file.name for one in made(project, config)[0]] == ["01.png"]
     after = bytes_of(project)
     assert after["3_1girl/01.txt"] == b"boy, hat" and after["3_1girl/02.txt"] == b"edited by hand"
     assert after["3_1girl/01.png"] != before["3_1girl/01.png"] and after["3_1girl/02.png"] == before["3_1girl/02.png"]
@@ -133,7 +133,9 @@ def test_what_was_not_made_here_is_never_written_over(project, config):
     found, told = made(project, config)
     assert len(found) == 1 and (folder / "02.png").read_bytes() == b"no image at all"
     assert (folder / "00.png").read_bytes() == mine and (folder / "01.txt").read_text() == "mine"
-    assert [text[:37] for text in told] == [f"reg/3_1girl/0{i}.png: was not made here" for i in (0, 2)]
+    assert [text.partition(",")[0] for text in told] == [
+        f"reg/3_1girl/0{i}.png: was not generated here" for i in (0, 2)
+    ]
 
 
 @only_sd15
@@ -152,7 +154,7 @@ def test_images_follow_their_folder_to_other_repeats_and_leftovers_are_named(pro
 def test_images_of_an_earlier_class_stay_where_they_are_and_are_named(project, config):
     made(project, config, RegularizeConfig(class_name="small_girl"))
     found, told = made(project, config, RegularizeConfig(class_name="girl"))
-    more = "is trained on as well: regularization images count more than others."
+    more = "is trained on as well, which gives regularization images more weight; delete it if it is old."
     assert len(found) == 3 and told == [f"reg/3_small_girl: {more}"]
     Image.new("RGB", (64, 64)).save(project.dataset / "3_mofu/04.png")
     (project.dataset / "2_other").mkdir()
@@ -167,21 +169,21 @@ def test_several_concepts_and_equal_names_have_an_image_each(tmp_path, project, 
     save_images(project.dataset, repeats=2, sizes=SIZES[:1])
     (project.dataset / "2_mofu").rename(project.dataset / "2_other")
     Image.open(project.dataset / "2_other/00.png").save(project.dataset / "2_other/00.jpg")
-    files = [one.file for one in wanted(project, config, HOW)]
+    files = [one.file for one in plan(project, config, HOW)]
     assert len(set(files)) == 5 and {file.parent.name for file in files} == {"3_1girl_mofu", "2_1girl_other"}
     plain = Project(tmp_path / "plain")
     for name in ("a/0.png", "b/0.png"):
         (plain.dataset / name).parent.mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(plain.dataset / name)
-    names = [one.file.relative_to(plain.dataset).as_posix() for one in wanted(plain, config, HOW)]
+    names = [one.file.relative_to(plain.dataset).as_posix() for one in plan(plain, config, HOW)]
     assert names == ["reg/1_1girl/a-0.png", "reg/1_1girl/b-0.png"]
 
 
 @only_sd15
 def test_equal_prompts_start_from_other_noise_and_the_first_from_the_seed(project, config):
-    seeds = [one.sampling.seed for one in wanted(project, config, RegularizeConfig(use_captions=False))]
+    seeds = [one.sampling.seed for one in plan(project, config, RegularizeConfig(use_captions=False))]
     assert len(set(seeds)) == 2 and seeds.count(420) == 2  # two of one size, one of another
-    assert {one.sampling.seed for one in wanted(project, config, HOW)} == {420}
+    assert {one.sampling.seed for one in plan(project, config, HOW)} == {420}
 
 
 @only_sd15

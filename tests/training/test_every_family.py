@@ -218,7 +218,7 @@ def test_a_grid_that_does_not_fit_ends_with_one_message(uncut, monkeypatch):
 
     monkeypatch.setattr(type(Generator(uncut).model), "sample", full)
     sampling = SamplingConfig(width=64, height=64, steps=2, sampler=Generator(uncut).config.model.samplers[0])
-    with pytest.raises(OutOfMemory, match="(?s)Out of memory while painting.*smaller images"):
+    with pytest.raises(OutOfMemory, match="(?s)Out of memory while generating images.*smaller images"):
         list(
             grid(
                 uncut,
@@ -370,7 +370,7 @@ def test_gradient_checkpointing_keeps_less(base, settings):
     assert backward(model) < kept / 2
 
 
-def test_painting_leaves_dropout_out_and_puts_it_back(base, hard):
+def test_generating_leaves_dropout_out_and_puts_it_back(base, hard):
     model, _ = adapted(base, hard, dropout=0.5)
     with torch.no_grad():
         assert not torch.equal(losses(model), losses(model))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from lorakit.errors import UserError
-from lorakit.generation.regularize import Made, RegularizeConfig, Wanted, wanted
+from lorakit.generation.regularize import Generated, Planned, RegularizeConfig, plan
 from lorakit.generation.regularize import regularize as regularizing
 from lorakit.project import Project
 from lorakit.sync import service
@@ -50,8 +50,8 @@ class View:
     def __init__(self, project: Project, how: RegularizeConfig, draw: Callable[[str], None]):
         self.project, self.how, self.draw = project, how, draw
         self.config = Draft(project).value
-        self.wanted = wanted(project, self.config, how)
-        self.newest: Made | None = None
+        self.planned = plan(project, self.config, how)
+        self.newest: Generated | None = None
         self.notes: list[str] = []
         self.new, self.began = 0, 0.0  # images generated in this session; when the first was finished
 
@@ -65,7 +65,7 @@ class View:
         events, drawn = regularizing(self.project, self.config, self.how), 0.0
         try:
             for event in events:
-                if isinstance(event, Made):
+                if isinstance(event, Generated):
                     self._take(event)
                 else:
                     self.notes.append(str(event))
@@ -80,7 +80,7 @@ class View:
             _give_back()
             service.start(self.project)
 
-    def _take(self, event: Made) -> None:
+    def _take(self, event: Generated) -> None:
         self.newest = event
         if event.is_new:
             self.new += 1
@@ -105,12 +105,12 @@ class View:
 
     def _page(self, text: str = "", colour: str = "") -> str:
         newest = self.newest
-        sizes = sorted({(one.sampling.width, one.sampling.height) for one in self.wanted})
+        sizes = sorted({(one.sampling.width, one.sampling.height) for one in self.planned})
         size = f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else say("{n} sizes", n=len(sizes))
         head = [
-            say("{n} regularization images", n=len(self.wanted)),
+            say("{n} regularization images", n=len(self.planned)),
             size,
-            str(self.wanted[0].file.parent.name) + "/",
+            str(self.planned[0].file.parent.name) + "/",
         ]
         parts = [facts(head)]
         if any(run.record_file.exists() for run in self.project.runs()):
@@ -121,7 +121,7 @@ class View:
             parts.append(f'<div style="margin:6px 0">{bar(newest.done / newest.total)}</div>')
             left = [] if text else self._left()
             parts.append(facts([say("image {done} / {total}", done=newest.done, total=newest.total), *left]))
-            parts.append(_image(newest.wanted))
+            parts.append(_image(newest.planned))
         if not text and not self.new:
             parts.append(aside(say("loading the base model…")))
         parts += [box(text, colour)] if text else []
@@ -129,7 +129,7 @@ class View:
         return f'<div style="max-width:{WIDTH}px">{"".join(parts)}</div>'
 
 
-def _image(one: Wanted) -> str:
+def _image(one: Planned) -> str:
     """An image above the prompt that it was generated from."""
     shown = f'<img alt="" style="max-width:100%;display:block;margin:6px 0" src="{thumbnail(one.file, SIDE)}">'
     return shown + aside(one.prompt)
