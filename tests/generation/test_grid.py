@@ -337,13 +337,13 @@ def test_the_record_tells_all_and_names_files_relative_to_itself(unet, project):
     (
         ("steps", (1,), "'steps' cannot be an axis; allowed are checkpoint, strength, prompt, seed"),
         ("seed", (), "The axis seed has no values"),
-        ("seed", (-1,), "-1 cannot be a value of the axis seed, which wants whole numbers from 0"),
+        ("seed", (-1,), "-1 cannot be a value of the axis seed, which takes whole numbers from 0"),
         ("seed", (2**32,), "4294967296 cannot be a value"),
         ("seed", (1.5,), "1.5 cannot be a value"),
-        ("strength", (float("nan"),), "nan cannot be a value of the axis strength, which wants numbers"),
+        ("strength", (float("nan"),), "nan cannot be a value of the axis strength, which takes numbers"),
         ("strength", ("1",), "'1' cannot be a value"),
-        ("prompt", (1,), "1 cannot be a value of the axis prompt, which wants texts"),
-        ("checkpoint", ("on",), "'on' cannot be a value of the axis checkpoint, which wants steps or 'off'"),
+        ("prompt", (1,), "1 cannot be a value of the axis prompt, which takes texts"),
+        ("checkpoint", ("on",), "'on' cannot be a value of the axis checkpoint, which takes steps or 'off'"),
     ),
 )
 def test_an_axis_that_makes_no_sense_is_refused(name, values, told):
