@@ -286,7 +286,10 @@ def test_a_run_that_came_from_another_machine_without_its_lock_is_told_of(gone):
         ("Traceback (most recent call last):\n  File x\n    y()\nKeyError: 'mofu'\n", "error: KeyError: 'mofu'"),
         ("Fatal Python error: Segmentation fault\n\nThread 1:\n  File x\n", "error: Fatal Python error: Segmentation"),
         ("lorakit: /p does not exist; name a project.\n", "error: lorakit: /p does not exist"),
-        ("Traceback (most recent call last):\n  File x\nOSError: shrugged off\nstep 10  epoch 1\n", "from outside"),
+        (
+            "Traceback (most recent call last):\n  File x\nOSError: shrugged off\nstep 10  epoch 1\n",
+            "by another program",
+        ),
     ],
 )
 def test_the_end_of_the_trainers_log_explains_what_the_run_cannot(gone, said, told):
@@ -334,7 +337,7 @@ def test_a_trainer_in_this_process_excludes_all_others_and_says_who_it_is(tmp_pa
         "from lorakit.project import lock\ntry:\n    lock.locked(RUN)\nexcept jobs.RunBusy as error:\n    print(error)"
     )
     with elsewhere(code, run) as other:
-        assert f"by process {os.getpid()} on" in other.stdout.read()
+        assert f"in process {os.getpid()} on" in other.stdout.read()
     sitting.close()
     assert not jobs.is_alive(run)
     with jobs.lock_run(run):
