@@ -42,3 +42,10 @@ def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Images [B, 3, H, W] in -1..1 from latents [B, 16, H/8, W/8] that are not normalised."""
     return vae.decoder(vae.post_quant_conv(latents[:, :, None]))[:, :, 0].clamp(-1, 1)
+
+
+def channels(config: dict, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each latent channel by the VAE's configuration, [16, 1, 1], of the type and on
+    the device of `like`.
+    """
+    return tuple(like.new_tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -232,13 +231,8 @@ class Model(Parts):
         """x0 of a batch, float32 [B, 16, H/8, W/8] on the device: a sample of each posterior, normalised by channel."""
         mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
         x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
-        centre, width = self._channels(x0)
+        centre, width = _qwen_vae.channels(self.files.vae_config(), x0)
         return ((x0 - centre) / width).to(self.device)
-
-    def _channels(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each latent channel, [16, 1, 1]."""
-        config = self.files.vae_config()
-        return tuple(like.new_tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
 
     # ---- captions ------------------------------------------------------------------------------------------------
 
@@ -247,14 +241,9 @@ class Model(Parts):
         parts = (self.fingerprint(part) for part in self.text_parts)
         return ("anima", *parts, self.config.max_token_length, str(self.dtype), "text_conditioner" in self.trained)
 
-    @cached_property
-    def tokenizers(self) -> tuple:
-        """Of Qwen3, whose hidden states the text conditioner attends to, and of T5, whose tokens are its queries."""
-        return self.files.tokenizer(), self.files.t5_tokenizer()
-
     def token_count(self, caption: str) -> int:
         """Tokens of a caption, the greater number of both tokenizers; above `max_token_length` its end is cut."""
-        return max(len(tokenizer(caption)["input_ids"]) for tokenizer in self.tokenizers)
+        return max(len(tokenizer(caption)["input_ids"]) for tokenizer in self.files.tokenizers)
 
     @torch.no_grad()
     def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
@@ -264,7 +253,7 @@ class Model(Parts):
         """
         ids, t5_ids = (
             tokenizer(caption, truncation=True, max_length=self.config.max_token_length)["input_ids"]
-            for tokenizer in self.tokenizers
+            for tokenizer in self.files.tokenizers
         )
         if ids:
             encoder = self.load("text_encoder")
@@ -275,7 +264,7 @@ class Model(Parts):
             width = self.files.text_conditioner_config()["source_dim"]
             states = torch.zeros(1, width, dtype=self.part_dtype("text_encoder"))
         inputs = {"states": states, "ids": torch.tensor(t5_ids)}
-        return inputs if "text_conditioner" in self.trained else {"hidden": self._conditioned(**inputs)}
+        return inputs if "text_conditioner" in self.trained else {"hidden": conditioned(self, **inputs)}
 
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, tokens, width] in the transformer's precision.
@@ -283,18 +272,10 @@ class Model(Parts):
         Captions are padded with zeros to the longest of the batch, and to 512 at least: the transformer has no text
         mask and was trained with that padding.
         """
-        hidden = [text["hidden"] if "hidden" in text else self._conditioned(**text) for text in texts]
+        hidden = [text["hidden"] if "hidden" in text else conditioned(self, **text) for text in texts]
         tokens = max(self.files.text_conditioner_config()["min_sequence_length"], *map(len, hidden))
         padded = [F.pad(item.to(self.device), (0, 0, 0, tokens - len(item))) for item in hidden]
         return {"hidden": torch.stack(padded)}
-
-    def _conditioned(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The output of the text conditioner for one caption, without padding: [T5 tokens, width]."""
-        conditioner = self.load("text_conditioner")
-        states, ids = states[None].to(self.device), ids[None].to(self.device)
-        mask = torch.ones(states.shape[:2], dtype=torch.int64, device=self.device)
-        hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=mask)
-        return hidden[0, : ids.shape[1]].to(self.dtype)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -316,12 +297,7 @@ class Model(Parts):
         """Mean squared error of each sample's velocity, float32 [B]; x0 and eps [B, 16, h, w], t float32 [B], mask
         [B, 1, h, w], see `weightings.masked`.
         """
-        return flow.loss(self._velocity(flow.add_noise(x0, eps, t), t, text), x0, eps, mask)
-
-    def _velocity(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The transformer's velocity, float32 like xt [B, 16, h, w]; t is [B]."""
-        xt = xt.to(_cosmos.stream_dtype(self.dtype))
-        return _cosmos.velocity(self.load("transformer"), xt, t, text["hidden"]).float()
+        return flow.loss(velocity_of(self, flow.add_noise(x0, eps, t), t, text), x0, eps, mask)
 
     # ---- images out --------------------------------------------------------------------------------------------
 
@@ -330,6 +306,7 @@ class Model(Parts):
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], sampling: Any, seed: int
     ) -> Image.Image:
         """One image with the current weights; the conditionings are of a batch of 1, `sampling` is a SamplingConfig."""
+        from diffusers.image_processor import VaeImageProcessor
         from diffusers.utils.torch_utils import randn_tensor
 
         scheduler = flow.scheduler(sampling.sampler, self.files.scheduler_config(), sampling.shift, sampling.steps)
@@ -337,18 +314,28 @@ class Model(Parts):
         latents = randn_tensor(shape, torch.Generator("cpu").manual_seed(seed), self.device, torch.float32)
         for step, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
             t = sigma.to(self.device)[None]
-            velocity = self._velocity(latents, t, text)  # [1, 16, h, w]
+            velocity = velocity_of(self, latents, t, text)  # [1, 16, h, w]
             # classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); a scale of 1 leaves it out
             if sampling.guidance_scale != 1:
-                unconditional = self._velocity(latents, t, negative)
+                unconditional = velocity_of(self, latents, t, negative)
                 velocity = unconditional + sampling.guidance_scale * (velocity - unconditional)
             latents = scheduler.step(velocity, step, latents, return_dict=False)[0]
-        return self._decode(latents)
-
-    def _decode(self, latents: torch.Tensor) -> Image.Image:
-        """The image of normalised latents [1, 16, h, w]."""
-        from diffusers.image_processor import VaeImageProcessor
-
-        centre, width = self._channels(latents)
+        centre, width = _qwen_vae.channels(self.files.vae_config(), latents)
         pixels = _qwen_vae.decode(self.load("vae"), latents * width + centre)
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+
+
+def conditioned(model: Model, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The output of the text conditioner for one caption, without padding: [T5 tokens, width]."""
+    conditioner = model.load("text_conditioner")
+    states, ids = states[None].to(model.device), ids[None].to(model.device)
+    mask = torch.ones(states.shape[:2], dtype=torch.int64, device=model.device)
+    hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=mask)
+    # diffusers' conditioner pads its output to 512 tokens; `condition` pads whole batches instead
+    return hidden[0, : ids.shape[1]].to(model.dtype)
+
+
+def velocity_of(model: Model, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The transformer's velocity, float32 like xt [B, 16, h, w]; t is [B]."""
+    xt = xt.to(_cosmos.stream_dtype(model.dtype))
+    return _cosmos.velocity(model.load("transformer"), xt, t, text["hidden"]).float()

@@ -229,6 +229,11 @@ class AnimaFiles:
         """The tokenizer of T5, from local files alone; it ends each text with </s>."""
         return _t5(self._plain["t5_tokenizer"])
 
+    @cached_property
+    def tokenizers(self) -> tuple:
+        """Of Qwen3, whose hidden states the text conditioner attends to, and of T5, whose tokens are its queries."""
+        return self.tokenizer(), self.t5_tokenizer()
+
     def transformer_config(self) -> dict:
         """The transformer's configuration."""
         return self._parts["transformer"].config
