@@ -31,7 +31,8 @@ class Field:
 
     label: str = ""  # empty: its name
     basic: bool = False  # shown to beginners
-    hidden: bool = False  # never shown: written by commands alone
+    # Never shown: written by commands alone.
+    hidden: bool = False
     # another field of the same Config, and its values for which this one matters
     when: tuple[str, tuple] | None = None
     suggestions: tuple[str, ...] = ()  # texts to choose from; any other is allowed
@@ -42,9 +43,11 @@ class Field:
 class Slider(Field):
     """A slider over the usual range of a number; its ends are no limits."""
 
+    # Without defaults although Field has some: those of Field are keyword-only, so these come first.
     low: float
     high: float
-    step: float  # log10 units on a logarithmic slider
+    # On a logarithmic slider in units of log10.
+    step: float
     log: bool = False
 
 
@@ -122,6 +125,7 @@ class Config:
 @cache
 def types_of(config_class: type) -> dict[str, Any]:
     """Name -> type of every field of a Config."""
+    # Annotations are stored as text (`from __future__ import annotations`); resolving them takes time.
     return typing.get_type_hints(config_class)
 
 
@@ -141,10 +145,12 @@ def _problems(f: dataclasses.Field, expected: Any, value: Any) -> list[str]:
     meta = f.metadata
     if not _fits(value, expected):
         return [f"{f.name} is {value!r}, expected {_type_name(expected)}: {meta['help']}."]
+    # A part has checked itself when it was constructed.
     if isinstance(value, Config):
         return []
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = meta["range"]
+        # YAML reads .nan and .inf as numbers, and a range without limits would let them pass.
         infinite = isinstance(value, float) and not math.isfinite(value)
         if infinite or (low is not None and value < low) or (high is not None and value > high):
             return [

@@ -44,11 +44,15 @@ class Stepped(Event):
     step: int
     epoch: int
     loss: float | None
-    lr: float  # of the UNet / DiT: base rate x schedule (x d for optimizers that estimate it)
-    grad_norm: float | None  # None: not finite, so the step changed nothing
-    skipped: int  # samples without effect, as their loss was not finite
+    # Of the UNet / DiT: base rate x schedule, and x d for optimizers that estimate d.
+    lr: float
+    # Before clipping. None: not finite, so the step changed nothing.
+    grad_norm: float | None
+    # Samples without effect, as their loss was not finite.
+    skipped: int
     images_per_second: float
-    memory_gb: float  # peak memory in 1e9 bytes: of the GPU, or of the process when training on a CPU
+    # Peak in 1e9 bytes: of the GPU, or of the process when training on a CPU.
+    memory_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,8 @@ class Saved(Event):
     step: int
     state: str
     lora: str
-    matched: str  # number of modules in the LoRA file, "" without one; earlier versions wrote "192/192"
+    # Number of modules in the LoRA file, "" without one. Earlier versions wrote "192/192", so it is text.
+    matched: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,8 @@ class Finished(Event):
     lora: str
 
 
-HEAD_BYTES = 100  # identify a log file: they contain the time of its first event
+# The first bytes identify a log file: they contain the time of its first event.
+HEAD_BYTES = 100
 # Stored name -> class; the names stand in every log, so renaming a class would break old projects.
 EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
 
@@ -132,12 +138,16 @@ class Tail:
         An incomplete line of a killed process is skipped. When another file has replaced the log, all of it is new.
         """
         try:
+            # Before reading: what is appended in between is then seen by the next call. A view asks often and mostly
+            # finds nothing new, and a stat costs much less than reading.
             stat = os.stat(self.log)
             if (seen := (stat.st_ino, stat.st_size, stat.st_mtime_ns)) == self._seen:
                 return []
             with open(self.log, "rb") as file:
+                # A run that was deleted and created again, or a log that was restored, is read from its beginning.
                 if file.read(len(self._head)) != self._head or stat.st_size < self._offset:
                     self._head, self._offset = b"", 0
+                # A short log is identified by what it has so far.
                 if len(self._head) < HEAD_BYTES:
                     file.seek(0)
                     self._head = file.read(HEAD_BYTES)

@@ -50,6 +50,7 @@ def _optional(module: str, package: str) -> ModuleType:
 def _adamw(groups: list[dict], args: dict[str, Any]) -> torch.optim.Optimizer:
     import torch
 
+    # fused: one kernel for many tensors; a LoRA has hundreds of small ones, and a loop over them would be slow.
     return torch.optim.AdamW(groups, fused=True, **args)
 
 
@@ -61,7 +62,8 @@ def _prodigy(groups: list[dict], args: dict[str, Any]) -> torch.optim.Optimizer:
     return _optional("prodigyopt", "prodigyopt").Prodigy(groups, **args)
 
 
-DEFAULT = "adamw"  # needs no package, works everywhere
+# Needs no package and works everywhere.
+DEFAULT = "adamw"
 OPTIMIZERS = {
     "adamw": Optimizer(
         "the standard choice: fast, exact, little memory at LoRA sizes",
@@ -84,6 +86,7 @@ OPTIMIZERS = {
             "decouple": True,
             "d_coef": 2.0,
             "use_bias_correction": True,
+            # The estimate of d is divided by the learning rates so far; a warmup would make it far too large.
             "safeguard_warmup": True,
         },
         learning_rate=1.0,
@@ -95,6 +98,7 @@ OPTIMIZERS = {
 
 def _rate(default: float, *, help: str, label: str, basic: bool = False) -> Any:
     """A learning rate; its slider is logarithmic, from 1e-6 to 1e-2 with twenty steps per factor of ten."""
+    # The range goes beyond the slider: Prodigy's learning rate is 1.
     return setting(default, help=help, range=(0, 10), ui=Slider(1e-6, 1e-2, 0.05, log=True, label=label, basic=basic))
 
 
@@ -198,7 +202,8 @@ def build(config: OptimizerConfig, groups: dict[str, tuple[list, float]]) -> tor
             ],
             args,
         )
-    except ConfigError:  # the package is missing
+    # The package is missing, which _optional has explained.
+    except ConfigError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.args {config.args} do not fit {config.name}: {error}.") from None
@@ -221,6 +226,7 @@ def why_unusable(name: str) -> str:
     row = OPTIMIZERS[name]
     try:
         row.build([{"params": [weight], "lr": row.learning_rate}], dict(row.defaults)).step()
+        # With a gradient of 1 every weight must fall below 1; a kernel built for another GPU may do nothing.
         has_moved = bool(((weight < 1) & weight.isfinite()).all())
     except ConfigError as error:  # the package is missing or broken
         return str(error)

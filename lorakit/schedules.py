@@ -73,10 +73,13 @@ class ScheduleConfig(Config):
 
 def factor(config: ScheduleConfig, step: int, steps: int) -> float:
     """Factor on the base learning rate at step `step` (counted from 1) of `steps`; 0 to 1."""
+    # The first earlier curve that reaches this step applies; after all of them the present one.
     planned = next((entry["steps"] for entry in config.past if step <= entry["until"]), config.steps or steps)
-    step = min(step, planned)  # after the curve its last value is held
+    # After the curve its last value is held.
+    step = min(step, planned)
     warmup = round(config.warmup * planned) if config.warmup < 1 else int(config.warmup)
     if step <= warmup:
         # The first step already moves, and step warmup + 1 has the full rate.
         return step / (warmup + 1)
+    # From 0 at the first step after the warmup to below 1 at the last one: no step has a rate of 0.
     return SCHEDULES[config.name].factor((step - 1 - warmup) / max(1, planned - warmup), config.cycles)

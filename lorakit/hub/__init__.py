@@ -174,6 +174,7 @@ def _cached(request: Request) -> Path | None:
         )
     except LocalEntryNotFoundError:
         return None
+    # The client gives the folder of a snapshot even when files of it are missing.
     return folder if _holds(folder, request.patterns) else None
 
 
@@ -195,6 +196,7 @@ def _snapshot(request: Request) -> Path:
 
     repo, cache = request.repo, Path(request.folder or constants.HF_HUB_CACHE)
     info = HfApi(endpoint=endpoint()).model_info(repo, revision=request.revision, files_metadata=True)
+    # `siblings` is Hugging Face's word for the files of a repository.
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     names = _choose(request, list(siblings))
     for name in names:
@@ -267,6 +269,7 @@ def _from_url(url: str, folder: Path) -> Path:
         return folder / name
     check_downloads_allowed(bare(url))
     try:
+        # Only the headers are read here: the connection is closed before the data.
         with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as reply:
             refuse(reply, url)
             attachment = re.search(r'filename="?([^";]+)', reply.headers.get("Content-Disposition", ""))

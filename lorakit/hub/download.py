@@ -12,11 +12,15 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 
-CHUNK = 1 << 16  # bytes; the most that is lost when a connection drops
-TRIES = 5  # in a row, without a single new byte
-TIMEOUT = (15, 60)  # s to connect, s without data
+# Bytes; the most that is lost when a connection drops.
+CHUNK = 1 << 16
+# In a row, without a single new byte.
+TRIES = 5
+# s to connect, s without data.
+TIMEOUT = (15, 60)
 LOGIN = "log in with `hf auth login` or HF_TOKEN"
-DOWNLOADS = ContextVar("downloads", default=True)  # whether downloads are allowed
+# Whether downloads are allowed. A context variable, so that other threads are not affected.
+DOWNLOADS = ContextVar("downloads", default=True)
 
 
 class SourceError(UserError):
@@ -73,6 +77,7 @@ def download(url: str, target: Path, *, headers: dict[str, str], size: int | Non
         # waits longer after each try that brought nothing
         time.sleep(tries)
     _check(part, url, size, sha256)
+    # A file under its final name is always whole and checked.
     os.replace(part, target)
     return target
 
@@ -86,6 +91,7 @@ def _stream(url: str, part: Path, headers: dict[str, str], size: int | None) -> 
     from huggingface_hub.utils import tqdm
 
     have = _size(part)
+    # identity: uncompressed, as ranges and sizes count the bytes of the file itself.
     request_headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(url, stream=True, timeout=TIMEOUT, headers=request_headers) as reply:
         refuse(reply, url)

@@ -15,7 +15,8 @@ from lorakit.errors import UserError
 INDEXES = ("model_index.json", "modular_model_index.json")
 # Parts of diffusers folders that training does not need.
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+# Bytes; the limit of the safetensors library.
+MAX_HEADER = 100_000_000
 # Bytes of one element, of the types that fill whole bytes.
 ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -108,6 +109,7 @@ def weight_files(names: Iterable[str]) -> list[str]:
         if match := WEIGHTS.fullmatch(name):
             variant = match["variant"] or ""
             order = ("", "fp16", "bf16").index(variant) if variant in ("", "fp16", "bf16") else 3
+            # False sorts before True: .safetensors come first.
             by_order.setdefault((name.endswith(".bin"), order, variant), []).append(name)
     files = sorted(by_order[min(by_order)]) if by_order else []
     # a whole file wins over shards of the same weights

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorakit.files import write_json
 
+# Bytes that are read at a time.
 BLOCK = 1 << 22
 
 
@@ -22,6 +23,7 @@ def file_digest(files: list[Path]) -> str:
     memo = memo_file()
     try:
         digest_of = json.loads(memo.read_text(encoding="utf-8"))
+    # A damaged file costs time only: the digests are computed again.
     except (FileNotFoundError, ValueError):
         digest_of = {}
     digests = []
@@ -32,6 +34,7 @@ def file_digest(files: list[Path]) -> str:
         if key not in digest_of:
             digest_of[key] = _sha256(file)
             memo.parent.mkdir(parents=True, exist_ok=True)
+            # After each file, as the next one may take minutes and be interrupted.
             write_json(memo, digest_of)
         digests.append(digest_of[key])
     return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -12,7 +12,8 @@ from lorakit.hub.download import TIMEOUT, SourceError, download
 
 SITE = "https://modelscope.cn"
 HOSTS = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
-PREFIX = "modelscope:"  # before owner/name; without it an id is one on Hugging Face
+# Before owner/name; without it an id is one on Hugging Face.
+PREFIX = "modelscope:"
 PAGE = re.compile(
     r"/models/(?P<repo>[\w.-]+/[\w.-]+)"
     r"(/(resolve|file/view)/(?P<revision>[\w.-]+)/(?P<file>.+)|/(summary|files|feedback)|/)?"
@@ -82,6 +83,7 @@ def _listed(repo: str, revision: str) -> dict[str, tuple[int | None, str | None]
         return {
             entry["Path"]: (int(entry["Size"]) if "Size" in entry else None, entry.get("Sha256") or None)
             for entry in entries
+            # A tree is a folder. Names come from the network: one with ../ in it must not be written to.
             if entry.get("Type") != "tree" and _stays_inside(entry["Path"])
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:

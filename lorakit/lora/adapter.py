@@ -27,10 +27,13 @@ class Adapter:
         self.config = config
         self.variant = variant(config.type)
         self._name = NAME
-        self.layers: dict[tuple[str, str], Any] = {}  # (part, module name) -> peft layer
+        # (part, module name) -> peft layer. Its order is that of the optimizer's parameters, which training states
+        # store by number, so it must not change.
+        self.layers: dict[tuple[str, str], Any] = {}
         for part in parts:
             root, targets = model.load(part), model.targets(part)
             # peft draws the first weights from torch's own generator, which is put back afterwards
+            # devices=[]: the draws happen on the CPU, so the same seed gives the same weights on every machine.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, "adapter", part))
                 inject_adapter_in_model(self.variant.peft_config(config, targets), root, NAME)
@@ -72,6 +75,7 @@ class Adapter:
         if own.keys() != weights.keys():
             odd = sorted(own.keys() ^ weights.keys())
             raise ValueError(f"The weights do not fit this adapter: {len(odd)} names differ, the first is {odd[0]}.")
+        # First all names and shapes are checked, then the first tensor is written.
         for name, weight in weights.items():
             if own[name].shape != weight.shape:
                 raise ValueError(

@@ -48,6 +48,7 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     except LoraFileError:
         part_file.unlink()
         raise
+    # Only a proved file gets its name, as other programs may load it at once.
     os.replace(part_file, file)
     return modules
 
@@ -78,6 +79,7 @@ def prove(file: Path, adapter: Adapter, model: Any, dtype: str) -> int:
     import torch
 
     changes = _read(file, adapter, model)
+    # eps / 2: the largest relative error of rounding. smallest_normal * eps: the smallest number above 0.
     limits, scale = torch.finfo(getattr(torch, DTYPES[dtype])), adapter.config.scale
     relative, absolute = limits.eps / 2 + 2**-21, limits.smallest_normal * limits.eps
     for key, own in adapter.modules():

@@ -55,6 +55,7 @@ def _tensor_pattern() -> re.Pattern[str]:
 def _split(key: str) -> tuple[str, str] | None:
     """(module's name, role) of a tensor's name; None when it belongs to no adapter."""
     match = _tensor_pattern().fullmatch(key)
+    # Only the group of the role that matched takes part in the match, so it is the last one.
     return match and (match[1], match.lastgroup)
 
 
@@ -116,6 +117,7 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
         for name, roles in modules(header).items()
     }
     for name, shapes in by_module.items():
+        # A safetensors scalar has the shape []; alpha is one, a matrix never is.
         if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
             raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")
     if not by_module:
@@ -183,6 +185,7 @@ def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any
 
     try:
         with safe_open(file, "pt") as opened:
+            # `safe_open` has keys(), but cannot be iterated itself.
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
     except SafetensorError as error:

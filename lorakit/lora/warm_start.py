@@ -73,6 +73,7 @@ def _trained_variant(file: Path, modules: Mapping[str, Mapping[str, Sequence[int
 
 def digest(source: str) -> str:
     """SHA-256 of the file that a run starts from; it is fetched when it is not on this machine."""
+    # Part of what a run is made of: the file behind a path or an id may change.
     return file_digest([fetch(source)])
 
 

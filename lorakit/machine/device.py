@@ -53,6 +53,7 @@ def make_deterministic(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":
+        # cuBLAS reads it at its first call, and is deterministic only with a workspace of fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # not warn_only: with it, attention's backward pass uses kernels that add in any order
         torch.use_deterministic_algorithms(True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from lorakit.machine.host import child_environment
 
-TIMEOUT = 90  # s; a first import of torch from a slow disk takes half a minute
+# s; a first import of torch from a slow disk takes half a minute.
+TIMEOUT = 90
 
 
 def query() -> dict[str, Any]:
@@ -59,6 +60,7 @@ def collect_facts() -> dict[str, Any]:
     if facts["available"]:
         free, total = torch.cuda.mem_get_info()
         facts |= {"name": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
+        # free and total are bytes of the whole GPU, so other processes count.
         facts |= {"built_for": torch.cuda.get_arch_list(), "free": free, "total": total, "failed": _calculate()}
     return {**facts, "precision": choose_precision("auto").name, **_onnx()}
 

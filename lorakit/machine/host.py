@@ -31,6 +31,7 @@ def identity() -> dict[str, str]:
     Process numbers are only comparable within the same boot.
     """
     boot = _text("/proc/sys/kernel/random/boot_id").strip()
+    # A container has the boot id of its host: only the start of its process 1 tells a restart.
     return {"host": socket.gethostname(), "boot": f"{boot} {process_start(1)}"}
 
 

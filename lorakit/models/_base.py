@@ -39,7 +39,8 @@ class Parts:
     def __init__(self, config: Any, files: Any, device: torch.device, dtype: torch.dtype, trained: Collection[str]):
         self.config, self.files, self.device, self.dtype = config, files, device, dtype
         self.trained = frozenset(trained)
-        self.offload = 0.0  # share (0..1) of the denoiser's weights that stays in host memory
+        # Share (0..1) of the denoiser's weights that stays in host memory.
+        self.offload = 0.0
         self._parts: dict[str, torch.nn.Module] = {}
         self._fingerprints: dict[str, str] = {}
 

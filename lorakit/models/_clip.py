@@ -10,7 +10,8 @@ from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
 from lorakit.models.files.sd_sources import CLIP_VOCABULARY
 
-CHUNK = 75  # caption tokens in each of CLIP's windows of 77, besides the begin and end tokens
+# Caption tokens in each of CLIP's windows of 77, besides the begin and end tokens.
+CHUNK = 75
 
 
 def token_ids(tokenizer, captions: list[str], max_token_length: int, padding: int | None = None) -> torch.Tensor:
@@ -21,6 +22,7 @@ def token_ids(tokenizer, captions: list[str], max_token_length: int, padding: in
     """
     padding = tokenizer.pad_token_id if padding is None else padding
     chunks = max_token_length // CHUNK
+    # + 2: the limit of the tokenizer counts the begin and end tokens, too.
     ids = tokenizer(captions, truncation=True, max_length=max_token_length + 2, add_special_tokens=True)["input_ids"]
     rows = []
     for row in ids:
@@ -50,6 +52,7 @@ def excess(source: str, max_token_length: int) -> Callable[[str], str]:
 
     def cut(caption: str) -> str:
         spans = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        # The span (begin, end) in characters of the first token that does not fit.
         return caption[spans[max_token_length][0] :] if len(spans) > max_token_length else ""
 
     return cut
@@ -58,6 +61,7 @@ def excess(source: str, max_token_length: int) -> Callable[[str], str]:
 def hidden_states(text_encoder: torch.nn.Module, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
     """Text features [B, chunks x 77, width]: the `clip_skip`-th layer from the end, then the final norm, as kohya."""
     output = text_encoder(ids.flatten(0, 1), output_hidden_states=True)  # [B x chunks, 77]
+    # hidden_states[-1] is the output of the last layer, so a clip_skip of 1 skips nothing.
     hidden = final_layer_norm(text_encoder)(output.hidden_states[-clip_skip])
     return hidden.reshape(ids.shape[0], -1, hidden.shape[-1])
 
@@ -71,6 +75,7 @@ def penultimate(text_encoder: torch.nn.Module, ids: torch.Tensor) -> dict[str, t
     output = text_encoder(ids.flatten(0, 1), output_hidden_states=True)
     hidden = output.hidden_states[-2]
     features = {"hidden": hidden.reshape(len(ids), -1, hidden.shape[-1])}
+    # [B x chunks, projection width] -> [B, projection width]
     if "text_embeds" in output:
         features["pooled"] = output.text_embeds.unflatten(0, ids.shape[:2])[:, 0]
     return features

@@ -50,6 +50,7 @@ def velocity(model: nn.Module, xt: torch.Tensor, t: torch.Tensor, text: torch.Te
         # a further channel marks padding, which our images do not have
         hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)
     rope = model.rope(hidden, fps=None)
+    # Anima has none; other Cosmos models add a learned embedding of the position in every block.
     positions = None if model.learnable_pos_embed is None else model.learnable_pos_embed(hidden)
     patches = model.patch_embed(hidden)  # [B, 1, h / 2, w / 2, width]
     hidden = patches.flatten(1, 3)  # [B, N, width] with N = h w / 4
@@ -102,6 +103,7 @@ def _attention(
     q, k = attn.norm_q(q), attn.norm_k(k)
     if rope is not None:
         q, k = _rotated(q, *rope), _rotated(k, *rope)
+    # [B, heads, N, width of a head]; scaled by 1 / sqrt of that width, which is the default.
     y = F.scaled_dot_product_attention(q, k, v)
     return _output(attn.to_out[0], y.transpose(1, 2).flatten(2))
 
@@ -109,6 +111,7 @@ def _attention(
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of x [B, heads, N, width]; cos and sin are [N, width]."""
     left, right = x.chunk(2, dim=-1)
+    # In float32, as in diffusers, whatever the type of x.
     return (x.float() * cos + torch.cat([-right, left], dim=-1).float() * sin).to(x.dtype)
 
 

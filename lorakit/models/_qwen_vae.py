@@ -19,6 +19,7 @@ def for_images(vae: nn.Module) -> nn.Module:
 
     for module in vae.modules():
         if isinstance(module, QwenImageCausalConv3d):
+            # [out, in, time, height, width] -> [out, in, height, width]; the last tap in time is the frame itself.
             module.weight = nn.Parameter(module.weight[:, :, -1].contiguous(), requires_grad=False)
             module.forward = MethodType(_convolved, module)
     return vae
@@ -26,6 +27,7 @@ def for_images(vae: nn.Module) -> nn.Module:
 
 def _convolved(self, x: torch.Tensor) -> torch.Tensor:
     """The forward pass of QwenImageCausalConv3d for one frame: x is [B, channels, 1, h, w]."""
+    # As F.pad takes it, (left, right, top, bottom, before, after); both sides of an axis are equal.
     width, _, height, _, _, _ = self._padding
     return F.conv2d(x[:, :, 0], self.weight, self.bias, padding=(height, width))[:, :, None]
 
@@ -34,6 +36,7 @@ def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     """Mean and standard deviation of the posterior, [B, 16, H/8, W/8], of images [B, 3, H, W] in -1..1."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+    # [B, 32, H/8, W/8]: mean and logarithm of the variance, 16 channels each
     moments = vae.quant_conv(vae.encoder(pixels[:, :, None]))[:, :, 0]
     posterior = DiagonalGaussianDistribution(moments)
     return posterior.mean, posterior.std
@@ -41,6 +44,7 @@ def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Images [B, 3, H, W] in -1..1 from latents [B, 16, H/8, W/8] that are not normalised."""
+    # Clamped as in diffusers: a decoder may go slightly beyond the range of pixels.
     return vae.decoder(vae.post_quant_conv(latents[:, :, None]))[:, :, 0].clamp(-1, 1)
 
 

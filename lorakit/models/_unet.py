@@ -64,6 +64,7 @@ class UNetModel(Parts):
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
         """x0 of a batch, float32 [B, 4, H/8, W/8] on the device: a sample of each posterior, scaled."""
         mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
+        # Drawn on the CPU, so that a run gives the same numbers on every GPU; a new draw in every step.
         x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
         return (x0 * self.files.vae_config()["scaling_factor"]).to(self.device)
 
@@ -111,6 +112,7 @@ class UNetModel(Parts):
         """
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)  # [B, 1, 1, 1]
         xt = ddpm.add_noise(x0, eps, abar)  # [B, 4, h, w]
+        # The UNet computes in its own precision; the error is taken in float32.
         predicted = self.predict(xt.to(self.dtype), t, text).float()  # [B, 4, h, w]
         error = (predicted - ddpm.target(x0, eps, abar, self.prediction_type)).square()
         error = masked(error, mask).mean(dim=(1, 2, 3))  # [B]
@@ -129,6 +131,7 @@ class UNetModel(Parts):
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             output_type="latent",
+            # A CPU generator: the same seed starts from the same noise on every device.
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images
         return self.decode(latents)

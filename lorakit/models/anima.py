@@ -229,6 +229,7 @@ class Model(Parts):
 
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
         """x0 of a batch, float32 [B, 16, H/8, W/8] on the device: a sample of each posterior, normalised by channel."""
+        # Each epoch draws anew from the posterior, therefore mean and std are cached in place of a latent.
         mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
         x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
         centre, width = _qwen_vae.channels(self.files.vae_config(), x0)
@@ -239,6 +240,7 @@ class Model(Parts):
     def text_key(self) -> tuple:
         """What encoded captions depend on besides their text; part of the cache key."""
         parts = (self.fingerprint(part) for part in self.text_parts)
+        # The precision is part of it: a caption encoded in bf16 has other numbers than in fp32.
         return ("anima", *parts, self.config.max_token_length, str(self.dtype), "text_conditioner" in self.trained)
 
     def token_count(self, caption: str) -> int:
@@ -310,8 +312,10 @@ class Model(Parts):
         from diffusers.utils.torch_utils import randn_tensor
 
         scheduler = flow.scheduler(sampling.sampler, self.files.scheduler_config(), sampling.shift, sampling.steps)
+        # One latent stands for 8 x 8 px.
         shape = (1, self.files.transformer_config()["in_channels"], sampling.height // 8, sampling.width // 8)
         latents = randn_tensor(shape, torch.Generator("cpu").manual_seed(seed), self.device, torch.float32)
+        # The last sigma is 0, the finished image, where nothing is left to predict.
         for step, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
             t = sigma.to(self.device)[None]
             velocity = velocity_of(self, latents, t, text)  # [1, 16, h, w]
@@ -329,6 +333,7 @@ def conditioned(model: Model, states: torch.Tensor, ids: torch.Tensor) -> torch.
     """The output of the text conditioner for one caption, without padding: [T5 tokens, width]."""
     conditioner = model.load("text_conditioner")
     states, ids = states[None].to(model.device), ids[None].to(model.device)
+    # One caption at a time has no padding, so both masks are all ones.
     mask = torch.ones(states.shape[:2], dtype=torch.int64, device=model.device)
     hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=mask)
     # diffusers' conditioner pads its output to 512 tokens; `condition` pads whole batches instead

@@ -206,8 +206,10 @@ class Model(_unet.UNetModel):
         for part in self.text_parts:
             if part in self.trained:
                 features |= self._encode(part, features[f"{part}.ids"])
+        # SDXL takes (height, width) and (top, left); Size holds them the other way round.
         numbers = [[*size.original[::-1], *size.crop[::-1], *size.target[::-1]] for size in sizes]
         return {
+            # In a full-size model 768 channels of the first text encoder, then 1280 of the second.
             "hidden": torch.cat([features[f"{part}.hidden"] for part in self.text_parts], dim=-1),
             "pooled": features["text_encoder_2.pooled"],
             # float32 whatever the precision: bfloat16 cannot represent sizes such as 1537

@@ -13,7 +13,8 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.files import DISK_FULL
 
-RUN_NAME = r"\w[\w.-]{0,63}"  # also a folder name on Windows and Drive
+# Also valid as a folder name on Windows and Google Drive.
+RUN_NAME = r"\w[\w.-]{0,63}"
 
 
 class ProjectError(UserError):
@@ -40,13 +41,15 @@ class Run:
         self.name = name
         self.folder = folder or project.folder / "runs" / name
         self.config_file = self.folder / "config.yaml"
-        self.record_file = self.folder / "fingerprint.json"  # what the run is made of, see `lorakit.run.resume`
+        # What the run is made of, see `lorakit.run.resume`.
+        self.record_file = self.folder / "fingerprint.json"
         self.log = self.folder / "events.jsonl"
         self.states = self.folder / "states"
         self.loras = self.folder / "lora"
         self.samples = self.folder / "samples"
         self.grids = self.folder / "grids"
-        self.lock = self.folder / "trainer.lock"  # held (flock) by the trainer as long as it lives
+        # Held (flock) by the trainer as long as it lives.
+        self.lock = self.folder / "trainer.lock"
 
     def exists(self) -> bool:
         """True once the run's config has been written."""
@@ -72,8 +75,10 @@ class Project:
         self.folder = Path(folder).expanduser().absolute()
         self.dataset = self.folder / "dataset"
         self.cache = self.folder / "cache"
+        # The file's name, and the key `home` in it, are stored in existing projects.
         self.remote_file = self.folder / "home.json"
-        self.sync = self.folder / ".sync"  # what syncing with the remote copy remembers; itself never copied
+        # What syncing with the remote copy remembers; itself never copied.
+        self.sync = self.folder / ".sync"
 
     @property
     def remote(self) -> Path | None:
@@ -122,6 +127,7 @@ def disk_full_errors(run: Run) -> Iterator[None]:
 
     try:
         yield
+    # torch.save raises RuntimeError on a full disk, safetensors an error of its own.
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_full(error):
             raise

@@ -38,12 +38,17 @@ class Trainer:
     """The process that trains a run, or trained it last."""
 
     pid: int
-    process: str  # start time of the process (`host.begun`), as the kernel reuses process numbers
+    # Start time of the process (`host.process_start`), as the kernel gives process numbers out again.
+    process: str
     host: str
-    boot: str  # id of this start of the machine or container
-    begun: float  # time.time()
-    memory_kills: int  # processes that the machine had killed for memory when it began
-    log: int  # offset in trainer.log (bytes) at which its output begins; -1: it prints to a terminal or a notebook
+    # Id of this start of the machine or container.
+    boot: str
+    # Seconds since 1970.
+    begun: float
+    # Processes that the machine had killed for lack of memory when this one began.
+    memory_kills: int
+    # Offset in trainer.log (bytes) at which its output begins; -1: it prints to a terminal or a notebook.
+    log: int
 
     @classmethod
     def of(cls, pid: int, log: int = -1) -> Trainer:
@@ -52,7 +57,8 @@ class Trainer:
             pid=pid,
             process=host.process_start(pid),
             **host.identity(),
-            begun=round(time.time(), 3),  # rounded as times in the log are
+            # Rounded like the times in the log, which are compared with it.
+            begun=round(time.time(), 3),
             memory_kills=host.memory_kills(),
             log=log,
         )
@@ -72,6 +78,7 @@ def lock_run(run: Run) -> Iterator[None]:
     """
     inherited = _inherited_lock(run)
     with inherited or locked(run) as lock:
+        # `jobs.start` signs for the process that it starts; any other trainer signs for itself.
         if inherited is None or last_trainer(run) is None:
             sign(lock, Trainer.of(os.getpid()))
         ended = threading.Event()
@@ -97,6 +104,7 @@ def locked(run: Run) -> BinaryIO:
         unless_taken.enter_context(lock)
         _take(run, lock)
         lock.truncate(0)
+        # The lock is ours: the file stays open after this block.
         unless_taken.pop_all()
     return lock
 
@@ -111,7 +119,8 @@ def last_trainer(run: Run) -> Trainer | None:
     """Who signed the run's lock last; None when nobody did yet."""
     try:
         return Trainer(**json.loads(run.lock.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):  # TypeError: written by another version
+    # TypeError: signed by another version, which has other fields.
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
@@ -122,7 +131,8 @@ def is_alive(run: Run) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        return False  # without locks no trainer can have started
+        # Without locks no trainer can have started.
+        return False
 
 
 def _inherited_lock(run: Run) -> BinaryIO | None:
@@ -130,7 +140,8 @@ def _inherited_lock(run: Run) -> BinaryIO | None:
     try:
         if not os.path.samestat(os.fstat(0), os.stat(run.lock)):
             return None
-    except OSError:  # no standard input, or no lock yet
+    # No standard input, or no lock file yet.
+    except OSError:
         return None
     # Never closed: the lock is released when this process ends, so the next trainer finds the GPU memory free.
     lock = open(os.dup(0), "ab+", buffering=0, closefd=False)
@@ -148,6 +159,7 @@ def _take(run: Run, lock: BinaryIO) -> None:
             break
         # A shared lock was possible, so no trainer holds it: somebody just called `is_alive`.
         fcntl.flock(lock, fcntl.LOCK_UN)
+        # A random time, so that two that try at once do not keep meeting.
         time.sleep(random.uniform(0.01, 0.04))
     raise busy(run)
 
@@ -202,6 +214,7 @@ def last_heartbeat(run: Run, trainer: Trainer) -> Heartbeat | None:
         beat = Heartbeat(**{**stored, "memory": stored["memory"] and host.Memory(**stored["memory"])})
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
+    # An earlier trainer may have had the same process number.
     return beat if beat.pid == trainer.pid and beat.time >= trainer.begun else None
 
 
@@ -209,7 +222,8 @@ def _beat(run: Run, ended: threading.Event) -> None:
     """Write a heartbeat every few seconds: the last one shows how much memory was left when the trainer died."""
     while True:
         beat = Heartbeat(time=time.time(), pid=os.getpid(), memory=host.memory(), memory_kills=host.memory_kills())
-        with contextlib.suppress(OSError):  # a full disk is no reason to stop training
+        # A full disk is no reason to stop training.
+        with contextlib.suppress(OSError):
             write_json(run.folder / HEARTBEAT, dataclasses.asdict(beat))
         if ended.wait(BEAT):
             return

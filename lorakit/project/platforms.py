@@ -13,10 +13,13 @@ from pathlib import Path
 
 from lorakit.project import Project
 
-FOLDER = "lora-projects"  # in it a folder for each project, on every machine
-LAST = "last-project.txt"  # beside them: the name of the project opened last
+# Projects are folders in this one, on every machine.
+FOLDER = "lora-projects"
+# Beside them: the name of the project opened last.
+LAST = "last-project.txt"
 COLAB_DRIVE = Path("/content/drive")
-SWITCH = Path("/etc/network_turbo")  # AutoDL's script that sets a proxy for sites that are blocked in China
+# AutoDL's script that sets a proxy for sites that are blocked in China.
+SWITCH = Path("/etc/network_turbo")
 # File systems behind a network or a program: slow, and they report writes before these are done.
 SLOW = re.compile(r"fuse(\..*)?|nfs\d?|cifs|smb\w*|9p|drvfs|vboxsf|afs|ceph|lustre|davfs|virtiofs")
 
@@ -32,8 +35,10 @@ class Machine:
     name: str
     signs: tuple[str, ...]
     folders: tuple[str, ...]
-    fast: tuple[str, ...]  # folders on its own disk, best first
-    keeps: str  # how long the best folder lasts
+    # Folders on its own disk, best first.
+    fast: tuple[str, ...]
+    # How long the best folder lasts, as a sentence.
+    keeps: str
 
 
 # Kaggle comes first: its image is built from Colab's and has the same signs.
@@ -97,6 +102,7 @@ class Place:
             entry.name
             for folder in self.folders
             if is_there(folder)
+            # scandir knows which entries are folders; asking for each one takes long on Google Drive.
             for entry in os.scandir(folder)
             if entry.is_dir() and not entry.name.startswith(".") and not self._is_copy(Path(entry.path))
         }
@@ -109,6 +115,7 @@ class Place:
 
     def last(self) -> str:
         """Name of the project opened last, else of the one changed last; "" without projects."""
+        # Each folder may have a note, from sessions with and without Drive; the newest one counts.
         notes = [folder / LAST for folder in self.folders if is_there(folder / LAST)]
         names = [note.read_text("utf-8").strip() for note in sorted(notes, key=os.path.getmtime, reverse=True)]
         there = self.projects()
@@ -133,6 +140,7 @@ def find(environment: Mapping[str, str], root: Path = Path("/")) -> Place:
         if any(is_there(_below(root, sign)) if sign.startswith("/") else sign in environment for sign in machine.signs):
             there = [folder for folder in machine.folders if is_there(_below(root, folder))]
             fast = next((folder for folder in machine.fast if is_there(_below(root, folder))), tempfile.gettempdir())
+            # Where the best folder is missing, such as a Drive that is not mounted, nothing is kept.
             keeps = machine.keeps if machine.folders[0] in there else LOST
             folders = tuple(_below(root, folder) / FOLDER for folder in there or [fast])
             return Place(machine.name, folders, _below(root, fast) / FOLDER, keeps)
@@ -181,7 +189,9 @@ def network_switch(script: Path = SWITCH) -> dict[str, str]:
         capture_output=True,
         text=True,
         timeout=5,
-        check=False,  # its exit status means nothing, only the variables count
+        # Its exit status means nothing, only the variables count.
+        check=False,
+        # An almost empty environment, so that only what the script sets comes back.
         env={"PATH": os.defpath},
     )
     pairs = [line.partition("=")[::2] for line in done.stdout.splitlines()]

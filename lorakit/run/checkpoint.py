@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 STATE = "state.pt"
-COMPLETE = "COMPLETE.json"  # written last: step, size and SHA-256 of the state
+# Written last: step, size and SHA-256 of the state.
+COMPLETE = "COMPLETE.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
             "run with a lower one."
         )
     # Order matters: write to a hidden folder, flush to disk, rename, and only then mark it as complete.
+    # Renaming on one file system is atomic, so no reader ever sees half a state under its final name.
     folder, part = states / f"{step:08d}", states / f".{step:08d}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -145,6 +147,7 @@ def newest(states: Path) -> SavedState:
 
 def saved_step(run: Run) -> int:
     """The last step that a run has saved, according to its log and folders; the states are not verified."""
+    # Both count: a state may have been deleted, and a kill may come between a state and its log line.
     logged = (event.step for _, event in events.read(run.log) if isinstance(event, events.Saved))
     return max([0, *logged, *(int(folder.name) for folder in _folders(run.states) if (folder / COMPLETE).exists())])
 

@@ -93,6 +93,8 @@ class RunConfig(Config):
 
     def conflicts(self) -> list[str]:
         family = self.model
+        # Names without a dot are settings of the model, which its own Config refuses; those of `sample` are checked
+        # below.
         problems = [
             f"{name} cannot be used with {family.family}: {reason}"
             for name, reason in family.unsupported.items()
@@ -175,6 +177,7 @@ def configure(settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
     for under in (family.gpu_presets[gpu_preset] if gpu_preset else {}, family.defaults):
         for name, values in under.items():
             given = merged.get(name, {})
+            # What should be a table and is none stays as it is, and is refused with its name below.
             merged[name] = {**values, **given} if isinstance(given, dict) else given
     return from_dict(RunConfig, merged)
 

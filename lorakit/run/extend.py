@@ -111,6 +111,7 @@ def amend(run: Run, config: RunConfig) -> RunConfig:
     # A resume starts from the last saved step, so only steps up to it are fixed.
     step = saved_step(run)
     old_epochs, new_epochs = steps_per_epoch(run, old), steps_per_epoch(run, config)
+    # A stage has begun when the one before it ended before the last saved step.
     begun = 1 + sum(end < step for end in accumulate(stage_steps(old, old_epochs)[:-1]))
     refuse_changes(run, _fixed_settings(old, begun), _fixed_settings(config, begun))
     # The adapter is made for all stages at once, so its state on disk has exactly these parts.
@@ -120,6 +121,7 @@ def amend(run: Run, config: RunConfig) -> RunConfig:
             f"{', '.join(config.trained)}. Train the same parts in all stages together, or start a new run from its "
             "weights (--from-weights)."
         )
+    # Rates are compared exactly: the same curve is computed by the same formula, bit for bit.
     has_fewer_steps = sum(stage_steps(config, new_epochs)[:begun]) < step
     if has_fewer_steps or lr_curve(config, new_epochs)[:step] != lr_curve(old, old_epochs)[:step]:
         raise RunChanged(
@@ -142,6 +144,7 @@ def steps_per_epoch(run: Run, config: RunConfig) -> tuple[int, ...]:
     are read.
     """
     record = load_record(run)
+    # strict=False: records of older versions have no steps, so nothing is paired and the datasets are read.
     recorded = zip(recorded_config(run).stage_configs, record["steps_per_epoch"], strict=False) if record else ()
     steps = {repr(_epoch_settings(stage)): number for stage, number in recorded}
     keys = [repr(_epoch_settings(stage)) for stage in config.stage_configs]

@@ -15,8 +15,10 @@ from lorakit.optimizers import OPTIMIZERS
 if TYPE_CHECKING:
     import torch
 
-RunConfig = Any  # of `lorakit.run.config`, which imports this file
-MOST_ACCUMULATION = 256  # upper limit of loop.gradient_accumulation_steps
+# For reading only: `lorakit.run.config` imports this file, so its class cannot be imported here.
+RunConfig = Any
+# The upper limit of loop.gradient_accumulation_steps.
+MOST_ACCUMULATION = 256
 # Some allocators raise a plain RuntimeError; these texts identify it.
 ALLOCATION_ERRORS = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 

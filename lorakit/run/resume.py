@@ -13,8 +13,10 @@ from lorakit.files import write_atomic, write_json
 from lorakit.project import ProjectError, Run
 from lorakit.run.config import RunConfig, configure
 
-NOT_INPUTS = ("steps_per_epoch", "history")  # keys of the record that are not compared
-SHOWN = 20  # differences that a message lists
+# Keys of the record that are not compared.
+NOT_INPUTS = ("steps_per_epoch", "history")
+# Differences that a message lists; a new dataset would fill the screen.
+SHOWN = 20
 
 
 class RunChanged(ProjectError):
@@ -51,7 +53,9 @@ def _own_settings(stage: RunConfig, overrides: dict[str, Any]) -> dict[str, Any]
 def current_inputs(config: RunConfig, scans: Sequence[Scan], base: dict[str, str], precision: str) -> dict[str, Any]:
     """What a run would be trained with now: settings, precision, base files and data (a scan for each stage)."""
     data = [
-        {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in scan.samples} for scan in scans
+        # 16 digits of the SHA-256 still show every change, and keep the messages readable.
+        {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in scan.samples}
+        for scan in scans
     ]
     # Stages mostly share their data; what is the same is recorded once.
     others = {f"data of stage {number}": samples for number, samples in enumerate(data, 1) if samples != data[0]}

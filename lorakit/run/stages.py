@@ -17,8 +17,10 @@ from lorakit.data.scan import SCAN_SETTINGS, Scan, scan
 from lorakit.randomness import seed_of
 from lorakit.schedules import factor
 
-RunConfig = Any  # of `lorakit.run.config`, which imports this file
-STAGE_PARTS = ("data", "optimizer", "schedule", "loss", "loop")  # parts that a stage may override
+# For reading only: `lorakit.run.config` imports this file, so its class cannot be imported here.
+RunConfig = Any
+# Parts that a stage may override.
+STAGE_PARTS = ("data", "optimizer", "schedule", "loss", "loop")
 # Settings that a stage does not inherit from the main settings: each stage has a length of its own.
 LENGTH = {"loop": ("epochs", "steps"), "schedule": ("steps", "past")}
 WHOLE_RUN = "it applies to the whole run."
@@ -79,6 +81,7 @@ def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
         key = tuple(getattr(own.data, name) for name in SCAN_SETTINGS)
         if key not in scans:
             scans[key] = scan(own.data, project)
+        # Steps and epochs are counted through all stages.
         plan = make_plan(own, scans[key], complete[-1].plan if complete else None)
         complete.append(Stage(number, own, scans[key], plan))
     return tuple(complete)
@@ -93,6 +96,7 @@ def make_plan(config: RunConfig, dataset: Scan, before: Plan | None = None) -> P
         by_size.setdefault(size, []).extend([index] * sample.repeats)
     loop = config.loop
     return Plan(
+        # Sorted: the plan draws its batches in this order, and a resumed run must find the same.
         tuple(tuple(by_size[size]) for size in sorted(by_size)),
         loop.batch_size,
         loop.gradient_accumulation_steps,
@@ -125,6 +129,7 @@ def lr_curve(config: RunConfig, steps_per_epoch: Sequence[int]) -> list[float]:
     """The learning rate at each step of all stages: of the UNet / DiT, or of a text part where only that is trained."""
     rates: list[float] = []
     for stage, steps in zip(config.stage_configs, stage_steps(config, steps_per_epoch), strict=True):
+        # A family's `rates` begin with the denoiser.
         rate = next(iter(stage.rates.values()))
         rates += [rate * factor(stage.schedule, step, steps) for step in range(1, steps + 1)]
     return rates

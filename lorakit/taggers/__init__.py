@@ -51,6 +51,7 @@ class Tagger(Protocol):
 
 def names() -> tuple[str, ...]:
     """The names of all taggers: the files of this folder without a leading underscore."""
+    # Listed without importing them: the libraries of a tagger may be missing.
     return tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")))
 
 

@@ -45,7 +45,8 @@ class Onnx:
         self._errors = tuple(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception))
         self._file = folder / FILE
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # only fatal errors; others are raised
+        # Only fatal errors; the others are raised as exceptions.
+        options.log_severity_level = 4
         providers = [name for name in (CUDA, CPU) if name in onnxruntime.get_available_providers()]
         try:
             self._session = onnxruntime.InferenceSession(str(self._file), options, providers=providers)
@@ -61,6 +62,7 @@ class Onnx:
         self.side: int = shape[1]
         # some models take a fixed number of images, 0: any number
         self._fixed_batch = shape[0] if isinstance(shape[0], int) else 0
+        # onnxruntime falls back to the CPU without an error; the first provider is the one in use.
         self.on_gpu = self._session.get_providers()[0] == CUDA
         self.runs_on = f"onnxruntime, {'GPU' if self.on_gpu else 'CPU'}"
 

@@ -13,6 +13,7 @@ PROMPT = (
 def reduced(image: Image.Image, longest_side: int) -> Image.Image:
     """The image in RGB, scaled down so that its longest side has at most `longest_side` px."""
     image = image.convert("RGB")
+    # thumbnail never enlarges.
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     return image
 

@@ -44,6 +44,7 @@ class Timm:
             preprocessing = config["pretrained_cfg"]
             self.side: int = preprocessing["input_size"][-1]
             self._mean, self._std = torch.tensor(preprocessing["mean"]), torch.tensor(preprocessing["std"])
+            # timm takes neither from the file by itself.
             head = {"num_classes": config["num_classes"], "global_pool": config["global_pool"]}
             model = timm.create_model(config["architecture"], pretrained=False, **head, **config.get("model_args", {}))
             model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -60,6 +61,7 @@ class Timm:
         """Scores (n, tags) float32 of images (n, side, side, 3) uint8 RGB."""
         import torch
 
+        # [n, side, side, 3] in 0..1, then normalised by channel.
         x = (torch.from_numpy(squares).float() / 255 - self._mean) / self._std
         # the model takes normalized BGR, (n, 3, side, side)
         bgr = x.permute(0, 3, 1, 2).flip(1).contiguous()

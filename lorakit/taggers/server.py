@@ -32,12 +32,18 @@ ADDRESSES = (
 MODELS = ("qwen2.5vl:7b", "gemma3:12b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl-max", "gpt-4o")
 KEYS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DASHSCOPE_API_KEY")
 CONNECT_TIMEOUT = 15  # s
-WAITS = (1.0, 2.0, 4.0, 8.0)  # s before each retry
-MAX_WAIT = 60.0  # s; a server that asks for a longer wait is retried after this
-REFUSED = (400, 413, 422)  # HTTP status; some servers refuse single images with it, for their content or size
-BUSY = (408, 429, 500, 502, 503, 504)  # HTTP status that is retried
-MAX_BYTES = 300_000  # of a reply
-THOUGHTS = r"(?s)^\s*<think>.*?(</think>|\Z)"  # reasoning models put it before their answer
+# s before each retry.
+WAITS = (1.0, 2.0, 4.0, 8.0)
+# s; a server that asks for a longer wait is retried after this.
+MAX_WAIT = 60.0
+# HTTP status that some servers give for single images, because of their content or size.
+REFUSED = (400, 413, 422)
+# HTTP status that is retried.
+BUSY = (408, 429, 500, 502, 503, 504)
+# Of a reply. A caption is far shorter: more than this is a web page or an endless stream.
+MAX_BYTES = 300_000
+# Reasoning models put their thoughts before their answer; without the end mark the answer is missing.
+THOUGHTS = r"(?s)^\s*<think>.*?(</think>|\Z)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +228,8 @@ def _is_address(text: str) -> bool:
     try:
         url = urlsplit(text)
         return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and not {"@", "?"} & {*text}
-    except ValueError:  # a port that is no number, an incomplete IPv6 address
+    # A port that is no number, or an incomplete IPv6 address.
+    except ValueError:
         return False
 
 

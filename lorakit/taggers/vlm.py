@@ -16,7 +16,8 @@ from lorakit.machine.device import PRECISIONS, choose_precision
 from lorakit.taggers import TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
-FILES = ("*.safetensors", "*.[jt]*")  # weights; *.json, *.txt and *.jinja
+# Weights; *.json, *.txt and *.jinja.
+FILES = ("*.safetensors", "*.[jt]*")
 # Files with the words of a tokenizer; without one, transformers loads an empty tokenizer and does not complain.
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 # model_type -> default prompt, of models that take no instructions: BLIP completes a text, Florence-2 has task tokens.
@@ -100,7 +101,8 @@ class Tagger:
                 f"{self.name} ran out of memory with {len(images)} images: lower batch_size or longest_side, or "
                 "select a smaller model."
             ) from error
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:  # e.g. a prompt that Florence-2 refuses
+        # For example a prompt that Florence-2 refuses.
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
             raise TaggerError(
                 f"{self.name} cannot answer {self.prompt!r} ({type(error).__name__}: {str(error)[:200]}); write a "
                 "prompt for this model, or leave it empty."
@@ -137,7 +139,8 @@ def _answers(inputs: Any, tokens: Any) -> Any:
 
 def _load(folder: Path, dtype: Any) -> tuple[Any, Any]:
     """Processor and model of a folder; code in the folder is never run. Raises TaggerError."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # problems are reported by the errors below
+    # Problems are reported by the errors below.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

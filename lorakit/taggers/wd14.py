@@ -92,7 +92,8 @@ def _load(config: Config) -> tuple[Path, _onnx.Onnx | _timm.Timm]:
     if config.runs_on == "auto" and _timm.has_gpu() and not _onnx.has_gpu():
         try:
             return _load_torch(config)
-        except TaggerError:  # an older tagger, or timm is missing: onnxruntime on the CPU gives the same scores
+        # An older tagger, or timm is missing: onnxruntime on the CPU gives the same scores.
+        except TaggerError:
             pass
     folder = _fetch(config.source, (_onnx.FILE, TAGS))
     model = _onnx.Onnx(folder)
@@ -132,6 +133,7 @@ def read_tags(file: Path) -> dict[str, str]:
     categories: dict[str, str] = {}
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
+            # Line 1 is the heading.
             for number, row in enumerate(csv.DictReader(lines), 2):
                 name, category = row.get("name"), row.get("category")
                 if not name or category not in CATEGORIES:

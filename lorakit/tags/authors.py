@@ -8,8 +8,10 @@ from lorakit.data.captions import tags_of
 from lorakit.tags.edits import SEPARATOR, Change, Edit, Entry
 from lorakit.tags.files import caption_content
 
-PERSON = "person"  # the author of a change, unless a tagger is
-DOCTOR = "doctor"  # the author of captions written for images without one; taggers may fill these in
+# The author of a change, unless a tagger is.
+PERSON = "person"
+# The author of captions written for images without one; taggers may fill these in.
+DOCTOR = "doctor"
 
 
 class EditHistory:
@@ -55,7 +57,8 @@ class EditHistory:
         else:
             self.changes[number] = entry
             self.in_force.append(number)
-            self.undone = []  # a new change ends what could be redone
+            # A new change ends what could be redone.
+            self.undone = []
         for name in entry.images():
             if not entry.undoes:
                 self._changes_of[name].append(number)
@@ -70,7 +73,8 @@ class EditHistory:
     def _replay_edit(self, name: str, edit: Edit, entry: Entry) -> None:
         text = edit.apply(self.texts[name]) if name in self.texts else None
         if text is None:
-            return  # the history file was tampered with: the caption file decides
+            # The history file was tampered with: the caption file decides.
+            return
         self.texts[name] = text
         self._contents.pop(name, None)
         if name in entry.files:

@@ -102,14 +102,12 @@ class CaptionEditor:
             }
             texts = files.spread(own_texts)
             # an edit is what is stored: the tags that change, not the whole caption
-            # an edit is what is stored: the tags that change, not the whole caption
             edits = {name: Edit.between(self.captions[name], text) for name, text in texts.items()}
             edits = {name: edit for name, edit in edits.items() if not edit.is_empty}
             if not edits:
                 return None
             # not written: locked or gone, or the caption of another image with the same file was taken
             skipped = sorted(name for name in new_texts if name not in writable or texts[name] != own_texts[name])
-            # the bytes of files that lorakit did not write (encodings, line ends), so that undo restores them
             # the bytes of files that lorakit did not write (encodings, line ends), so that undo restores them
             contents = {
                 name: (history.content(name), caption_content(texts[name]))
@@ -168,7 +166,6 @@ class CaptionEditor:
             entry, unwritten, error = self._store.commit(entry)
         finally:
             self._take_snapshot()
-        # the captions that could be written stay written, and can be undone
         # the captions that could be written stay written, and can be undone
         if error is not None:
             raise CaptionEditError(

@@ -63,7 +63,8 @@ class Entry:
     the entry.
     """
 
-    by: str  # "person", or the name of a tagger
+    # "person", or the name of a tagger.
+    by: str
     what: str
     number: int = 0
     at: str = ""  # local time, "2026-11-21 12:00:00"

@@ -15,10 +15,14 @@ from lorakit.data.caption_files import MAX_CAPTION_BYTES, with_bom
 from lorakit.data.scan import Sample, scan
 from lorakit.tags.edits import SEPARATOR, CaptionEditError
 
-PART = ".lorakit-caption.part"  # a caption that is being written; one at a time in a folder
-FSYNC_THREADS = 16  # a disk flushes many files in about the time of one
-NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of folders, on some network and shared disks
-BLANK = " ,\t\r\n\ufeff"  # a caption file with nothing but these has no caption
+# A caption that is being written; one at a time in a folder.
+PART = ".lorakit-caption.part"
+# A disk flushes many files in about the time of one.
+FSYNC_THREADS = 16
+# Errors of flushing a folder, which some network and shared disks cannot do.
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+# A caption file with nothing but these characters has no caption.
+BLANK = " ,\t\r\n\ufeff"
 
 
 class CaptionFiles:
@@ -58,7 +62,6 @@ class CaptionFiles:
         by_file: dict[Path, str] = {}
         for name, text in captions.items():
             by_file.setdefault(self.file(name), text)
-        # several images of one file would otherwise overwrite each other's caption
         # several images of one file would otherwise overwrite each other's caption
         return {name: text for file, text in by_file.items() for name in self._images[file]}
 
@@ -105,7 +108,8 @@ class CaptionFiles:
         try:
             with ThreadPoolExecutor(FSYNC_THREADS) as threads:
                 list(threads.map(fsync, paths))
-        except OSError as error:  # the disk is failing, or another program removed a file meanwhile
+        # The disk is failing, or another program removed a file meanwhile.
+        except OSError as error:
             failure = error
         return unwritten, failure
 
@@ -133,7 +137,6 @@ def one_line(text: str) -> str:
     except UnicodeEncodeError as error:
         raise CaptionEditError(f"The caption {text!r} is no text that UTF-8 can hold ({error.reason}).") from None
     # a caption file holds one line; a scan drops spaces and commas at its ends, and a byte order mark
-    # a caption file holds one line; a scan drops spaces and commas at its ends, and a byte order mark
     lines = (re.sub(r"^\s+|[\s,]+$", "", line) for line in re.sub("[\0\ufeff]", "", text).splitlines())
     caption = SEPARATOR.join(filter(None, lines))
     if (size := len(caption_content(caption).encode())) > MAX_CAPTION_BYTES:
@@ -159,13 +162,13 @@ def fsync(path: Path) -> None:
 def _replace(file: Path, old: str | None, new: str | None) -> bool:
     """Write one file whole, or remove it (new is None); False when it holds neither `old` nor `new`."""
     if (content := read_content(file)) == new:
-        return True  # written before this process was killed, or for another image that shares the file
+        # Written before this process was killed, or for another image that shares the file.
+        return True
     if content != old:
         return False
     if new is None:
         file.unlink()
         return True
-    # written aside and renamed: a reader sees the old caption or the new one, never half of it
     # written aside and renamed: a reader sees the old caption or the new one, never half of it
     part = file.with_name(PART)
     try:
@@ -183,4 +186,5 @@ def _stat(file: Path) -> tuple | None:
         stat = os.stat(file)
     except OSError:
         return None
+    # Several signs, as a disk may count times in whole seconds.
     return stat.st_ino, stat.st_size, stat.st_mtime_ns

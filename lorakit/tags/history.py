@@ -19,8 +19,10 @@ from lorakit.files import NO_LOCKS, write_atomic
 from lorakit.tags.edits import CaptionEditError, Edit, Entry
 from lorakit.tags.files import caption_content, fsync
 
-LOCK_TIMEOUT = 60.0  # s to wait for another process that reads or writes captions
-LOCK_POLL = 0.02  # s
+# s to wait for another process that reads or writes captions.
+LOCK_TIMEOUT = 60.0
+# s between two attempts to take the lock.
+LOCK_POLL = 0.02
 
 
 class HistoryFile:
@@ -36,7 +38,8 @@ class HistoryFile:
         self.dataset = dataset
         self.pending: Entry | None = None
         self.last = 0
-        self._offset = 0  # bytes that were read or written by this object
+        # Bytes that were read or written by this object.
+        self._offset = 0
 
     def new(self) -> list[Entry]:
         """The finished entries since the last call, oldest first; a line torn by a killed process is skipped."""
@@ -103,7 +106,8 @@ class HistoryFile:
             if record["of"] == self.dataset:
                 self.pending = _entry(record)
         except (ValueError, LookupError, TypeError, AttributeError):
-            pass  # torn or damaged: the caption files themselves show what they hold
+            # Torn or damaged: the caption files themselves show what they hold.
+            pass
         return None
 
 
@@ -149,6 +153,7 @@ class FirstCaptions:
 
     def _stat(self) -> tuple[int, int]:
         stat = self.file.stat()
+        # The inode, too: an atomic write makes another file, perhaps within one tick of the clock.
         return stat.st_ino, stat.st_mtime_ns
 
     def _read(self) -> dict:

@@ -81,7 +81,6 @@ def matcher(pattern: str, trigger: str = "") -> Callable[[str], bool]:
     if "*" not in pattern:
         return lambda tag: tag == pattern
     # everything but * is literal: tags are full of brackets, as in (o)_(o)
-    # everything but * is literal: tags are full of brackets, as in (o)_(o)
     regex = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
     return lambda tag: tag != trigger and regex.fullmatch(tag) is not None
 
@@ -94,7 +93,6 @@ def merged(base: str, edited: str, current: str) -> str:
     if base == current:
         return edited
     old, new, present = tags_of(base), tags_of(edited), tags_of(current)
-    # only additions and removals count; a tag that was merely moved stays where `current` has it
     # only additions and removals count; a tag that was merely moved stays where `current` has it
     removed = set(old) - set(new)
     added = [tag for tag in new if tag not in old and tag not in present]

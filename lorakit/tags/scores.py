@@ -11,7 +11,8 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.project import Project
 
-MIN_SCORE = 0.05  # lower scores are not stored
+# Lower scores are not stored: thresholds begin here, and a tagger has ten thousand tags.
+MIN_SCORE = 0.05
 # The digits that float32 has. Fewer could round a score up to a threshold that it does not reach.
 DIGITS = 6
 
@@ -114,6 +115,7 @@ def _append(file: Path, lines: list[dict]) -> None:
 
     Raises ScoresError when they cannot be written.
     """
+    # replace: what UTF-8 cannot hold becomes a question mark.
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

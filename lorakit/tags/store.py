@@ -71,7 +71,8 @@ class CaptionStore:
         for name, edit in entry.edits.items():
             text = edit.apply(self.history.texts[name]) if name in self.files.samples else None
             if text is None:
-                continue  # the image is gone, or its caption is another one by now
+                # The image is gone, or its caption is another one by now.
+                continue
             old, new = entry.files.get(name) or (self.history.content(name), caption_content(text))
             # the file stays the same although the caption changes: the caption came from a captions.json, for
             # example, which is never written, so that an undo cannot change it

@@ -25,12 +25,18 @@ SUGGESTIONS = {
     "keep": "“{tag}” is in {n} of {all} images: keep it tagged, so that it can be changed",
 }
 ABSENT = ("missing", "nearly")  # kinds of suspicious tags that the caption does not have
-NEAR = 0.05  # distance from the threshold within which a score decides little
-SURE = 0.9  # a tagger is sure from this score on
-ALWAYS = 0.9  # share of the images above which a tag is taken for part of the subject
-MIN_COLOUR_SHARE = 0.004  # share of an image's pixels below which a colour counts as absent
-MAX_WORDS = 5  # of a tag; longer ones are sentences
-MIN_IMAGES = 4  # in smaller datasets, how many images have a tag shows nothing
+# A score closer to the threshold than this decides little.
+NEAR = 0.05
+# From this score on a tagger is sure.
+SURE = 0.9
+# Share of the images above which a tag is taken for part of the subject.
+ALWAYS = 0.9
+# Share of an image's pixels below which a colour counts as absent.
+MIN_COLOUR_SHARE = 0.004
+# Of a tag; longer ones are sentences.
+MAX_WORDS = 5
+# In smaller datasets it shows nothing how many images have a tag.
+MIN_IMAGES = 4
 
 # Colour word -> the pixel colours (lorakit.data.measures) that it may appear as. Generous, as light and shadow change
 # colours.
@@ -191,6 +197,7 @@ def tags_to_keep(captions: Mapping[str, str], trigger: str = "") -> list[Suggest
 def group(tag: str) -> str:
     """The group of SWITCHABLE that a tag belongs to; "" for a tag of the subject itself."""
     words = tag.lower()
+    # The last word of English tags is the thing: a "red plaid skirt" is a skirt.
     return _GROUPS.get(words) or _GROUPS.get(words.rpartition(" ")[2], "")
 
 

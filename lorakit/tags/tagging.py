@@ -304,19 +304,22 @@ def _run_tagger(
     # by content: identical images are run once
     paths = {editor.samples[name].digest: editor.samples[name].path for name in names}
     remaining = [digest for digest in paths if results.get(digest) is None]
-    failures: dict[str, UserError] = {}  # by digest
+    # By digest.
+    failures: dict[str, UserError] = {}
     for begin in range(0, len(remaining), tagger.batch_size):
         batch, images = remaining[begin : begin + tagger.batch_size], {}
         for digest in batch:
             try:
                 images[digest] = open_rgb(paths[digest])
-            except ImageError as error:  # damaged or deleted since the scan
+            # Damaged or deleted since the scan.
+            except ImageError as error:
                 failures[digest] = error
         try:
             outputs = dict(zip(images, tagger.run([*images.values()]), strict=True)) if images else {}
         except ImagesRefused as error:
             failures |= dict.fromkeys(images, error)
             done = begin + len(batch)
+            # More than MAX_REFUSED failures beyond the images that got a result.
             if len(failures) > done - len(failures) + MAX_REFUSED:
                 raise
             continue

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+# Tags that are drawn with characters; an underscore in them is no space.
 KAOMOJI = frozenset(
     "0_0 (o)_(o) +_+ +_- ._. <o>_<o> <|>_<|> =_= >_< 3_3 6_9 >_o @_@ ^_^ o_o u_u x_x |_| ||_|| *_* ;_; T_T t_t -_- "
     "n_n O_o o_O :_( ._.; >_> <_< ^_^; v_v q_q z_z $_$ ?_? !_! ^o^ \\_/ d_b".split()
@@ -87,7 +88,8 @@ _QUALITY = re.compile(
 _YEAR = re.compile(r"newest|recent|mid|early|old|year \d{4}")
 _SAFETY = {"general": "safe", "sensitive": "sensitive", "questionable": "nsfw", "explicit": "explicit"}
 _COUNT = re.compile(r"\d\+?(girl|boy|other)s?|multiple (girls|boys|others)|solo|no humans")
-_KIND_OF_CATEGORY = {"copyright": "series", "rating": "safety"}  # taggers and Anima use different words
+# Taggers and Anima use different words.
+_KIND_OF_CATEGORY = {"copyright": "series", "rating": "safety"}
 
 
 def spelled(tag: str) -> str:
@@ -100,6 +102,7 @@ def kind(tag: str, category: str = "") -> str:
 
     category   the tagger's category of the tag, "" when the tagger does not know the tag or there is none
     """
+    # Before the category: taggers give 1girl as "general".
     if _COUNT.fullmatch(tag):
         return "count"
     if category:
@@ -140,4 +143,5 @@ def _implications(tag: str) -> frozenset[str]:
         tags |= {" ".join([*adjectives, word]) for word in _GENERAL.get(thing, ())} | _GENERAL.get(thing, set())
         if words[i] not in MODIFIERS:
             break
+    # Every implied tag is shorter or more general than this one, so this comes to an end.
     return frozenset(tags | {less for other in tags - {tag} for less in _implications(other)})

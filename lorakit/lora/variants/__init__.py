@@ -176,6 +176,7 @@ def names() -> tuple[str, ...]:
 
 def variant(name: str) -> type[Variant]:
     """A variant by its name, which must be one of `names()`."""
+    # Imported when needed: listing the variants must not load all of them.
     return getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
 
 
@@ -191,6 +192,7 @@ def config_class(name: Any) -> type[AdapterConfig]:
 
 def of_roles(roles: set[str]) -> type[Variant] | None:
     """The variant of a module with tensors in these roles; None when they are complete for none."""
+    # alpha belongs to every variant, so it does not tell them apart.
     return next((known for known in map(variant, names()) if roles - {"alpha"} in known.complete), None)
 
 

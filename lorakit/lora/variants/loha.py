@@ -22,6 +22,7 @@ class Loha(Variant):
     title = "LoHa"
     help = "the product of two low-rank changes; read only"
     complete = (PAIRS, PAIRS | {"hada_t1", "hada_t2"})
+    # LyCORIS spells each role as it is called here.
     spellings = {role: role for role in sorted(PAIRS | {"hada_t1", "hada_t2"})}
     rank_roles = ("hada_w1_b",)
     network_module = "lycoris.kohya"

@@ -54,6 +54,7 @@ class Lora(Variant):
         # peft divides by the rank again
         alpha = config.scale * config.rank
         peft = LoraConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=targets)
+        # peft's only way to put in other layer classes; it has no public name.
         peft._register_custom_module(LAYERS)
         return peft
 

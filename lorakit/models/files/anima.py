@@ -22,7 +22,8 @@ CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline
 }
 # The same weights with a head that predicts words, which is not loaded.
 WITH_HEAD = {"text_encoder": "Qwen3ForCausalLM"}
-PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")  # parts without weights
+# Parts without weights.
+PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")
 
 
 # ---- where a part is -------------------------------------------------------------------------------------------------
@@ -36,6 +37,7 @@ class FolderPart:
 
     def __init__(self, part: str, folder: Path):
         self.folder, self.settings = folder, folder / "config.json"
+        # diffusers writes its class as `_class_name`, transformers as `architectures`.
         name = self.config.get("_class_name") or (self.config.get("architectures") or ["nothing known here"])[0]
         if name not in (CLASSES[part], WITH_HEAD.get(part)):
             raise ModelFileError(f"{folder} holds {name}; for the {part} expected was {CLASSES[part]}.")
@@ -175,6 +177,7 @@ class AnimaFiles:
 
     def __init__(self, parts: dict[str, Part], folders: dict[str, Path]):
         self._parts, self._plain = parts, {name: folders[name] for name in PLAIN}
+        # In the order of CLASSES.
         transformer, conditioner, encoder, vae = (parts[name].config for name in CLASSES)
         for what, width, where, expected in (
             ("text conditioner", conditioner["target_dim"], "transformer", transformer["text_embed_dim"]),
@@ -267,6 +270,7 @@ def tokenizers_at(source: Path) -> tuple:
 def _qwen(folder: Path):
     from transformers import Qwen2TokenizerFast
 
+    # The package has only merges.txt of it (the vocabulary follows from that), which from_pretrained cannot read.
     return bundled_qwen() if folder.parent == ANIMA_CONFIG else Qwen2TokenizerFast.from_pretrained(folder)
 
 

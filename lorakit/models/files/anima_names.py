@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 from lorakit.models.files.marks import PREFIX, CaptionProfile, FileKind, Marks
 
-ADAPTER = "llm_adapter."  # before the names of the text conditioner, which other tools call LLM adapter
+# Before the names of the text conditioner, which other tools call LLM adapter.
+ADAPTER = "llm_adapter."
 HUB_FILES = {  # where the single files come from, as `hub.fetch` takes them
     "transformer": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
     "text_conditioner": "circlestone-labs/Anima/split_files/diffusion_models/anima-base-v1.0.safetensors",
@@ -39,7 +40,8 @@ QWEN = FileKind(
         ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight"),
     ),
     holds={"text encoder": ""},
-    width=("embed_tokens.weight", 1024),  # Qwen3-0.6B; there are larger ones
+    # Qwen3-0.6B; the larger ones have the same names.
+    width=("embed_tokens.weight", 1024),
 )
 VAE = FileKind(
     name="a Qwen-Image VAE (of Anima)",
@@ -57,7 +59,8 @@ MARKS = Marks(
         "text encoder": HUB_FILES["text_encoder"],
         "VAE": HUB_FILES["vae"],
     },
-    kinds=(DIT, BARE_DIT, CONDITIONER, QWEN, VAE, OF_FOLDER),  # DIT before BARE_DIT, whose tensors it has, too
+    # The first match counts, so DIT comes before BARE_DIT, whose tensors it has, too.
+    kinds=(DIT, BARE_DIT, CONDITIONER, QWEN, VAE, OF_FOLDER),
     folder="AnimaModularPipeline",
     lora_keys=r"llm_adapter_|text_conditioner_|blocks_\d+_(self|cross)_attn_\w+_proj|blocks_\d+_mlp_layer\d"
     r"|transformer_blocks_\d+_attn\d_|lora_te1_layers_",
@@ -116,6 +119,7 @@ def _count(shapes: Shapes, blocks: str) -> int:
 def _transformer_config(shapes: Shapes) -> dict:
     # a patch is 1 x 2 x 2 of all channels and of the padding mask
     hidden, patch = shapes["patch_embed.proj.weight"]
+    # This norm has a weight for each channel of one attention head, so its length is the width of a head.
     head = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
     return {
         # less the channel of the padding mask

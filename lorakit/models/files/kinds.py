@@ -34,9 +34,11 @@ TEXT_READER = re.compile(r"(down|up|input|output)_blocks_.*attn2_to_[kv]$")
 
 # Names of the scales that 8 bit weights come with, or of the mark for them.
 SCALES = re.compile(r".*\.(scale_weight|weight_scale|scale_input|comfy_quant)|scaled_fp8")
-NARROW = ("F8", "F6", "F4", "I8", "U8")  # types too coarse to train on
+# Types too coarse to train on.
+NARROW = ("F8", "F6", "F4", "I8", "U8")
 
-Shapes = Mapping[str, Sequence[int]]  # role of a tensor (down, up, ...) -> its shape
+# Role of a tensor (down, up, ...) -> its shape.
+Shapes = Mapping[str, Sequence[int]]
 
 
 def file_kind(names: Iterable[str]) -> tuple[str, FileKind | None]:

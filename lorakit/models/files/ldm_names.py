@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+# Modules outside of the blocks; all names are diffusers' -> original.
 OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -19,6 +20,7 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+# such as down_blocks.1.attentions.0.proj_in, mid_block.resnets.1.conv1
 INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
@@ -32,15 +34,19 @@ def original_name(module: str, config: Mapping) -> str:
     if match is None:
         return OUTSIDE.get(module, module)
     side, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
-    count = config["layers_per_block"] + 1  # blocks of a level
+    # Blocks of a level, with the one of its downsampler, or the further one on the way up.
+    count = config["layers_per_block"] + 1
     if kind == "resnets":
         rest = RESNET.get(rest, rest)
     if side is None:
+        # Middle: a resnet, attention, a resnet -> middle_block.0, 1, 2
         return f"middle_block.{2 * index + (kind == 'attentions')}.{rest}"
     if kind == "downsamplers":
         return f"input_blocks.{count * (level + 1)}.0.op"
     if kind == "upsamplers":
+        # Within the last block of a level: 0 is the resnet, 1 the attention where there is one, then the upsampler.
         place = 2 if "CrossAttn" in config["up_block_types"][level] else 1
         return f"output_blocks.{count * (level + 1) - 1}.{place}.{rest}"
+    # + 1: input_blocks.0 is conv_in
     block = f"input_blocks.{count * level + index + 1}" if side == "down" else f"output_blocks.{count * level + index}"
     return f"{block}.{int(kind == 'attentions')}.{rest}"

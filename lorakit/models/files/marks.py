@@ -47,6 +47,7 @@ class FileKind:
         """Whether a file with tensors of these names is of this kind; `own` are the names without PREFIX."""
         if any(own.issuperset(marks) for marks in self.has):
             return True
+        # startswith takes a tuple; with an empty one it is False, so a kind without `starts` never matches here.
         return any(n.startswith(self.starts) for n in names) and not any(n.startswith(self.lacks) for n in names)
 
 

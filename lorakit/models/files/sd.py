@@ -42,6 +42,7 @@ def open_vae(path: Path, layout: Layout) -> Source:
     if (name := source.config("vae").get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
         owner = " (of Anima)" if name == "AutoencoderKLQwenImage" else ""
         raise ModelFileError(f"{path} holds {name}{owner}; as the VAE of {layout.model} expected was AutoencoderKL.")
+    # SD 1.5 and SDXL have VAEs of the same shapes: only the scaling factor shows whose latents they are.
     expected, actual = read_vae_config(SingleFile(path, layout)), read_vae_config(source)
     for name in ("latent_channels", "scaling_factor"):
         if actual[name] != expected[name]:
@@ -62,7 +63,8 @@ class SDFiles:
 
     def __init__(self, base: Source, vae: Source):
         self._base, self._vae = base, vae
-        self.settings = base.settings  # a folder of configurations in the layout of diffusers
+        # A folder of configurations in the layout of diffusers.
+        self.settings = base.settings
 
     def _source(self, part: str) -> Source:
         return self._vae if part == "vae" else self._base

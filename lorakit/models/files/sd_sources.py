@@ -158,6 +158,7 @@ class SingleFile(Source):
         convert = ldm.convert_ldm_unet_checkpoint if part == "unet" else ldm.convert_ldm_vae_checkpoint
         converted = convert(tensors, model.config)
         # the converters ignore what they do not know; a tensor that is not in their result was dropped
+        # Compared by address: the converted tensors are views of those in the file.
         used = {tensor.data_ptr() for tensor in converted.values()}
         left = [name for name, tensor in tensors.items() if tensor.data_ptr() not in used and not name.endswith(SPARE)]
         if left:

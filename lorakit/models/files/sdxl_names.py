@@ -26,7 +26,8 @@ MARKS = Marks(
         FileKind(
             name="an SDXL diffusion model without text encoders",
             starts=("model.diffusion_model.label_emb.",),
-            lacks=("conditioner.embedders.", "cond_stage_model.model."),  # SDXL's and SD 2's text encoders
+            # The text encoders of SDXL and of SD 2.
+            lacks=("conditioner.embedders.", "cond_stage_model.model."),
             holds=HOLDS,
             flags=FLAGS,
         ),

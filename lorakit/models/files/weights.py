@@ -36,7 +36,9 @@ def frozen(
         model = build(config)
     weights = fitting(model, read(model), where)
     for name, tensor in weights.items():
+        # Each replaces its mapped original at once, which may then leave memory.
         weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+    # assign: the module takes the tensors themselves; copying into weights without memory would do nothing.
     model.load_state_dict(weights, strict=True, assign=True)
     # the weights are on the device already, this moves the buffers
     return model.requires_grad_(False).eval().to(device)
