@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lorakit", description="Train LoRAs for diffusion models; stop and resume exactly."
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add_verb(verb, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added = verbs.add_parser(verb.__name__.lstrip("_"), help=help, description=help, parents=parents)
@@ -50,9 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = add_verb(_demo, "train, compare and export on the embedded base model; all files end up in one folder")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="the folder (default: demo-output)")
     doctor = add_verb(_doctor, "check this machine, and show how to fix what is missing")
-    doctor.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the project will be")
+    doctor.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), help="folder of the project, to check its disk (default: here)"
+    )
     for group, (help, modules) in GROUPS.items():
-        members = verbs.add_parser(group, help=help, description=help).add_subparsers(required=True, metavar="VERB")
+        members = verbs.add_parser(group, help=help, description=help).add_subparsers(required=True, metavar="COMMAND")
         for module in modules:
             module.add(members)
     for module in (train, sync, grid, export):

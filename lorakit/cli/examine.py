@@ -26,7 +26,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     check = verbs.add_parser("check", help=what, description=what)
     check.set_defaults(verb=_check)
     _of_project(check)
-    check.add_argument("--json", action="store_true", help="machine-readable")
+    check.add_argument("--json", action="store_true", help="print JSON")
     what = "apply the fix of a finding of `data check`; originals are never changed, and every fix can be undone"
     fix = verbs.add_parser("fix", help=what, description=what)
     fix.set_defaults(verb=_fix)

@@ -12,8 +12,8 @@ from lorakit.cli.options import project_at, run_options
 def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `export` to the verbs of `lorakit`."""
     verb = add_verb(export, "verify a run's LoRA file and copy it out", run_options())
-    verb.add_argument("--step", type=int, help="default: the newest")
-    verb.add_argument("--output", type=Path, default=Path(), help="folder or file name (default: here)")
+    verb.add_argument("--step", type=int, help="the LoRA file of this step (default: the newest)")
+    verb.add_argument("--output", type=Path, default=Path(), help="folder or file to copy to (default: here)")
 
 
 def export(options: argparse.Namespace) -> int:

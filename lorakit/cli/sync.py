@@ -17,12 +17,12 @@ def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("remote", type=Path, help="folder of the remote copy")
     verb.add_argument(
-        "--local", type=Path, metavar="FOLDER", help="where projects lie on this machine (default: the fastest disk)"
+        "--local", type=Path, metavar="FOLDER", help="folder for projects on this machine (default: the fastest disk)"
     )
     verb = add_verb(
         sync, "upload a project's new files to its remote copy, in the foreground; `start` does so in the background"
     )
-    verb.add_argument("project", type=Path)
+    verb.add_argument("project", type=Path, help="project folder, as printed by `lorakit open`")
 
 
 def open(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     project.add_argument("--set", **SET, help="e.g. data.trigger=mofurin, data.folder=prepared")
     selection = argparse.ArgumentParser(add_help=False, parents=[project])
     selection.add_argument("--with", dest="having", default="", metavar="TAG", help="only images that have this tag")
-    selection.add_argument("--images", default="*", metavar="GLOB", help="only these, e.g. '10_mofurin/*'")
+    selection.add_argument("--images", default="*", metavar="GLOB", help="only these images, e.g. '10_mofurin/*'")
 
     def verb(name: str, do: Callable, help: str, parent: argparse.ArgumentParser = project) -> argparse.ArgumentParser:
         parser = verbs.add_parser(name, help=help, description=help, parents=[parent])
@@ -35,7 +35,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
         return parser
 
     run = verb("run", _run, "write captions with a tagger; keeps hand-written ones; run it again to continue")
-    run.add_argument("--tagger", default="", help="wd14, vlm or server; --set tagger.source=..., tagging.profile=anima")
+    run.add_argument(
+        "--tagger",
+        default="",
+        help="wd14 (tags), vlm or server (sentences); its settings are --set tagger.…, e.g. tagger.source=owner/name",
+    )
     show = verb("show", _show, "list all tags with the number of images that have them, rarest first", selection)
     show.add_argument("--who", action="store_true", help="list the images instead, with the author of each tag")
     _add_edit(verb("edit", _edit, "edit many captions at once; patterns such as '* footwear' work too", selection))
@@ -49,11 +53,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     actions = edit.add_mutually_exclusive_group(required=True)
-    actions.add_argument("--add", metavar="TAG", help="at the end of captions without it")
-    actions.add_argument("--add-first", metavar="TAG", help="at the start, after the trigger word, of those without it")
-    actions.add_argument("--remove", metavar="TAG")
-    actions.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"))
-    actions.add_argument("--merge", nargs="+", metavar="TAG", help="the last one replaces all others")
+    actions.add_argument("--add", metavar="TAG", help="append to captions without it")
+    actions.add_argument("--add-first", metavar="TAG", help="insert after the trigger word, in captions without it")
+    actions.add_argument("--remove", metavar="TAG", help="from all of them")
+    actions.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="replace a tag by another")
+    actions.add_argument("--merge", nargs="+", metavar="TAG", help="replace all of these tags by the last one")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from lorakit.training import jobs
 from lorakit.training.status import project_status
 
 LINES = {
-    events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} an epoch), {precision} on {device}",
+    events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} per epoch), {precision} on {device}",
     events.Progress: "encoding {what}: {done} of {total}",
     events.Saved: "saved step {step}  {lora}",
     events.Sampled: "sample {image}",
@@ -48,8 +48,8 @@ def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     add_verb(stop, "let a run that trains on this machine finish its step, save and stop", run_options())
     _add_extend(add_verb)
     verb = add_verb(status, "show the runs of a project")
-    verb.add_argument("project", type=Path)
-    verb.add_argument("--json", action="store_true", help="machine-readable")
+    verb.add_argument("project", type=Path, help="project folder")
+    verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_extend(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -62,7 +62,7 @@ def _add_extend(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     verb.add_argument(
         "--way",
         default="",
-        help="with --epochs: 'stretch' the learning rate curve over all of them, or 'hold' its last value",
+        help="required with --epochs: 'stretch' the learning rate curve over all of them, or 'hold' its last value",
     )
 
 
@@ -145,11 +145,16 @@ def stop(options: argparse.Namespace) -> int:
 
 def extend(options: argparse.Namespace) -> int:
     """Give a run more epochs or a stage; nothing is trained."""
-    from lorakit.run.extend import add_stage, extend_run
+    from lorakit.config import ConfigError
+    from lorakit.run.extend import WAYS, add_stage, extend_run
 
     run = existing_run(options)
     if options.stage:
         add_stage(run, with_changes({}, options.stage))
+    elif not options.way:
+        raise ConfigError(
+            f"--epochs needs --way; allowed are {', '.join(WAYS)}: what the learning rate does from now on."
+        )
     else:
         extend_run(run, options.epochs, options.way)
     print(f"Run {run.name!r} has more to train. Continue: lorakit start {run.project.folder} --run {run.name}")

@@ -116,7 +116,7 @@ def serve(project: Project, pace: Pace = PACE) -> None:
     Raises UserError for a project without a remote.
     """
     if project.remote is None:
-        raise UserError(f"{project.folder} has no remote copy: open it with open_remote(remote, local_root).")
+        raise UserError(f"{project.folder} has no remote copy; projects opened with `lorakit open FOLDER` have one.")
     with only_one(project) as lock:
         if lock is not None:
             SyncService(project, pace, lock).run()

@@ -78,7 +78,7 @@ def test_train_trains_and_the_same_command_again_finds_it_finished(project, sett
     out = capsys.readouterr().out
     run = Project(project).run("mine")
     assert run.lora_steps() == [4]
-    for told in ("7 images, step 0 of 4 (4 an epoch), fp32 on cpu", "saved step 4", "finished after step 4"):
+    for told in ("7 images, step 0 of 4 (4 per epoch), fp32 on cpu", "saved step 4", "finished after step 4"):
         assert told in out
     assert "sample samples/000004-00.png" in out and (run.samples / "000004-00.png").exists()
     assert main(["train", str(project), "--run", "mine"]) == 0  # what it was started with is remembered
@@ -357,7 +357,7 @@ def test_bad_input_ends_a_program_with_status_2(tmp_path):
     for arguments, told in (
         (("status", str(tmp_path / "nowhere")), "does not exist"),
         (("fly",), "invalid choice: 'fly'"),
-        ((), "VERB"),
+        ((), "COMMAND"),
         (("export", str(tmp_path), "--step", "two"), "invalid int value"),
     ):
         ended = program("-m", "lorakit", *arguments)
