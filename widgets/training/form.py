@@ -215,5 +215,5 @@ def replace_unusable_optimizer(draft: Draft) -> None:
     if reason := machine.why_unusable(draft.shown["optimizer.name"]):
         draft.set("optimizer.name", "adamw")
         draft.notes = [
-            say("The optimizer of this GPU preset does not work here; adamw is used instead: {reason}", reason=reason)
+            say("The optimizer of this GPU preset does not work here; AdamW is used instead: {reason}", reason=reason)
         ]
