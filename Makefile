@@ -22,15 +22,15 @@ WANTED := $(shell { $(BASE) --version; pwd; cat pyproject.toml constraints.txt; 
 CPU_ONLY = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && echo yes)
 
 help:
-	@echo "make demo    train a LoRA on the tiny base model that comes along: images, grid and file in demo-output/"
+	@echo "make demo    train a LoRA on the embedded base model: images, grid and file in demo-output/"
 	@echo "make test    check the code and run the fast tests"
 	@echo "make lab     open JupyterLab on the notebooks"
 	@echo "make lint    check code and notebooks only"
 	@echo "make map     write the lists of rooms and files in ARCHITECTURE.md"
 	@echo "make slow    run the tests that take minutes"
-	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small cards"
+	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small GPUs"
 	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in screenshots/"
-	@echo "make colab   install on top of what Colab has preinstalled, see that nothing of it changes, and test there"
+	@echo "make colab   install on top of what Colab has preinstalled, check that none of it changes, and test there"
 	@echo "make zip     pack the kit into lorakit.zip, for Colab: upload it to Google Drive or to Colab's Files"
 	@echo "make notebooks SOURCE=https://…  write where the kit is published into the notebooks' first cells and badges"
 	@echo "make clean   remove .venv, demo-output and what was built"

@@ -13,7 +13,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 def sentence(file: Path) -> str:
     """The first sentence of a Python file's docstring, on one line."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return re.split(r"(?<=[.!])\s", " ".join(text.split()))[0].rstrip(".")
+    return re.split(r"(?<!e\.g\.)(?<!et al\.)(?<=[.!])\s", " ".join(text.split()))[0].rstrip(".")
 
 
 def rooms(order: list[str], widgets: list[str]) -> str:
