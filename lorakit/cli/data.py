@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lorakit.data.scan import Note
     from lorakit.events import Progress
 
-CUT = 0.1  # share of an image that is cut off from which on it is named
+CUT = 0.1  # images that lose this share of their area to cropping, or more, are listed
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -31,7 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     preparing.set_defaults(verb=_prepare)
     preparing.add_argument("project", type=Path)
     preparing.add_argument("--set", **SET, help="e.g. prepare.pad=1x1, prepare.size=768; remembered for the next time")
-    what = "which sizes the images are trained at, how many at each, what is cut off and what is enlarged"
+    what = "bucket sizes with the images in each, and the images that are cropped by a tenth or more, or enlarged"
     buckets = verbs.add_parser("buckets", help=what, description=what)
     buckets.set_defaults(verb=_buckets)
     buckets.add_argument("project", type=Path)
@@ -69,9 +69,10 @@ def _buckets(options: argparse.Namespace) -> int:
     buckets = group_by_bucket(scan(data, project_at(options.project).folder).samples, data)
     for bucket in buckets:
         width, height = bucket.size
-        print(f"{width:5} x {height:<5} {len(bucket.images):5} images {bucket.images_per_epoch:6} seen an epoch")
+        per_epoch = f"{bucket.images_per_epoch:6} per epoch (with repeats)"
+        print(f"{width:5} x {height:<5} {len(bucket.images):5} images {per_epoch}")
     for fitted in (fitted for bucket in buckets for fitted in bucket.images):
-        notes = [f"{fitted.lost:.0%} cut off"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
+        notes = [f"{fitted.lost:.0%} lost to cropping"] * (fitted.lost >= CUT) + [f"enlarged x {fitted.scale:.2f}"] * (
             fitted.scale > 1
         )
         if notes:

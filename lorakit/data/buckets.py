@@ -43,7 +43,7 @@ class FittedImage:
 
     @property
     def lost(self) -> float:
-        """Share (0 to 1) of the image that is cut off."""
+        """Share (0 to 1) of the image's area that cropping loses."""
         return 1 - self.kept[2] * self.kept[3]
 
 
@@ -110,7 +110,7 @@ def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
 
 
 def resize_and_crop(image: Image.Image, how: Fit, *, flip: bool = False) -> Image.Image:
-    """The training image: resized (Lanczos), cropped, mirrored when asked."""
+    """The training image: resized (Lanczos), cropped, then flipped if `flip`."""
     (left, top), (width, height) = how.crop, how.size
     if image.size != how.resized:
         image = image.resize(how.resized, Image.Resampling.LANCZOS)

@@ -58,17 +58,17 @@ class Feed:
         self.latents, self.text = Cache(cache / "latents"), Cache(cache / "text")
 
     def fill_caches(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
-        """Encode what the caches lack: images (and mirror images), every text that can be drawn, and `prompts`."""
+        """Encode what the caches lack: images (flipped too), every caption that training can use, `prompts`."""
         yield from self._fill("images", self.cached_images(), self.latents, lambda item: self._encode_image(*item))
         yield from self._fill("captions", self.cached_texts(prompts), self.text, self.model.encode_text)
 
     def cached_images(self) -> dict[Path, tuple[Sample, bool]]:
-        """Cache file -> (sample, mirrored) of everything that is cached of the images."""
-        wanted = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
-        return {self._image_path(*item): item for item in wanted}
+        """Cache file -> (sample, flipped) of every image to be cached; empty without `cache_latents`."""
+        items = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
+        return {self._image_path(*item): item for item in items}
 
     def cached_texts(self, prompts: tuple[str, ...]) -> dict[Path, str]:
-        """Cache file -> text of everything that is cached of the captions and of `prompts`."""
+        """Cache file -> text of every caption and of `prompts`; empty without `cache_text`."""
         if not self.config.cache_text:
             return {}
         texts = [
@@ -78,10 +78,10 @@ class Feed:
         ]
         return {self._text_path(text): text for text in [*texts, *prompts]}
 
-    def _fill(self, what: str, wanted: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
-        missing = cache.missing(wanted)
+    def _fill(self, what: str, items: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
+        missing = cache.missing(items)
         for done, path in enumerate(missing, 1):
-            cache.write(path, encode(wanted[path]))
+            cache.write(path, encode(items[path]))
             if done * 20 // len(missing) > (done - 1) * 20 // len(missing):  # at most 20 lines in the log
                 yield Progress(what=what, done=done, total=len(missing))
 
@@ -117,16 +117,19 @@ class Feed:
 
     def _size(self, sample: Sample, flip: bool) -> Size:
         how = buckets.fit(sample.width, sample.height, self.config)
+        # flipping comes after cropping: the plain image's right margin is the flipped one's left margin
         left = how.resized[0] - how.size[0] - how.crop[0] if flip else how.crop[0]
         return Size((sample.width, sample.height), (left, how.crop[1]), how.size)
 
     def image(self, sample: Sample, flip: bool) -> Tensors:
+        """What the model encodes of one image, on the CPU, from the cache where there is one."""
         if self.config.cache_latents:
             return self.latents.get(self._image_path(sample, flip), lambda: self._encode_image(sample, flip))
         return {name: tensor.cpu() for name, tensor in self._encode_image(sample, flip).items()}
 
     def _image_path(self, sample: Sample, flip: bool) -> Path:
         how = buckets.fit(sample.width, sample.height, self.config)
+        # white without masks adds nothing to the key: caches of before there were backgrounds stay valid
         of_alpha = [self.config.background] * (self.config.background != "white") + [MASK] * self.config.alpha_mask
         made_from = (sample.digest, how.size, how.resized, how.crop, flip, *of_alpha)
         return self.latents.path(*self.model.image_key(), *made_from)

@@ -69,11 +69,11 @@ class StatsCache:
         """Each path with its look, in the order given; several are read at once. Whatever was read is remembered, also
         when nobody waits for the rest.
         """
-        wanted, before = list(paths), dict(self._stored)
+        listed, before = list(paths), dict(self._stored)
         with ThreadPoolExecutor(THREADS) as pool:
-            futures = [pool.submit(self._one, path) for path in wanted]
+            futures = [pool.submit(self._one, path) for path in listed]
             try:
-                for path, future in zip(wanted, futures, strict=True):
+                for path, future in zip(listed, futures, strict=True):
                     yield path, future.result()
             finally:
                 for future in futures:

@@ -57,11 +57,11 @@ def wipe(path: Path) -> None:
         os.unlink(path)
 
 
-def write_verified(content: Iterable[bytes], target: Path, wanted: str = "") -> Generator[int, None, str]:
+def write_verified(content: Iterable[bytes], target: Path, expected_sha256: str = "") -> Generator[int, None, str]:
     """Write `content` to a file: aside, flushed, read back, renamed. Returns its SHA-256.
 
-    Yields the bytes written since the last yield, 0 while reading back. `wanted` is the SHA-256 that the content must
-    have. Raises OSError; CorruptCopy when what is read back differs: then `target` is what it was.
+    Yields the bytes written since the last yield, 0 while reading back. Where `expected_sha256` is not "", the content
+    must have it. Raises OSError; CorruptCopy when what is read back differs: then `target` is what it was.
     """
     part, sent = temporary_path(target), hashlib.sha256()
     size = 0
@@ -74,7 +74,7 @@ def write_verified(content: Iterable[bytes], target: Path, wanted: str = "") -> 
                 yield len(block)
             file.flush()
             os.fsync(file.fileno())
-        if wanted and sent.hexdigest() != wanted:
+        if expected_sha256 and sent.hexdigest() != expected_sha256:
             raise CorruptCopy(errno.EIO, "the file to be copied is damaged", str(target))
         yield 0
         yield from _reading_back(part, 0, size, sent.hexdigest())
@@ -90,17 +90,17 @@ def write_verified(content: Iterable[bytes], target: Path, wanted: str = "") -> 
     return sent.hexdigest()
 
 
-def copy_verified(source: Path, target: Path, wanted: str = "") -> Generator[int, None, str]:
-    """`writing` from a file, as it is when this begins; later growth is left for the next time."""
+def copy_verified(source: Path, target: Path, expected_sha256: str = "") -> Generator[int, None, str]:
+    """Write a copy of a file with `write_verified`. What is appended to the file meanwhile is not copied."""
     with open(source, "rb") as file:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return (yield from write_verified(blocks(file, os.fstat(file.fileno()).st_size), target, wanted))
+        return (yield from write_verified(blocks(file, os.fstat(file.fileno()).st_size), target, expected_sha256))
 
 
 def append_verified(source: Path, size: int, target: Path, size_there: int) -> Iterator[int]:
-    """Append to a copy what the first `size` bytes of its source have beyond `known`, and read it back.
+    """Append to a copy what the first `size` bytes of its source have beyond `size_there`, and read it back.
 
-    A copy that has not exactly `known` bytes is written anew. For logs: a torn end is one torn line.
+    A copy that has not exactly `size_there` bytes is written anew. For logs: a torn end is one torn line.
     """
     with open(source, "rb") as file:
         if not size_there or size_there > size or not target.exists() or target.stat().st_size != size_there:
@@ -119,7 +119,7 @@ def append_verified(source: Path, size: int, target: Path, size_there: int) -> I
     yield from _reading_back(target, size_there, size, added.hexdigest())
 
 
-def _reading_back(path: Path, start: int, end: int, wanted: str) -> Iterator[int]:
+def _reading_back(path: Path, start: int, end: int, expected_sha256: str) -> Iterator[int]:
     """Check that the bytes from `start` to `end`, where the file must end, are those that were written."""
     hasher = hashlib.sha256()
     with open(path, "rb") as file:
@@ -131,5 +131,5 @@ def _reading_back(path: Path, start: int, end: int, wanted: str) -> Iterator[int
         for block in blocks(file):
             hasher.update(block)
             yield 0
-    if hasher.hexdigest() != wanted:
+    if hasher.hexdigest() != expected_sha256:
         raise CorruptCopy(errno.EIO, "other bytes are there when read back", str(path))

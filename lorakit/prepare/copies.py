@@ -52,10 +52,10 @@ class Copies:
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.root / name, data)
 
-    def remove_all_but(self, wanted: set[str]) -> Iterator[Note]:
-        """Remove what is no longer wanted: an image and its caption together, unless one of them was changed."""
+    def remove_all_but(self, names_to_keep: set[str]) -> Iterator[Note]:
+        """Remove the other copies: an image and its caption together, unless one of them was changed."""
         groups: dict[str, list[str]] = {}
-        for name in sorted(self.keys.keys() - wanted):
+        for name in sorted(self.keys.keys() - names_to_keep):
             groups.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
         for names in groups.values():
             yield from self.remove(tuple(names))

@@ -116,7 +116,7 @@ class PrepareConfig(Config):
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Copy:
     """An image that is to be there: `name` is its path inside the folder."""
 
     name: str
@@ -151,7 +151,7 @@ def config_of_originals(project: Project, config: DataConfig) -> DataConfig:
 def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
     """Write a copy of every usable image as PNG into `<project>/prepared/`, with its caption, in the same folders.
 
-    Run again, or cut and run again, it makes anew only what changed, and removes what is no longer wanted. Captions and
+    Run again, or cut and run again, it makes anew only what changed, and removes what is no longer needed. Captions and
     images that were changed there are kept, and the originals are only read. An image that fails is left out. Yields
     progress, and a note for everything that is left out or kept. When `config` is about the prepared images, their
     `originals` are meant. Raises DataError without images, BoxError, PrepareError, DiskFull.
@@ -220,9 +220,9 @@ def _is_alike(one: ImageStats, other: ImageStats, bits: int) -> bool:
     return bool(apart <= measures.MAX_COLOUR_DISTANCE)
 
 
-def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wanted]:
+def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Copy]:
     """The images that are to be there; no two have names that differ in their endings only, as they had a caption."""
-    by_name: dict[str, _Wanted] = {}
+    by_name: dict[str, _Copy] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):  # a-2.png, which keeps its name, is before a.png
         plain = str(PurePosixPath(sample.name).with_suffix(""))
         own = boxes.of(sample.name) if how.crop else ()
@@ -231,7 +231,7 @@ def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Wa
             stem = f"{plain}-{called}" if called else plain if number == 1 else f"{plain}-{number}"
             spellings = itertools.chain([stem], (f"{stem}-{again}" for again in itertools.count(2)))
             spelled = next(one for one in spellings if one not in by_name)
-            by_name[spelled] = _Wanted(f"{spelled}.png", sample, box)
+            by_name[spelled] = _Copy(f"{spelled}.png", sample, box)
     return list(by_name.values())
 
 
@@ -273,11 +273,11 @@ def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
-    """The bytes of an image that is to be there; a text: why it cannot be made."""
+def _png(copy: _Copy, how: PrepareConfig) -> bytes | str:
+    """A copy as PNG bytes, or a text that says why it cannot be made."""
     packed = io.BytesIO()
     try:
-        prepare_image(wanted.sample.path, wanted.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
+        prepare_image(copy.sample.path, copy.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
     except (ImageError, BoxError) as error:
         return str(error)
     except OSError as error:
@@ -289,21 +289,21 @@ def _png(wanted: _Wanted, how: PrepareConfig) -> bytes | str:
 
 
 def _write_copies(
-    copies: Copies, wanted: list[_Wanted], config: DataConfig, how: PrepareConfig
+    copies: Copies, planned: list[_Copy], config: DataConfig, how: PrepareConfig
 ) -> Iterator[Progress | Note]:
     """Write, replace and remove copies until the folder is as configured."""
-    captions = {one.name: str(PurePosixPath(one.name).with_suffix(config.caption_extension)) for one in wanted}
+    captions = {one.name: str(PurePosixPath(one.name).with_suffix(config.caption_extension)) for one in planned}
     yield from copies.remove_all_but({*captions, *captions.values()})
     missing = []
-    for one in wanted:
+    for one in planned:
         state = copies.state(one.name)
         if state == "changed":
             yield Note("kept", f"{FOLDER}/{one.name}", "was changed there and is kept; delete it to have it made anew.")
         elif state != "made" or copies.keys[one.name] != one.key(how):
             missing.append(one)
         yield from _captioned(copies, captions[one.name], one.sample.written)
-    done = len(wanted) - len(missing)
-    yield Progress(what="images prepared", done=done, total=len(wanted))
+    done = len(planned) - len(missing)
+    yield Progress(what="images prepared", done=done, total=len(planned))
     with ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1)) as makers:
         for begin in range(0, len(missing), AHEAD):
             batch = missing[begin : begin + AHEAD]
@@ -314,7 +314,7 @@ def _write_copies(
                     yield from copies.remove((one.name, captions[one.name]))
                 else:
                     copies.write(one.name, data, one.key(how))
-                yield Progress(what="images prepared", done=done, total=len(wanted))
+                yield Progress(what="images prepared", done=done, total=len(planned))
 
 
 def _captioned(copies: Copies, name: str, text: str) -> Iterator[Note]:

@@ -102,8 +102,8 @@ def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Op
         return (yield from _uploaded(source, desk))
     path = Path(source).expanduser().absolute()
     if path.is_dir():
-        dataset, given = project.dataset.resolve(), path.resolve()
-        if dataset in (given, *given.parents) or given in dataset.parents:
+        dataset, folder = project.dataset.resolve(), path.resolve()
+        if dataset in (folder, *folder.parents) or folder in dataset.parents:
             raise IntakeError(f"{path} and the dataset {project.dataset} lie in each other; what is there is in use.")
         files = yield from _walked(path)
         own = path.name if _says_repeats(path.name) and not is_placed else ""
@@ -197,9 +197,9 @@ def _adding(project: Project, files: list[_File], concept: str, desk: Path | Non
     with ThreadPoolExecutor(READERS) as readers:
         waiting = iter(groups.values())
         while batch := list(itertools.islice(waiting, AHEAD)):
-            wanted = [(file, shelf.folder(file.name, concept)) for group in batch for file in group]
-            here = readers.map(lambda pair: _brought(*pair, desk), wanted)
-            arrived = {file.name: found for (file, _), found in zip(wanted, here, strict=True)}
+            targets = [(file, shelf.folder(file.name, concept)) for group in batch for file in group]
+            here = readers.map(lambda pair: _brought(*pair, desk), targets)
+            arrived = {file.name: result for (file, _), result in zip(targets, here, strict=True)}
             for group in batch:
                 for file in group:
                     if isinstance(why := arrived[file.name], str):

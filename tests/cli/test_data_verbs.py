@@ -60,9 +60,9 @@ def test_buckets_are_listed_with_cropped_and_enlarged_images(project, call, caps
     small = [f"--set=data.{name}" for name in ("resolution=128", "min_bucket_reso=64", "max_bucket_reso=256")]
     call("buckets", project.folder, *small)
     message = capsys.readouterr().out
-    assert "  128 x 128       2 images      6 seen an epoch" in message
+    assert "  128 x 128       2 images      6 per epoch (with repeats)" in message
     assert message.index("128 x 128") < message.index("64 x 64"), "the fullest first"
-    assert "tiny.png: enlarged x 1.60" in message and "wide.png: 17% cut off" in message
+    assert "tiny.png: enlarged x 1.60" in message and "wide.png: 17% lost to cropping" in message
 
 
 def test_what_is_no_setting_and_no_project_is_refused(project, call):

@@ -136,7 +136,7 @@ def test_caches_tell_masks_and_backgrounds_apart_and_the_default_is_what_it_was(
     paths = []
     for change in ({}, {"alpha_mask": True}, {"background": "#ff0000"}, {"alpha_mask": True, "background": "black"}):
         feed.config = replace(plain, **change)
-        paths.append(feed._image_path(sample, False))
+        paths += [path for path, item in feed.cached_images().items() if item == (sample, False)]
     assert len(set(paths)) == 4
     made_from = (*session.model.image_key(), sample.digest, (64, 64), (64, 64), (0, 0), False)
     assert paths[0] == feed.latents.path(*made_from)  # as before there were masks
@@ -147,13 +147,13 @@ def test_caches_tell_masks_and_backgrounds_apart_and_the_default_is_what_it_was(
 def test_an_image_is_encoded_as_if_it_had_been_painted_on_the_background(masked, background):
     session = Session(masked)
     feed, sample = session.feed, session.feed.samples[0]
-    feed.config = replace(feed.config, background=background, alpha_mask=False)
-    found = feed._encode_image(sample, False)
+    feed.config = replace(feed.config, background=background, alpha_mask=False, cache_latents=False)
+    encoded = feed.image(sample, False)
     image = Image.open(sample.path)
     flat = Image.new("RGB", image.size, background)
     flat.paste(image, mask=image.getchannel("A"))
     flat.save(sample.path)
-    assert_same_bits(found, feed._encode_image(sample, False))
+    assert_same_bits(encoded, feed.image(sample, False))
 
 
 @pytest.mark.parametrize("wrong", ["", "whiteish", "#fff", "#12345g", "rgb(1,2,3)", "white "])
