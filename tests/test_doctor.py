@@ -39,7 +39,7 @@ T4 = {
 @pytest.fixture(autouse=True)
 def one_probe(monkeypatch):
     """A process with torch takes seconds: these tests start it once, or set what it would return."""
-    monkeypatch.setattr(doctor, "_known", dict(_probed()))
+    monkeypatch.setattr(doctor, "_cached_facts", dict(_probed()))
 
 
 def _probed(found={}):  # noqa: B006 (the memory between tests is what it is for)
@@ -103,7 +103,7 @@ def test_versions_are_compared_as_numbers(found, needed, fits):
 
 
 def test_torch_is_queried_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_known", {})
+    monkeypatch.setattr(doctor, "_cached_facts", {})
     asked = []
     monkeypatch.setattr(gpu, "query", lambda: asked.append(1) or {**T4})
     check_machine(tmp_path)
@@ -112,7 +112,7 @@ def test_torch_is_queried_once(monkeypatch, tmp_path):
 
 
 def test_a_problem_that_can_be_fixed_meanwhile_is_checked_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_known", {})
+    monkeypatch.setattr(doctor, "_cached_facts", {})
     answers = iter([{**T4, "free": 1e9}, {**T4}])
     monkeypatch.setattr(gpu, "query", lambda: next(answers))
     assert "shut down its kernel" in checks(tmp_path)["GPU memory"].fix
