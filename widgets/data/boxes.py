@@ -127,10 +127,6 @@ class BoxForm:
         else:
             self._act(lambda: self.place(drawn))
 
-    def _slid(self, change: dict) -> None:
-        if not self._silent:
-            self._act(lambda: self.place(Box(*(self.sliders[edge].value for edge in EDGES))))
-
     def _act(self, action: Callable[[], None]) -> None:
         """Run an action of the user; show the error if it fails."""
         if self._silent:
@@ -149,7 +145,11 @@ class BoxForm:
         self.names = ipywidgets.Dropdown(layout=ipywidgets.Layout(flex="1 1 160px", width="auto", min_width="0"))
         self.names.observe(lambda change: self._act(lambda: self._turn(change["new"])), "value")
         self.text, self.problem = ipywidgets.HTML(), ipywidgets.HTML()
-        self.sliders = {edge: self._slider(label) for edge, label in zip(EDGES, _labels(), strict=True)}
+        self.sliders = {edge: _slider(label) for edge, label in zip(EDGES, _labels(), strict=True)}
+        for slider in self.sliders.values():
+            slider.observe(
+                lambda _: self._act(lambda: self.place(Box(*(self.sliders[edge].value for edge in EDGES)))), "value"
+            )
         self.rows = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%"))
         head = [
             _button("", "chevron-left", lambda: self._act(lambda: self.turn(-1)), say("previous image"), "38px"),
@@ -178,16 +178,6 @@ class BoxForm:
         ]
         self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width=f"{SHOWN + 4}px"))
 
-    def _slider(self, label: str) -> Any:
-        slider = ipywidgets.IntSlider(
-            description=label,
-            continuous_update=False,
-            style={"description_width": "64px"},
-            layout=ipywidgets.Layout(width="98%"),
-        )
-        slider.observe(self._slid, "value")
-        return slider
-
     def _draw(self) -> None:
         own = self.boxes
         self.chosen = min(self.chosen, max(0, len(own) - 1))
@@ -195,34 +185,14 @@ class BoxForm:
         try:
             self.names.options = [(f"{'✓' if self._kept.of(name) else '·'} {name}", name) for name in self.samples]
             self.names.value = self.name
-            self._slide(own)
+            shown = own[self.chosen] if own else Box(0, 0, self._sample.width, self._sample.height)
+            _set_sliders(self.sliders, shown, self._sample)
         finally:
             self._silent = False
-        self.text.value = self._help(own)
+        with_boxes = sum(name in self.samples for name in self._kept.names())
+        self.text.value = _help_html(self._sample, bool(own), with_boxes, len(self.samples))
         self.canvas.draw(own, self.chosen)
         self.rows.children = [self._row(index, one) for index, one in enumerate(own)]
-
-    def _slide(self, own: tuple[Box, ...]) -> None:
-        sample = self._sample
-        shown = own[self.chosen] if own else Box(0, 0, sample.width, sample.height)
-        for edge, slider in self.sliders.items():
-            side = sample.width if edge in ("left", "width") else sample.height
-            slider.min, slider.max = 0, side  # min first 0, so that min and max never cross
-            slider.min = MIN_SIDE if edge in ("width", "height") else 0
-            slider.value = getattr(shown, edge)
-
-    def _help(self, own: tuple[Box, ...]) -> str:
-        n = sum(name in self.samples for name in self._kept.names())
-        text = say("{n} of {total} images have boxes.", n=n, total=len(self.samples))
-        if own:
-            text += " " + say("Drag to redraw the selected box.")
-        else:
-            text += " " + say("Drag on the image to draw a box; without one the whole image is used.")
-        sample = self._sample
-        return (
-            f'<div style="line-height:1.5">{html.escape(text)} '
-            f'<span style="color:{GREY}">{sample.width} × {sample.height} px</span></div>'
-        )
 
     def _row(self, index: int, one: Box) -> Any:
         """One box of the list: choose, name or delete it."""
@@ -242,6 +212,37 @@ class BoxForm:
 def _labels() -> tuple[str, ...]:
     """Labels of the sliders, in the order of EDGES."""
     return say("left"), say("top"), say("width"), say("height")
+
+
+def _slider(label: str) -> Any:
+    return ipywidgets.IntSlider(
+        description=label,
+        continuous_update=False,
+        style={"description_width": "64px"},
+        layout=ipywidgets.Layout(width="98%"),
+    )
+
+
+def _set_sliders(sliders: dict[str, Any], shown: Box, sample: Sample) -> None:
+    """Put the sliders on a box, within the size of its image."""
+    for edge, slider in sliders.items():
+        side = sample.width if edge in ("left", "width") else sample.height
+        # min is first set to 0, so that min and max never cross
+        slider.min, slider.max = 0, side
+        slider.min = MIN_SIDE if edge in ("width", "height") else 0
+        slider.value = getattr(shown, edge)
+
+
+def _help_html(sample: Sample, has_box: bool, with_boxes: int, total: int) -> str:
+    text = say("{n} of {total} images have boxes.", n=with_boxes, total=total)
+    if has_box:
+        text += " " + say("Drag to redraw the selected box.")
+    else:
+        text += " " + say("Drag on the image to draw a box; without one the whole image is used.")
+    return (
+        f'<div style="line-height:1.5">{html.escape(text)} '
+        f'<span style="color:{GREY}">{sample.width} × {sample.height} px</span></div>'
+    )
 
 
 def _button(words: str, icon: str, act: Callable[[], None], tooltip: str, width: str) -> Any:
