@@ -36,7 +36,7 @@ class Thumbnails:
     def prepare(self, samples: Iterable[Sample]) -> None:
         """Create thumbnails that will be needed soon, without waiting for them."""
         for sample in samples:
-            self._ahead.submit(self._made, sample, SIDE)
+            self._ahead.submit(self._create, sample, SIDE)
 
     def _create(self, sample: Sample, side: int) -> bytes | None:
         file = self.folder / f"{sample.digest}-{side}.jpg"
