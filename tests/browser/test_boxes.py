@@ -117,7 +117,7 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     book.page.get_by_title("delete this box").nth(1).click()
     boxes_of(project, FIRST, 1)
     book.page.get_by_title("next image").click()
-    book.until(0, "Without a box", 10)
+    book.until(0, "without one the whole image is used", 10)
     drag(book, (0, 0), (1.2, 0.5))  # beyond the edge
     assert boxes_of(project, SECOND, 1) == [(0, 0, 128, 64)]
     book.open()
