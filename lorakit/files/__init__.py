@@ -12,20 +12,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says when a disk is full
+# Errors of a full disk, and of a user's share (quota) of it.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
-    part = path.with_name(f"{short_name(path.name)}.{os.getpid()}.part")  # two processes may write the same file
+    # The process id in the name: two processes may write the same file at once.
+    part = path.with_name(f"{short_name(path.name)}.{os.getpid()}.part")
     try:
+        # fsync before the rename: otherwise a power cut can leave the new name with an empty file.
         with open(part, "wb") as file:
             # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
             file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:  # on a full disk what was begun would keep its room
+    # On a full disk an unfinished file would keep the space that is missing.
+    except OSError:
         with suppress(OSError):
             part.unlink()
         raise
@@ -34,6 +38,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def short_name(name: str) -> str:
     """A file's name, or a hash of one so long that nothing could be put before or behind it: 255 bytes are the most."""
     raw = os.fsencode(name)
+    # Linux allows 255 bytes a name; 95 are left for what is put before and after it.
     return name if len(raw) <= 160 else hashlib.sha256(raw).hexdigest()
 
 
@@ -43,11 +48,14 @@ def try_lock(lock: Path) -> Iterator[bool]:
     process at a time has to do.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
+    # "ab" creates the file and never empties it. It is not deleted afterwards: another process could
+    # hold a lock on the deleted file while a third one locks a new file of the same name.
     with open(lock, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = True
         except OSError as error:
+            # Any other error means that this file system has no locks.
             is_ours = not isinstance(error, BlockingIOError)
         yield is_ours
 
@@ -56,6 +64,7 @@ def is_locked(lock: Path) -> bool:
     """Whether a living process holds the flock on this file; it is gone when its holder dies, however it dies."""
     try:
         with open(lock, "rb") as file:
+            # A shared lock: two processes that only look do not see each other as holders.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -69,4 +78,5 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, json.dumps(data, indent=1, ensure_ascii=False))
 
 
+# Errors of file systems without flock, such as some network disks.
 NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}

@@ -19,10 +19,15 @@ from lorakit.errors import UserError
 from lorakit.files.copying import blocks, temporary_path
 
 MAX_FILES = 200_000
-MAX_RATIO = 200  # of unpacked to packed size, above SMALL
-SMALL = 1 << 26  # bytes; a few megabytes of text may well be packed a thousandfold
-RESERVE = 1 << 28  # bytes of the disk that stay free
+# Unpacked size / packed size; checked only above SMALL bytes of unpacked size.
+MAX_RATIO = 200
+# bytes; a few megabytes of text may well shrink a thousandfold.
+SMALL = 1 << 26
+# bytes of the disk that stay free
+RESERVE = 1 << 28
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
+# What zipfile and tarfile raise for damaged files; RuntimeError and NotImplementedError stand for
+# encryption and compression methods that they cannot read.
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, NotImplementedError, RuntimeError)
 
 
@@ -35,6 +40,7 @@ def tar_bytes(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
 
     Nothing is compressed, since images and tensors are not compressible. Raises ArchiveError when a file shrinks.
     """
+    # Sorted, and without times, owners and modes: the bytes depend on names and content only.
     for name, path in sorted(files):
         with open(path, "rb") as file:
             entry = tarfile.TarInfo(name)
@@ -46,6 +52,7 @@ def tar_bytes(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
                 yield block
             if left:
                 raise ArchiveError(f"{path} became shorter while it was packed; this is tried again.")
+            # A tar consists of 512-byte blocks: each file is padded to whole ones, two empty ones end it.
             yield b"\0" * (-entry.size % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
@@ -62,12 +69,14 @@ def unpack(file: Path, folder: Path) -> Iterator[int]:
     damaged and encrypted archives, for more than MAX_FILES files, and for more bytes than the disk has or than
     MAX_RATIO times the archive's.
     """
+    # Unpacked under a temporary name, so that an interrupted call leaves no half dataset.
     part = temporary_path(folder)
     part.mkdir(parents=True)
     try:
         with open(file, "rb") as opened:
             limit = _Limit(file, part)
-            if tarfile.is_tarfile(opened):  # first: a tar may hold a zip, whose end looks like a zip's
+            # First: a tar may hold a zip at its end, which zipfile would open instead of the tar.
+            if tarfile.is_tarfile(opened):
                 opened.seek(0)
                 yield from _untarring(opened, part, limit)
             elif zipfile.is_zipfile(opened):
@@ -91,6 +100,7 @@ class _Limit:
     def __init__(self, file: Path, folder: Path):
         self.file, self.files, self.bytes = file, 0, 0
         self.room = max(0, shutil.disk_usage(folder).free - RESERVE)
+        # Bytes counted while unpacking: sizes in an archive's headers can be wrong on purpose.
         self.ratio = max(SMALL, MAX_RATIO * file.stat().st_size)
 
     def one_more(self) -> None:
@@ -117,7 +127,9 @@ def _unzipping(opened: BinaryIO, folder: Path, limit: _Limit) -> Iterator[int]:
         for entry in archive.infolist():
             limit.one_more()
             name = _spelled(entry)
+            # The upper 16 bits hold the Unix mode; 0 for archives made on Windows.
             kind = stat.S_IFMT(entry.external_attr >> 16)
+            # Bit 0: encrypted.
             if entry.flag_bits & 1:
                 raise ArchiveError(f"{limit.file} is encrypted; pack it again without a password.")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -141,10 +153,13 @@ def _untarring(opened: BinaryIO, folder: Path, limit: _Limit) -> Iterator[int]:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             yield from _storing(archive.extractfile(entry), target, limit)
+        # tarfile takes the end of a file that was uploaded halfway for the end of the archive. A whole tar
+        # goes on with at least one block of zeros.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") or archive.fileobj.tell() == archive.offset:
             raise ArchiveError(f"{limit.file} is damaged or incomplete (it has no end): upload it again.")
-        for block in blocks(archive.fileobj):  # to the end, where compressed files have their checksum
+        # Read to the end, where compressed files have their checksum.
+        for block in blocks(archive.fileobj):
             limit.add(len(block))
 
 
@@ -159,6 +174,7 @@ def _storing(source: BinaryIO, target: Path, limit: _Limit) -> Iterator[int]:
 
 def _spelled(entry: zipfile.ZipInfo) -> str:
     """The name of a zip's entry; Windows writes Chinese names in GBK without saying so, read as cp437 by zipfile."""
+    # Bit 11: the name is UTF-8.
     if entry.flag_bits & 0x800 or entry.filename.isascii():
         return entry.filename
     raw = entry.filename.encode("cp437")
@@ -172,6 +188,7 @@ def _spelled(entry: zipfile.ZipInfo) -> str:
 
 def _inside(folder: Path, name: str, file: Path) -> Path:
     """Where an entry goes. Raises ArchiveError for names that lead out of the folder."""
+    # Windows' zips may separate folders by backslashes, and start with a drive letter.
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
         raise _refused(file, name, "leads out of the folder")

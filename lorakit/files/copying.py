@@ -13,7 +13,9 @@ from typing import BinaryIO
 
 from lorakit.files import short_name
 
-BLOCK = 1 << 18  # bytes between two signs of life: seconds, even at the 20 kB/s that online disks fall to
+# bytes between two signs of life: seconds apart, even at the 20 kB/s that online disks fall to
+BLOCK = 1 << 18
+# In names of temporary files, so that machines which share a disk do not remove each other's.
 MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
 
 
@@ -44,8 +46,10 @@ def temporary_path(target: Path) -> Path:
 
 def is_abandoned(part: Path) -> bool:
     """Whether a `.part` file is of a process of this machine that is gone, or of nobody known for a day."""
+    # .<name>.<machine>.<pid>.part; the name may hold dots, so split from the right.
     *_, machine, pid, _ = part.name.rsplit(".", 3) if part.name.count(".") > 3 else ("", "", "", "")
     if machine == MACHINE and pid.isdigit():
+        # Another process may have the same id by now; then the file stays until that one ends.
         return not Path("/proc", pid).exists()
     return machine != MACHINE
 
@@ -53,6 +57,7 @@ def is_abandoned(part: Path) -> bool:
 def wipe(path: Path) -> None:
     """Remove a file and free its space at once: online disks keep deleted files in their trash for weeks, whole."""
     with contextlib.suppress(FileNotFoundError):
+        # Truncated first: what lands in the trash is then an empty file.
         os.truncate(path, 0)
         os.unlink(path)
 
@@ -72,20 +77,25 @@ def write_verified(content: Iterable[bytes], target: Path, expected_sha256: str 
                 sent.update(block)
                 size += len(block)
                 yield len(block)
+            # fsync, then read back: online disks report writes before they are done.
             file.flush()
             os.fsync(file.fileno())
         if expected_sha256 and sent.hexdigest() != expected_sha256:
             raise CorruptCopy(errno.EIO, "the file to be copied is damaged", str(target))
+        # A yield without bytes is a sign of life: the caller can give up, or count time.
         yield 0
         yield from _reading_back(part, 0, size, sent.hexdigest())
         if target.exists() and target.stat().st_size > BLOCK:
-            os.truncate(target, 0)  # what a rename replaces may go into the trash, too
+            # A file that a rename replaces may go into the trash as well.
+            os.truncate(target, 0)
         os.replace(part, target)
         yield 0
+        # One more check under the final name: what an online disk shows after a rename may be incomplete.
         if (there := target.stat().st_size) != size:
             raise CorruptCopy(errno.EIO, f"{there} of {size} bytes are there after renaming", str(target))
     finally:
-        with contextlib.suppress(OSError):  # of a disk that fails; the .part is removed when it is back
+        # The disk may be gone by now; the .part file is removed when it is back.
+        with contextlib.suppress(OSError):
             wipe(part)
     return sent.hexdigest()
 
@@ -94,6 +104,7 @@ def copy_verified(source: Path, target: Path, expected_sha256: str = "") -> Gene
     """Write a copy of a file with `write_verified`. What is appended to the file meanwhile is not copied."""
     with open(source, "rb") as file:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # The size is taken once: logs grow while they are copied.
         return (yield from write_verified(blocks(file, os.fstat(file.fileno()).st_size), target, expected_sha256))
 
 
@@ -123,7 +134,8 @@ def _reading_back(path: Path, start: int, end: int, expected_sha256: str) -> Ite
     """Check that the bytes from `start` to `end`, where the file must end, are those that were written."""
     hasher = hashlib.sha256()
     with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from this machine's memory
+        # Drop the page cache, so that the bytes come from the disk and not from this machine's memory.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         there = os.fstat(file.fileno()).st_size
         if there != end:
             raise CorruptCopy(errno.EIO, f"{there} of {end} bytes are there when read back", str(path))

@@ -17,7 +17,8 @@ from lorakit.project import Project
 from lorakit.sync.packs import DataChanged
 from lorakit.sync.pending import Due, Pass, Sent
 
-WRONG = {  # what an error of the disk means, and what to do
+# errno -> (what it means for the user, what to do)
+WRONG = {
     errno.ENOSPC: ("is full", "Free some space there (an online disk's trash counts, too)"),
     errno.EDQUOT: ("is full (your share of it)", "Free some space there (an online disk's trash counts, too)"),
     errno.EIO: ("does not read or write properly", "If this stays, mount the disk again"),
@@ -35,15 +36,19 @@ class Copier:
     """One upload pass in a forked process; it ends by itself when nobody reads its messages any more."""
 
     def __init__(self, project: Project, sent: Sent, due: Due, lock: int):
+        # heard: monotonic time of the last message; rest: bytes of a message that is not complete yet.
         self.mount, self.heard, self.rest = mount_of(project.remote), time.monotonic(), b""
         self.reader, writer = os.pipe()
+        # A process and not a thread: a thread that hangs in a system call on a dead mount cannot be ended.
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(lock)  # or a hanging copier would keep the next sync service out
+            # Locks are inherited: a hanging copier would keep the next sync service out.
+            os.close(lock)
             os.close(self.reader)
             try:
                 _copy(Pass(project, sent, due), writer)
-            finally:  # nothing may get back into the watching process's code
+            # os._exit: nothing of the parent's code (exit handlers, callers) may run in this process.
+            finally:
                 if sys.exc_info()[0]:
                     traceback.print_exc()
                 os._exit(0)
@@ -54,6 +59,7 @@ class Copier:
         while b"\n" not in self.rest:
             if not select.select([self.reader], [], [], max(0.0, end - time.monotonic()))[0]:
                 return None
+            # End of the pipe without an "end" message.
             if not (data := os.read(self.reader, 1 << 16)):
                 return {"end": "The copying process died", "cure": "See .sync/mirror.log", "all": False}
             self.rest, self.heard = self.rest + data, time.monotonic()
@@ -85,7 +91,8 @@ def _copy(work: Pass, writer: int) -> None:
         why = error.strerror or error
         detail = f" ({why}: {error.filename})" if error.filename else f" ({why})"
         end = {"end": f"{work.remote} {what}{detail}", "cure": cure, "all": False}
-    with suppress(BrokenPipeError):  # nobody listens any more: what broke the pass off, perhaps
+    # The watching process is gone, perhaps the reason for the error above.
+    with suppress(BrokenPipeError):
         os.write(writer, json.dumps(end).encode() + b"\n")
 
 
@@ -95,6 +102,8 @@ def mount_of(path: Path) -> str:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except FileNotFoundError:
         return ""
+    # Fields 4 and 0 of a line: mount point (spaces as \040) and mount id.
     points = [(fields[4].replace("\\040", " "), fields[0]) for fields in map(str.split, lines)]
     above = [(point, number) for point, number in points if f"{path}/".startswith(point.rstrip("/") + "/")]
-    return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else ""  # of two at one place the later
+    # The longest mount point above the path; of two at the same place the later one hides the other.
+    return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else ""

@@ -10,33 +10,36 @@ from lorakit.files.copying import copy_verified
 from lorakit.hub.files import ModelFileError, verify_safetensors
 from lorakit.project import Project
 
-MARK = "lorakit.json"  # in a remote; without it the disk is not there, or the folder is another one
+# File in every remote. Without it the disk is not mounted, or the folder is not a remote.
+MARK = "lorakit.json"
 
 
-def want(project: Project, files: dict[str, int]) -> None:
+def enqueue(project: Project, files: dict[str, int]) -> None:
     """Add files (path below the project -> bytes) to the download list, before those already on it."""
     project.sync.mkdir(exist_ok=True)
-    write_json(project.sync / "wanted.json", {**files, **wanted(project)})
+    # New files first: the order of the list is the order of downloads.
+    write_json(project.sync / "wanted.json", {**files, **queued(project)})
 
 
-def wanted(project: Project) -> dict[str, int]:
+def queued(project: Project) -> dict[str, int]:
     """Files still to download, and their bytes."""
     try:
         files = json.loads((project.sync / "wanted.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    done = brought(project)
+    done = downloaded(project)
     return {name: size for name, size in files.items() if name not in done}
 
 
-def brought(project: Project) -> dict[str, list[int]]:
+def downloaded(project: Project) -> dict[str, list[int]]:
     """Downloaded files: name -> [bytes, mtime in ns] of the local copy; [] for one that was skipped."""
     file, entries = project.sync / "brought.jsonl", {}
     for line in file.read_bytes().splitlines() if file.exists() else []:
         try:
             name, stamp = json.loads(line)
         except ValueError:
-            continue  # torn by a kill; that file is downloaded again
+            # A line torn by a kill: that file is downloaded again.
+            continue
         entries[name] = stamp
     return entries
 
@@ -44,7 +47,8 @@ def brought(project: Project) -> dict[str, list[int]]:
 def _remember(project: Project, name: str, stamp: list[int]) -> None:
     """Record that a local file equals the remote one."""
     project.sync.mkdir(exist_ok=True)
-    with open(project.sync / "brought.jsonl", "ab", buffering=0) as file:  # one write: processes may do it at once
+    # Unbuffered append is one write call, so lines of several processes do not mix.
+    with open(project.sync / "brought.jsonl", "ab", buffering=0) as file:
         file.write(json.dumps([name, stamp]).encode() + b"\n")
 
 
@@ -54,13 +58,13 @@ def forget(project: Project) -> None:
         (project.sync / name).unlink(missing_ok=True)
 
 
-def bringing(project: Project) -> Iterator[tuple[int, str]]:
+def downloading(project: Project) -> Iterator[tuple[int, str]]:
     """Download the listed files and verify them.
 
     Yields (bytes, "") for every block and (0, sentence) for each file that is skipped. Raises OSError when the remote
     fails; the rest is downloaded next time.
     """
-    for name in wanted(project):
+    for name in queued(project):
         source, target = project.remote / name, project.folder / name
         try:
             if not target.exists():
@@ -68,6 +72,7 @@ def bringing(project: Project) -> Iterator[tuple[int, str]]:
             if target.suffix == ".safetensors":
                 verify_safetensors(target)
         except FileNotFoundError:
+            # Not this file is missing but the whole disk.
             if not (project.remote / MARK).exists():
                 raise
             _remember(project, name, [])

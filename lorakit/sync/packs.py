@@ -18,12 +18,18 @@ from lorakit.files.archive import tar_bytes
 from lorakit.files.copying import sha256_of, wipe, write_verified
 from lorakit.project import Project
 
-ARCHIVES = "archives"  # folder on the remote
-MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")  # folders of many, or of often changed, files
-ALONE = ("cache", "tags")  # no file of these is moved to another such folder, or from there
-TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")  # a corrected caption sends no image again
-LARGE, TRICKLE = 32_000_000, 0.2  # bytes of archives, and the share of them below which changes may wait for more
-Stamps = dict[str, tuple[int, int]]  # name inside the folder -> (bytes, mtime in ns)
+# folder on the remote
+ARCHIVES = "archives"
+# Folders with many small files, or files that change often.
+MANY = re.compile(r"dataset[\w.-]*|prepared|set-aside|tags|cache")
+# Files never move between these folders and others; between the rest they do (exclude, restore).
+ALONE = ("cache", "tags")
+# Captions and metadata have an archive of their own: editing a caption uploads no image again.
+TEXTS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".yaml", ".toml")
+# Archives above LARGE bytes of which less than this share changed are uploaded less often.
+LARGE, TRICKLE = 32_000_000, 0.2
+# name inside the folder -> (bytes, mtime in ns)
+Stamps = dict[str, tuple[int, int]]
 
 
 class DataChanged(OSError):
@@ -59,7 +65,8 @@ def group(folder: str, name: str) -> str:
     """Name of the archive that a file belongs to."""
     if folder == "cache":
         return "all"
-    return "texts" if name.lower().endswith(TEXTS) else "pictures"  # names of archives on disk
+    # These names are part of stored file names.
+    return "texts" if name.lower().endswith(TEXTS) else "pictures"
 
 
 def stamps(folder: Path) -> Stamps:
@@ -69,9 +76,11 @@ def stamps(folder: Path) -> Stamps:
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and not name.endswith((".part", ".lock")):
-                with suppress(OSError):  # it goes while others are looked at, or is a link that leads nowhere
+                # A file may vanish during the walk, or be a dangling link.
+                with suppress(OSError):
                     status = os.stat(os.path.join(parent, name))
-                    if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+                    # Only plain files: opening a pipe would block.
+                    if stat.S_ISREG(status.st_mode):
                         path = os.path.relpath(os.path.join(parent, name), folder)
                         result[path] = (status.st_size, status.st_mtime_ns)
     return result
@@ -118,9 +127,11 @@ def manifest(remote: Path, folder: str) -> Path:
 def ids(project: Project, folder: str, now: Stamps, entry: dict[str, Any]) -> dict[str, str]:
     """The content of each file here by its SHA-256; by its size in the cache, where names are hashes already."""
     if folder == "cache":
+        # Cache files are named by a hash of their inputs, so name and size identify them.
         return {name: str(size) for name, (size, _) in now.items()}
     before = entry["stamps"]
     return {
+        # Hashing reads the whole file, so it is skipped while size and mtime are the same.
         name: before[name][2] if before.get(name, [])[:2] == [*stamp] else sha256_of(project.folder / folder / name)
         for name, stamp in now.items()
     }
@@ -139,6 +150,7 @@ def patience(project: Project, folder: str, now: Stamps) -> int:
     changed = _changed(project, folder, now)
     groups = {group(folder, name) for name in changed}
     whole = _bytes(now, {name for name in now if group(folder, name) in groups})
+    # A changed file means uploading its whole archive.
     is_trickle = whole > LARGE and _bytes(now, changed) < TRICKLE * whole
     return 9 if is_trickle else 3 if folder == "cache" else 1
 
@@ -149,6 +161,7 @@ def _changed(project: Project, folder: str, now: Stamps) -> set[str]:
     here = {name: [*stamp] for name, stamp in now.items()}
     there = {name: stamp[:2] for name, stamp in entry["stamps"].items()}
     changed = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
+    # Files whose archive is missing there, and files that differ here from what both sides had last.
     changed |= {name for name in here if group(folder, name) not in entry["packs"]}
     changed |= {n for n in here.keys() & entry["stamps"].keys() if entry["files"].get(n) != entry["stamps"][n][2]}
     return changed | (entry["files"].keys() - here.keys())
@@ -173,6 +186,7 @@ def sending(project: Project, folder: str) -> Iterator[int]:
 def alone(project: Project) -> Iterator[bool]:
     """Whether no other process brings or sends the project's archives, nor will while this context lasts."""
     project.sync.mkdir(parents=True, exist_ok=True)
+    # Unlike `try_lock`, a local disk without locks is an error here.
     with open(project.sync / "packs.lock", "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,6 +199,7 @@ def alone(project: Project) -> Iterator[bool]:
 def _updated(project: Project, folder: str) -> Iterator[int]:
     remote, entry, now = project.remote, record(project, folder), stamps(project.folder / folder)
     there = listed(remote, folder)
+    # No list, or a damaged one: upload all archives again.
     if there is None:
         entry["packs"] = {}
     elif there["packs"] != entry["seen"]:
@@ -193,17 +208,21 @@ def _updated(project: Project, folder: str) -> Iterator[int]:
     content = ids(project, folder, now, entry)
     packs, sent = {}, []
     for name in sorted({group(folder, inside) for inside in content}):
-        inside = {file: found for file, found in sorted(content.items()) if group(folder, file) == name}
+        inside = {file: digest for file, digest in sorted(content.items()) if group(folder, file) == name}
+        # The name is a hash of the content: an interrupted upload never overwrites a valid archive.
         title = hashlib.sha256(json.dumps(inside).encode()).hexdigest()[:12]
         target = remote / ARCHIVES / f"{folder}-{name}-{title}.tar"
         packs[name] = entry["packs"].get(name)
         if packs[name] is None or packs[name]["file"] != target.name:
             packs[name] = yield from _sending(project, folder, inside, target)
             sent.append(target)
+    # Files changed while they were packed: discard what was uploaded, and try again next time.
     if stamps(project.folder / folder) != now:
         for target in sent:
             wipe(target)
         return
+    # Archives first, then the list that names them, then delete the old ones: at every moment the list
+    # on the remote names archives that exist.
     kept = {"files": content, "packs": packs, "home": entry["home"], "archives": entry["archives"]}
     if kept != there:
         manifest(remote, folder).parent.mkdir(exist_ok=True)

@@ -20,12 +20,15 @@ from lorakit.files.copying import append_verified, blocks, copy_verified, is_aba
 from lorakit.project import Project, Run
 from lorakit.run.checkpoint import COMPLETE, STATE
 from lorakit.sync import packs
-from lorakit.sync.fetch import MARK, bringing, brought, forget
+from lorakit.sync.fetch import MARK, downloaded, downloading, forget
 from lorakit.sync.remote_lock import STAMP, machine, read_stamp
 
-KEEP = 2  # confirmed states on the remote before an older one goes
+# Confirmed training states on the remote before an older one is deleted.
+KEEP = 2
 LOGS = (".jsonl", ".log")
-ENOUGH = 3  # files in a row that fail before others of their kind wait for the next pass
+# Failures in a row after which other files of the same rank wait for the next pass.
+ENOUGH = 3
+# Names that are never uploaded: hidden, unfinished, or of this machine alone.
 UNSENT = re.compile(r"\..*|.*\.(part|lock|pid|tmp)|home\.json|heartbeat.*|" + re.escape(STAMP))
 
 
@@ -35,9 +38,8 @@ class Sent:
 
     files: dict[str, list[int]] = field(default_factory=dict)
     states: dict[str, dict[str, str]] = field(default_factory=dict)
-    remote_id: str = (
-        ""  # content of the remote's mark file; stored as "home". Another one: another remote, or made anew
-    )
+    # Content of the remote's mark file (stored as "home"). Another content is another remote.
+    remote_id: str = ""
 
     @classmethod
     def of(cls, project: Project) -> Sent:
@@ -47,12 +49,12 @@ class Sent:
             sent = cls(stored["files"], stored["states"], stored["home"])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             sent = cls()
-        sent.count_brought(project)
+        sent.count_downloaded(project)
         return sent
 
-    def count_brought(self, project: Project) -> None:
+    def count_downloaded(self, project: Project) -> None:
         """Count downloaded files as uploaded, unless they were rewritten here since."""
-        for name, stamp in brought(project).items():
+        for name, stamp in downloaded(project).items():
             if stamp and self.files.get(name) != stamp:
                 with contextlib.suppress(FileNotFoundError):
                     status = os.stat(project.folder / name)
@@ -82,10 +84,14 @@ class Sent:
 class Due:
     """What the next pass may upload."""
 
-    logs: bool  # they grow at every step, so not always
-    packs: tuple[str, ...]  # folders that nobody has written into for a while
-    training: dict[str, int]  # run -> its step; -1: its trainer is gone. Reported to other machines
-    announced: frozenset[str]  # runs whose training was announced before
+    # logs grow at every step, so they are not part of every pass
+    logs: bool
+    # folders without changes for a while
+    packs: tuple[str, ...]
+    # run -> its step, for other machines; -1: its trainer is gone
+    training: dict[str, int]
+    # runs that an earlier pass announced as training here
+    announced: frozenset[str]
 
 
 def files(project: Project) -> dict[str, list[int]]:
@@ -93,18 +99,23 @@ def files(project: Project) -> dict[str, list[int]]:
     paths = []
     for parent, inside, names in os.walk(project.folder):
         top = Path(parent).relative_to(project.folder)
+        # os.walk descends into what is left in the list: archived folders and training states have
+        # their own ways of being uploaded.
         inside[:] = [n for n in inside if not n.startswith(".") and not (top == Path() and packs.is_packed(n))]
         if len(top.parts) == 2 and top.parts[0] == "runs" and "states" in inside:
             inside.remove("states")
         for name in names:
             if not UNSENT.fullmatch(name):
-                with contextlib.suppress(OSError):  # a file that was just replaced, a link that leads nowhere
+                # A file that was just replaced, or a dangling link.
+                with contextlib.suppress(OSError):
                     status = os.stat(os.path.join(parent, name))
-                    if stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+                    # Only plain files: opening a pipe would block.
+                    if stat.S_ISREG(status.st_mode):
                         paths.append((str(top / name), [status.st_size, status.st_mtime_ns]))
     return dict(sorted(paths, key=lambda item: (_rank(item[0]), item[0])))
 
 
+# 0 settings of the project, 1 of runs, 2 logs, 3 LoRA files, 4 samples and grids, 5 the rest.
 def _rank(name: str) -> int:
     parts = Path(name).parts
     if parts[0] != "runs":
@@ -118,7 +129,8 @@ def states(run: Run) -> dict[str, tuple[str, int]]:
     """step -> (SHA-256, bytes) of every state here that is marked complete, newest first."""
     by_step = {}
     for folder in sorted(run.states.glob("[0-9]*"), reverse=True):
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # just rotated away, or damaged
+        # The trainer may have rotated it away just now, or its mark is damaged.
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             mark = json.loads((folder / COMPLETE).read_bytes())
             by_step[folder.name] = (mark["sha256"], mark["bytes"])
     return by_step
@@ -127,14 +139,15 @@ def states(run: Run) -> dict[str, tuple[str, int]]:
 def unsent_states(run: Run, sent: Sent) -> dict[str, tuple[str, int]]:
     """States of a run to upload: the newest, and the one before while the remote has fewer than KEEP."""
     here, there = states(run), sent.states.get(run.name, {})
-    wanted = list(here.items())[: 1 if len(there) >= KEEP else KEEP]
-    return {step: found for step, found in wanted if there.get(step) != found[0]}
+    candidates = list(here.items())[: 1 if len(there) >= KEEP else KEEP]
+    return {step: state for step, state in candidates if there.get(step) != state[0]}
 
 
 def left(project: Project, sent: Sent) -> tuple[int, int]:
     """Number of files (archives, states) that are not uploaded yet, and their bytes."""
     count, size = 0, 0
     for name, stamp in files(project).items():
+        # Logs are appended to on the remote, so only the new bytes count.
         sent_stamp = sent.files.get(name)
         if sent_stamp != stamp:
             count += 1
@@ -145,7 +158,7 @@ def left(project: Project, sent: Sent) -> tuple[int, int]:
             )
     for run in project.runs():
         pending = unsent_states(run, sent)
-        count, size = count + len(pending), size + sum(found[1] for found in pending.values())
+        count, size = count + len(pending), size + sum(size_of for _, size_of in pending.values())
     for folder in packs.folders(project):
         more, larger = packs.unsent(project, folder, packs.stamps(project.folder / folder))
         count, size = count + more, size + larger
@@ -158,7 +171,8 @@ class Pass:
     def __init__(self, project: Project, sent: Sent, due: Due):
         self.project, self.remote, self.sent, self.due = project, project.remote, sent, due
         self.failed: list[OSError] = []
-        self.in_a_row = 0  # of them; a disk that takes other files is no disk that fails
+        # Failures in a row: a disk that takes other files is not a failing disk.
+        self.in_a_row = 0
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield progress and confirmations as JSON. Raises the first OSError after everything else was tried."""
@@ -171,6 +185,8 @@ class Pass:
         elsewhere = yield from self._stamps()
         yield from self._lost(elsewhere)
         here = files(self.project)
+        # The order matters when a session ends in the middle: settings, captions, then for each run what
+        # another machine needs to resume, then LoRA files and images.
         for rank in (0, 1):
             yield from self._files(here, rank, elsewhere)
         yield from self._packs("texts")
@@ -180,7 +196,9 @@ class Pass:
         for rank in (3, 4, 5):
             yield from self._files(here, rank, elsewhere)
         yield from self._packs("all")
-        yield from self._tried({"note": text} if text else {"bytes": count} for count, text in bringing(self.project))
+        yield from self._tried(
+            {"note": text} if text else {"bytes": count} for count, text in downloading(self.project)
+        )
         if self.failed:
             raise self.failed[0]
 
@@ -191,7 +209,8 @@ class Pass:
             self.in_a_row = 0
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._is_here(error.filename):
-                return  # it was removed here meanwhile
+                # Removed on this machine during the pass, e.g. by rotation.
+                return
             self.failed.append(error)
             self.in_a_row += 1
             if not (self.remote / MARK).exists():
@@ -214,7 +233,8 @@ class Pass:
                 yield {"also": name, "machine": there["machine"]}
             file.parent.mkdir(parents=True, exist_ok=True)
             stamp = {"machine": this_machine, "time": time.time() if step >= 0 else 0, "step": step}
-            file.write_text(json.dumps(stamp))  # not aside: a file replaced every minute fills an online disk's trash
+            # Written in place: a file replaced every minute would fill an online disk's trash.
+            file.write_text(json.dumps(stamp))
             yield {"announced": name, "ends": step < 0}
         return other
 
@@ -247,7 +267,8 @@ class Pass:
         for folder in sorted(self.due.packs, key=lambda folder: packs.loses(self.project, folder)):
             if (which == "all") or folder != "cache":
                 if len(self.failed) > failed and packs.loses(self.project, folder):
-                    continue  # what it lost may be in a folder that did not get uploaded
+                    # Its missing files may be in a folder that was not uploaded: the old archive has the last copy.
+                    continue
                 yield from self._tried({"bytes": count} for count in packs.sending(self.project, folder))
 
     # ---- a run -----------------------------------------------------------------------------------------------
@@ -258,18 +279,19 @@ class Pass:
         """
         if unsent_states(run, self.sent):
             yield from self._loras(run)
-        if pending := unsent_states(run, self.sent):  # anew: a trainer saves, and removes, while many files are sent
+        # Again: the trainer saves and removes states while LoRA files are uploaded.
+        if pending := unsent_states(run, self.sent):
             yield from self._loras(run)
         if pending or self.due.logs:
             for name in here:
                 if _rank(name) == 2 and Path(name).parts[1] == run.name:
                     yield from self._log(name)
         if pending:
-            there = yield from self._at_home(run)
-            for step, (wanted, _) in pending.items():
-                if there.get(step) != wanted:
-                    yield from self._state(run, step, wanted)
-                    there[step] = wanted
+            there = yield from self._confirmed_there(run)
+            for step, (sha256, _) in pending.items():
+                if there.get(step) != sha256:
+                    yield from self._state(run, step, sha256)
+                    there[step] = sha256
                 yield {"states": run.name, "steps": there}
             yield from self._rotated(run, there)
 
@@ -283,9 +305,10 @@ class Pass:
         size = source.stat().st_size
         for count in append_verified(source, size, self.remote / name, self.sent.files.get(name, [0])[0]):
             yield {"bytes": count}
+        # Size and mtime of before the copy: what is appended meanwhile counts as not uploaded.
         yield {"sent": name, "stamp": [size, mtime]}
 
-    def _at_home(self, run: Run) -> Iterator[dict]:
+    def _confirmed_there(self, run: Run) -> Iterator[dict]:
         """Confirmed states whose mark and size are still right on the remote: step -> SHA-256."""
         newest, confirmed = {}, self.sent.states.get(run.name, {})
         folder = self.remote / "runs" / run.name / "states"
@@ -301,22 +324,23 @@ class Pass:
         """Whether a remote state matches the hash in its mark. Reads all of it."""
         hasher = hashlib.sha256()
         try:
-            wanted = json.loads((state / COMPLETE).read_bytes())["sha256"]
+            expected = json.loads((state / COMPLETE).read_bytes())["sha256"]
             with open(state / STATE, "rb") as file:
                 for block in blocks(file):
                     hasher.update(block)
                     yield {"bytes": 0}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return False
-        return hasher.hexdigest() == wanted
+        return hasher.hexdigest() == expected
 
-    def _state(self, run: Run, step: str, wanted: str) -> Iterator[dict]:
+    def _state(self, run: Run, step: str, sha256: str) -> Iterator[dict]:
         """Upload one state, its mark last. If the trainer removes it meanwhile, the open file is still read."""
         source, target = run.states / step, self.remote / "runs" / run.name / "states" / step
         mark = (source / COMPLETE).read_bytes()
+        # The mark goes first and comes last, so a state with a mark is always whole.
         wipe(target / COMPLETE)
         yield {"bytes": 0}
-        for count in copy_verified(source / STATE, target / STATE, wanted):
+        for count in copy_verified(source / STATE, target / STATE, sha256):
             yield {"bytes": count}
         for count in write_verified([mark], target / COMPLETE):
             yield {"bytes": count}

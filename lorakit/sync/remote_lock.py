@@ -12,9 +12,12 @@ from typing import Any
 from lorakit.files.copying import MACHINE
 from lorakit.project import Project, Run
 
-STAMP = "trainer.json"  # in a run's folder on the remote
-OLD = 180.0  # seconds after which a stamp counts for nothing
-ANSWERS = 20.0  # seconds that a small file on the remote may take to be read
+# file in a run's folder on the remote
+STAMP = "trainer.json"
+# seconds without renewal after which a stamp is ignored
+OLD = 180.0
+# seconds to wait for the disk before reading is given up
+ANSWERS = 20.0
 
 
 def machine(project: Project) -> str:
@@ -22,6 +25,7 @@ def machine(project: Project) -> str:
     file = project.sync / "machine"
     if not file.exists():
         project.sync.mkdir(exist_ok=True)
+        # Random bytes: containers of one image often have equal host names.
         file.write_text(f"{MACHINE} {os.urandom(4).hex()}")
     return file.read_text()
 
@@ -45,10 +49,12 @@ def elsewhere(run: Run, *, old: float = OLD) -> str:
     age = time.time() - first["time"]
     if first["machine"] == machine(run.project) or age >= old:
         return ""
-    end = time.monotonic() + old - max(0.0, age)  # clocks differ, and jump: nobody waits longer than `old`
+    # Clocks of machines differ, so `age` can be wrong, even negative: the wait is at most `old`.
+    end = time.monotonic() + old - max(0.0, age)
     while time.monotonic() < end:
         time.sleep(min(2.0, old / 20))
         now = _read(remote / "runs" / run.name / STAMP)
+        # 0: that trainer has ended.
         if now["time"] == 0:
             return ""
         if now["time"] != first["time"]:

@@ -18,8 +18,10 @@ from lorakit.sync import fetch, pending
 from lorakit.sync.pending import LOGS, Sent
 from lorakit.sync.staging import READERS, Copied
 
-IMAGES = 12  # the newest samples of a run are here before it continues, older ones come later
-TWIN = ".home"  # behind a run's name: what the remote has of a run that continued differently here
+# newest samples of a run that are downloaded at once; older ones follow in the background
+IMAGES = 12
+# Suffix of a second run: the remote's version of a run that was trained further on both machines.
+TWIN = ".home"
 
 
 def stamp(path: Path) -> list[int]:
@@ -47,6 +49,7 @@ class Restore:
         """Download the run if it is missing here or the remote is ahead; else nothing. Raises OSError."""
         is_ahead = self._is_ahead()
         if is_ahead is None:
+            # A run's name has at most 64 characters.
             run, twin = self.run, self.run.project.run(f"{self.run.name[:58]}{TWIN}")
             text = (
                 f"Run {run.name!r} differs here and in the remote copy; the remote one is now run {twin.name!r} here."
@@ -65,7 +68,8 @@ class Restore:
                 text = f"No training state of run {name!r} was uploaded before its machine was lost: it starts again."
                 yield Copied(self.run.name, 0, 0, text)
             yield from self._rest()
-            yield from self._files(logs)  # last: a log that is here says that all the rest is, too
+            # The log comes last: a run with its log has everything else.
+            yield from self._files(logs)
 
     def _is_ahead(self) -> bool | None:
         """Whether the remote is ahead of this machine; None if each has steps that the other lacks."""
@@ -73,10 +77,12 @@ class Restore:
         size = remote.stat().st_size if remote.exists() else 0
         if not self.run.exists():
             return True
+        # The remote log is as long as when this machine uploaded it, so nobody continued the run there.
         if size and self.sent.files.get(self._name(here), [None])[0] == size:
             return False
         local = here.read_bytes() if here.exists() else b""
         theirs = remote.read_bytes() if size else b""
+        # Logs are only appended to, so the longer one of two equal beginnings is ahead.
         if theirs.startswith(local):
             return theirs != local
         return False if local.startswith(theirs) else None
@@ -108,6 +114,7 @@ class Restore:
         confirmed: dict[str, str] = {}
         for folder in sorted((self.remote / "states").glob("[0-9]*"), reverse=True):
             mark, problem = _mark(folder)
+            # Only the newest valid state is downloaded; states have hundreds of megabytes.
             if not problem and not confirmed and folder.name not in here:
                 problem = yield from self._copied_state(folder, mark)
             if problem:
@@ -147,11 +154,13 @@ class Restore:
         later = [path for path in paths if path not in {*samples, *loras}]
         yield from self._files([path for path in samples[:IMAGES] if not self._is_here(path)])
         waiting = [path for path in [*loras, *later, *samples[IMAGES:]] if not self._is_here(path)]
+        # In parallel: an online disk takes a while for each stat.
         with ThreadPoolExecutor(READERS) as readers:
             sizes = list(readers.map(lambda path: path.stat().st_size, waiting))
         names = [self._name(self.run.folder / path.relative_to(self.remote)) for path in waiting]
-        if self.run.name == self.remote.name:  # a twin's files would have to be named anew
-            fetch.want(self.run.project, dict(zip(names, sizes, strict=True)))
+        # The download list uses equal paths on both sides, which a twin's files do not have.
+        if self.run.name == self.remote.name:
+            fetch.enqueue(self.run.project, dict(zip(names, sizes, strict=True)))
 
     def _is_here(self, path: Path) -> bool:
         return (self.run.folder / path.relative_to(self.remote)).exists()

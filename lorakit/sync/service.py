@@ -22,27 +22,37 @@ from lorakit.machine.host import child_environment
 from lorakit.project import Project, Run
 from lorakit.sync import packs
 from lorakit.sync.copier import Copier, mount_of
-from lorakit.sync.fetch import wanted
+from lorakit.sync.fetch import queued
 from lorakit.sync.pending import Due, Sent, left
 from lorakit.sync.remote_lock import elsewhere
 
 __all__ = ["Pace", "Standing", "elsewhere", "serve", "settle", "standing", "start"]
-LEAVING = 15.0  # seconds in which a sync service that is to leave has left, unless it hangs
-HURRY = 0.3  # seconds between looks while somebody waits
+# seconds within which a service that was asked to leave does so, unless it hangs
+LEAVING = 15.0
+# seconds between two looks at the disk while somebody waits
+HURRY = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """Intervals of the sync service in seconds; tests pass small ones."""
 
-    look: float = 3.0  # between looks at what is to be copied
-    logs: float = 45.0  # between copies of the logs
-    stamp: float = 60.0  # between words to other machines
-    quiet: float = 20.0  # nothing changes in a dataset before it is packed; some for longer, see `packs.patience`
-    silence: float = 30.0  # without a sign of life before a disk's silence is reported
-    patience: float = 120.0  # without a sign of life before a copier is given up
-    retry: float = 30.0  # between tries while a disk fails
-    linger: float = 900.0  # before a sync service with nothing to do ends
+    # between two looks at the local disk
+    look: float = 3.0
+    # between uploads of logs
+    logs: float = 45.0
+    # between renewals of the stamp that other machines read
+    stamp: float = 60.0
+    # without changes before a folder is packed; longer for some, see `packs.patience`
+    quiet: float = 20.0
+    # without a message of the copier before the disk is reported as hanging
+    silence: float = 30.0
+    # without a message before the copier is killed
+    patience: float = 120.0
+    # between tries while a disk fails
+    retry: float = 30.0
+    # without work before the service ends
+    linger: float = 900.0
 
 
 PACE = Pace()
@@ -52,14 +62,18 @@ PACE = Pace()
 class Standing:
     """The sync service's last report, or None without a remote. Reads the local disk only."""
 
-    confirmed: dict[str, int]  # run -> step of its newest state that is confirmed on the remote, 0: none
+    # run -> step of its newest training state on the remote; 0: none
+    confirmed: dict[str, int]
     files_left: int
     bytes_left: int
     trouble: str
-    since: float  # when the trouble began
-    seen: float  # when the sync service process last looked at what is here, before all that the others tell
+    # Unix time at which the trouble began; 0 without trouble
+    since: float
+    # Unix time of the last look at the local disk, taken before the other numbers were read
+    seen: float
     is_running: bool
-    notes: tuple[str, ...] = ()  # files that were left out, and why
+    # files that were left out, and why
+    notes: tuple[str, ...] = ()
 
 
 def start(project: Project) -> bool:
@@ -74,6 +88,7 @@ def start(project: Project) -> bool:
             stdout=log,
             stderr=log,
             env=child_environment(),
+            # A session of its own: closing the terminal or restarting the notebook kernel does not end it.
             start_new_session=True,
         )
     return True
@@ -90,7 +105,8 @@ def standing(project: Project) -> Standing | None:
         current = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
     if is_locked(_lock(project)):
         return current
-    count, size = left(project, Sent.of(project))  # what was written may be older than the newest files
+    # No service runs: its last report may be older than the newest files.
+    count, size = left(project, Sent.of(project))
     return dataclasses.replace(current, files_left=count, bytes_left=size, is_running=False)
 
 
@@ -103,6 +119,7 @@ def settle(project: Project, timeout: float) -> Iterator[Standing]:
     while (state := standing(project)) is not None:
         start(project)
         project.sync.mkdir(parents=True, exist_ok=True)
+        # The service reads this file's mtime; touched twice a second while somebody waits.
         (project.sync / "hurry").touch()
         yield state
         if time.time() - started >= timeout or (state.files_left == 0 and state.seen > started and not state.trouble):
@@ -129,18 +146,27 @@ class SyncService:
         self.project, self.pace, self.lock = project, pace, lock
         self.sent = Sent.of(project)
         self.copier: Copier | None = None
-        self.stuck: list[tuple[int, str, float]] = []  # copiers that were killed and hang: pid, mount, when
-        self.trouble = ("", "")  # problem, remedy
-        self.since, self.is_silent = 0.0, False  # start of the trouble; whether the trouble is the copier's silence
-        self.next_try, self.wait = 0.0, 1.0  # monotonic clock, as all times below; `since` is Unix time
-        self.given_up = 0  # copiers given up in a row: each next one gets more time
-        self.announced: dict[str, float] = {}  # run -> when its training was last announced to other machines
+        # copiers that were killed but hang in the disk: (process id, mount, monotonic time)
+        self.stuck: list[tuple[int, str, float]] = []
+        # (problem, remedy)
+        self.trouble = ("", "")
+        # Unix time at which the trouble began; whether it is the copier's silence.
+        self.since, self.is_silent = 0.0, False
+        # Seconds on the monotonic clock, as all times below.
+        self.next_try, self.wait = 0.0, 1.0
+        # Copiers killed in a row: each next one gets more time.
+        self.given_up = 0
+        # run -> when its training was last announced to other machines
+        self.announced: dict[str, float] = {}
         self.logged = -math.inf
-        self.changed: dict[str, tuple[packs.Stamps, float]] = {}  # folder -> its files, since when
+        # folder -> (its files, when they last changed)
+        self.changed: dict[str, tuple[packs.Stamps, float]] = {}
         self.notes: list[str] = []
-        self.busy = time.monotonic()  # when there was last something to do
+        # when there was last something to do
+        self.busy = time.monotonic()
         self.training: set[str] = set()
-        self.count, self.size, self.looked = 0, 0, 0.0  # what is left, by the last look, and when that began
+        # Files and bytes left at the last look, and the Unix time of that look.
+        self.count, self.size, self.looked = 0, 0, 0.0
 
     def run(self) -> None:
         while True:
@@ -165,7 +191,7 @@ class SyncService:
         """Read the local disk: runs in training, files left, changed folders."""
         looked = time.time()
         self.training = {run.name for run in self.project.runs() if is_locked(run.lock)}
-        self.sent.count_brought(self.project)
+        self.sent.count_downloaded(self.project)
         self.count, self.size = left(self.project, self.sent)
         for folder in packs.folders(self.project):
             now = packs.stamps(self.project.folder / folder)
@@ -193,14 +219,16 @@ class SyncService:
 
     def _has_work(self, due: Due) -> bool:
         """Whether a pass would do anything; logs and folders that must wait are no work."""
-        if due.training or due.packs or wanted(self.project) or self.trouble[0]:
+        if due.training or due.packs or queued(self.project) or self.trouble[0]:
             return True
+        # Every run in training has two logs that grow: events and the trainer's output.
         waiting = sum(packs.unsent(self.project, folder, now)[0] for folder, (now, _) in self.changed.items())
         logs = 0 if due.logs else 2 * len(self.training)
         return self.count > waiting + logs
 
     def _is_hurried(self) -> bool:
         hurry = self.project.sync / "hurry"
+        # Seconds: longer than the time between two touches, so it ends soon after nobody waits any more.
         return hurry.exists() and time.time() - hurry.stat().st_mtime < 30
 
     def _must_announce(self, name: str, now: float) -> bool:
@@ -208,7 +236,7 @@ class SyncService:
 
     def _is_quiet(self, folder: str, hurry: bool, now: float) -> bool:
         """Whether a folder differs from its archives, and nobody has written into it for a while."""
-        together = {name: found for name, found in self.changed.items() if packs.exchange(name, folder)}
+        together = {name: state for name, state in self.changed.items() if packs.exchange(name, folder)}
         quiet = now - max(since for _, since in together.values())
         wait = self.pace.quiet * max(packs.patience(self.project, name, files) for name, (files, _) in together.items())
         return (hurry or quiet >= wait) and packs.unsent(self.project, folder, self.changed[folder][0])[0] > 0
@@ -227,6 +255,7 @@ class SyncService:
         if silent >= self.pace.silence:
             self._fail(f"{self.project.remote} has not responded for {silent:.0f} s", "If this stays, mount it again")
             self.is_silent = True
+            # Killed after a long silence, or at once when the disk was mounted again: it hangs in the old mount.
             if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
                 self.project.remote
             ):
@@ -250,6 +279,7 @@ class SyncService:
             if line["ends"]:
                 del self.announced[line["announced"]]
         elif "note" in line:
+            # Each note once, the last 20.
             self.notes = [*dict.fromkeys([*self.notes, line["note"]])][-20:]
         elif "also" in line:
             other = line["machine"].partition(" ")[0]
@@ -269,6 +299,7 @@ class SyncService:
             return
         if line["end"]:
             self._fail(line["end"], line["cure"])
+        # The wait doubles with every failure, up to pace.retry.
         self.next_try, self.wait = time.monotonic() + self.wait, min(2 * self.wait, self.pace.retry)
 
     def _fail(self, what: str, cure: str) -> None:
@@ -288,6 +319,7 @@ class SyncService:
 
     def _hangs(self, now: float) -> bool:
         """Whether a given-up copier still hangs in the disk as it is mounted now; another one would hang, too."""
+        # waitpid with WNOHANG also collects those that have died.
         self.stuck = [(pid, mount, at) for pid, mount, at in self.stuck if os.waitpid(pid, os.WNOHANG)[0] == 0]
         return any(
             mount == mount_of(self.project.remote) and now - at < 10 * self.pace.retry for _, mount, at in self.stuck
@@ -321,7 +353,8 @@ def only_one(project: Project) -> Iterator[int | None]:
     project.sync.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(_lock(project), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        for _ in range(20):  # who only looks whether it is held holds it for a moment
+        # Up to a second: `is_locked` of another process holds a shared lock for a moment.
+        for _ in range(20):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -347,6 +380,7 @@ def _step(run: Run) -> int:
     if not run.log.exists():
         return 0
     with open(run.log, "rb") as file:
+        # The last 4096 bytes hold several events; a log can have many megabytes.
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         steps = re.findall(rb'"step": (\d+)', file.read())
     return int(steps[-1]) if steps else 0

@@ -16,9 +16,12 @@ from lorakit.files.copying import CorruptCopy, copy_verified, sha256_of
 from lorakit.project import Project
 from lorakit.sync import packs
 
-READERS = 8  # files read at once: an online disk takes its time for each, however small
-SLOW, SWEEP = 3.0, 600.0  # s; see Staging._changed
-OTHER = ".from-home"  # behind the name of what was on the remote when a file was changed on both sides
+# Files read at once: an online disk takes a while for each, however small.
+READERS = 8
+# seconds; see Staging._changed
+SLOW, SWEEP = 3.0, 600.0
+# Suffix of the remote's version of a file that was changed on both sides.
+OTHER = ".from-home"
 
 
 @dataclass(frozen=True)
@@ -57,38 +60,44 @@ class Staging:
     def __init__(self, project: Project, folder: str, desk: Path):
         self.project, self.folder, self.remote, self.desk = project, folder, project.remote, desk
         self.here = project.folder / folder
-        self.known = packs.record(project, folder)
-        self.listed = packs.listed(self.remote, folder) or self.known  # not sent yet, or damaged there
-        self.sources: dict[str, Path] = {}  # content -> a file on this machine that has it
+        self.record = packs.record(project, folder)
+        # Without a list there: nothing was uploaded yet, or it is damaged.
+        self.listed = packs.listed(self.remote, folder) or self.record
+        # content (SHA-256) -> a file on this machine that has it
+        self.sources: dict[str, Path] = {}
         self.good = dict(self.listed["packs"])
-        self.now: dict[str, list[int]] = {}  # the user's own files on the remote: name -> [bytes, mtime in ns]
-        self.swept = (0.0, 0.0)  # when their stamps were read, and how long that took
+        # the user's own files on the remote: name -> [bytes, mtime in ns]
+        self.now: dict[str, list[int]] = {}
+        # Unix time of the last reading of their stamps, and how many seconds it took.
+        self.swept = (0.0, 0.0)
 
     def copied(self) -> Iterator[Copied]:
         stamps = packs.stamps(self.here)
-        ours = packs.ids(self.project, self.folder, stamps, self.known)
-        self.sources |= {found: self.here / name for name, found in ours.items()}
-        before = {name: found for name, (*_, found) in self.listed["home"].items()}
+        ours = packs.ids(self.project, self.folder, stamps, self.record)
+        self.sources |= {content: self.here / name for name, content in ours.items()}
+        before = {name: content for name, (*_, content) in self.listed["home"].items()}
+        # All as name -> content: the user's remote folder when last read (before) and now, our archives,
+        # and the folder on this machine. First both remote sides are merged, then the result with ours.
         now = yield from self._own_files(before)
         archives = yield from self._own_archives()
         for recorded, into in ((self.listed["archives"], before), (archives, now)):
             into |= {n: i for one in recorded.values() for n, i in one["files"].items() if n not in into}
-        remote, at_home = merge(before, self.listed["files"], now)
-        wanted, on_both = merge(self.known["files"], ours, remote)
-        yield from self._packs(set(wanted.values()) | set(remote.values()))
-        yield from self._again({name: found for name, found in wanted.items() if found not in self.sources})
-        lost = [name for name, found in wanted.items() if found not in self.sources]
+        remote, remote_conflicts = merge(before, self.listed["files"], now)
+        merged, conflicts = merge(self.record["files"], ours, remote)
+        yield from self._packs(set(merged.values()) | set(remote.values()))
+        yield from self._again({name: content for name, content in merged.items() if content not in self.sources})
+        lost = [name for name, content in merged.items() if content not in self.sources]
         for name in lost:
             yield self._note(
                 f"{self.folder}/{name} is lost: neither an archive nor the folder of the remote copy has it complete"
             )
-            del wanted[name]
-        for name in {*at_home, *on_both}:
+            del merged[name]
+        for name in {*remote_conflicts, *conflicts}:
             yield self._note(
                 f"{self.folder}/{name} was changed here and in the remote copy: yours is kept, the other is beside it "
                 f"as {name}{OTHER}; delete the one that you do not want"
             )
-        self._place(wanted, ours)
+        self._place(merged, ours)
         taken = {name: [*stamp, now[name]] for name, stamp in self.now.items() if name in now}
         self._remember(remote, taken, archives)
 
@@ -101,6 +110,7 @@ class Staging:
         """Read new and changed files of the user's remote folder; returns all of its files by content."""
         folder = self.remote / self.folder
         names = [str(path.relative_to(folder)) for path in _walk(folder)]
+        # More likely a disk that is not ready than a user who deleted every image.
         if before and not names:
             yield self._note(f"The folder {folder} is empty or gone; what its archive holds is kept")
             return dict(before)
@@ -114,7 +124,8 @@ class Staging:
                 yield Copied(self.folder, done, total)
                 if problem:
                     yield self._note(f"{self.folder}/{name} is left out for now: {problem}")
-                    del self.now[name]  # tried again the next time
+                    # Without a stamp it is read again the next time.
+                    del self.now[name]
                     entries |= {name: before[name]} if name in before else {}
                 else:
                     entries[name] = self._source(self.desk / "own" / name)
@@ -128,13 +139,14 @@ class Staging:
         Where these take long to read, as on an online disk, they are not read again within SWEEP seconds.
         """
         recorded = {name: stamp for name, (*stamp, _) in self.listed["home"].items()}
-        when, took = self.known.get("swept", (0.0, 0.0))
-        if took > SLOW and time.time() - when < SWEEP and names == list(self.known["home"]):
+        when, took = self.record.get("swept", (0.0, 0.0))
+        if took > SLOW and time.time() - when < SWEEP and names == list(self.record["home"]):
             self.now, self.swept = recorded, (when, took)
             return {}
         begun = time.time()
         for name, stamp in zip(names, readers.map(lambda name: _stamp(folder / name), names), strict=True):
             self.now[name] = stamp
+            # A sign of life: thousands of files can take minutes.
             if len(self.now) % 100 == 0:
                 yield Copied(self.folder, 0, 0)
         self.swept = (begun, time.time() - begun)
@@ -155,6 +167,7 @@ class Staging:
             if self.remote.exists():
                 return f"it cannot be read ({error.strerror})"
             raise
+        # An online disk may end a file early without an error.
         there = target.stat().st_size
         return "" if there == size else f"{there} of its {size} bytes could be read"
 
@@ -181,6 +194,7 @@ class Staging:
         """Download our archives that hold contents missing on this machine."""
         for name, pack in self.listed["packs"].items():
             files = {n: i for n, i in self.listed["files"].items() if packs.group(self.folder, n) == name}
+            # Skip an archive of which everything needed is here already.
             if not (contents & set(files.values())) - set(self.sources):
                 continue
             file = self.remote / packs.ARCHIVES / pack["file"]
@@ -207,28 +221,30 @@ class Staging:
 
     # ---- here ------------------------------------------------------------------------------------------------
 
-    def _place(self, wanted: dict[str, str], ours: dict[str, str]) -> None:
+    def _place(self, merged: dict[str, str], ours: dict[str, str]) -> None:
         """Make the folder here what it should be; files that are right stay untouched."""
         self.here.mkdir(parents=True, exist_ok=True)
-        new = [(name, content) for name, content in wanted.items() if ours.get(name) != content]
-        for number, (_, content) in enumerate(new):  # a source may be a file here that is about to be replaced
+        new = [(name, content) for name, content in merged.items() if ours.get(name) != content]
+        # Copied aside first: a source may be a file here that is about to be replaced.
+        for number, (_, content) in enumerate(new):
             copy = self.desk / f"{number}.new"
             shutil.copyfile(self.sources[content], copy)
         for number, (name, _) in enumerate(new):
             (self.here / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.desk / f"{number}.new", self.here / name)
-        for name in ours.keys() - wanted.keys():
+        for name in ours.keys() - merged.keys():
             (self.here / name).unlink()
 
     def _remember(self, remote: dict[str, str], taken: dict, archives: dict) -> None:
         def inside(files: dict[str, str], name: str) -> dict[str, str]:
             return {n: i for n, i in files.items() if packs.group(self.folder, n) == name}
 
+        # An archive counts as up to date only if it holds exactly the files that were merged.
         exact = {n: pack for n, pack in self.good.items() if inside(remote, n) == inside(self.listed["files"], n)}
         record = {"files": remote, "packs": exact, "seen": self.listed["packs"], "home": taken, "archives": archives}
         record["swept"] = self.swept
         now = packs.stamps(self.here)
-        content = packs.ids(self.project, self.folder, now, self.known)
+        content = packs.ids(self.project, self.folder, now, self.record)
         packs.remember(self.project, self.folder, {**record, "stamps": {n: [*now[n], content[n]] for n in now}})
 
 
@@ -266,7 +282,8 @@ def restoring_cache(project: Project) -> Iterator[Copied]:
             problem = yield from _cache_files(project, listed["packs"]["all"], here)
             if problem:
                 entry["packs"] = {}
-                project.cache.mkdir(exist_ok=True)  # so that the sync service takes the damaged archive back
+                # So that the sync service has a folder to upload again in place of the damaged archive.
+                project.cache.mkdir(exist_ok=True)
                 yield Copied("cache", 0, 0, problem)
         now = packs.stamps(project.cache)
         content = packs.ids(project, "cache", now, entry)
@@ -287,10 +304,10 @@ def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[
     return ""
 
 
-def _unpacked(file: Path, desk: Path, wanted: str = "") -> Generator[Copied, None, Path]:
+def _unpacked(file: Path, desk: Path, expected_sha256: str = "") -> Generator[Copied, None, Path]:
     """Download an archive to `desk`, check its SHA-256, unpack it beside; returns the folder."""
     total, done = file.stat().st_size, 0
-    for count in copy_verified(file, desk, wanted):
+    for count in copy_verified(file, desk, expected_sha256):
         done += count
         yield Copied(file.name, done, total)
     folder = desk.with_name(f"{desk.name}.files")
@@ -303,6 +320,7 @@ def _unpacked(file: Path, desk: Path, wanted: str = "") -> Generator[Copied, Non
 def _without_lone_folder(folder: Path) -> Path:
     """The inside of "images/" when an archive holds nothing else; `10_mofu/` has a meaning and stays."""
     inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    # kohya's folders begin with the number of repeats.
     is_lone = len(inside) == 1 and inside[0].is_dir() and not inside[0].name[0].isdigit()
     return inside[0] if is_lone else folder
 

@@ -20,7 +20,8 @@ from lorakit.sync.pending import Sent
 from lorakit.sync.restore import Restore, copied_file, stamp
 from lorakit.sync.staging import Copied
 
-SMALL = 1 << 24  # bytes; larger files beside the runs stay on the remote
+# bytes; larger files beside the runs are not downloaded
+SMALL = 1 << 24
 
 
 class WorkspaceError(UserError):
@@ -34,6 +35,7 @@ def local_folder(remote: Path, local_root: Path) -> Path:
     is_free = not plain.folder.exists() or not any(plain.folder.iterdir())
     if is_free or plain.remote == remote:
         return plain.folder
+    # Two remotes may have folders of equal names: a hash of the whole path keeps them apart.
     return plain.folder.with_name(f"{remote.name}-{hashlib.sha256(str(remote).encode()).hexdigest()[:6]}")
 
 
@@ -48,8 +50,8 @@ def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
     """`open_remote` as a stream of progress: settings, logs, states, datasets, caches; then the sync service starts.
 
     Files that are here already are not copied again. Damaged remote files are skipped, each with a note. LoRA files
-    and older images follow in the background (`bringing_loras` waits for them). Raises WorkspaceError when the remote
-    cannot be reached or fails meanwhile; opening again continues.
+    and older images follow in the background (`downloading_loras` waits for them). Raises WorkspaceError when the
+    remote cannot be reached or fails meanwhile; opening again continues.
     """
     remote = Path(remote).expanduser().absolute()
     project = Project(local_folder(remote, local_root))
@@ -57,6 +59,7 @@ def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
     try:
         _settle_in(remote)
         project.sync.mkdir(parents=True, exist_ok=True)
+        # The key is a stored name.
         if project.remote is None:
             write_json(project.remote_file, {"home": str(remote)})
         for copied in _opening(project):
@@ -79,11 +82,11 @@ def notes(project: Project) -> tuple[str, ...]:
         return ()
 
 
-def bringing_loras(project: Project) -> Iterator[Copied]:
+def downloading_loras(project: Project) -> Iterator[Copied]:
     """Download the LoRA files and images now instead of in the background. Raises WorkspaceError."""
-    done, total = 0, sum(fetch.wanted(project).values())
+    done, total = 0, sum(fetch.queued(project).values())
     try:
-        for count, problem in fetch.bringing(project):
+        for count, problem in fetch.downloading(project):
             done += count
             yield Copied("LoRA files and images", done, total, problem)
     except OSError as error:
@@ -94,6 +97,7 @@ def bringing_loras(project: Project) -> Iterator[Copied]:
 
 def _settle_in(remote: Path) -> None:
     """Create the remote folder and its mark if needed. Raises WorkspaceError where no disk seems to be mounted."""
+    # Creating a whole path would hide that the disk is not mounted: only two new levels are allowed.
     above = next(folder for folder in remote.parents if folder.exists())
     missing = remote.relative_to(above).parts
     if not remote.exists() and len(missing) > 2:
@@ -102,6 +106,7 @@ def _settle_in(remote: Path) -> None:
             "drive.mount('/content/drive'))? If it is, create that folder first."
         )
     remote.mkdir(parents=True, exist_ok=True)
+    # Time and random bytes: a remote that was deleted and created again is another one.
     if not (remote / MARK).exists():
         mark = {"this is": "the home of a lorakit project", "made": f"{time.time():.0f} {os.urandom(4).hex()}"}
         (remote / MARK).write_text(json.dumps(mark) + "\n")
@@ -113,6 +118,7 @@ def _opening(project: Project) -> Iterator[Copied]:
             sent = Sent.of(project)
             sent.on_remote_id(project, (project.remote / MARK).read_text())
             yield from _settings(project, sent)
+            # The remote is a folder of the user: other folders may be there.
             for folder in sorted((project.remote / "runs").glob("*")):
                 if re.fullmatch(RUN_NAME, folder.name) and (folder / "config.yaml").exists():
                     yield from Restore(project.run(folder.name), sent, folder).copied()
@@ -149,6 +155,7 @@ def _settings(project: Project, sent: Sent) -> Iterator[Copied]:
         size = path.stat().st_size
         if size > SMALL:
             yield Copied(path.name, 0, 0, f"{path} ({size / 1e6:.0f} MB) is not downloaded; copy it if you need it.")
+        # A file that equals what was uploaded last was not changed here, so the remote's version is newer.
         elif not here.exists() or (sent.files.get(path.name) == stamp(here) and here.read_bytes() != path.read_bytes()):
             yield from copied_file(path, here, sent, path.name)
     sent.remember(project)

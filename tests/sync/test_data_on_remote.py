@@ -59,7 +59,7 @@ def contents(record: dict) -> set[str]:
     return set(record["files"].values())
 
 
-def at_home(project) -> set[str]:
+def on_remote(project) -> set[str]:
     """The content of all files that the remote's archives have."""
     lists = [json.loads(file.read_bytes()) for file in (project.remote / packs.ARCHIVES).glob("*.json")]
     return set().union(*map(contents, lists))
@@ -124,7 +124,7 @@ def test_an_image_that_moves_is_at_home_at_every_moment(project, way):
     if way == "restored":
         mirrored(project)
         shutil.move(project.folder / "set-aside/001-duplicates/2_mofu/000.png", project.dataset / "2_mofu/000.png")
-    before = at_home(project)
+    before = on_remote(project)
     due = Due(
         logs=True,
         packs=("dataset", "set-aside")[:: 1 if way == "set aside" else -1],
@@ -132,19 +132,19 @@ def test_an_image_that_moves_is_at_home_at_every_moment(project, way):
         announced=frozenset(),
     )
     for _ in Pass(project, Sent.of(project), due).lines():
-        assert before <= at_home(project)
+        assert before <= on_remote(project)
     assert (project.remote / packs.ARCHIVES / "set-aside.json").exists()
 
 
 def test_an_image_set_aside_stays_in_homes_data_set_while_its_new_place_cannot_get_there(project):
     set_aside(project, "2_mofu/000.png")
-    before = at_home(project)
+    before = on_remote(project)
     packs.manifest(project.remote, "set-aside").mkdir()  # where no list can be written
     due = Due(logs=True, packs=("dataset", "set-aside"), training={}, announced=frozenset())
     with pytest.raises(OSError):
         list(Pass(project, Sent.of(project), due).lines())
     packs.manifest(project.remote, "set-aside").rmdir()
-    assert before <= at_home(project)
+    assert before <= on_remote(project)
 
 
 def test_what_comes_image_by_image_does_not_send_all_others_again_for_each(project, monkeypatch):

@@ -43,7 +43,7 @@ def mirrored(project: Project) -> None:
 @pytest.mark.parametrize("running", [False, True])
 def test_a_home_that_was_deleted_and_made_anew_gets_everything_again(running, remote, tmp_path):
     project = opened(remote, tmp_path / "new")
-    for _ in workspace.bringing_loras(project):
+    for _ in workspace.downloading_loras(project):
         pass
     mirrored(project)
     process = serving(project, linger=600.0) if running else None
@@ -56,7 +56,7 @@ def test_a_home_that_was_deleted_and_made_anew_gets_everything_again(running, re
         process.wait()
     mirrored(again)
     third = opened(remote, tmp_path / "third")
-    for _ in workspace.bringing_loras(third):
+    for _ in workspace.downloading_loras(third):
         pass
     assert content(third.folder) == content(again.folder) and len(content(third.folder)) > 12
 
@@ -85,7 +85,7 @@ def test_work_of_another_machine_stays_at_home_when_this_one_goes_on_from_before
 
 def test_a_file_that_was_brought_and_then_written_anew_goes_home_once(remote, tmp_path):
     project = opened(remote, tmp_path / "new")
-    for _ in workspace.bringing_loras(project):
+    for _ in workspace.downloading_loras(project):
         pass
     file = project.run("r").lora_file(20)
     file.write_bytes(safetensors(200))

@@ -105,8 +105,8 @@ def test_a_new_machine_has_all_that_training_needs_and_the_rest_follows(remote, 
     assert content(project.folder) == {n: c for n, c in trained.items() if n not in later | old} | {
         "home.json": project.remote_file.read_bytes()
     }
-    assert list(workspace.bringing_loras(project))[-1].total == 2 * len(safetensors())
-    assert later <= content(project.folder).keys() and fetch.wanted(project) == {}
+    assert list(workspace.downloading_loras(project))[-1].total == 2 * len(safetensors())
+    assert later <= content(project.folder).keys() and fetch.queued(project) == {}
     assert notes(project) == () and service.standing(project).confirmed == {"r": 20}
     assert service.standing(project).files_left == 0, "what was brought is not sent back"
 
@@ -119,9 +119,9 @@ def test_the_mirror_brings_the_lora_files_by_itself(remote, tmp_path, trained):
 
 def test_opening_tells_how_far_it_is(remote, tmp_path, trained, monkeypatch):
     monkeypatch.setattr(service, "start", lambda project: False)
-    told = list(workspace.opening(remote, tmp_path / "new"))
-    assert {c.what for c in told} >= {"runs/r/config.yaml", "r: state of step 20", "settings.yaml"}
-    assert all(0 <= c.done <= c.total for c in told)
+    notes = list(workspace.opening(remote, tmp_path / "new"))
+    assert {c.what for c in notes} >= {"runs/r/config.yaml", "r: state of step 20", "settings.yaml"}
+    assert all(0 <= c.done <= c.total for c in notes)
 
 
 def test_opening_again_copies_nothing(remote, tmp_path, trained, monkeypatch):
@@ -163,12 +163,12 @@ def test_a_run_goes_on_past_a_damaged_state_and_home_is_whole_again(remote, tmp_
 def test_a_damaged_lora_file_is_named_and_left_out(how, remote, tmp_path, trained):
     damaged(remote / "runs/r/lora/r-000020.safetensors", how)
     project = opened(remote, tmp_path / "new")
-    told = [copied.note for copied in workspace.bringing_loras(project) if copied.note]
+    notes = [copied.note for copied in workspace.downloading_loras(project) if copied.note]
     assert project.run("r").lora_steps() == [10]
     if how == "deleted":
-        assert told == [], "what is not there is not missed"
+        assert notes == [], "what is not there is not missed"
     else:
-        assert len(told) == 1 and str(remote / "runs/r/lora/r-000020.safetensors") in told[0]
+        assert len(notes) == 1 and str(remote / "runs/r/lora/r-000020.safetensors") in notes[0]
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "zeroed", "deleted"])

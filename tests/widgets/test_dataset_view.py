@@ -98,12 +98,12 @@ def test_the_newest_run_comes_with_its_files_and_the_way_they_come_is_told(proje
     write_json(project.remote_file, {"home": str(tmp_path / "home")})
     run = project.run("r")
 
-    def bringing(brought):
+    def downloading(project):
         yield Copied("LoRA files and images", 1_000_000, 2_000_000, "")
         run.loras.mkdir()
         run.lora_file(3).write_bytes(b"x")
 
-    monkeypatch.setattr(loras, "bringing_loras", bringing)
+    monkeypatch.setattr(loras, "downloading_loras", downloading)
     monkeypatch.setattr(loras, "REDRAW", 0.0)
     assert loras.newest_run(project).lora_steps() == [3]
     assert any("1 MB" in html and "2 MB" in html for html in shown)

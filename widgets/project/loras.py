@@ -6,7 +6,7 @@ import html
 import time
 
 from lorakit.project import Project, Run
-from lorakit.sync.workspace import bringing_loras
+from lorakit.sync.workspace import downloading_loras
 from widgets.i18n import say
 from widgets.page import aside, bar, size
 
@@ -22,7 +22,7 @@ def newest_run(project: Project) -> Run:
 
     if project.remote is not None:
         view, drawn = display(HTML(""), display_id=True), time.monotonic()
-        for copied in bringing_loras(project):
+        for copied in downloading_loras(project):
             if time.monotonic() - drawn >= REDRAW:
                 text = say(
                     "LoRA files from {remote}: {done} of {total}", **_progress(project, copied.done, copied.total)
