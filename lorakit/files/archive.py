@@ -154,7 +154,7 @@ def _untarring(opened: BinaryIO, folder: Path, limit: _Limit) -> Iterator[int]:
                 continue
             yield from _storing(archive.extractfile(entry), target, limit)
         # tarfile takes the end of a file that was uploaded halfway for the end of the archive. A whole tar
-        # goes on with at least one block of zeros.
+        # continues with at least one block of zeros.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") or archive.fileobj.tell() == archive.offset:
             raise ArchiveError(f"{limit.file} is damaged or incomplete (it has no end): upload it again.")
