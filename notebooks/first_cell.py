@@ -1,7 +1,7 @@
-"""Writes the first cell and the Colab badge of every notebook; `make notebooks SOURCE=https://…` runs this.
+"""Writes the first two cells and the Colab badge of every notebook; `make notebooks SOURCE=https://…` runs this.
 
 Where the kit is published is one setting, `source` under [tool.lorakit] in pyproject.toml. It is empty while the kit is
-published nowhere: then the cell looks for the kit on the machine, and there is no badge.
+published nowhere: then the first cell looks for the kit on the machine, and there is no badge.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ SOURCE = re.compile(r'(?<=^\[tool\.lorakit\]\nsource = ")[^"\n]*(?=")', re.MULTI
 EXTRAS = "data,prodigy,tagger,bnb"
 COLAB = "https://colab.research.google.com"
 
+# Folded in Colab and JupyterLab: a reader sees the title, and the three lines of the next cell.
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
+# A zip from GitHub or from a folder holds the kit one folder down.
 UNPUBLISHED = """\
+# @title Find the kit · 找到工具包
 import sys
 from glob import glob
+from importlib.util import find_spec
+from zipfile import ZipFile, is_zipfile
 
 if "google.colab" in sys.modules and not glob("/content/lorakit*"):
     from google.colab import drive
 
     drive.mount("/content/drive")
-sys.path += ["..", *glob("/content/lorakit*"), *glob("/content/drive/MyDrive/lorakit*")]
-try:
-    from widgets import open_project
-except ModuleNotFoundError:
-    sys.exit("Put lorakit.zip on Google Drive or into Files. · 请把 lorakit.zip 放到 Google Drive 或“文件”里。")
-
-project = open_project()"""
+kits = ["..", *glob("/content/lorakit*"), *glob("/content/drive/MyDrive/lorakit*")]
+sys.path += kits + [f"{kit}/{ZipFile(kit).namelist()[0].split('/')[0]}" for kit in kits if is_zipfile(kit)]
+if not find_spec("widgets"):
+    sys.exit("Put lorakit.zip on Google Drive or into Files. · 请把 lorakit.zip 放到 Google Drive 或“文件”里。")"""
 PUBLISHED = """\
+# @title Find the kit · 找到工具包
 import sys
+from importlib.util import find_spec
 
 sys.path.append("..")  # the kit's own folder, where it is not installed
-try:
-    from widgets import open_project
-except ModuleNotFoundError:
-    %pip install -q "lorakit[{extras}] @ {address}"
-    from widgets import open_project
-
-project = open_project()"""
+if not find_spec("widgets"):
+    %pip install -q "lorakit[{extras}] @ {address}\""""
 
 
 def source() -> str:
@@ -76,8 +76,7 @@ def write(source: str) -> None:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         title, code = notebook["cells"][0], next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-        call = re.search(r"open_project\(.*\)", "".join(code["source"]))[0]
-        code["source"] = first_cell(source).replace("open_project()", call).splitlines(keepends=True)
+        code["source"], code["metadata"] = first_cell(source).splitlines(keepends=True), FOLDED
         title["source"] = with_badge("".join(title["source"]), badge(source, path.name)).splitlines(keepends=True)
         path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -111,8 +111,9 @@ def freeze() -> dict[str, str]:
 
 
 def run_cell(folder: Path, content: Path | None = None) -> str:
-    """Run the notebooks' first cell in `folder`; as in Colab, with `content` as its /content, if that is given."""
-    cell = first_cell.first_cell("").replace("open_project()", f"open_project(remote={tempfile.mkdtemp()!r})")
+    """Run the notebooks' first two cells in `folder`; as in Colab, with `content` as its /content, if that is given."""
+    opening = f"from widgets import open_project\nproject = open_project(remote={tempfile.mkdtemp()!r})"
+    cell = f"{first_cell.first_cell('')}\n{opening}"
     if content:
         cell = f"import sys, types\nsys.modules['google.colab'] = types.ModuleType('colab')\n{cell}"
         cell = cell.replace("/content", str(content))

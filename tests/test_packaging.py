@@ -92,28 +92,27 @@ def test_every_package_that_the_code_imports_is_declared():
     assert not missing, "\n".join(sorted(missing))
 
 
+def test_every_local_link_of_the_readme_and_its_like_is_a_file_and_its_images_stay_small():
+    for page in ROOT.glob("*.md"):
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        assert [link for link in links if not (ROOT / link).exists()] == [], page.name
+    images = (ROOT / "notebooks" / "images").iterdir()
+    assert sum(file.stat().st_size for file in images) < 400_000, "bytes"
+
+
 def test_xformers_is_nowhere():
     assert "xformers" not in declared(*EXTRAS) and "xformers" not in pins("3.11")
 
 
-def first_cells() -> dict[str, str]:
-    """The first code cell of every notebook that opens a project."""
-    cells = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        codes = [
-            "".join(cell["source"])
-            for cell in json.loads(path.read_text("utf-8"))["cells"]
-            if cell["cell_type"] == "code"
-        ]
-        if any("open_project" in code for code in codes):
-            cells[path.name] = codes[0]
-    return cells
-
-
-def test_every_notebook_begins_with_the_same_cell():
-    expected = first_cell.first_cell(first_cell.source())
-    cells = {name: re.sub(r"open_project\(.*\)", "open_project()", code) for name, code in first_cells().items()}
-    assert len(cells) == 7 and {name: code for name, code in cells.items() if code != expected} == {}
+def test_every_notebook_begins_with_the_same_folded_cell_and_opens_the_project_in_three_lines():
+    notebooks = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    assert len(notebooks) == 7
+    for notebook in notebooks:
+        find, open_it = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][:2]
+        assert "".join(find["source"]) == first_cell.first_cell(first_cell.source())
+        assert find["metadata"] == first_cell.FOLDED
+        import_line, empty, call = "".join(open_it["source"]).splitlines()
+        assert (import_line, empty) == ("from widgets import open_project", "") and "open_project(" in call
 
 
 def test_the_notebooks_are_as_the_setting_of_the_source_makes_them(monkeypatch, tmp_path):
@@ -125,7 +124,7 @@ def test_the_notebooks_are_as_the_setting_of_the_source_makes_them(monkeypatch, 
 
 def test_a_source_is_written_into_cells_and_badges_and_taken_out_again(monkeypatch, tmp_path):
     copy = copied_notebooks(monkeypatch, tmp_path)
-    before = {path.name: path.read_text("utf-8") for path in tmp_path.rglob("*.*") if path.is_file()}
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     first_cell.write("https://github.com/someone/their-kit")
     assert first_cell.source() == "https://github.com/someone/their-kit"
     text = (copy / "4_train.ipynb").read_text("utf-8")
@@ -135,7 +134,7 @@ def test_a_source_is_written_into_cells_and_badges_and_taken_out_again(monkeypat
     assert f"lorakit[{bootstrap.EXTRAS}] @ https://example.org/kit.zip" in (copy / "4_train.ipynb").read_text("utf-8")
     assert "colab-badge" not in (copy / "4_train.ipynb").read_text("utf-8")
     first_cell.write("")
-    assert {path.name: path.read_text("utf-8") for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     with pytest.raises(SystemExit, match="must be empty or begin with https://"):
         first_cell.write("http://example.org/kit.zip")
 
@@ -162,8 +161,9 @@ def pip(command, **options):
     sys.path.append(root)
     return types.SimpleNamespace(returncode=0)
 subprocess.run = pip
-exec(cell.partition("project = ")[0].replace("/content", content))
+exec(cell.replace("/content", content))
 import widgets
+from widgets import open_project
 print(widgets.__file__)
 try:
     open_project("con/trary")
@@ -182,17 +182,22 @@ def colab(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ["uploaded", "on Drive"])
-@pytest.mark.parametrize("form", ["zip", "folder"])
+@pytest.mark.parametrize("form", ["zip", "zip of a folder", "folder"])
 def test_a_notebook_alone_in_colab_installs_the_kit_from_a_zip_or_folder(tmp_path, place, form):
     kit = (tmp_path if place == "uploaded" else tmp_path / "drive" / "MyDrive") / "lorakit"
     shutil.copytree(ROOT / "widgets", kit / "widgets", ignore=shutil.ignore_patterns("__pycache__"))
-    if form == "zip":
-        kit = Path(shutil.make_archive(str(kit), "zip", kit))
-        shutil.rmtree(kit.with_suffix(""))
+    place_of_kit = kit
+    packed = {"zip": (kit, "."), "zip of a folder": (kit.parent, "lorakit")}
+    if form in packed:
+        archive = Path(shutil.make_archive(str(kit), "zip", *packed[form]))
+        shutil.rmtree(kit)
+        place_of_kit, kit = archive, archive / packed[form][1]
     lines = colab(tmp_path)
     assert any(line.startswith("mounted") for line in lines) == (place == "on Drive")
     (installed,) = [line for line in lines if line.endswith(f"[{bootstrap.EXTRAS}]")]
-    assert installed.startswith(str(kit)) == (form == "zip"), "pip builds inside a folder: a copy of it is taken"
+    assert installed.startswith(f"{place_of_kit}[") == (form in packed), (
+        "pip builds inside a folder: a copy of it is taken"
+    )
     assert f"{kit}/widgets/__init__.py" in lines
     assert lines[-1] == f"UserError {ROOT}/widgets/__init__.py", "then the installed one is used"
 

@@ -1,4 +1,4 @@
-"""The first cell of every notebook: installs the kit if the notebook came alone (Colab), then opens the project.
+"""Opens the project in every notebook: installs the kit if the notebook came alone (Colab), then opens the project.
 
 It may run from inside lorakit.zip, before anything is installed: only the standard library and IPython are imported.
 """
@@ -28,7 +28,8 @@ def open_project(name: str = "", remote: str | Path | None = None) -> Any:
     """
     line = DisplayHandle()
     line.display(HTML("starting … · 正在启动 …"))
-    kit = Path(__file__).parents[1]
+    # In a zip, which may hold the kit one folder down, the kit is the zip: pip installs that.
+    kit = next((folder for folder in Path(__file__).parents if folder.is_file()), Path(__file__).parents[1])
     if needs_install(kit):
         line.update(HTML("installing the kit (1 minute) … · 正在安装（约 1 分钟）…"))
         install(kit)
@@ -55,7 +56,7 @@ def install(kit: Path) -> None:
     if done.returncode:
         raise SystemExit(f"{kit} could not be installed · 安装失败:\n{done.stderr[-2000:]}")
     # From here on the installed copy is imported, not the one in the zip.
-    sys.path[:] = [path for path in sys.path if Path(path) != kit]
+    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(kit)]
     for name in [name for name in sys.modules if name.partition(".")[0] in ("lorakit", "widgets")]:
         del sys.modules[name]
     importlib.invalidate_caches()

@@ -62,6 +62,8 @@ def execute(output: Path) -> None:
             f"cell {cell_index + 1} of {len(notebook.cells)} done", flush=True
         ),
     )
+    # The kernel listens on Unix sockets that only this user can open, not on TCP ports.
+    client.create_kernel_manager().transport = "ipc"
     try:
         client.execute()
     finally:  # a notebook that failed is worth looking at, too

@@ -370,7 +370,7 @@ def test_the_first_cell_is_quick_in_a_kernel_imports_no_torch_and_says_errors_pl
     from test_packaging import first_cell
 
     code = [
-        first_cell.first_cell(""),
+        f"{first_cell.first_cell('')}\nfrom widgets import open_project\nproject = open_project()",
         "import sys\nprint('torch' in sys.modules, project.folder)",
         "import time; begin = time.monotonic(); open_project(); took = time.monotonic() - begin",
         "print(f'{took:.3f}')",

@@ -1,4 +1,4 @@
-"""The first cell of every notebook: opens the project and shows what it is."""
+"""The cell that every notebook begins with: opens the project and shows what it is."""
 
 from __future__ import annotations
 
