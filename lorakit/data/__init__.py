@@ -19,6 +19,7 @@ class DataConfig(Config):
         help="folder with the images, inside the project or anywhere; "
         "kohya's <repeats>_<name>/ and reg/ folders are understood",
     )
+    # Put in front of every caption, where `keep_tokens` protects it from shuffling and dropout.
     trigger: str = setting(
         "",
         help="trigger word (activation tag) of the character or style; put first in every caption that lacks it",
@@ -26,6 +27,7 @@ class DataConfig(Config):
     )
     repeats: int = setting(1, help="how often each image of a plain folder is used per epoch", range=(1, 10_000))
     caption_extension: str = setting(".txt", help="file extension of captions", choices=(".txt", ".caption"))
+    # Only the area counts for buckets: with 1024 px, 832 x 1216 is one (within max_bucket_reso).
     resolution: int = setting(
         512,
         help="training resolution: an image's area is at most this squared",
@@ -45,6 +47,7 @@ class DataConfig(Config):
     bucket_reso_steps: int = setting(
         64, help="bucket sides are multiples of this", unit="px", range=(8, 512), ui=Field(label="bucket step")
     )
+    # True here, False in kohya's scripts: an enlarged image teaches blur.
     bucket_no_upscale: bool = setting(
         True, help="never enlarge an image: small ones get a smaller bucket", ui=Field(label="no upscaling")
     )
@@ -72,6 +75,7 @@ class DataConfig(Config):
         range=(0, 64),
         ui=Field(label="keep tokens"),
     )
+    # A limit: with text caching each variant is one more encoding on disk.
     caption_variants: int = setting(
         8,
         help="number of shuffled variants of each caption; each is encoded once",
@@ -101,6 +105,7 @@ class DataConfig(Config):
 
     def conflicts(self) -> list[str]:
         problems = []
+        # Not ImageColor.getrgb, which also takes hsl(...) and transparent colours.
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background) and self.background not in ImageColor.colormap:
             problems.append(
                 f"background is {self.background!r}, which is no colour. Use a name such as white, or #rrggbb."
@@ -109,6 +114,7 @@ class DataConfig(Config):
             problems.append(
                 f"min_bucket_reso is {self.min_bucket_reso} and max_bucket_reso {self.max_bucket_reso}; swap them."
             )
+        # Buckets are built in whole steps, so a side between two steps would never occur.
         for name in ("resolution", "min_bucket_reso", "max_bucket_reso"):
             if getattr(self, name) % self.bucket_reso_steps and self.enable_bucket:
                 problems.append(
@@ -120,6 +126,7 @@ class DataConfig(Config):
                 f"resolution is {self.resolution}; it must lie between min_bucket_reso ({self.min_bucket_reso}) and "
                 f"max_bucket_reso ({self.max_bucket_reso})."
             )
+        # A VAE shrinks sides by 8: other sizes have no whole number of latents.
         if self.resolution % 8:
             problems.append(f"resolution is {self.resolution}; it must be a multiple of 8 px, one latent.")
         if self.bucket_reso_steps % 8:

@@ -65,6 +65,7 @@ def group_by_bucket(samples: Iterable[Sample], config: DataConfig) -> list[Bucke
     fits: dict[tuple[int, int], Fit] = {}
     by_size: dict[tuple[int, int], list[FittedImage]] = {}
     for sample in samples:
+        # Computed once per image size: datasets have many images of equal size.
         size = sample.width, sample.height
         if size not in fits:
             fits[size] = fit(*size, config)
@@ -78,6 +79,7 @@ def bucket_sizes(config: DataConfig) -> list[tuple[int, int]]:
     step, area = config.bucket_reso_steps, config.resolution**2
     sizes = {(config.resolution, config.resolution)}
     for side in range(config.min_bucket_reso, config.max_bucket_reso + 1, step):
+        # Rounded down to whole steps, so that no bucket exceeds the area.
         other = min(config.max_bucket_reso, area // side // step * step)
         if other >= config.min_bucket_reso:
             sizes |= {(side, other), (other, side)}
@@ -92,9 +94,11 @@ def fit(width: int, height: int, config: DataConfig) -> Fit:
         size = (config.resolution, config.resolution)
     else:
         ratio = width / height
+        # Nearest aspect ratio; of equally near ones the largest.
         size = min(bucket_sizes(config), key=lambda s: (abs(s[0] / s[1] - ratio), -s[0] * s[1]))
         if config.bucket_no_upscale and (width < size[0] or height < size[1]):
             size = _inside(width, height, config)
+    # Cover the bucket, then crop what sticks out on the longer side; max() guards against rounding down.
     scale = max(size[0] / width, size[1] / height)
     resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
     return Fit(size, resized, ((resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2))
@@ -103,6 +107,7 @@ def fit(width: int, height: int, config: DataConfig) -> Fit:
 def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
     """The size of an image that no bucket fits into: its own in whole steps, within the longest side and the area."""
     step = config.bucket_reso_steps
+    # The shorter side decides first: the longer one then gets what the area still allows.
     short = max(step, min(width, height) // step * step)
     longest = min(config.max_bucket_reso, config.resolution**2 // short // step * step)
     long = max(step, min(longest, max(width, height) // step * step))
@@ -112,6 +117,7 @@ def _inside(width: int, height: int, config: DataConfig) -> tuple[int, int]:
 def resize_and_crop(image: Image.Image, how: Fit, *, flip: bool = False) -> Image.Image:
     """The training image: resized (Lanczos), cropped, then flipped if `flip`."""
     (left, top), (width, height) = how.crop, how.size
+    # Resampling to the same size would still cost time.
     if image.size != how.resized:
         image = image.resize(how.resized, Image.Resampling.LANCZOS)
     image = image.crop((left, top, left + width, top + height))

@@ -1,4 +1,4 @@
-"""Captions as they lie beside images: text files in whatever encoding is certain, kohya's metadata, captions.json."""
+"""Reading captions: text files in any encoding that is certain, kohya's metadata, captions.json."""
 
 from __future__ import annotations
 
@@ -11,37 +11,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_CAPTION_BYTES = 1_000_000  # of a caption file
-MAX_BOOK = 64_000_000  # bytes of a file with the captions of many images
-MARKS = (  # what a file may begin with, and the encoding that it then has
+# bytes of one caption file
+MAX_CAPTION_BYTES = 1_000_000
+# bytes of a file with the captions of many images
+MAX_BOOK = 64_000_000
+# Byte order mark at the beginning of a file -> its encoding.
+MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 ADVICE = "save it as UTF-8"
-MARK = "\ufeff"  # that a file is UTF-8
-METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")  # kohya's, the latest first
+# The byte order mark, as a character.
+MARK = "\ufeff"
+# kohya's metadata files, the latest step of its scripts first.
+METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What a file says of an image, on one line. With `error`, why it was not read, the text is ""."""
+    """The caption of an image, on one line. With an `error` (why it was not read) the text is ""."""
 
     text: str = ""
-    source: Path | None = None  # None: nothing says anything of it
+    # the file it was read from; None: no file has a caption for the image
+    source: Path | None = None
     encoding: str = ""
     error: str = ""
 
 
 class UnknownEncoding(ValueError):
-    """Bytes that are text in no encoding, or in more than one; the message says which might be meant."""
+    """Bytes that are text in no encoding, or in several; the message names the candidates."""
 
 
 def read_captions(files: Iterable[Path]) -> dict[Path, Caption]:
-    """What each caption file says. A short one that is Chinese if the others of its folder are is read as they are."""
+    """The text of each caption file. Short files that could be GBK are read as GBK if others of their folder are."""
     captions = {file: read_caption(file) for file in files}
+    # Short Chinese captions cannot be told from other encodings; their neighbours decide.
     chinese = {file.parent for file, caption in captions.items() if caption.encoding == "gb18030"}
     undecided = [file for file, caption in captions.items() if caption.error and file.parent in chinese]
     return captions | {file: read_caption(file, among_chinese=True) for file in undecided}
@@ -61,14 +69,14 @@ def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
 
 
 def one_line(parts: Iterable[str]) -> str:
-    """Lines or tags as one line, parted by commas; empty ones left out."""
+    """Lines or tags joined by commas, without empty ones."""
     stripped = (part.strip().rstrip(",") for part in parts)
     return ", ".join(part for part in stripped if part)
 
 
 def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
-    """The text of some bytes and its encoding: by its mark, else UTF-8, UTF-16 or GB 18030 where nothing else is
-    possible, of the last also what is likely `among_chinese` files. Raises Undecided.
+    """The text of some bytes, and its encoding: by its byte order mark, else UTF-8, UTF-16 or GB 18030 if nothing
+    else is possible; `among_chinese` files, also if GB 18030 is likely. Raises UnknownEncoding.
     """
     for mark, encoding in MARKS:
         if data.startswith(mark):
@@ -78,12 +86,14 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
                 raise UnknownEncoding(
                     f"it begins as {encoding.upper()} but continues as something else: {ADVICE}"
                 ) from None
+    # No text has NUL bytes, but in UTF-16 every ASCII letter has one.
     if b"\0" in data:
         return _unmarked_utf16(data)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = ""
+    # The round trip fails only for "" after an error above. Some short GBK texts are valid UTF-8 by chance.
     if text.encode() == data and not (_is_chance(text) and _is_chinese(data, among_chinese=True)):
         return text, "utf-8"
     if _is_chinese(data, among_chinese):
@@ -94,7 +104,7 @@ def decode(data: bytes, *, among_chinese: bool = False) -> tuple[str, str]:
 
 
 def with_bom(text: str) -> str:
-    """A text for a file in UTF-8, with a mark where `decode` would take it for another encoding, as of a single "é"."""
+    """A text to be saved as UTF-8, with a byte order mark if `decode` could mistake it, e.g. a single "é"."""
     if text.isascii():
         return text
     try:
@@ -108,11 +118,15 @@ def _is_chance(text: str) -> bool:
     Some short Chinese captions in GBK happen to be such UTF-8 ("微笑" would be an unknown sign and a Cyrillic letter);
     a letter between words of ASCII, as in "una ragazza è seduta", is one.
     """
-    if text.isascii() or max(text) > "\u07ff":  # more than two bytes: nobody's chance
+    # Characters of three or more bytes in UTF-8 do not come about by chance.
+    if text.isascii() or max(text) > "\u07ff":
         return False
+    # Remove single letters between ASCII words, as "è" or "à" in Italian.
     text = re.sub(r"(?<=[A-Za-z] )[^\W\d_](?= [A-Za-z])", "", text)
     words = [word for word in re.findall(r"[^\W\d_]+", text) if word.isalpha() and not word.isascii()]
+    # The first word of a character's Unicode name is its script: LATIN, CYRILLIC, GREEK.
     scripts = [{unicodedata.name(char, "").split(" ")[0] for char in word if not char.isascii()} for word in words]
+    # Cn: code points that Unicode has not assigned.
     is_unknown = any(unicodedata.category(char) == "Cn" for char in text)
     is_short = words and all(len(word) <= 2 and not re.search("[A-Za-z]", word) for word in words)
     return bool(is_unknown or is_short or any(len(found) > 1 for found in scripts))
@@ -128,6 +142,7 @@ def _unmarked_utf16(data: bytes) -> tuple[str, str]:
             continue
         if all(char.isprintable() or char in "\r\n\t\u3000" for char in text):
             readings.append((sum(char.isascii() for char in text), text, encoding))
+    # More ASCII characters win: in the wrong byte order they become rare Chinese characters.
     readings.sort(reverse=True)
     if not readings or readings[0][0] == (readings[1][0] if readings[1:] else 0):
         raise UnknownEncoding(f"it is no text, or UTF-16 that is not whole: {ADVICE}")
@@ -146,10 +161,12 @@ def _is_chinese(data: bytes, among_chinese: bool) -> bool:
         pairs = [char.encode("gb18030") for char in data.decode("gb18030") if ord(char) > 127]
     except UnicodeDecodeError:
         return False
+    # Rows A1 and A3 are punctuation and full-width letters, B0 to F7 the characters of GB 2312.
     if not all(len(pair) == 2 and pair[1] >= 0xA1 and pair[0] in (0xA1, 0xA3, *range(0xB0, 0xF8)) for pair in pairs):
         return False
     signs = [pair for pair in pairs if pair[0] >= 0xB0]
     common = [pair for pair in signs if pair[0] <= 0xD7]
+    # Names and rare words are allowed: 70 % common characters are enough.
     if not common or len(common) < 0.7 * len(signs):
         return False
     is_certain = len(common) >= 4 and min(map(min, signs)) < 0xC0 and max(common)[0] >= 0xD0
@@ -157,8 +174,9 @@ def _is_chinese(data: bytes, among_chinese: bool) -> bool:
 
 
 def _perhaps(data: bytes) -> str:
-    """The encodings, as editors call them, that these bytes are valid in, with what they read as in each."""
-    paths = {
+    """The encodings in which these bytes are valid, as editors call them, each with a bit of the text."""
+    # Python's codec -> name in the menus of editors.
+    names = {
         "utf-8": "UTF-8",
         "gb18030": "GBK",
         "big5": "Big5",
@@ -166,18 +184,18 @@ def _perhaps(data: bytes) -> str:
         "cp949": "Korean",
         "cp1252": "Latin-1",
     }
-    meant = []
-    for encoding, name in paths.items():
+    candidates = []
+    for encoding, name in names.items():
         try:
             text = " ".join(data.decode(encoding).split())
-            meant.append(f"{name} ({encoding}: “{_around(text)}”)")
+            candidates.append(f"{name} ({encoding}: “{_around(text)}”)")
         except UnicodeDecodeError:
             continue
-    return " or ".join(meant) or "no text at all"
+    return " or ".join(candidates) or "no text at all"
 
 
 def _around(text: str) -> str:
-    """Some of a text from before its first letter that is not ASCII, by which people see whether it was read right."""
+    """A bit of a text around its first letter that is not ASCII, where wrong encodings show."""
     first = next((place for place, char in enumerate(text) if not char.isascii()), 0)
     return text[max(0, first - 8) : first + 12]
 
@@ -187,9 +205,7 @@ def _around(text: str) -> str:
 
 @dataclass(frozen=True)
 class CaptionJson:
-    """The captions of one JSON file by their keys, which are paths, names or stems of images as somebody wrote them;
-    `error` when it cannot be read.
-    """
+    """The captions of one JSON file by key (path, name or stem of an image); `error` if it cannot be read."""
 
     file: Path
     entries: dict[str, str] = field(default_factory=dict)
@@ -197,11 +213,13 @@ class CaptionJson:
 
 
 class ImageNames:
-    """What the images below one folder may be called in a JSON file there."""
+    """Finds the images below a folder that a key of a JSON file there means."""
 
     def __init__(self, folder: Path, images: Iterable[Path]):
-        self._whole: dict[str, list[Path]] = {}  # path from the folder, with and without its ending
-        self._bare: dict[str, list[Path]] = {}  # name alone
+        # path from the folder, with and without extension -> images
+        self._whole: dict[str, list[Path]] = {}
+        # file name alone, with and without extension -> images
+        self._bare: dict[str, list[Path]] = {}
         for image in images:
             if folder in image.parents:
                 inside = image.relative_to(folder)
@@ -209,11 +227,12 @@ class ImageNames:
                     self._whole.setdefault(_spelled(name.as_posix()), []).append(image)
                     self._bare.setdefault(_spelled(name.name), []).append(image)
 
-    def meant(self, key: str) -> list[Path]:
-        """The images that a key means, several of one stem among them: its end is their path from the folder; or it
-        is a bare name that only one folder has.
+    def find(self, key: str) -> list[Path]:
+        """The images that a key means: those whose path from the folder the key ends with, or a file name or stem that
+        occurs in only one folder. Several images may have the same stem.
         """
         parts = [part for part in _spelled(key).split("/") if part]
+        # Keys may be absolute paths of another machine: the longest end of the path that matches counts.
         for first in range(len(parts)):
             if matches := self._whole.get("/".join(parts[first:])):
                 return matches
@@ -222,7 +241,7 @@ class ImageNames:
 
 
 def _spelled(name: str) -> str:
-    """A path as it compares: Windows' strokes are others, and macOS takes accents apart."""
+    """A path for comparison: Windows has backslashes, and macOS stores accents as separate characters."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
@@ -239,6 +258,7 @@ def read_caption_json(file: Path) -> CaptionJson:
         return CaptionJson(file, error=f"it cannot be read ({error.strerror})")
     except UnknownEncoding as error:
         return CaptionJson(file, error=str(error))
+    # Thousands of nested brackets, as in a file made to break parsers.
     except RecursionError:
         return CaptionJson(file, error="it is nested too deep")
     except ValueError as error:
@@ -248,11 +268,12 @@ def read_caption_json(file: Path) -> CaptionJson:
 
 
 def _entry_text(value: Any) -> str:
-    """The caption that an entry's value is; "" when it is none."""
+    """The caption in an entry's value; "" if there is none."""
     if isinstance(value, dict):
         value = [value[name] for name in ("caption", "tags") if isinstance(value.get(name), str)]
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return ""
     text = one_line(line for part in parts for line in part.splitlines())
-    return text if text.encode("utf-8", "replace").decode() == text else ""  # half a character, as "\\ud800"
+    # A lone surrogate such as "\\ud800" is valid JSON, but cannot be written to a file or tokenized.
+    return text if text.encode("utf-8", "replace").decode() == text else ""

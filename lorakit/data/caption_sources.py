@@ -1,4 +1,4 @@
-"""Which caption each image has, of the files beside it and the JSON files around it, and a note on each choice."""
+"""Chooses the caption of each image among caption files and JSON files, with a note on each choice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note
 
 
 class CaptionSources:
-    """Everything that is said of the images of a listing. A caption file wins over JSON, also an empty one, and the
-    chosen ending over the other.
+    """The captions of all images of a listing. A caption file wins over JSON, even an empty one, and the chosen
+    extension over the other.
     """
 
     def __init__(self, listing: Listing, extension: str):
         self.listing, self.extension = listing, extension
-        self.captions: dict[Path, Caption] = {}  # image -> what is said of it; without an entry nothing is
+        # image -> its caption; images without one have no entry
+        self.captions: dict[Path, Caption] = {}
         self.notes: list[Note] = []
         for concept in listing.concepts:
             self._read_files(concept)
@@ -25,7 +26,7 @@ class CaptionSources:
         images = [path for concept in listing.concepts for path in concept.images]
         names = {folder: ImageNames(folder, images) for folder in {book.file.parent for book in self.books}}
         for book in self.books:
-            self._take(book, {key: names[book.file.parent].meant(key) for key in book.entries})
+            self._take(book, {key: names[book.file.parent].find(key) for key in book.entries})
 
     def _note(self, kind: str, path: Path, text: str) -> None:
         self.notes.append(Note(kind, self.listing.name(path), text))
@@ -40,6 +41,7 @@ class CaptionSources:
                 else:
                     self._note("caption without image", file, "left out, no image has this name.")
         for files in beside.values():
+            # Exact extension first, then the same in other case, then by name.
             files.sort(key=lambda file: (file.suffix != self.extension, file.suffix.lower() != self.extension, file))
         captions = read_captions(files[0] for files in beside.values() if files)
         for image in concept.images:
@@ -51,19 +53,21 @@ class CaptionSources:
             if first.suffix.lower() != self.extension:
                 self._note("caption choice", first, f"is read, as there is no {self.extension} file.")
 
-    def _take(self, book: CaptionJson, meant: dict[str, list[Path]]) -> None:
+    def _take(self, book: CaptionJson, images_of: dict[str, list[Path]]) -> None:
         """The captions of a JSON file for images that have none yet."""
         if book.error:
             return self._note("caption json", book.file, f"left out, {book.error}.")
-        lost, strangers = 0, [key for key, images in meant.items() if not images]
-        if len(strangers) == len(meant) and not _is_named_so(book.file):
+        lost, strangers = 0, [key for key, images in images_of.items() if not images]
+        # A JSON file without any matching key is something else, e.g. a tool's settings.
+        if len(strangers) == len(images_of) and not _is_named_so(book.file):
             return self._note("foreign", book.file, "left out, no captions of the images here are in it.")
-        if strangers or not meant:
+        if strangers or not images_of:
             such = f", such as {strangers[0][:80]!r}" if strangers else ""
-            text = f"{len(strangers)} of its {len(meant)} captions fit no image{such}."
+            text = f"{len(strangers)} of its {len(images_of)} captions fit no image{such}."
             self._note("caption json", book.file, text)
-        for key, images in meant.items():
+        for key, images in images_of.items():
             for image in images:
+                # Files and nearer JSON were read before, so their captions stay.
                 caption = self.captions.setdefault(image, Caption(book.entries[key], book.file, "utf-8"))
                 lost += caption.text != book.entries[key]
         if lost:
@@ -72,11 +76,12 @@ class CaptionSources:
 
 
 def _is_named_so(file: Path) -> bool:
-    """Whether a JSON file is named as one of captions; what was uploaded twice may be captions-2.json."""
+    """Whether a JSON file has the name of a caption file; captions-2.json is a second upload."""
     return file.name.startswith("captions") or file.name in METADATA
 
 
 def _order(file: Path) -> tuple:
-    """Which of several JSON files is believed first: the nearest, captions.json, kohya's latest, the rest by name."""
+    """Sort key of JSON files: the nearest to the images first, then captions.json, kohya's latest, the rest by name."""
     kohyas = METADATA.index(file.name) if file.name in METADATA else len(METADATA)
+    # Longer paths are nearer to the images.
     return -len(file.parts), not file.name.startswith("captions"), kohyas, file

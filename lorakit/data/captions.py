@@ -19,6 +19,7 @@ def tags_of(caption: str) -> list[str]:
 
 def with_trigger(caption: str, trigger: str) -> str:
     """The caption with the trigger word in front; unchanged if it has that tag, or if there is no trigger word."""
+    # Compared as a whole tag: a trigger "mofu" is not found in "mofurin".
     if not trigger or trigger in tags_of(caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
@@ -36,8 +37,10 @@ def variant(caption: str, index: int, config: DataConfig, seed: int) -> str:
     """
     if variant_count(config) == 1:
         return caption
+    # The draws depend on the caption's text and not on the image's name, which may be renamed.
     tags, random = tags_of(caption), rng(seed, "variant", caption, index)
     kept, rest = tags[: config.keep_tokens], tags[config.keep_tokens :]
+    # One draw per tag, before shuffling. This order is part of every stored run.
     rest = [tag for tag in rest if random.random() >= config.caption_tag_dropout_rate]
     if config.shuffle_caption:
         random.shuffle(rest)
@@ -46,6 +49,7 @@ def variant(caption: str, index: int, config: DataConfig, seed: int) -> str:
 
 def training_caption(caption: str, config: DataConfig, seed: int, step: int, place: int) -> str:
     """The text for sample number `place` of step `step`: one of the variants, or "" with caption_dropout_rate."""
+    # Drawn per sample and step, so it needs no variants of its own.
     if config.caption_dropout_rate and rng(seed, step, place, "caption dropout").random() < config.caption_dropout_rate:
         return ""
     return variant(caption, seed_of(seed, step, place, "variant") % variant_count(config), config, seed)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-MASK = "mask"  # beside what a family makes of an image that is partly transparent
+# Key of the loss mask beside a family's tensors of an image that is partly transparent.
+MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Feed:
 
     def cached_images(self) -> dict[Path, tuple[Sample, bool]]:
         """Cache file -> (sample, flipped) of every image to be cached; empty without `cache_latents`."""
+        # Multiplying by False gives an empty list.
         items = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
         return {self._image_path(*item): item for item in items}
 
@@ -82,11 +84,13 @@ class Feed:
         missing = cache.missing(items)
         for done, path in enumerate(missing, 1):
             cache.write(path, encode(items[path]))
-            if done * 20 // len(missing) > (done - 1) * 20 // len(missing):  # at most 20 lines in the log
+            # At most 20 progress lines in the log.
+            if done * 20 // len(missing) > (done - 1) * 20 // len(missing):
                 yield Progress(what=what, done=done, total=len(missing))
 
     def batch(self, indexes: list[int], step: int, first_place: int) -> Batch:
         """The micro-batch of these samples; `first_place` is the number of samples of the step before it."""
+        # Place in the step, not in the micro-batch: draws differ between the micro-batches of a step.
         chosen = [(self.samples[index], first_place + place) for place, index in enumerate(indexes)]
         flips = [self._drawn_flip(step, place) for _, place in chosen]
         images = [self.image(sample, flip) for (sample, _), flip in zip(chosen, flips, strict=True)]
@@ -102,7 +106,7 @@ class Feed:
         )
 
     def encode_texts(self, texts: list[str]) -> list[Tensors]:
-        """Each text as far as the model's frozen parts bring it."""
+        """Text features of each text (token ids where the text encoder is trained)."""
         if not self.config.cache_text:
             return [self.model.encode_text(text) for text in texts]
         return [self.text.get(self._text_path(text), lambda text=text: self.model.encode_text(text)) for text in texts]
@@ -122,7 +126,8 @@ class Feed:
         return Size((sample.width, sample.height), (left, how.crop[1]), how.size)
 
     def image(self, sample: Sample, flip: bool) -> Tensors:
-        """What the model encodes of one image, on the CPU, from the cache where there is one."""
+        """One image as encoded by the model, on the CPU; from the cache if latents are cached."""
+        # On the CPU in both cases, so that caching changes nothing for the step.
         if self.config.cache_latents:
             return self.latents.get(self._image_path(sample, flip), lambda: self._encode_image(sample, flip))
         return {name: tensor.cpu() for name, tensor in self._encode_image(sample, flip).items()}
@@ -140,6 +145,7 @@ class Feed:
         how = buckets.fit(sample.width, sample.height, self.config)
         image = buckets.resize_and_crop(open_rgb(sample.path, self.config.background), how, flip=flip)
         encoded: dict[str, torch.Tensor] = self.model.encode_image(to_tensor(image))
+        # SDXL's original VAE overflows in fp16.
         if not all(torch.isfinite(tensor).all() for tensor in encoded.values()):
             raise DataError(
                 f"{sample.name} becomes not-a-number in the VAE, which is broken or overflows in its precision."
@@ -147,6 +153,7 @@ class Feed:
         alpha = alpha_of(sample.path) if self.config.alpha_mask else None
         if alpha is None:
             return encoded
+        # (h, w) of the latents: the mask has one value per latent.
         grid = next(iter(encoded.values())).shape[-2:]
         return {**encoded, MASK: _mask(buckets.resize_and_crop(alpha, how, flip=flip), grid, sample)}
 
@@ -163,6 +170,7 @@ def _mask(alpha: Image.Image, grid: tuple[int, int], sample: Sample) -> torch.Te
     import numpy as np
     import torch
 
+    # [1, 1, H, W], as interpolate expects
     opacity = torch.from_numpy(np.asarray(alpha, dtype=np.float32) / 255)[None, None]
     mask = torch.nn.functional.interpolate(opacity, size=grid, mode="area")[0]
     if not mask.any():

@@ -1,4 +1,4 @@
-"""What each image file is, measured once and remembered: bytes, size, likeness, sharpness, border, colours."""
+"""Measurements of image files, cached: digest, size, perceptual hash, sharpness, border, colours."""
 
 from __future__ import annotations
 
@@ -20,54 +20,71 @@ from lorakit.data import measures
 from lorakit.data.images import ImageError, decoded, flattened, header, transparency
 from lorakit.files import write_atomic
 
-MAX_BYTES = 512_000_000  # of a file: more than any image within MAX_PIXELS has
-LARGE_BYTES, LARGE_PIXELS = 32_000_000, 16_000_000  # files of which only one is in memory at a time
-THREADS = min(8, os.cpu_count() or 1)  # Pillow and hashlib work without Python's lock
-SETTLED = 2.0  # s; a file that changed so shortly before it was read may change again without another time stamp
+# bytes of a file; no image within MAX_PIXELS has more
+MAX_BYTES = 512_000_000
+# Only one file above these sizes is in memory at a time.
+LARGE_BYTES, LARGE_PIXELS = 32_000_000, 16_000_000
+# Pillow and hashlib release the GIL, so threads are enough.
+THREADS = min(8, os.cpu_count() or 1)
+# seconds; a file that changed shortly before it was read may change again within one time stamp
+SETTLED = 2.0
 
 
 @dataclass(frozen=True)
 class ImageStats:
-    """What an image file is. With `error`, why it cannot be used, all else but the digest is 0 or empty."""
+    """Measurements of one image file. With an `error` (why it cannot be used) all but the digest is 0 or empty."""
 
-    digest: str  # SHA-256 of the file's bytes; "" when they cannot be read
-    format: str = ""  # of the bytes, as Pillow calls it: "PNG", "JPEG"
-    mode: str = ""  # Pillow's, as stored: "RGB", "CMYK", "P"
-    width: int = 0  # px, upright
+    # SHA-256 of the file's bytes; "" when they cannot be read
+    digest: str
+    # of the bytes, as Pillow calls it: "PNG", "JPEG"
+    format: str = ""
+    # Pillow's mode as stored: "RGB", "CMYK", "P"
+    mode: str = ""
+    # px, upright (after EXIF rotation)
+    width: int = 0
     height: int = 0
     frames: int = 0
-    has_alpha: bool = False  # some pixel is transparent
-    phash: str = ""  # 64 bit perceptual hash in hexadecimal; "" without the ImageHash package
-    cells: str = ""  # mean colours place by place, see measures.py
-    sharpness: float = 0.0  # variance of the Laplacian of grey 0..255, see measures.py
-    border: tuple[int, int, int, int] = (0, 0, 0, 0)  # of one colour, px: left, top, right, bottom
-    border_colour: str = ""  # "#rrggbb"; "" without a border
+    # at least one pixel is transparent
+    has_alpha: bool = False
+    # 64-bit perceptual hash in hexadecimal; "" without the ImageHash package
+    phash: str = ""
+    # mean colour of each cell of a grid, see measures.py
+    cells: str = ""
+    # variance of the Laplacian of grey 0..255, see measures.py
+    sharpness: float = 0.0
+    # px of one colour at left, top, right, bottom
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
+    # "#rrggbb"; "" without a border
+    border_colour: str = ""
     # share 0..1 of the opaque pixels near each of measures.COLOURS
     colours: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
 
 class StatsCache:
-    """The looks of files, remembered in one file: a second look reads only what changed.
+    """The measurements of image files in one cache file, so that only changed files are read again.
 
-    A file is taken for unchanged by its path, bytes, time stamps and inode, as git does, and only when it had been
-    left alone for a while before it was read. Another version of what measures, or a damaged memory, begins anew.
+    A file counts as unchanged while its path, size, time stamps and inode are the same, as in git, and only if it was
+    not modified shortly before it was read. A damaged cache, or one of another version, is discarded.
     """
 
     def __init__(self, file: Path):
         self.file = file
-        self.error = ""  # why the memory could not be written, "" while it could
-        self._stored: dict[str, list] = _remembered(file)  # path -> [*stamp, look]
+        # why the cache could not be written; "" if it could
+        self.error = ""
+        # path -> [*stamp, stats]
+        self._stored: dict[str, list] = _read(file)
+        # Reentrant: a file can be large in bytes and in pixels.
         self._large = threading.RLock()
 
     @classmethod
     def of(cls, project: Path) -> StatsCache:
-        """Those of a project's folder; hidden, so that its mirror does not send the whole cache again for them."""
+        """The cache of a project; a hidden file, so that the sync service does not upload the whole cache for it."""
         return cls(project / "cache" / ".looks.json")
 
     def measure(self, paths: Iterable[Path]) -> Iterator[tuple[Path, ImageStats]]:
-        """Each path with its look, in the order given; several are read at once. Whatever was read is remembered, also
-        when nobody waits for the rest.
+        """Yield each path with its measurements, in the given order; several files are read at once. Files that were
+        read are stored even if the caller stops early.
         """
         listed, before = list(paths), dict(self._stored)
         with ThreadPoolExecutor(THREADS) as pool:
@@ -77,6 +94,7 @@ class StatsCache:
                     yield path, future.result()
             finally:
                 for future in futures:
+                    # When the caller stops early, files that are not begun are not read.
                     future.cancel()
                 pool.shutdown()
                 if self._stored != before:
@@ -84,17 +102,18 @@ class StatsCache:
 
     def _one(self, path: Path) -> ImageStats:
         key, stamp = os.path.abspath(path), _stamp(path)
+        # JSON has no tuples.
         if stamp and (stored := self._stored.get(key)) and stored[:-1] == stamp:
             return ImageStats(**{**stored[-1], "border": tuple(stored[-1]["border"])})
         now = time.time()
-        look = self._measured(path)
+        stats = self._measured(path)
         # what could not be read now may be read the next time
-        if look.digest and stamp == _stamp(path) and stamp[2] / 1e9 < now - SETTLED:
-            self._stored[key] = [*stamp, asdict(look)]
-        return look
+        if stats.digest and stamp == _stamp(path) and stamp[2] / 1e9 < now - SETTLED:
+            self._stored[key] = [*stamp, asdict(stats)]
+        return stats
 
     def _measured(self, path: Path) -> ImageStats:
-        """Read one file. Nothing but a plain file is opened, so that nobody waits for a pipe."""
+        """Read one file. Only plain files are opened, as opening a pipe would block."""
         digest = ""
         try:
             status = os.stat(path)
@@ -107,7 +126,7 @@ class StatsCache:
                     alone.enter_context(self._large)
                 data = path.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
-                return self._seen(data, digest, alone)
+                return self._decoded(data, digest, alone)
         except ImageError as error:
             return ImageStats(digest, error=str(error))
         except OSError as error:
@@ -115,7 +134,7 @@ class StatsCache:
         except MemoryError:
             return ImageStats("", error="there is not enough memory to read it now")
 
-    def _seen(self, data: bytes, digest: str, alone: ExitStack) -> ImageStats:
+    def _decoded(self, data: bytes, digest: str, alone: ExitStack) -> ImageStats:
         """Decode and measure; many large images at once would fill the memory. Raises ImageError."""
         stored = header(data)
         if stored.width * stored.height > LARGE_PIXELS:
@@ -123,7 +142,8 @@ class StatsCache:
         opened = decoded(stored)
         alpha, rgb = transparency(opened.image), flattened(opened.image)
         border, border_colour = measures.border(rgb)
-        small = measures.reduced(rgb, measures.SHARP)  # once for all that needs no more
+        # Reduced once, for all measures that need no more.
+        small = measures.reduced(rgb, measures.SHARP)
         return ImageStats(
             digest=digest,
             format=opened.format,
@@ -141,17 +161,19 @@ class StatsCache:
         )
 
     def _write(self) -> None:
-        looks = {path: row for path, row in self._stored.items() if os.path.lexists(path)}
+        # Entries of deleted files are dropped here.
+        rows = {path: row for path, row in self._stored.items() if os.path.lexists(path)}
         try:
             self.file.parent.mkdir(exist_ok=True)
-            write_atomic(self.file, json.dumps({"made by": _made_by(), "sum": _sum(looks), "looks": looks}))
+            write_atomic(self.file, json.dumps({"made by": _version(), "sum": _sum(rows), "looks": rows}))
             self.error = ""
         except OSError as error:
             self.error = f"cannot be written ({error.strerror}); all images will be read again the next time"
 
 
-def _made_by() -> str:
-    """What measured: other numbers come of another version, and of a package that was not there."""
+def _version() -> str:
+    """Version of the measurements: other versions and packages give other numbers."""
+    # The number is raised when a measure changes.
     return f"3, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
 
 
@@ -164,15 +186,16 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _sum(looks: dict[str, list]) -> str:
-    return hashlib.sha256(json.dumps(looks).encode()).hexdigest()
+def _sum(rows: dict[str, list]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _remembered(file: Path) -> dict[str, list]:
-    """What a memory file holds; nothing when it is missing, damaged or of another version."""
+def _read(file: Path) -> dict[str, list]:
+    """The rows of a cache file; none if it is missing, damaged or of another version."""
     try:
         stored = json.loads(file.read_bytes())
-        whole = stored["made by"] == _made_by() and stored["sum"] == _sum(stored["looks"])
+        # "looks" and "made by" are stored names.
+        is_valid = stored["made by"] == _version() and stored["sum"] == _sum(stored["looks"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return stored["looks"] if whole else {}
+    return stored["looks"] if is_valid else {}

@@ -1,4 +1,4 @@
-"""Reading one image file as upright RGB, and as the tensor that a VAE wants."""
+"""Reading one image file as upright RGB, and as the tensor that a VAE takes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ EXTENSIONS = tuple(ENDINGS)
 # What the bytes may be, whatever the name says. Pillow knows more formats; some run other programs (EPS), and some
 # have no mark of their own, so that anything might be taken for them (TGA).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "GIF", "TIFF", "JPEG2000")
-MAX_PIXELS = 89_478_485  # Pillow's own bound, of what it thinks to be no attack; 1 GB while it is turned into RGB
-DAMAGED = (  # what Pillow's decoders raise for files that are not what they should be
+# Pillow's own limit against decompression bombs; 1 GB while such an image is converted to RGB.
+MAX_PIXELS = 89_478_485
+# What Pillow's decoders raise for damaged files: each format has its own way to fail.
+DAMAGED = (
     OSError,
     ValueError,
     SyntaxError,
@@ -37,7 +39,8 @@ DAMAGED = (  # what Pillow's decoders raise for files that are not what they sho
     struct.error,
 )
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-TURNED = {  # by EXIF's orientation: what brings a stored image upright
+# EXIF orientation -> what brings the stored image upright; 1 is upright already.
+TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -64,12 +67,15 @@ class Decoded:
 def header(source: Path | bytes) -> Image.Image:
     """An image that is opened but not decoded, its dimensions known and small enough. Raises ImageError."""
     with _explained():
+        # Read at once: Pillow's lazy file handle would stay open.
         data = source if isinstance(source, bytes) else source.read_bytes()
         if not data:
             raise ImageError("the file is empty")
         if "AVIF" not in _readable_formats() and data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError("it is AVIF, which Pillow reads from version 11.3 on: pip install -U pillow")
+        # Pillow checks the size against its own limit here, before any pixel is decoded.
         stored = Image.open(io.BytesIO(data), formats=_readable_formats())
+        # Pillow only warns up to twice its limit.
         if stored.width * stored.height > MAX_PIXELS:
             raise Image.DecompressionBombError
     return stored
@@ -86,7 +92,7 @@ def decoded(stored: Image.Image) -> Decoded:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn whatever Pillow says of a file that it cannot read into ImageError."""
+    """Turn every error of Pillow for an unreadable file into ImageError."""
     try:
         yield
     except ImageError:
@@ -108,7 +114,7 @@ def _readable_formats() -> tuple[str, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF says that it was held; as it is stored when that is damaged."""
+    """The image rotated as its EXIF orientation says; unchanged if that is missing or damaged."""
     try:
         turn = TURNED.get(image.getexif().get(ExifTags.Base.Orientation))
     except DAMAGED:
@@ -118,13 +124,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def flattened(image: Image.Image, background: str = "white") -> Image.Image:
     """Any image as RGB, transparency laid on `background` (any colour that Pillow knows)."""
-    if image.mode.startswith("I"):  # 16 bit, whatever it is called
+    # 16-bit grey ("I;16", "I"): convert("L") would clip all values above 255 to white.
+    if image.mode.startswith("I"):
         image = image.point(lambda value: value / 256).convert("L")
+    # Also palette images with one transparent colour, which have no alpha channel.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     if image.mode == "CMYK" and "icc_profile" in image.info:
-        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):  # colours as without a profile
+        # A damaged profile: colours as without one.
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
             profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
             return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     return image.convert("RGB")
@@ -135,6 +144,7 @@ def transparency(image: Image.Image) -> Image.Image | None:
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")
+    # Many PNGs have an alpha channel that is opaque everywhere.
     return None if alpha.getextrema()[0] == 255 else alpha
 
 
@@ -159,4 +169,5 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     import torch
 
     pixels = np.asarray(image, dtype=np.float32) / 127.5 - 1.0
+    # transpose only changes strides; copy makes the tensor contiguous.
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

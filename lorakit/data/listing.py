@@ -1,4 +1,4 @@
-"""What lies in a data folder: concept folders with their files, and a note on whatever is no file."""
+"""The files of a data folder by concept, and a note on everything that is not a plain file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
-MAX_REPEATS = 10_000  # of an image in an epoch; a larger number before a folder's name is a date, not repeats
-NOTE_KINDS = (  # the order in which they are shown: what is left out comes first
+# Per epoch. A larger number in front of a folder's name is a date, not repeats.
+MAX_REPEATS = 10_000
+# In the order in which they are shown: skipped files come first.
+NOTE_KINDS = (
     "overlooked folder",  # files beside kohya's folders, counted
     "unreadable",  # an image or folder that cannot be read: left out
     "foreign",  # no image: left out
@@ -38,7 +40,8 @@ NOTE_KINDS = (  # the order in which they are shown: what is left out comes firs
 class Note:
     """A sentence on a file that is left out or treated specially; `name` as `Sample.name`, or of a folder."""
 
-    kind: str  # one of KINDS
+    # one of NOTE_KINDS
+    kind: str
     name: str
     text: str
 
@@ -71,11 +74,13 @@ class Listing:
         self.root = root
         self.notes: list[Note] = []
         self._hidden: list[str] = []
-        self._links: list[Path] = []  # to folders
+        # links to folders
+        self._links: list[Path] = []
         by_folder = self._walked(root, deep=True)
         concepts, reg = [], root / "reg"
         for concept in _concepts(root, repeats):
             if concept.folder == root:
+                # Without kohya folders every image below the root counts, except those of reg/.
                 files = [path for own in by_folder.values() for path in own if reg not in path.parents]
             elif concept.folder in by_folder:
                 files = by_folder[concept.folder]
@@ -87,7 +92,7 @@ class Listing:
         self.concepts = tuple(concepts)
         used = {path for concept in concepts for path in concept.files}
         self.others = sorted(path for own in by_folder.values() for path in own if path not in used)
-        self._tell_links({concept.folder for concept in concepts})
+        self._note_links({concept.folder for concept in concepts})
         self.notes.sort(key=lambda note: (note.name, note.kind))
         if self._hidden:
             names = ", ".join(self._hidden[:3]) + ", …" * (len(self._hidden) > 3)
@@ -98,6 +103,7 @@ class Listing:
         """The path inside the data folder, always valid text: bytes of a name that is not UTF-8 are spelled out."""
         if path == self.root:
             return "the data folder"
+        # Names from old archives may not be valid UTF-8, and could not be printed or written to JSON.
         return os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
 
     def _walked(self, top: Path, *, deep: bool) -> dict[Path, list[Path]]:
@@ -109,10 +115,12 @@ class Listing:
             files_of[folder] = []
             try:
                 with os.scandir(folder) as entries:
+                    # Sorted: the order of samples must not depend on the disk.
                     for entry in sorted(entries, key=lambda entry: entry.name):
                         path = folder / entry.name
                         if entry.name.startswith("."):
                             self._hidden.append(self.name(path))
+                        # Links to folders are not followed: they could form a loop.
                         elif entry.is_dir(follow_symlinks=False):
                             folders += [path] * deep
                         elif self._is_file(path, entry):
@@ -139,7 +147,7 @@ class Listing:
             self.notes.append(Note("not a file", self.name(path), text))
         return stat.S_ISREG(mode)
 
-    def _tell_links(self, used: set[Path]) -> None:
+    def _note_links(self, used: set[Path]) -> None:
         for path in self._links:
             if not any(path in (folder, folder.parent) for folder in used):
                 text = "left out, a link to a folder; put the images here, or set data.folder to that folder."

@@ -11,10 +11,14 @@ from PIL import Image, ImageChops
 if TYPE_CHECKING:
     import numpy as np
 
-NEAR = 24  # of 255: pixels that differ less from a border's colour belong to it, in a JPEG too
-SMALL = 128  # px: the longest side at which colours are counted
-SHARP = 1024  # px: the longest side below which sharpness is measured, so that it means the same at every size
-CELLS = 20  # a side: the mean colours by which images of one likeness are compared place by place
+# of 255: pixels that differ less from a border's colour belong to it, as JPEG changes them a little
+NEAR = 24
+# px: longest side at which colours are counted
+SMALL = 128
+# px: longest side at which sharpness is measured, so that values of all sizes compare
+SHARP = 1024
+# Cells per side of the grid whose mean colours are compared.
+CELLS = 20
 MAX_COLOUR_DISTANCE = (
     36  # of 255: a copy that is scaled, recompressed, lightened or cropped by a percent differs less at every place
 )
@@ -29,6 +33,7 @@ def can_hash() -> bool:
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
     """An image smaller by a whole factor, so that its longest side is at most `side` px; boxes averaged."""
+    # -(-a // b) rounds up.
     factor = -(-max(image.size) // side)
     return image.reduce((min(factor, image.width), min(factor, image.height))) if factor > 1 else image
 
@@ -60,12 +65,14 @@ def with_neighbours(values: str) -> np.ndarray:
 
 
 def colour_distance(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How far each of `others` [n, ...] is from one image (both as `around` tells): the colour that differs most, 0
-    to 255, from what the other image has at or beside that place. Another pose, dress or face on a white ground, to
-    which the hash is blind, is far from it.
+    """Colour distance, 0..255 [n], of one image to each of `others` [n, ...] (both from `with_neighbours`).
+
+    The largest difference over all cells, each compared with the cell at or beside its place in the other image.
+    Another pose, dress or face on a white ground, which hashes hardly notice, gives a large distance.
     """
     import numpy as np
 
+    # Positive where a cell's colour lies outside of what the other image has around that cell.
     here = np.maximum(others[:, 1] - one[0], one[0] - others[:, 2])
     there = np.maximum(one[1] - others[:, 0], others[:, 0] - one[2])
     return np.maximum(here, there).max(axis=(1, 2, 3))
@@ -77,6 +84,7 @@ def sharpness(image: Image.Image) -> float:
     """
     import numpy as np
 
+    # int16: the Laplacian reaches from -1020 to 1020.
     grey = np.asarray(reduced(image, SHARP).convert("L"), dtype=np.int16)
     if min(grey.shape) < 3:
         return 0.0
@@ -91,6 +99,7 @@ def border(image: Image.Image) -> tuple[tuple[int, int, int, int], str]:
     """
     width, height = image.size
     edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
+    # Every border touches one of these two corners.
     for corner in ((0, 0), (width - 1, height - 1)):
         colour = image.getpixel(corner)
         if all(_unlike(image.crop(edge), colour) for edge in edges):
@@ -114,9 +123,12 @@ def colours(image: Image.Image, alpha: Image.Image | None) -> dict[str, float]:
     """
     import numpy as np
 
+    # [3, h, w]; Pillow stores hue as 0..255 for 0..360 degrees.
     hsv = np.asarray(reduced(image, SMALL).convert("HSV"), dtype=np.float32).transpose(2, 0, 1)
     hue, saturation, value = hsv[0] * 360 / 255, hsv[1] / 255, hsv[2] / 255
+    # int [h, w]: index into COLOURS
     named = np.array([*(name for _, name in HUES), HUES[-1][1]])[np.digitize(hue, [end for end, _ in HUES])]
+    # The thresholds below are judged by eye; later lines override earlier ones.
     is_warm = (hue > 8) & (hue <= 45)
     named[(named == 3) & (saturation < 0.55) & (value > 0.75)] = COLOURS.index("pink")
     named[is_warm & (saturation < 0.6)] = len(COLOURS)  # skin

@@ -22,14 +22,17 @@ class Plan:
     batch_size: int
     accumulation: int
     epochs: int
-    max_steps: int  # 0: as many as the epochs have
+    # 0: as many as the epochs have
+    max_steps: int
     seed: int
-    steps_before: int = 0  # of the stages before this one
+    # of the stages before this one
+    steps_before: int = 0
     epochs_before: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch; every epoch has as many."""
+        # Micro-batches of all buckets, then groups of `accumulation` of them.
         return ceil(sum(ceil(len(bucket) / self.batch_size) for bucket in self.buckets) / self.accumulation)
 
     @property
@@ -56,12 +59,14 @@ class Plan:
         return _epoch(self, self.epoch_of(step))[first : first + self.accumulation]
 
 
+# All steps of an epoch share one shuffle; two epochs are kept.
 @functools.lru_cache(maxsize=2)
 def _epoch(plan: Plan, epoch: int) -> list[list[int]]:
     """All micro-batches of an epoch: shuffled within each bucket, cut, then the batches shuffled."""
     random = rng(plan.seed, epoch, "order")
     batches = []
     for bucket in plan.buckets:
+        # sample() of all elements is a shuffled copy: the plan itself stays as it is.
         order = random.sample(bucket, len(bucket))
         batches += [order[i : i + plan.batch_size] for i in range(0, len(order), plan.batch_size)]
     random.shuffle(batches)

@@ -16,7 +16,8 @@ from lorakit.data.images import ENDINGS, EXTENSIONS
 from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note, folder_of
 from lorakit.errors import UserError
 
-SCAN_SETTINGS = ("folder", "repeats", "trigger", "caption_extension")  # the settings that a scan depends on
+# The settings that a scan depends on.
+SCAN_SETTINGS = ("folder", "repeats", "trigger", "caption_extension")
 
 
 class DataError(UserError):
@@ -39,7 +40,8 @@ class Sample:
     is_reg: bool = False
     is_captioned: bool = True
     written: str = ""
-    caption_file: Path = Path()  # where its caption is written: beside it, with the chosen ending
+    # where its caption is written: beside the image, with the chosen extension
+    caption_file: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -65,23 +67,25 @@ def scan(config: DataConfig, project: Path) -> Scan:
     root = folder_of(config, project)
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist: put the images there or set data.folder.")
-    listing, looks = Listing(root, config.repeats), StatsCache.of(Path(project))
+    listing, stats_cache = Listing(root, config.repeats), StatsCache.of(Path(project))
     sources = CaptionSources(listing, config.caption_extension)
-    seen = dict(looks.measure(path for concept in listing.concepts for path in concept.images))
+    # All images of all concepts at once, so that threads share the work.
+    stats = dict(stats_cache.measure(path for concept in listing.concepts for path in concept.images))
     samples: list[Sample] = []
     notes: list[Note] = []
     for concept in listing.concepts:
         notes += _notes_on_names(concept, listing)
         for path in concept.images:
             name, caption = listing.name(path), sources.captions.get(path, Caption())
-            notes += [Note(kind, name, text) for kind, text in _notes_on_image(path, seen[path])]
-            if not seen[path].error:
-                sample = _sample(path, name, seen[path], caption.text, concept, config)
+            notes += [Note(kind, name, text) for kind, text in _notes_on_image(path, stats[path])]
+            if not stats[path].error:
+                sample = _sample(path, name, stats[path], caption.text, concept, config)
                 notes += [Note(kind, name, text) for kind, text in _notes_on_caption(sample, caption)]
+                # An image whose caption cannot be read is left out: it would be trained with a wrong one.
                 samples += [sample] * (not caption.error)
     notes += [*sources.notes, *listing.notes, *_overlooked(listing, {book.file for book in sources.books})]
-    if looks.error:
-        notes.append(Note("memory", "cache/.looks.json", f"{looks.error}."))
+    if stats_cache.error:
+        notes.append(Note("memory", "cache/.looks.json", f"{stats_cache.error}."))
     if not any(not sample.is_reg for sample in samples):
         raise DataError(
             f"No usable image in {root}: {', '.join(EXTENSIONS)} files are expected, directly inside or in "
@@ -90,14 +94,15 @@ def scan(config: DataConfig, project: Path) -> Scan:
     return Scan(tuple(samples), tuple(notes))
 
 
-def _sample(path: Path, name: str, look: ImageStats, written: str, concept: Concept, config: DataConfig) -> Sample:
+def _sample(path: Path, name: str, stats: ImageStats, written: str, concept: Concept, config: DataConfig) -> Sample:
+    # Images without a caption in 10_white_cat/ are trained as "white cat".
     caption = written or concept.name.replace("_", " ")
     return Sample(
         name=name,
         path=path,
-        digest=look.digest,
-        width=look.width,
-        height=look.height,
+        digest=stats.digest,
+        width=stats.width,
+        height=stats.height,
         caption=caption if concept.is_reg else with_trigger(caption, config.trigger),
         repeats=concept.repeats,
         is_reg=concept.is_reg,
@@ -108,11 +113,12 @@ def _sample(path: Path, name: str, look: ImageStats, written: str, concept: Conc
 
 
 def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
-    """Notes on a concept's files that need no look into them."""
+    """Notes on a concept's files by their names alone."""
     first: dict[Path, Path] = {}
     for path in concept.files:
         ending, stem = path.suffix.lower(), path.with_suffix("")
         if ending in EXTENSIONS:
+            # a.png and a.jpg both read a.txt.
             if stem in first:
                 text = f"shares its caption file with {listing.name(first[stem])}; rename one of them."
                 yield Note("shared caption", listing.name(path), text)
@@ -121,14 +127,14 @@ def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
             yield Note("foreign", listing.name(path), f"left out, not an image ({', '.join(EXTENSIONS)} are).")
 
 
-def _notes_on_image(path: Path, look: ImageStats) -> Iterator[tuple[str, str]]:
+def _notes_on_image(path: Path, stats: ImageStats) -> Iterator[tuple[str, str]]:
     """Notes on an image's content: (kind, text)."""
-    if look.error:
-        yield "unreadable", f"left out, {look.error}."
-    elif look.format != ENDINGS[path.suffix.lower()]:
-        yield "wrong ending", f"is a {look.format} image, whatever its name says; used as what it is."
-    if look.frames > 1:
-        yield "animated", f"moves ({look.frames} images); the first is used."
+    if stats.error:
+        yield "unreadable", f"left out, {stats.error}."
+    elif stats.format != ENDINGS[path.suffix.lower()]:
+        yield "wrong ending", f"is a {stats.format} image, whatever its name says; used as what it is."
+    if stats.frames > 1:
+        yield "animated", f"moves ({stats.frames} images); the first is used."
 
 
 def _notes_on_caption(sample: Sample, caption: Caption) -> Iterator[tuple[str, str]]:
