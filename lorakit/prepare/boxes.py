@@ -1,4 +1,4 @@
-"""Boxes drawn on images, several an image if wanted, as a list on disk: what preparation crops by."""
+"""Crop boxes of images, stored in one file; an image can have several."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from lorakit.errors import UserError
 from lorakit.files import write_atomic
 from lorakit.project import Project
 
-MIN_SIDE = 8  # px of a box's side; a smaller one is a slip of the hand
-FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"  # the boxes; those before the last change
+# px; a smaller box is a slip of the mouse.
+MIN_SIDE = 8
+# The boxes, and those before the last change (for undo).
+FILE, BEFORE = "boxes.yaml", "boxes.before.yaml"
 HEAD = (
     "# Boxes by which images are cropped when they are prepared. Image -> boxes in px of the upright image:\n"
     "# - {left: 10, top: 20, width: 300, height: 400, name: face}    (name may be missing)\n"
@@ -27,7 +29,7 @@ class BoxError(UserError):
 
 @dataclass(frozen=True)
 class Box:
-    """A part of an upright image, in px; `name` tells several boxes of one image apart."""
+    """A part of an upright image, in px; `name` distinguishes several boxes of one image."""
 
     left: int
     top: int
@@ -36,7 +38,7 @@ class Box:
     name: str = ""
 
     def within(self, width: int, height: int) -> Box:
-        """What of it lies inside an image of that size. Raises BoxError when that is less than MIN_SIDE px a side."""
+        """The part of it inside an image of that size. Raises BoxError if a side is shorter than MIN_SIDE px."""
         left, top = max(0, self.left), max(0, self.top)
         right, bottom = min(width, self.left + self.width), min(height, self.top + self.height)
         if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
@@ -53,7 +55,7 @@ class Box:
 
 
 class Boxes:
-    """The boxes of a project; every change is on disk before the method returns. An image goes by its name.
+    """The boxes of a project by image name; every change is on disk before the method returns.
 
     Raises BoxError for a list that somebody wrote by hand and that cannot be understood, and for a disk that cannot be
     written.
@@ -62,7 +64,9 @@ class Boxes:
     def __init__(self, project: Project):
         self.file, self._before = project.folder / FILE, project.folder / BEFORE
         self._boxes: dict[str, tuple[Box, ...]] = {}
-        self._seen: tuple[int, int] | None = None  # stamp of the file when it was read or written
+        # (bytes, mtime in ns) of the file when it was last read or written
+        self._seen: tuple[int, int] | None = None
+        # A person may have edited the file in between; those edits are kept.
         self.refresh()
 
     def refresh(self) -> None:
@@ -71,7 +75,7 @@ class Boxes:
             self._boxes, self._seen = _read(self.file), stamp
 
     def of(self, name: str) -> tuple[Box, ...]:
-        """The boxes of an image, in the order in which they were drawn; () for an image that is used as a whole."""
+        """The boxes of an image in the order they were drawn; () for an image used as a whole."""
         return self._boxes.get(name, ())
 
     def names(self) -> list[str]:
@@ -96,8 +100,9 @@ class Boxes:
         self.set(name, self.of(name)[:index] + self.of(name)[index + 1 :])
 
     def undo(self) -> list[str]:
-        """Take the last change back (again: make it again); returns the images whose boxes changed."""
+        """Undo the last change (a second call redoes it); returns the images whose boxes changed."""
         self.refresh()
+        # The boxes before become the current ones and the other way round, so undoing twice redoes.
         before, now = _read(self._before), self._boxes
         self._write(before)
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
@@ -105,16 +110,18 @@ class Boxes:
     def _write(self, boxes: dict[str, tuple[Box, ...]]) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            # First the copy for undo: when the second write fails, the boxes are still unchanged.
             write_atomic(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
             write_atomic(self.file, _text(boxes))
         except OSError as error:
-            raise BoxError(f"The box is not kept, as {self.file} cannot be written: {error}.") from error
+            raise BoxError(f"The box was not saved: {self.file} cannot be written ({error}).") from error
         self._boxes, self._seen = boxes, self._stamp()
 
     def _stamp(self) -> tuple[int, int] | None:
         if not self.file.exists():
             return None
         status = self.file.stat()
+        # Coarse clocks of some disks give two fast writes one mtime, so the size is compared as well.
         return status.st_size, status.st_mtime_ns
 
 
@@ -123,7 +130,8 @@ def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
         name: [{key: value for key, value in asdict(box).items() if value != ""} for box in own]
         for name, own in sorted(boxes.items())
     }
-    quick = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # where PyYAML was built with it
+    # The C dumper is much faster, but not part of every build of PyYAML.
+    quick = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return HEAD + yaml.dump(rows, Dumper=quick, allow_unicode=True, default_flow_style=None, sort_keys=False, width=200)
 
 
@@ -142,6 +150,7 @@ def _read(file: Path) -> dict[str, tuple[Box, ...]]:
 
 def _box(row: object, where: str) -> Box:
     numbers = ("left", "top", "width", "height")
+    # type() and not isinstance: True is an int as well.
     if isinstance(row, dict) and {*row} - {"name"} == {*numbers} and all(type(row[key]) is int for key in numbers):
         return Box(*(row[key] for key in numbers), str(row.get("name", "")))
     raise BoxError(

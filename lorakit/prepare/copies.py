@@ -1,4 +1,4 @@
-"""Copies in a folder where people change things, too: only files that nobody changed are replaced or removed."""
+"""Copies in a folder that people edit as well: only unchanged copies are ever replaced or removed."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from lorakit.files.copying import sha256_of
 
 
 class Copies:
-    """The files that were written into `root`. `record` has a line for each, added before the file is written, so that
-    what was cut in the middle is not taken for a person's work.
+    """The files that were written into `root`. `record` gets a line for each before the file is written, so that a
+    copy of an interrupted call is not taken for a person's work.
     """
 
     def __init__(self, root: Path, record: Path):
         self.root, self.record = root, record
-        self.keys: dict[str, str] = {}  # file -> what decided its content
-        self._written: dict[str, list[str]] = {}  # file -> digests that it may have, the newest last
+        # file -> hash of the inputs that decide its content
+        self.keys: dict[str, str] = {}
+        # file -> digests that it may have, the newest last
+        self._written: dict[str, list[str]] = {}
         text = record.read_text(encoding="utf-8") if record.exists() else ""
         for line in text.splitlines():
             try:
                 name, key, content = json.loads(line)
             except ValueError:
-                continue  # torn, and so the file was not begun
+                # A line torn by a kill: its file was not begun yet.
+                continue
             self.keys[name] = key
             self._written.setdefault(name, []).append(content)
+        # After a torn line the next one needs a newline in front.
         self._begins_anew = bool(text) and not text.endswith("\n")
 
     def state(self, name: str) -> str:
-        """Of a file: "missing", "made" (unchanged since it was written), "older", or "changed" by somebody else."""
+        """The state of a file: "missing", "made" (as written last), "older" (written before), "changed" by a person."""
         file, stored = self.root / name, self._written.get(name, [""])
         if not file.exists():
             return "missing"
+        # "older": the record was written, but the process ended before the file was replaced.
         content = sha256_of(file)
         return "made" if content == stored[-1] else "older" if content in stored else "changed"
 
@@ -45,6 +50,7 @@ class Copies:
         with open(self.record, "a", encoding="utf-8") as file:
             file.write("\n" * self._begins_anew + json.dumps([name, key, content], ensure_ascii=False) + "\n")
             file.flush()
+            # The line is on disk before the file, also after a power cut.
             os.fsync(file.fileno())
         self._begins_anew = False
         self.keys[name] = key
@@ -54,6 +60,7 @@ class Copies:
 
     def remove_all_but(self, names_to_keep: set[str]) -> Iterator[Note]:
         """Remove the other copies: an image and its caption together, unless one of them was changed."""
+        # By stem: an image must not stay without its caption, nor the caption without its image.
         groups: dict[str, list[str]] = {}
         for name in sorted(self.keys.keys() - names_to_keep):
             groups.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
@@ -63,7 +70,7 @@ class Copies:
     def remove(self, names: tuple[str, ...]) -> Iterator[Note]:
         if any(self.state(name) == "changed" for name in names):
             yield Note(
-                "kept", f"{self.root.name}/{names[0]}", "is no longer wanted, but was changed there and is kept."
+                "kept", f"{self.root.name}/{names[0]}", "is no longer needed, but was changed there and is kept."
             )
             return
         for name in names:
@@ -75,6 +82,7 @@ class Copies:
 
     def close(self) -> None:
         """Write the record anew without what is no longer needed."""
+        # One line per file, with the last digest only: the record does not grow with every call.
         lines = [
             json.dumps([name, key, self._written[name][-1]], ensure_ascii=False) for name, key in self.keys.items()
         ]

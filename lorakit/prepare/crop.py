@@ -1,4 +1,4 @@
-"""Preparing: copies of the images as they are to be trained, cropped, padded and resized, made anew when need be."""
+"""Prepared images: copies of the originals, cropped, padded and resized; outdated ones are rebuilt."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
 from lorakit.project import DiskFull, Project
 
-FOLDER = "prepared"  # inside the project; train on it with data.folder
+# Folder inside the project; trained on with data.folder.
+FOLDER = "prepared"
 SETTINGS, RECORD = "prepare.yaml", "prepared.jsonl"
+# width x height. Not "2:3" and "no", which YAML reads as 123 and false.
 SHAPES = (
     "none",
     "1x1",
@@ -42,10 +44,13 @@ SHAPES = (
     "4x3",
     "3x2",
     "16x9",
-)  # width x height; YAML reads 2:3 as 123, and no as false
-AHEAD = 8  # images in memory at once
-PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")  # the settings that decide them
-VERSION = 1  # of how images are made; another one makes all of them anew
+)
+# Images in memory at once.
+AHEAD = 8
+# The settings that decide the pixels of a copy.
+PIXELS = ("pad", "background", "transparency", "resize", "size", "enlarge")
+# Version of the processing; with another one all copies are rebuilt.
+VERSION = 1
 
 
 class PrepareError(UserError):
@@ -54,17 +59,15 @@ class PrepareError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Config):
-    """What becomes of each image, in this order: left out as a duplicate, cropped, padded, resized."""
+    """How images are prepared, in this order: duplicates skipped, cropped, padded, resized."""
 
     folder: str = setting(
-        "dataset", help="folder with the originals, while the prepared ones are used", ui=Field(hidden=True)
+        "dataset", help="folder with the originals, while prepared images are trained", ui=Field(hidden=True)
     )
-    crop: bool = setting(
-        True, help="cut out what is in the boxes that were drawn, an image for each", ui=Field(label="crop")
-    )
+    crop: bool = setting(True, help="crop to the boxes that were drawn; one image per box", ui=Field(label="crop"))
     pad: str = setting(
         "none",
-        help="fill up to this shape (width x height), so that nothing is cut off",
+        help="pad to this aspect ratio (width x height), so that buckets crop nothing; none: no padding",
         choices=SHAPES,
         ui=Field(label="pad to"),
     )
@@ -75,34 +78,34 @@ class PrepareConfig(Config):
     )
     transparency: str = setting(
         "background",
-        help="background: put on that colour; keep: stays, for use as a loss mask",
+        help="what happens to transparent parts: filled with the background colour, or kept for use as a loss mask",
         choices=("background", "keep"),
     )
     resize: str = setting(
         "area",
-        help="what is brought to the size: the longest side, the shortest side, or the area (that of a square)",
+        help="what is resized to the size: longest side, shortest side, or the area (of a square with that side)",
         choices=("none", "longest", "shortest", "area"),
     )
     size: int = setting(
         1024,
-        help="of that side, or of a side of that square; smaller images stay as they are",
+        help="length of that side, or of a side of that square; smaller images are not enlarged",
         unit="px",
         range=(64, 8192),
         ui=Slider(512, 2048, 64, when=("resize", ("longest", "shortest", "area"))),
     )
     enlarge: bool = setting(
         False,
-        help="enlarge smaller images, too; that adds no detail",
+        help="enlarge smaller images as well; that adds no detail",
         ui=Field(when=("resize", ("longest", "shortest", "area"))),
     )
     duplicates: str = setting(
         "exact",
-        help="exact: of equal files one stays; near: of images that look alike the largest stays; keep: all do",
+        help="duplicates that are skipped: none, identical files, or near duplicates as well (the largest is used)",
         choices=("keep", "exact", "near"),
     )
     difference: int = setting(
         4,
-        help="how many of the 64 bits of what they look like (perceptual hash) may differ",
+        help="number of bits, of 64 in the perceptual hash, that may differ between near duplicates",
         range=(0, 16),
         ui=Slider(0, 16, 1, when=("duplicates", ("near",))),
     )
@@ -117,33 +120,34 @@ class PrepareConfig(Config):
 
 @dataclass(frozen=True)
 class _Copy:
-    """An image that is to be there: `name` is its path inside the folder."""
+    """One prepared image to write; `name` is its path inside the folder."""
 
     name: str
     sample: Sample
     box: Box | None
 
     def key(self, how: PrepareConfig) -> str:
-        """What decides its pixels, as a digest."""
+        """Hash of everything that decides its pixels."""
         settings = {name: value for name, value in to_dict(how).items() if name in PIXELS}
+        # Not the name: a renamed original gives the same pixels.
         inputs = [VERSION, self.sample.digest, self.box and self.box.edges, settings]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
 def read_prepare_config(project: Project) -> PrepareConfig:
-    """How the project's images are prepared. Raises ConfigError for a file that cannot be understood."""
+    """How the project's images are prepared. Raises ConfigError for invalid settings."""
     file = project.folder / SETTINGS
     return from_dict(PrepareConfig, read_yaml(file) if file.exists() else {})
 
 
 def write_prepare_config(project: Project, how: PrepareConfig) -> None:
-    """Remember how the project's images are prepared."""
+    """Store how the project's images are prepared."""
     project.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(project.folder / SETTINGS, to_yaml(how))
 
 
 def config_of_originals(project: Project, config: DataConfig) -> DataConfig:
-    """The same settings about the originals, when they are about the prepared images."""
+    """The settings with the folder of the originals, if they name the folder of prepared images."""
     is_prepared = folder_of(config, project.folder) == project.folder / FOLDER
     return replace(config, folder=read_prepare_config(project).folder) if is_prepared else config
 
@@ -151,10 +155,10 @@ def config_of_originals(project: Project, config: DataConfig) -> DataConfig:
 def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterator[Progress | Note]:
     """Write a copy of every usable image as PNG into `<project>/prepared/`, with its caption, in the same folders.
 
-    Run again, or cut and run again, it makes anew only what changed, and removes what is no longer needed. Captions and
-    images that were changed there are kept, and the originals are only read. An image that fails is left out. Yields
-    progress, and a note for everything that is left out or kept. When `config` is about the prepared images, their
-    `originals` are meant. Raises DataError without images, BoxError, PrepareError, DiskFull.
+    Another call, also after an interrupted one, writes only what changed and removes what is no longer needed.
+    Captions and images that were edited there are kept; the originals are only read. An image that fails is skipped.
+    Yields progress, and a note for everything that is skipped or kept. If `config` names the prepared images, their
+    originals are used. Raises DataError without images, BoxError, PrepareError, DiskFull.
     """
     root, boxes = project.folder / FOLDER, Boxes(project)
     config = config_of_originals(project, config)
@@ -164,14 +168,16 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     for name in sorted({*boxes.names()} - {*samples}):
         yield Note("box", name, "has a box, but there is no such image.")
     for name, kept in find_duplicates(project, dataset.samples, how, boxes).items():
-        yield Note("duplicate", name, f"left out, it is the same image as {kept}.")
+        yield Note("duplicate", name, f"skipped, it is the same image as {kept}.")
         del samples[name]
     try:
+        # A hidden file in cache/, which is neither listed nor uploaded.
         with try_lock(project.cache / ".prepare.lock") as is_alone:
             if not is_alone:
-                raise PrepareError("The images are being prepared already, by another process or cell: wait for it.")
+                raise PrepareError("Another process or cell is preparing the images: wait until it has finished.")
             copies = Copies(root, project.folder / RECORD)
-            yield from _write_copies(copies, _wanted([*samples.values()], boxes, how), config, how)
+            yield from _write_copies(copies, _planned([*samples.values()], boxes, how), config, how)
+            # Only after all copies: until then the record also has the digests of before.
             copies.close()
     except OSError as error:
         advice = "What was prepared so far is complete and the originals are untouched: prepare again to resume."
@@ -181,29 +187,30 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
 
 
 def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:
-    """Excluded image -> the one that is kept instead: one with a box, else the larger, else the first.
+    """Duplicate -> the image that is used instead: one with a box, else the larger, else a captioned one.
 
     Raises PrepareError when similarity is needed and cannot be measured.
     """
     if how.duplicates == "keep":
         return {}
-    looks: dict[str, ImageStats] = {}
+    stats: dict[str, ImageStats] = {}
     if how.duplicates == "near":
-        seen = dict(StatsCache.of(project.folder).measure(sample.path for sample in samples))
-        if not all(look.phash for look in seen.values()):
+        by_path = dict(StatsCache.of(project.folder).measure(sample.path for sample in samples))
+        if not all(measured.phash for measured in by_path.values()):
             raise PrepareError(
-                "Alike images are recognised by the package ImageHash, which is missing: pip install ImageHash; or "
-                "set duplicates to exact."
+                "Near duplicates need the package ImageHash, which is missing: pip install ImageHash, or set "
+                "duplicates to exact."
             )
-        looks = {sample.name: seen[sample.path] for sample in samples}
+        stats = {sample.name: by_path[sample.path] for sample in samples}
 
     def is_same(one: Sample, other: Sample) -> bool:
         return one.is_reg == other.is_reg and (
-            one.digest == other.digest or (looks and _is_alike(looks[one.name], looks[other.name], how.difference))
+            one.digest == other.digest or (stats and _is_alike(stats[one.name], stats[other.name], how.difference))
         )
 
     kept: list[Sample] = []
     duplicates = {}
+    # The first of equal images is used, so sort by preference; False sorts before True.
     for sample in sorted(samples, key=lambda s: (not boxes.of(s.name), -s.width * s.height, not s.is_captioned)):
         if twin := next((one for one in kept if is_same(one, sample)), None):
             duplicates[sample.name] = twin.name
@@ -213,20 +220,23 @@ def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareC
 
 
 def _is_alike(one: ImageStats, other: ImageStats, bits: int) -> bool:
-    """Whether two images look the same: in shape, by hashes that know no colours, and in colours place by place."""
+    """Whether two images look the same: by perceptual hash, which ignores colour, and by the colours of cells."""
+    # The number of differing bits (Hamming distance) of two 64-bit hashes.
     if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > bits:
         return False
     [apart] = measures.colour_distance(measures.with_neighbours(one.cells), measures.with_neighbours(other.cells)[None])
     return bool(apart <= measures.MAX_COLOUR_DISTANCE)
 
 
-def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Copy]:
-    """The images that are to be there; no two have names that differ in their endings only, as they had a caption."""
+def _planned(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Copy]:
+    """The images to write. No two share a stem, as they would share a caption file."""
     by_name: dict[str, _Copy] = {}
-    for sample in sorted(samples, key=lambda sample: sample.name):  # a-2.png, which keeps its name, is before a.png
+    # By name: "-" sorts before ".", so a-2.png gets its name before a second box of a.png could.
+    for sample in sorted(samples, key=lambda sample: sample.name):
         plain = str(PurePosixPath(sample.name).with_suffix(""))
         own = boxes.of(sample.name) if how.crop else ()
         for number, box in enumerate(own or (None,), start=1):
+            # A box's name becomes part of a file name.
             called = re.sub(r"[^\w.-]+", "-", box.name).strip("-.") if box else ""
             stem = f"{plain}-{called}" if called else plain if number == 1 else f"{plain}-{number}"
             spellings = itertools.chain([stem], (f"{stem}-{again}" for again in itertools.count(2)))
@@ -239,7 +249,7 @@ def _wanted(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_Co
 
 
 def prepare_image(path: Path, box: Box | None, how: PrepareConfig) -> Image.Image:
-    """An image file as it is to be trained: RGB, or RGBA where transparency is kept. Raises ImageError, BoxError."""
+    """A prepared image: RGB, or RGBA if transparency is kept. Raises ImageError, BoxError."""
     image = open_rgb(path, how.background)
     mask = alpha_of(path) if how.transparency == "keep" else None
     if mask is not None:
@@ -250,11 +260,13 @@ def prepare_image(path: Path, box: Box | None, how: PrepareConfig) -> Image.Imag
 
 
 def _padded(image: Image.Image, how: PrepareConfig) -> Image.Image:
-    """Filled up on both sides; where transparency is kept, what is added is transparent."""
+    """Padded equally on both sides; with transparency kept, the padding is transparent."""
     if how.pad == "none":
         return image
     (width, height), (across, down) = image.size, map(int, how.pad.split("x"))
+    # -(-a // b) rounds up: the padded image is never smaller than the original.
     size = max(width, -(-height * across // down)), max(height, -(-width * down // across))
+    # Without alpha, which #rrggbbaa has.
     colour = ImageColor.getrgb(how.background)[:3]
     padded = Image.new(image.mode, size, colour if image.mode == "RGB" else (*colour, 0))
     padded.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
@@ -265,6 +277,7 @@ def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
     if how.resize == "none":
         return image
     width, height = image.size
+    # What is compared with `size`, in px.
     side = {"longest": max(width, height), "shortest": min(width, height), "area": math.sqrt(width * height)}
     scale = how.size / side[how.resize]
     if scale == 1 or (scale > 1 and not how.enlarge):
@@ -274,10 +287,11 @@ def _resized(image: Image.Image, how: PrepareConfig) -> Image.Image:
 
 
 def _png(copy: _Copy, how: PrepareConfig) -> bytes | str:
-    """A copy as PNG bytes, or a text that says why it cannot be made."""
+    """A copy as PNG bytes, or a text with the reason why it failed."""
     packed = io.BytesIO()
     try:
-        prepare_image(copy.sample.path, copy.box, how).save(packed, "PNG", compress_level=3)  # 6: thrice the time
+        # Level 3 instead of Pillow's 6: a third of the time.
+        prepare_image(copy.sample.path, copy.box, how).save(packed, "PNG", compress_level=3)
     except (ImageError, BoxError) as error:
         return str(error)
     except OSError as error:
@@ -298,13 +312,14 @@ def _write_copies(
     for one in planned:
         state = copies.state(one.name)
         if state == "changed":
-            yield Note("kept", f"{FOLDER}/{one.name}", "was changed there and is kept; delete it to have it made anew.")
+            yield Note("kept", f"{FOLDER}/{one.name}", "was changed there and is kept; delete it to rebuild it.")
         elif state != "made" or copies.keys[one.name] != one.key(how):
             missing.append(one)
         yield from _captioned(copies, captions[one.name], one.sample.written)
     done = len(planned) - len(missing)
     yield Progress(what="images prepared", done=done, total=len(planned))
     with ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1)) as makers:
+        # In batches: map() of all images would keep every finished PNG in memory.
         for begin in range(0, len(missing), AHEAD):
             batch = missing[begin : begin + AHEAD]
             for one, data in zip(batch, makers.map(lambda one: _png(one, how), batch), strict=True):
@@ -324,7 +339,8 @@ def _captioned(copies: Copies, name: str, text: str) -> Iterator[Note]:
     if state == "changed":
         if copies.keys.get(name, key) != key:
             yield Note("kept", f"{FOLDER}/{name}", "was changed there, and the original's was, too; this one is kept.")
-            copies.keys[name] = key  # reported once
+            # Reported once: from now on the edited caption belongs to this version of the original.
+            copies.keys[name] = key
     elif not text:
         yield from copies.remove((name,))
     elif state != "made" or copies.keys[name] != key:

@@ -1,4 +1,4 @@
-"""Getting images in: archives, folders, files and uploads into a project's dataset, where nothing is overwritten."""
+"""Import of archives, folders, files and uploads into a project's dataset; nothing there is overwritten."""
 
 from __future__ import annotations
 
@@ -26,23 +26,26 @@ from lorakit.project import DiskFull, Project
 
 METADATA = (".json",)
 USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
-READERS = 8  # files read at once: an online disk takes its time for each, however small
-AHEAD = 32  # images, each with its captions, that are read before they are put in their places
+# Files read at once: an online disk takes a while for each, however small.
+READERS = 8
+# Images, each with its captions, that are read before they are moved into place.
+AHEAD = 32
 
 
 class IntakeError(UserError):
-    """Nothing could be added; the message says what was given and what to do."""
+    """Nothing could be added; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file on its way: `name` is its path inside the source."""
+    """A file to add; `name` is its path inside the source."""
 
     path: Path
     name: PurePosixPath
 
 
 Source = str | Path | Mapping[str, bytes]
+# Returns lists of files, each with whether they are ours to move (unpacked or uploaded) or must be copied.
 Opened = Generator[Progress | Note, None, list[tuple[list[_File], bool]]]
 
 
@@ -51,17 +54,17 @@ def import_images(project: Project, source: Source, into: str = "", repeats: int
     left out, kept or renamed, and at the end one for each folder with how much was added.
 
     source      a zip or tar, a folder, one file (its caption comes along), or what was uploaded (name -> bytes)
-    into        concept folder, e.g. "mofurin", "10_mofurin" or "reg/1_girl"; "": where the source's own folders say
-    repeats     of that folder; 0: as `into` says, as the folder that is there has it, or 1
+    into        concept folder, e.g. "mofurin", "10_mofurin" or "reg/1_girl"; "": the source's own folders
+    repeats     repeats of that folder; 0: as in `into`, else as the existing folder, else 1
     Same bytes under the same name are left as they are; another file of that name gets a new name together with its
     caption. Stopped anywhere, the same call resumes. The source is only read.
     Raises IntakeError, DiskFull, and ArchiveError for an archive that cannot or must not be unpacked.
     """
     concept = concept_folder(project, into, repeats)
     try:
-        with _desk(project) as desk:
-            for files, is_ours in (yield from _opened(project, source, desk, bool(concept))):
-                yield from _adding(project, files, concept, None if is_ours else desk)
+        with _temporary_folder(project) as temporary:
+            for files, is_ours in (yield from _opened(project, source, temporary, bool(concept))):
+                yield from _adding(project, files, concept, None if is_ours else temporary)
     except OSError as error:
         advice = "What was added so far is complete: add the same again to resume."
         if error.errno in DISK_FULL:
@@ -74,10 +77,12 @@ def concept_folder(project: Project, into: str, repeats: int) -> str:
     """The folder inside the dataset that `into` and `repeats` mean: "10_mofurin". Raises IntakeError."""
     parent, _, last = into.strip().strip("/").rpartition("/")
     if not 0 <= repeats <= MAX_REPEATS:
-        raise IntakeError(f"repeats is {repeats}; allowed is 1 to {MAX_REPEATS}, or 0 for what the folder says.")
+        raise IntakeError(
+            f"repeats is {repeats}; allowed is 1 to {MAX_REPEATS}, or 0 to take them from the folder's name."
+        )
     if not last:
         if repeats:
-            raise IntakeError(f"repeats is {repeats}, but no folder is named: say into which, e.g. mofurin.")
+            raise IntakeError(f"repeats is {repeats}, but no folder is named: give one, e.g. mofurin.")
         return ""
     if parent not in ("", "reg") or last.startswith(".") or not last.isprintable() or set(last) & set('\\:*?"<>|'):
         raise IntakeError(f"{into!r} cannot be a concept folder: name it like mofurin, 10_mofurin or reg/1_girl.")
@@ -93,48 +98,55 @@ def concept_folder(project: Project, into: str, repeats: int) -> str:
 # ---- what there is ---------------------------------------------------------------------------------------------------
 
 
-def _opened(project: Project, source: Source, desk: Path, is_placed: bool) -> Opened:
-    """The files of a source, and whether they lie on the desk already; a list, since several archives may be uploaded.
+def _opened(project: Project, source: Source, temporary: Path, is_placed: bool) -> Opened:
+    """The files of a source, and whether they are in the temporary folder already.
 
-    is_placed   whether the user says where they go, so that the name of a folder says nothing
+    A list of such pairs, since an upload may have several archives.
+    is_placed   the user named a folder, so the source folder's own name is not used
     """
     if isinstance(source, Mapping):
-        return (yield from _uploaded(source, desk))
+        return (yield from _uploaded(source, temporary))
     path = Path(source).expanduser().absolute()
     if path.is_dir():
+        # Resolved: a link could hide that one folder is inside the other.
         dataset, folder = project.dataset.resolve(), path.resolve()
         if dataset in (folder, *folder.parents) or folder in dataset.parents:
-            raise IntakeError(f"{path} and the dataset {project.dataset} lie in each other; what is there is in use.")
+            raise IntakeError(
+                f"{path} and the dataset {project.dataset} contain each other; its images are in use already."
+            )
         files = yield from _walked(path)
         own = path.name if _says_repeats(path.name) and not is_placed else ""
         return [([replace(file, name=PurePosixPath(own, file.name)) for file in files], False)]
     if not path.is_file():
         raise IntakeError(f"{path} does not exist: give a zip or tar, a folder or an image.")
     if is_archive(path):
-        return [((yield from _unpacked(path, desk / "files")), True)]
+        return [((yield from _unpacked(path, temporary / "files")), True)]
     if path.suffix.lower() not in USED:
         raise IntakeError(f"{path} is no zip or tar, and no image that can be used ({', '.join(EXTENSIONS)} are).")
+    # Its captions come along with a single image.
     along = [path.with_suffix(end) for end in CAPTION_EXTENSIONS if path.suffix.lower() in EXTENSIONS]
     return [([_File(p, PurePosixPath(p.name)) for p in (path, *along) if p.is_file()], False)]
 
 
-def _uploaded(source: Mapping[str, bytes], desk: Path) -> Opened:
+def _uploaded(source: Mapping[str, bytes], temporary: Path) -> Opened:
     files = []
-    (desk / "upload").mkdir()
+    (temporary / "upload").mkdir()
     for number, (name, content) in enumerate(source.items()):
-        file = desk / "upload" / (PurePosixPath(name.replace("\\", "/")).name.strip(".") or "unnamed")
+        # Only the last part of the name: a browser may send a path, also with backslashes.
+        file = temporary / "upload" / (PurePosixPath(name.replace("\\", "/")).name.strip(".") or "unnamed")
         file.write_bytes(content)
         if is_archive(file):
-            files.append(((yield from _unpacked(file, desk / f"files-{number}")), True))
+            files.append(((yield from _unpacked(file, temporary / f"files-{number}")), True))
             file.unlink()
-    return [*files, ((yield from _walked(desk / "upload")), True)]
+    return [*files, ((yield from _walked(temporary / "upload")), True)]
 
 
 def _unpacked(file: Path, folder: Path) -> Generator[Progress | Note, None, list[_File]]:
     done, total = 0, file.stat().st_size
     for count in unpack(file, folder):
         done += count
-        yield Progress(what="bytes of the archive", done=min(done, total), total=total)  # images pack to their size
+        # Unpacked bytes against packed ones: images hardly shrink, so both are about equal.
+        yield Progress(what="bytes of the archive", done=min(done, total), total=total)
     return (yield from _walked(folder))
 
 
@@ -146,6 +158,7 @@ def _walked(root: Path) -> Generator[Note, None, list[_File]]:
     files: list[_File] = []
     unreadable: list[OSError] = []
     for parent, inside, names in os.walk(root, onerror=unreadable.append):
+        # os.walk lists links to folders among the folders; they could form a loop.
         links = [name for name in inside if os.path.islink(os.path.join(parent, name))]
         hidden = [name for name in (*inside, *names) if name.startswith((".", "__MACOSX"))]
         inside[:] = sorted({*inside} - {*links, *hidden})
@@ -159,6 +172,7 @@ def _walked(root: Path) -> Generator[Note, None, list[_File]]:
                 files.append(file)
     for error in unreadable:
         yield Note("left out", str(error.filename), f"left out, this folder cannot be read ({error.strerror}).")
+    # Several nested folders, such as dataset/images/, are left away one by one.
     while files and len(tops := {file.name.parts[0] if len(file.name.parts) > 1 else "" for file in files}) == 1:
         if (top := tops.pop()) == "" or _says_repeats(top):
             break
@@ -185,65 +199,72 @@ def _says_repeats(folder: str) -> bool:
 # ---- where it goes ---------------------------------------------------------------------------------------------------
 
 
-def _adding(project: Project, files: list[_File], concept: str, desk: Path | None) -> Iterator[Progress | Note]:
-    """Put files in their places; `desk` is where they are copied to first, None: they themselves may be moved."""
-    groups: dict[PurePosixPath, list[_File]] = {}  # an image and its captions; a metadata file is alone
+def _adding(project: Project, files: list[_File], concept: str, temporary: Path | None) -> Iterator[Progress | Note]:
+    """Put files in their places. They are copied into the folder `temporary` first; None: they are moved themselves."""
+    # An image and its captions move together; a metadata file is alone.
+    groups: dict[PurePosixPath, list[_File]] = {}
     for file in files:
         key = file.name if file.name.suffix.lower() in METADATA else file.name.with_suffix("")
         groups.setdefault(key, []).append(file)
     if concept and any(_says_repeats(file.name.parts[0]) for file in files if len(file.name.parts) > 1):
         yield Note("own folders", concept, "what lies in <repeats>_<name>/ or reg/ folders of its own goes into these.")
-    shelf, done = _Shelf(project.dataset), 0
+    folders, done = _DatasetFolders(project.dataset), 0
     with ThreadPoolExecutor(READERS) as readers:
         waiting = iter(groups.values())
+        # Batches keep the order, and limit what waits in the temporary folder.
         while batch := list(itertools.islice(waiting, AHEAD)):
-            targets = [(file, shelf.folder(file.name, concept)) for group in batch for file in group]
-            here = readers.map(lambda pair: _brought(*pair, desk), targets)
+            targets = [(file, folders.folder(file.name, concept)) for group in batch for file in group]
+            here = readers.map(lambda pair: _copied(*pair, temporary), targets)
             arrived = {file.name: result for (file, _), result in zip(targets, here, strict=True)}
             for group in batch:
                 for file in group:
                     if isinstance(why := arrived[file.name], str):
                         yield Note("left out", _shown_name(file.name), f"left out, {why}.")
                 whole = {file.name: arrived[file.name] for file in group if isinstance(arrived[file.name], Path)}
-                yield from shelf.place(whole, shelf.folder(group[0].name, concept))
+                yield from folders.place(whole, folders.folder(group[0].name, concept))
                 done += len(group)
                 yield Progress(what="files", done=done, total=len(files))
-    yield from shelf.notes()
+    yield from folders.notes()
 
 
-def _brought(file: _File, folder: Path, desk: Path | None) -> Path | str:
-    """A copy on the desk, or the file that is there when it has the same size and time; a text: why it cannot be read.
+def _copied(file: _File, folder: Path, temporary: Path | None) -> Path | str:
+    """A copy in the folder `temporary`, or the file in the dataset if size and time are equal; or why it is unreadable.
 
     Raises OSError for a full disk.
     """
     try:
         status = os.stat(file.path)
-        if not stat.S_ISREG(status.st_mode):  # who opens a pipe waits
+        # Only plain files: opening a pipe would block.
+        if not stat.S_ISREG(status.st_mode):
             return "it is no plain file"
-        if desk is None:
+        if temporary is None:
             return file.path
         there = folder / file.name.name
+        # The same size and mtime: added before, so an online disk need not be read again.
         if there.is_file() and (there.stat().st_size, there.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             return there
-        copy = desk / "copies" / file.name
+        copy = temporary / "copies" / file.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.path, copy)
+        # Keep the times: a repeated call recognises the file by them.
         os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
         return f"it cannot be read ({error.strerror})"
+    # An online disk may end a file early without an error.
     if (size := copy.stat().st_size) != status.st_size:
         return f"only {size} of its {status.st_size} bytes could be read: add it again"
     return copy
 
 
-class _Shelf:
-    """The dataset's folders, and what became of what was put there."""
+class _DatasetFolders:
+    """The dataset's folders, and a count of what was added to each."""
 
     def __init__(self, root: Path):
         self.root = root
-        self._names: dict[Path, dict[str, set[str]]] = {}  # folder -> stem -> endings of the files that are there
+        # folder -> stem -> suffixes of the files there
+        self._names: dict[Path, dict[str, set[str]]] = {}
         self._added: dict[Path, Counter[str]] = {}
 
     def folder(self, name: PurePosixPath, concept: str) -> Path:
@@ -261,11 +282,13 @@ class _Shelf:
         names = self._names[folder]
         first = next(iter(files)).stem
         spellings = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+        # a, a-2, a-3, ...: the first stem at which nothing would be overwritten.
         stem = next(stem for stem in spellings if not _clashes(files, folder, stem, names.get(stem, set())))
         added = self._added.setdefault(folder, Counter())
         for name, file in files.items():
             target = folder / f"{stem}{name.suffix}"
             if target.exists():
+                # Compared byte by byte: a caption of the same name may have other text.
                 is_same = file == target or filecmp.cmp(file, target, shallow=False)
                 added["there"] += is_same
                 if not is_same:
@@ -273,7 +296,8 @@ class _Shelf:
                         "caption kept", _shown_name(name), "left out, the caption that is there is another and stays."
                     )
                 continue
-            if file.parent == folder:  # it is there under its own name, and stays
+            # It is in the folder under another name, and stays there: copy it.
+            if file.parent == folder:
                 file = Path(shutil.copy2(file, temporary_path(target)))
             os.replace(file, target)
             names.setdefault(stem, set()).add(name.suffix)
@@ -314,7 +338,8 @@ def _clashes(files: dict[PurePosixPath, Path], folder: Path, stem: str, there: s
     own = {name.suffix for name in with_pixels}
     if any(end.lower() in EXTENSIONS for end in own):
         if any(end.lower() in EXTENSIONS for end in there - own):
-            return True  # which would share its caption
+            # a.png beside a.jpg would share the caption a.txt.
+            return True
         if not own & there:
             return any(differs(*item) for item in files.items())
     return False
@@ -339,15 +364,15 @@ def _shown_name(name: PurePath) -> str:
 
 
 @contextmanager
-def _desk(project: Project) -> Iterator[Path]:
-    """A place on the dataset's disk for what is under way; what a process that was killed left there is removed."""
+def _temporary_folder(project: Project) -> Iterator[Path]:
+    """A temporary folder on the dataset's disk. Folders that killed processes left behind are removed."""
     for left in project.dataset.glob(".intake.*.part"):
         if is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    desk = temporary_path(project.dataset / "intake")
-    shutil.rmtree(desk, ignore_errors=True)
-    desk.mkdir(parents=True)
+    temporary = temporary_path(project.dataset / "intake")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield desk
+        yield temporary
     finally:
-        shutil.rmtree(desk, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -48,8 +48,8 @@ def staging(project: Project, folder: str) -> Iterator[Copied]:
     """
     with packs.alone(project) as is_alone:
         if is_alone:
-            with _desk(project, folder) as desk:
-                yield from Staging(project, folder, desk).copied()
+            with _temporary_folder(project, folder) as temporary:
+                yield from Staging(project, folder, temporary).copied()
         else:
             yield Copied(folder, 0, 0, f"{folder} is being uploaded; changes in the remote copy are taken next time.")
 
@@ -57,8 +57,8 @@ def staging(project: Project, folder: str) -> Iterator[Copied]:
 class Staging:
     """One dataset on its way here."""
 
-    def __init__(self, project: Project, folder: str, desk: Path):
-        self.project, self.folder, self.remote, self.desk = project, folder, project.remote, desk
+    def __init__(self, project: Project, folder: str, temporary: Path):
+        self.project, self.folder, self.remote, self.temporary = project, folder, project.remote, temporary
         self.here = project.folder / folder
         self.record = packs.record(project, folder)
         # Without a list there: nothing was uploaded yet, or it is damaged.
@@ -117,7 +117,7 @@ class Staging:
         with ThreadPoolExecutor(READERS) as readers:
             changed = yield from self._changed(folder, names, readers)
             entries = {name: before[name] for name in names if name not in changed}
-            jobs = readers.map(lambda name: self._fetched(folder / name, self.desk / "own" / name), changed)
+            jobs = readers.map(lambda name: self._fetched(folder / name, self.temporary / "own" / name), changed)
             done, total = 0, sum(self.now[name][0] for name in changed)
             for name, problem in zip(changed, jobs, strict=True):
                 done += self.now[name][0]
@@ -128,7 +128,7 @@ class Staging:
                     del self.now[name]
                     entries |= {name: before[name]} if name in before else {}
                 else:
-                    entries[name] = self._source(self.desk / "own" / name)
+                    entries[name] = self._source(self.temporary / "own" / name)
         return entries
 
     def _changed(
@@ -160,7 +160,7 @@ class Staging:
     def _fetched(self, source: Path, target: Path) -> str:
         """Copy a small remote file; returns why it could not be read, or ""."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        size = self.now[str(target.relative_to(self.desk / "own"))][0]
+        size = self.now[str(target.relative_to(self.temporary / "own"))][0]
         try:
             shutil.copyfile(source, target)
         except OSError as error:
@@ -180,9 +180,9 @@ class Staging:
                 result[file.name] = recorded
                 continue
             try:
-                folder = _without_lone_folder((yield from _unpacked(file, self.desk / file.name)))
+                folder = _without_lone_folder((yield from _unpacked(file, self.temporary / file.name)))
             except ArchiveError as error:
-                yield self._note(str(error).replace(str(self.desk / file.name), str(file)).rstrip("."))
+                yield self._note(str(error).replace(str(self.temporary / file.name), str(file)).rstrip("."))
                 continue
             files = {name: self._source(folder / name) for name in packs.stamps(folder)}
             result[file.name] = {"stamp": stamp, "files": files}
@@ -199,7 +199,7 @@ class Staging:
                 continue
             file = self.remote / packs.ARCHIVES / pack["file"]
             try:
-                folder = yield from _unpacked(file, self.desk / pack["file"], pack["sha256"])
+                folder = yield from _unpacked(file, self.temporary / pack["file"], pack["sha256"])
             except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
                 del self.good[name]
                 yield self._note(f"The archive {file} is damaged or missing ({error}); it is created again")
@@ -211,7 +211,7 @@ class Staging:
     def _again(self, missing: dict[str, str]) -> Iterator[Copied]:
         """Read from the user's remote folder what an archive should have held."""
         for name, content in missing.items():
-            path = self.desk / "own" / name
+            path = self.temporary / "own" / name
             if name in self.now and not self._fetched(self.remote / self.folder / name, path):
                 if self._source(path) != content:
                     self.sources[content] = path
@@ -227,11 +227,11 @@ class Staging:
         new = [(name, content) for name, content in merged.items() if ours.get(name) != content]
         # Copied aside first: a source may be a file here that is about to be replaced.
         for number, (_, content) in enumerate(new):
-            copy = self.desk / f"{number}.new"
+            copy = self.temporary / f"{number}.new"
             shutil.copyfile(self.sources[content], copy)
         for number, (name, _) in enumerate(new):
             (self.here / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.desk / f"{number}.new", self.here / name)
+            os.replace(self.temporary / f"{number}.new", self.here / name)
         for name in ours.keys() - merged.keys():
             (self.here / name).unlink()
 
@@ -293,9 +293,9 @@ def restoring_cache(project: Project) -> Iterator[Copied]:
 def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[Copied, None, str]:
     """Unpack what the cache lacks; returns why that cannot be done, or ""."""
     file = project.remote / packs.ARCHIVES / pack["file"]
-    with _desk(project, "cache") as desk:
+    with _temporary_folder(project, "cache") as temporary:
         try:
-            folder = yield from _unpacked(file, desk / file.name, pack["sha256"])
+            folder = yield from _unpacked(file, temporary / file.name, pack["sha256"])
         except (CorruptCopy, FileNotFoundError, ArchiveError) as error:
             return f"The archive {file} is damaged or missing ({error}); it is created again."
         for name in packs.stamps(folder).keys() - here.keys():
@@ -304,16 +304,16 @@ def _cache_files(project: Project, pack: dict, here: packs.Stamps) -> Generator[
     return ""
 
 
-def _unpacked(file: Path, desk: Path, expected_sha256: str = "") -> Generator[Copied, None, Path]:
-    """Download an archive to `desk`, check its SHA-256, unpack it beside; returns the folder."""
+def _unpacked(file: Path, temporary: Path, expected_sha256: str = "") -> Generator[Copied, None, Path]:
+    """Download an archive to `temporary`, check its SHA-256, unpack it beside; returns the folder."""
     total, done = file.stat().st_size, 0
-    for count in copy_verified(file, desk, expected_sha256):
+    for count in copy_verified(file, temporary, expected_sha256):
         done += count
         yield Copied(file.name, done, total)
-    folder = desk.with_name(f"{desk.name}.files")
-    for _ in unpack(desk, folder):
+    folder = temporary.with_name(f"{temporary.name}.files")
+    for _ in unpack(temporary, folder):
         pass
-    desk.unlink()
+    temporary.unlink()
     return folder
 
 
@@ -343,12 +343,12 @@ def _stem(path: Path) -> str:
 
 
 @contextmanager
-def _desk(project: Project, folder: str) -> Iterator[Path]:
-    """A place on this machine's disk for what is under way, empty before and gone afterwards."""
-    desk = project.sync / "incoming" / folder
-    shutil.rmtree(desk, ignore_errors=True)
-    desk.mkdir(parents=True)
+def _temporary_folder(project: Project, folder: str) -> Iterator[Path]:
+    """A temporary folder on this machine's disk, empty at first and removed afterwards."""
+    temporary = project.sync / "incoming" / folder
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield desk
+        yield temporary
     finally:
-        shutil.rmtree(desk, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -216,7 +216,7 @@ def test_captions_that_were_changed_there_are_kept_whatever_happens_to_the_origi
     assert "a.txt" in notes(prepare(project, DATA, PLAIN))["kept"][0]
     assert "kept" not in notes(prepare(project, DATA, PLAIN)), "told once"
     (project.dataset / "3_mofu/a.png").unlink()
-    assert "no longer wanted" in notes(prepare(project, DATA, PLAIN))["kept"][0]
+    assert "no longer needed" in notes(prepare(project, DATA, PLAIN))["kept"][0]
     assert mine.read_text() == "mofu, by hand" and (project.folder / FOLDER / "3_mofu/a.png").exists()
 
 
@@ -344,7 +344,7 @@ def test_closed_between_two_images_it_goes_on(project, monkeypatch):
 def test_two_at_once_do_not_take_each_others_work_for_a_persons(project):
     first = prepare(project, DATA, PLAIN)
     next(event for event in first if not isinstance(event, Note))
-    with pytest.raises(PrepareError, match="already"):
+    with pytest.raises(PrepareError, match="Another process"):
         list(prepare(project, DATA, replace(PLAIN, pad="1x1")))
     first.close()
     assert "kept" not in notes(prepare(project, DATA, replace(PLAIN, pad="1x1")))
@@ -422,7 +422,7 @@ def test_a_box_that_cannot_be_written_is_told(project, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lorakit.prepare.boxes.write_atomic", full)
-    with pytest.raises(BoxError, match="not kept"):
+    with pytest.raises(BoxError, match="not saved"):
         Boxes(project).set("3_mofu/a.png", (Box(1, 2, 30, 40),))
 
 
