@@ -49,7 +49,7 @@ class UnknownEncoding(ValueError):
 def read_captions(files: Iterable[Path]) -> dict[Path, Caption]:
     """The text of each caption file. Short files that could be GBK are read as GBK if others of their folder are."""
     captions = {file: read_caption(file) for file in files}
-    # Short Chinese captions cannot be told from other encodings; their neighbours decide.
+    # Short Chinese captions can be valid in several encodings; their neighbours decide.
     chinese = {file.parent for file, caption in captions.items() if caption.encoding == "gb18030"}
     undecided = [file for file, caption in captions.items() if caption.error and file.parent in chinese]
     return captions | {file: read_caption(file, among_chinese=True) for file in undecided}
