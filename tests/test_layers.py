@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up: a file or a room may import those before it, and what stands in its own room.
 ORDER = """
-    errors config events randomness
+    errors secrets config events randomness
     files machine project hub layers lora diffusion
     optimizers schedules presets guide_tables
     models data run sync training prepare generation taggers tags examine
-    demo doctor api cli __main__
+    demo doctor reports api cli __main__
 """.split()
 WIDGETS = """
     i18n page plot plain images clicks waiting layouts choices controls fields project data tags training evaluate

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 
 from lorakit.cli import data, examine, export, grid, model, regularize, sync, tags, train
-from lorakit.errors import UserError
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit status
+# Exit status; FAULT is EX_SOFTWARE of sysexits.h, UNREAD what a shell gives a program that SIGPIPE ended.
+BAD_INPUT, FAULT, INTERRUPTED, UNREAD = 2, 70, 130, 141
 
 # Group of verbs -> its help and the modules that add them.
 GROUPS = {
@@ -22,18 +24,39 @@ GROUPS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status.
 
-    0, 1 for a check that failed, 2 (with one message) for bad input, 130 when it was interrupted.
+    0, 1 for a check that failed, 2 (with one message) for bad input and for errors of a disk, 70 (with the file of a
+    report) for a fault of lorakit, 130 when it was interrupted, 141 when nobody reads its output.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # a console that is not UTF-8 gets \u72d0 for what it cannot show, instead of an error
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        return options.verb(options)
-    except UserError as error:
-        print(f"lorakit: {error}", file=sys.stderr)
-        return BAD_INPUT
+        status = options.verb(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Python would complain once more when it flushes at its end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return UNREAD
     # Only before training: from the first step on, Ctrl-C makes the trainer save and stop.
     except KeyboardInterrupt:
         print("\nlorakit: interrupted. Files on disk are kept; the same command continues.", file=sys.stderr)
         return INTERRUPTED
+    # The one place that catches everything: what nobody foresaw is a message and a report, not a traceback.
+    except Exception as error:
+        return _report(error, options, arguments)
+
+
+def _report(error: Exception, options: argparse.Namespace, arguments: list[str] | None) -> int:
+    """Print an error as people see it; returns the exit status."""
+    from lorakit.reports import shown
+
+    place = getattr(options, "project", None) or getattr(options, "folder", None) or getattr(options, "output", None)
+    shown_error = shown(error, place, shlex.join(sys.argv[1:] if arguments is None else arguments))
+    print(f"lorakit: {shown_error.text}", file=sys.stderr)
+    return FAULT if shown_error.is_fault else BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:

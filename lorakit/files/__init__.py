@@ -12,22 +12,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Errors of a full disk, and of a user's share (quota) of it.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from lorakit.files.disk import disk_errors
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut."""
+    """Write a small file so that a reader sees the old one or the new one, never half of it, also after a power cut.
+
+    Raises DiskError, which names the file.
+    """
     # The process id in the name: two processes may write the same file at once.
     part = path.with_name(f"{short_name(path.name)}.{os.getpid()}.part")
     try:
         # fsync before the rename: otherwise a power cut can leave the new name with an empty file.
-        with open(part, "wb") as file:
+        with disk_errors(path), open(part, "wb") as file:
             # surrogates: a file's name that is no UTF-8, such as a Chinese one that was unpacked without saying so
             file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        with disk_errors(path):
+            os.replace(part, path)
     # On a full disk an unfinished file would keep the space that is missing.
     except OSError:
         with suppress(OSError):
@@ -47,10 +50,12 @@ def try_lock(lock: Path) -> Iterator[bool]:
     """Hold the flock on a file while this lasts; False when it is held already. Where a file system has no locks, one
     process at a time has to do.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    # "ab" creates the file and never empties it. It is not deleted afterwards: another process could
-    # hold a lock on the deleted file while a third one locks a new file of the same name.
-    with open(lock, "ab") as file:
+    with disk_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # "ab" creates the file and never empties it. It is not deleted afterwards: another process could
+        # hold a lock on the deleted file while a third one locks a new file of the same name.
+        file = open(lock, "ab")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = True

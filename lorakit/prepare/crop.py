@@ -24,10 +24,11 @@ from lorakit.data.listing import Note, folder_of
 from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.files import DISK_FULL, try_lock, write_atomic
+from lorakit.files import try_lock, write_atomic
+from lorakit.files.disk import DiskFull, is_full
 from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
-from lorakit.project import DiskFull, Project
+from lorakit.project import Project
 
 # Folder inside the project; trained on with data.folder.
 FOLDER = "prepared"
@@ -181,7 +182,7 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
             copies.close()
     except OSError as error:
         advice = "What was prepared so far is complete and the originals are untouched: prepare again to resume."
-        if error.errno in DISK_FULL:
+        if is_full(error):
             raise DiskFull(f"The disk that {root} is on is full; free some space. {advice}") from error
         raise PrepareError(f"Preparing stopped: {error}. {advice}") from error
 

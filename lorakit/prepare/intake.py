@@ -19,10 +19,10 @@ from lorakit.data.images import EXTENSIONS
 from lorakit.data.listing import CAPTION_EXTENSIONS, MAX_REPEATS, Note, repeats_of
 from lorakit.errors import UserError
 from lorakit.events import Progress
-from lorakit.files import DISK_FULL
 from lorakit.files.archive import is_archive, unpack
 from lorakit.files.copying import is_abandoned, temporary_path
-from lorakit.project import DiskFull, Project
+from lorakit.files.disk import DiskFull, is_full
+from lorakit.project import Project
 
 METADATA = (".json",)
 USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
@@ -67,7 +67,7 @@ def import_images(project: Project, source: Source, into: str = "", repeats: int
                 yield from _adding(project, files, concept, None if is_ours else temporary)
     except OSError as error:
         advice = "What was added so far is complete: add the same again to resume."
-        if error.errno in DISK_FULL:
+        if is_full(error):
             raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {advice}") from error
         raise IntakeError(f"Adding images stopped: {error}. {advice}") from error
     yield from _beside(project.dataset)
@@ -249,7 +249,7 @@ def _copied(file: _File, folder: Path, temporary: Path | None) -> Path | str:
         # Keep the times: a repeated call recognises the file by them.
         os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if is_full(error):
             raise
         return f"it cannot be read ({error.strerror})"
     # An online disk may end a file early without an error.

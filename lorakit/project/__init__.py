@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorakit.errors import UserError
-from lorakit.files import DISK_FULL
+from lorakit.files.disk import DamagedFile, DiskError, disk_errors, is_full, read_json
 
 # Also valid as a folder name on Windows and Google Drive.
 RUN_NAME = r"\w[\w.-]{0,63}"
@@ -19,10 +17,6 @@ RUN_NAME = r"\w[\w.-]{0,63}"
 
 class ProjectError(UserError):
     """A project or run folder is not what was expected."""
-
-
-class DiskFull(UserError):
-    """The disk of a project is full."""
 
 
 class Run:
@@ -87,10 +81,10 @@ class Project:
         Raises ProjectError for a damaged home.json.
         """
         try:
-            return Path(json.loads(self.remote_file.read_text(encoding="utf-8"))["home"])
+            return Path(read_json(self.remote_file)["home"])
         except FileNotFoundError:
             return None
-        except (ValueError, LookupError, TypeError) as error:
+        except (DamagedFile, LookupError, TypeError) as error:
             raise ProjectError(
                 f"{self.remote_file} is damaged: it should name the folder of the remote copy, such as "
                 '{"home": "/content/drive/MyDrive/lorakit/mine"}. Write that, or open it by its remote copy again.'
@@ -121,30 +115,15 @@ class Project:
 
 
 @contextmanager
-def disk_full_errors(run: Run) -> Iterator[None]:
-    """Turn a full disk, however a library reports it, into DiskFull; deletes incomplete files first."""
-    from safetensors import SafetensorError
-
+def run_disk_errors(run: Run) -> Iterator[None]:
+    """Turn every error of the disk, however a library reports it, into DiskError; a full disk loses incomplete files.
+    """
     try:
-        yield
-    # torch.save raises RuntimeError on a full disk, safetensors an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_full(error):
-            raise
-        # This makes the room that is needed to log the failure.
-        for part in (*run.states.glob(".*.part"), *run.loras.glob("*.part"), *run.samples.glob("*.part")):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
-        raise DiskFull(
-            f"The disk of {run.folder} is full: {shutil.disk_usage(run.folder).free / 1e6:.1f} MB are free. Everything "
-            "saved before is kept. Free some space there: delete caches, or runs that are no longer needed."
-        ) from error
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, says that a disk is full."""
-    # safetensors (Rust) raises its own error, which has only the kernel's text and no errno.
-    while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        with disk_errors(run.folder):
+            yield
+    except DiskError as error:
+        if is_full(error):
+            # This makes the room that is needed to log the failure.
+            for part in (*run.states.glob(".*.part"), *run.loras.glob("*.part"), *run.samples.glob("*.part")):
+                shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        raise

@@ -17,7 +17,7 @@ from lorakit.lora import export, warm_start
 from lorakit.lora.adapter import Adapter
 from lorakit.machine.device import Precision, choose_precision, keep_freed_memory, make_deterministic, peak_memory_gb
 from lorakit.models import family
-from lorakit.project import Run, disk_full_errors
+from lorakit.project import Run, run_disk_errors
 from lorakit.project.lock import lock_run
 from lorakit.run import checkpoint
 from lorakit.run.config import RunConfig, read_config
@@ -45,7 +45,7 @@ def train(run: Run) -> Iterator[Event]:
     """
     with lock_run(run), stop_signals() as stop:
         try:
-            with disk_full_errors(run):
+            with run_disk_errors(run):
                 session = Session(run)
                 for event in session.events(stop):
                     # logged before anyone sees it: what was shown is also on disk

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from lorakit import hub, optimizers
 from lorakit.data import buckets
 from lorakit.data.feed import Feed
+from lorakit.files.disk import DiskFull
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter
 from lorakit.models import family
-from lorakit.project import DiskFull, Project, Run
+from lorakit.project import Project, Run
 from lorakit.run.stages import cut_captions
 from lorakit.training.metadata import metadata
 

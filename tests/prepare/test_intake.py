@@ -306,7 +306,7 @@ def test_what_a_killed_process_left_is_removed(project, tmp_path):
 def test_a_full_disk_is_told_as_such(project, tmp_path, monkeypatch):
     import errno
 
-    from lorakit.project import DiskFull
+    from lorakit.files.disk import DiskFull
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -11,6 +11,7 @@ from remotes import content
 from lorakit.config import ConfigError
 from lorakit.data import DataConfig
 from lorakit.data.scan import DataError, Note, scan
+from lorakit.files.disk import DiskFull
 from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
 from lorakit.prepare.crop import (
@@ -22,7 +23,7 @@ from lorakit.prepare.crop import (
     read_prepare_config,
     write_prepare_config,
 )
-from lorakit.project import DiskFull, Project
+from lorakit.project import Project
 
 DATA = DataConfig(trigger="mofu")
 PLAIN = PrepareConfig(resize="none", duplicates="keep")

@@ -17,7 +17,8 @@ from tiny import save_images, save_sd15, settings
 
 from lorakit import events
 from lorakit.events import Failed, Finished, Saved, Stepped
-from lorakit.project import DiskFull, Project, Run
+from lorakit.files.disk import DiskFull
+from lorakit.project import Project, Run
 from lorakit.run.config import configure
 from lorakit.run.create import save_config
 from lorakit.training.loop import train

@@ -15,9 +15,10 @@ from tiny import save_base, save_images, settings
 from lorakit import events, hub
 from lorakit.errors import UserError
 from lorakit.events import Sampled, Saved, Stepped
+from lorakit.files.disk import DiskFull
 from lorakit.hub import fingerprint
 from lorakit.optimizers import OPTIMIZERS
-from lorakit.project import DiskFull, Project
+from lorakit.project import Project
 from lorakit.run.config import configure, read_config
 from lorakit.run.create import save_config
 from lorakit.run.stages import stages

@@ -78,7 +78,7 @@ def cell(tmp_path, monkeypatch):
     monkeypatch.setattr(entry, "DisplayHandle", View)
     monkeypatch.setattr(View, "shown", [])
     monkeypatch.setattr(Cell, "widgets", [])
-    monkeypatch.setattr(entry, "display", Cell.widgets.append)
+    monkeypatch.setattr(entry, "show", Cell.widgets.append)
     monkeypatch.setattr(service, "start", lambda project: False)
     i18n.use("en")
     yield Cell()

@@ -18,6 +18,7 @@ from widgets.data.canvas import EDGES, SHOWN, Canvas
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import AMBER, GREY, RED, box
+from widgets.plain import show
 from widgets.project.draft import Draft
 
 SIDE = 960  # px of the longer side of the image that is drawn on
@@ -28,7 +29,7 @@ def draw_boxes(project: Project) -> None:
     from IPython.display import HTML, display
 
     try:
-        display(BoxForm(project).widget)
+        show(BoxForm(project).widget)
     except (DataError, UserError) as error:
         display(HTML(box(str(error), AMBER)))
 

@@ -19,6 +19,7 @@ from lorakit.sync import service
 from widgets.data.prepare import told_notes
 from widgets.i18n import say
 from widgets.page import BLUE, GREY, RED, WIDTH, aside, bar, box
+from widgets.plain import show
 from widgets.project.draft import Draft
 
 REDRAW = 0.5  # s
@@ -29,14 +30,13 @@ def add_images(project: Project, source: str | Path = "", into: str = "", repeat
     """Show a form that imports images, or import `source` at once: a zip or tar, a folder (also on
     Drive), or an image; `into` and `repeats` as for `lorakit.prepare.intake.import_images`.
     """
-    from IPython.display import display
 
     form = IntakeForm(project)
     if source:
-        display(form.status)
+        show(form.status)
         form.add(source, into, repeats)
     else:
-        display(form.widget)
+        show(form.widget)
 
 
 class IntakeForm:

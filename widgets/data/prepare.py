@@ -22,6 +22,7 @@ from widgets.fields import Row
 from widgets.i18n import say
 from widgets.layouts import Layouts
 from widgets.page import AMBER, GREY, RED, WIDTH, aside, bar, box, facts
+from widgets.plain import show
 from widgets.project.draft import Draft
 
 REDRAW = 0.5  # s
@@ -35,7 +36,7 @@ def prepare(project: Project) -> None:
     from IPython.display import HTML, display
 
     try:
-        display(PrepareForm(project).widget)
+        show(PrepareForm(project).widget)
     except UserError as error:
         display(HTML(box(str(error), RED)))
 

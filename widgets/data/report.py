@@ -23,6 +23,7 @@ from lorakit.sync import service
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, GREEN, GREY, RED, aside, bar, box, facts
+from widgets.plain import show
 from widgets.project.draft import Draft
 
 SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
@@ -33,10 +34,9 @@ COLOURS = {"error": RED, "warning": AMBER, "tip": BLUE}
 
 def check_dataset(project: Project) -> None:
     """Check a project's dataset: show errors, warnings and tips, with buttons that fix them."""
-    from IPython.display import display
 
     view = Examination(project)
-    display(view.widget)
+    show(view.widget)
     view.examine()
 
 

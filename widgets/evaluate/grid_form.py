@@ -18,6 +18,7 @@ from lorakit.run.config import RunConfig, read_config
 from widgets.evaluate.grid import ShownGrid
 from widgets.i18n import say
 from widgets.page import GREY, RED
+from widgets.plain import show
 
 # axis of a grid -> its label
 NAMES = {"checkpoint": "Checkpoints", "strength": "Strengths", "prompt": "Prompts", "seed": "Seeds"}
@@ -28,10 +29,9 @@ UNSEEN = "full body, spacesuit, holding a flag, on the moon"  # a scene that no 
 
 def grid_form(run: Run) -> GridForm:
     """Show the form. The next cell generates the grid: `show_grid(choice.grid())`."""
-    from IPython.display import display
 
     form = GridForm(run)
-    display(form.widget)
+    show(form.widget)
     return form
 
 

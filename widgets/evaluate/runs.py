@@ -20,6 +20,7 @@ from lorakit.training import jobs
 from widgets.i18n import say
 from widgets.images import thumbnail
 from widgets.page import BLUE, GREY, RED, WIDTH, bar, box, facts, span
+from widgets.plain import show
 from widgets.plot import number, spark
 from widgets.training.history import History
 from widgets.training.live import STATES, copy_problem, kept, render
@@ -30,9 +31,8 @@ STARTABLE = ("new", "stopped", "failed", "cut")  # states in which a trainer can
 
 def runs(project: Project) -> None:
     """Show all runs of a project, with their buttons."""
-    from IPython.display import display
 
-    display(RunList(project).widget)
+    show(RunList(project).widget)
 
 
 def row(run: Run) -> str:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from IPython.display import HTML, DisplayHandle, display
+from IPython.display import HTML, DisplayHandle
 from ipywidgets import Box, Dropdown, HBox, Layout
 
 from lorakit import doctor
@@ -19,7 +19,7 @@ from lorakit.project.platforms import COLAB_DRIVE, Place
 from lorakit.sync.workspace import local_folder, notes, opening
 from widgets import i18n, page
 from widgets.i18n import say
-from widgets.plain import plain_errors
+from widgets.plain import plain_errors, show
 from widgets.project import preferences, summary
 from widgets.project.labels import labelled
 from widgets.project.preferences import Preferences
@@ -153,7 +153,7 @@ class Entry:
         self.chosen.apply()
         self._ask()
         self._draw()
-        display(self._choices())
+        show(self._choices())
 
     def _ask(self) -> None:
         self.findings = doctor.check_machine(self.project.folder)

@@ -16,6 +16,7 @@ from widgets.clicks import Clicks
 from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, RED, box, facts
+from widgets.plain import show
 from widgets.tags.bulk_edit import BulkEdit
 from widgets.tags.choice import Choice
 from widgets.tags.history import HistoryPanel, summary
@@ -32,7 +33,7 @@ def tag_editor(project: Project) -> None:
     from IPython.display import HTML, display
 
     try:
-        display(TagEditor(project).widget)
+        show(TagEditor(project).widget)
     except UserError as error:
         display(HTML(box(str(error), AMBER)))
 

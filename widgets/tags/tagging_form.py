@@ -17,6 +17,7 @@ from widgets.fields import Row, help_html, is_basic
 from widgets.i18n import say
 from widgets.layouts import Layouts
 from widgets.page import AMBER, RED, aside, box
+from widgets.plain import show
 from widgets.project.draft import Draft
 from widgets.tags.tagging import show_tagging
 
@@ -29,7 +30,7 @@ def tag_images(project: Project) -> None:
     from IPython.display import HTML, display
 
     try:
-        display(TaggingForm(project).widget)
+        show(TaggingForm(project).widget)
     except UserError as error:
         display(HTML(box(str(error), RED)))
 

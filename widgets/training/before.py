@@ -20,6 +20,7 @@ from lorakit.training.probe import probe as try_steps
 from widgets.fields import value_text
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
+from widgets.plain import show
 from widgets.plot import Curve, lines, number
 from widgets.project.labels import labelled
 
@@ -88,7 +89,6 @@ class _View:
         self.display = display(HTML(self.html()), display_id=True)
 
     def show_controls(self) -> None:
-        from IPython.display import display
 
         wide = ipywidgets.Layout(width="auto")
         label = say("Measure again") if self.probed else say("Measure speed and memory")
@@ -106,7 +106,7 @@ class _View:
         button.on_click(lambda _: self._click(button))
         slider.observe(self._set_hours, "value")
         # A click is handled only when no cell runs, which is so below a cell that has ended.
-        display(ipywidgets.VBox([button, slider], layout=ipywidgets.Layout(max_width=f"{WIDTH // 2}px")))
+        show(ipywidgets.VBox([button, slider], layout=ipywidgets.Layout(max_width=f"{WIDTH // 2}px")))
 
     def draw(self) -> None:
         self.display.update(self.as_html(self.html()))

@@ -19,6 +19,7 @@ from lorakit.run.stages import lr_curve, stage_steps
 from lorakit.training import jobs
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, GREY, RED, WIDTH, aside, box
+from widgets.plain import show
 from widgets.plot import Curve, lines, number
 from widgets.project.labels import labelled
 
@@ -58,7 +59,6 @@ def ways(run: Run, epochs: int) -> tuple[str, ...]:
 
 def continue_run(run: Run) -> None:
     """Show two buttons: resume this run, or start a new run from its weights."""
-    from IPython.display import display
 
     answer, buttons = ipywidgets.HTML(), []
     name = ipywidgets.Text(value=_free_name(run), description=say("New name"), layout=ipywidgets.Layout(width="280px"))
@@ -72,7 +72,7 @@ def continue_run(run: Run) -> None:
     )
     first = [ipywidgets.HBox([resume]), ipywidgets.HTML(aside(about[0]))]
     second = [ipywidgets.HBox([begin]), name, ipywidgets.HTML(aside(about[1]))]
-    display(ipywidgets.VBox([*first, *second, answer]))
+    show(ipywidgets.VBox([*first, *second, answer]))
 
 
 def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -> Run:

@@ -18,6 +18,7 @@ from lorakit.run.resume import RunChanged
 from widgets.fields import Row, help_html, problem_html
 from widgets.i18n import say
 from widgets.page import AMBER
+from widgets.plain import show
 from widgets.project import draft as drafts
 from widgets.project.draft import Draft
 from widgets.project.labels import labelled
@@ -144,9 +145,8 @@ class Form:
         return self._rows.by_path
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
 
-        display(self.widget)
+        show(self.widget)
 
     def __repr__(self) -> str:
         choice = self.draft.choice

@@ -1,0 +1,165 @@
+"""Errors of a disk in words: which file, what is wrong, what to do; and small files read without hanging on a pipe."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import UserError
+
+MOST = 1 << 28  # bytes of a file that is read whole; the largest log or record is far smaller
+
+# errno -> what is wrong, and what to do about it.
+REASONS = {
+    errno.ENOSPC: ("the disk is full", "Free some space there: delete caches, or runs that are no longer needed."),
+    errno.EDQUOT: ("the disk is full (your quota)", "Free some space there, or ask for a larger quota."),
+    errno.EROFS: ("the disk is read-only", "Put the project on a disk that can be written."),
+    errno.EACCES: ("permission denied", "Give your user access to it (chmod, chown), or take another folder."),
+    errno.EPERM: ("permission denied", "Give your user access to it (chmod, chown), or take another folder."),
+    errno.EIO: ("the disk reports an input/output error", "Check the disk, or mount it again (Google Drive)."),
+    errno.EMFILE: ("too many files are open", "Raise the limit (ulimit -n 4096), or restart this program."),
+    errno.ENFILE: ("too many files are open on this machine", "Close other programs."),
+    errno.ENAMETOOLONG: ("the name is too long", "Shorten it, or move the project to a shorter path."),
+    errno.EFBIG: ("the file would be larger than allowed", "Raise the limit (ulimit -f), or take another disk."),
+    errno.ENOENT: ("it is not there, or no longer", "Check the path, and whether the disk is still mounted."),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Move that file away."),
+    errno.EISDIR: ("it is a folder, not a file", "Move that folder away."),
+    errno.EEXIST: ("something of that name is there already", "Move it away."),
+    errno.ELOOP: ("its links lead in a circle", "Remove the link."),
+    errno.ENOTCONN: ("the disk is no longer connected", "Mount it again (Google Drive)."),
+    errno.ESTALE: ("the disk was disconnected meanwhile", "Mount it again."),
+    errno.ENXIO: ("it is a pipe, a socket or a device, not a file", "Remove it."),
+    errno.EILSEQ: ("this disk allows no such name", "Use plain letters and digits."),
+}
+# Full in the words of the kernel; libraries that are not written in Python pass on its text or number only.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RUST = re.compile(r"\(os error (\d+)\)")
+# Not of a disk: a reader that is gone, a connection.
+_ELSEWHERE = (errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH)
+
+
+class DiskError(UserError, OSError):
+    """A file cannot be read or written; says which, why, and what to do. `errno` is the kernel's number."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DiskFull(DiskError):
+    """The disk is full."""
+
+
+class DamagedFile(UserError):
+    """A file is not what it should be: no plain file, far too large, or not of its format."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Within, a disk's error, however a library reports it, becomes a DiskError about `path`."""
+    try:
+        yield
+    # broad, as safetensors, torch and Pillow each have classes of their own for it; what is no disk's error passes
+    except Exception as error:
+        if isinstance(error, UserError) or (explained := disk_error(error, path)) is None:
+            raise
+        raise explained from error
+
+
+def disk_error(error: BaseException, path: Path | str = "") -> DiskError | None:
+    """The error of a disk in words; None for errors of another kind. `path` is the file, else the error's own."""
+    if isinstance(error, UserError):
+        return error if isinstance(error, DiskError) else None
+    number, cause = _number(error)
+    if not number:
+        return None
+    file = path or (cause.filename2 or cause.filename if isinstance(cause, OSError) else "") or "A file"
+    where = os.fsdecode(file) if isinstance(file, (str, bytes, os.PathLike)) else "A file"
+    reason, advice = REASONS.get(number, (os.strerror(number), "Check the disk and the path."))
+    own = getattr(cause, "strerror", None)
+    if own and own != os.strerror(number):
+        reason = own
+    if number in _FULL:
+        reason, advice = _room(Path(where), reason, advice)
+    verb = "written" if number in (*_FULL, errno.EROFS, errno.EFBIG) else "used"
+    kind = DiskFull if number in _FULL else DiskError
+    explained = kind(f"{where} cannot be {verb}: {reason}. Everything saved before is kept. {advice}")
+    explained.errno, explained.strerror = number, os.strerror(number)
+    return explained
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full."""
+    return _number(error)[0] in _FULL
+
+
+def read_file(path: Path, most: int = MOST) -> bytes:
+    """The bytes of a plain file.
+
+    Raises FileNotFoundError, DiskError when it cannot be read, DamagedFile for a folder, a pipe or more than `most`
+    bytes: a pipe is not waited for.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+                raise DamagedFile(f"{path} is {what}, not a file: move it away, then run this again.")
+            if status.st_size > most:
+                raise DamagedFile(
+                    f"{path} has {status.st_size / 1e6:.0f} MB, more than any such file holds ({most / 1e6:.0f} MB): "
+                    "move it away, then run this again."
+                )
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError:
+        raise DamagedFile(f"{path} is a folder, not a file: move it away, then run this again.") from None
+    except OSError as error:
+        raise disk_error(error, path) or error from error
+
+
+def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
+    """The JSON in a file, whose outermost value is a `kind`. Raises as `read_file`; DamagedFile when it is no such."""
+    try:
+        content = json.loads(read_file(path))
+    except (UserError, FileNotFoundError):
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: it is not JSON ({str(error)[:80]}).") from None
+    if not isinstance(content, kind):
+        raise DamagedFile(f"{path} is damaged: it holds {type(content).__name__}, not what belongs there.")
+    return content
+
+
+def _number(error: BaseException | None) -> tuple[int, BaseException | None]:
+    """The kernel's number for an error of a disk, and the error that has it; 0 for errors of another kind."""
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            number = error.errno or 0
+            return (number if number > 0 and number not in _ELSEWHERE else 0), error
+        if rust := _RUST.search(str(error)):
+            return int(rust[1]), error
+        for number in _FULL:
+            if os.strerror(number) in str(error):
+                return number, error
+        # torch raises RuntimeError while it handles the error of the file object
+        error = error.__cause__ or (error.__context__ if isinstance(error, RuntimeError) else None)
+    return 0, None
+
+
+def _room(file: Path, reason: str, advice: str) -> tuple[str, str]:
+    """What is full: the space, or the number of files."""
+    folder = next((parent for parent in file.absolute().parents if parent.is_dir()), Path("/"))
+    with suppress(OSError):
+        if (status := os.statvfs(folder)).f_files and not status.f_favail:
+            return "the disk is full: it has room for no more files (inodes)", "Delete files that are not needed."
+        return f"{reason}: {shutil.disk_usage(folder).free / 1e6:.1f} MB are free", advice
+    return reason, advice
