@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lorakit.errors import UserError
+from lorakit.files.disk import DamagedFile, DiskError, read_file
 
+SETTINGS_BYTES = 1 << 24  # a file of settings has a few kilobytes
 # Settings that had another name in an earlier version -> their name now, dotted. What earlier versions stored
 # (config.yaml and fingerprint.json of a run, settings.yaml of a project) is read with it, and so is `--set`.
 RENAMED = {"adapter.kind": "adapter.type"}
@@ -337,11 +339,13 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, unchecked. Raises ConfigError when it is missing or holds no table."""
     try:
-        data = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+        data = load_yaml(read_file(Path(path), SETTINGS_BYTES).decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a YAML file: {error}; save it as UTF-8.") from None
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except (DamagedFile, DiskError) as error:
+        raise ConfigError(str(error)) from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path} is not a table of settings; write lines such as `adapter: {{rank: 32}}`.")
     return data or {}
@@ -353,7 +357,8 @@ def load_yaml(text: str, source: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. 2024-13-45, a date that does not exist
+    # ValueError: e.g. 2024-13-45, a date that does not exist; RecursionError: thousands of brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not YAML: {error}") from None
 
 

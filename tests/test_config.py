@@ -201,7 +201,7 @@ def test_a_set_that_cannot_be_read_is_refused(dotted, text, told):
         (b"a: \xff\xfe", "save it as UTF-8"),
         (b"a: 2024-13-45", "is not YAML"),
         (None, "No such file"),
-        ("folder", "Is a directory"),
+        ("folder", "is a folder, not a file"),
     ],
 )
 def test_a_settings_file_that_is_none_is_refused_by_name(content, told, tmp_path):

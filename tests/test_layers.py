@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up: a file or a room may import those before it, and what stands in its own room.
 ORDER = """
-    errors secrets config events randomness
-    files machine project hub layers lora diffusion
+    errors secrets randomness
+    files config events machine project hub layers lora diffusion
     optimizers schedules presets guide_tables
     models data run sync training prepare generation taggers tags examine
     demo doctor reports api cli __main__

@@ -116,8 +116,7 @@ class Project:
 
 @contextmanager
 def run_disk_errors(run: Run) -> Iterator[None]:
-    """Turn every error of the disk, however a library reports it, into DiskError; a full disk loses incomplete files.
-    """
+    """Turn errors of the disk, however a library reports them, into DiskError; a full disk loses incomplete files."""
     try:
         with disk_errors(run.folder):
             yield

@@ -15,6 +15,7 @@ from lorakit import events
 from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.files import write_json
+from lorakit.files.disk import disk_errors, read_json
 from lorakit.models.files.marks import forms
 from lorakit.project import Run
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 STATE = "state.pt"
-# Written last: step, size and SHA-256 of the state.
+# Written last: step, size and SHA-256 of the state, and a copy of the record of the run's inputs.
 COMPLETE = "COMPLETE.json"
 
 
@@ -90,6 +91,11 @@ class SavedState:
         # weights_only: a state may come from someone else's disk, and a pickle could run code.
         return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The copy of the run's record; {} without a state, and beside one that an older version wrote."""
+        return read_json(self.folder / COMPLETE).get("record", {}) if self.folder else {}
+
 
 class NoState(UserError):
     """A run has saved training states, but none of them is valid, so it cannot be resumed."""
@@ -99,9 +105,10 @@ class NotFinite(UserError):
     """A training state contains NaN or infinity, so it is not written."""
 
 
-def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+def write(states: Path, step: int, state: dict[str, Any], keep: int, record: dict[str, Any] | None = None) -> Path:
     """Save the training state of a step and delete all but the newest `keep`; returns its folder.
 
+    `record`: what the run is made of (`lorakit.run.resume`), of which a copy is kept beside the state.
     A kill at any moment leaves the earlier states intact. Raises NotFinite, and writes nothing, for NaN or infinity.
     """
     import torch
@@ -117,8 +124,9 @@ def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     # Renaming on one file system is atomic, so no reader ever sees half a state under its final name.
     folder, part = states / f"{step:08d}", states / f".{step:08d}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with open(part / STATE, "wb") as file:
+    with disk_errors(folder):
+        part.mkdir(parents=True)
+    with disk_errors(folder / STATE), open(part / STATE, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
@@ -126,7 +134,8 @@ def write(states: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     # The folder exists when a resumed run reaches this step again, or when a save was killed before its mark.
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
-    write_json(folder / COMPLETE, {"step": step, "sha256": digest, "bytes": size})
+    mark = {"step": step, "sha256": digest, "bytes": size}
+    write_json(folder / COMPLETE, mark | ({"record": record, "record_sha256": _sum(record)} if record else {}))
     # Damaged states do not count towards `keep`; .part folders are left by saves that were killed.
     valid = [other for other in _folders(states) if other == folder or _problem(other) is None]
     for old in {*_folders(states), *states.glob(".*.part")} - set(valid[:keep]):
@@ -198,11 +207,13 @@ def _problem(folder: Path) -> str | None:
     if not (folder / COMPLETE).exists():
         return f"{COMPLETE} is missing, so saving it was interrupted"
     try:
-        mark = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        mark = read_json(folder / COMPLETE)
         size, digest = mark["bytes"], mark["sha256"]
-    except (ValueError, KeyError, TypeError):
+        if mark.get("record_sha256", "") != (_sum(mark["record"]) if "record" in mark else ""):
+            return f"{COMPLETE} is damaged"
+    except (ValueError, LookupError, FileNotFoundError):
         return f"{COMPLETE} is damaged"
-    if not (folder / STATE).exists():
+    if not (folder / STATE).is_file():
         return f"{STATE} is missing"
     if (folder / STATE).stat().st_size != size:
         return f"{STATE} has {(folder / STATE).stat().st_size} bytes instead of {size}"
@@ -211,8 +222,13 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
+def _sum(record: dict[str, Any]) -> str:
+    """The SHA-256 of a record, as JSON with sorted names."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _digest(file: Path) -> str:
-    with open(file, "rb") as opened:
+    with disk_errors(file), open(file, "rb") as opened:
         digest = hashlib.sha256()
         # By the megabyte: states of large models do not fit into memory twice.
         while block := opened.read(1 << 20):

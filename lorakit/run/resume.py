@@ -10,7 +10,9 @@ from typing import Any
 from lorakit.config import differences, to_dict, to_yaml
 from lorakit.data.scan import Scan
 from lorakit.files import write_atomic, write_json
+from lorakit.files.disk import DamagedFile, read_json
 from lorakit.project import ProjectError, Run
+from lorakit.run import checkpoint
 from lorakit.run.config import RunConfig, configure
 
 # Keys of the record that are not compared.
@@ -66,13 +68,39 @@ def load_record(run: Run) -> dict[str, Any]:
     """The record of a run that has trained, {} before that.
 
     Holds the inputs (`config`, `precision`, `base`, `data` and more), `steps_per_epoch` of each stage, and `history`:
-    later changes of the config as {"step": …, "changes": […]}.
+    later changes of the config as {"step": …, "changes": […]}. A damaged or missing one is written anew from the newest
+    training state. Raises DamagedFile when that has no copy of it (older versions stored none).
     """
-    if not run.record_file.exists():
+    try:
+        # Older versions wrote neither.
+        record = {"steps_per_epoch": [], "history": [], **read_json(run.record_file)}
+        if _is_record(record):
+            return record
+        problem = f"{run.record_file} is damaged: values of it are missing or of another type."
+    except FileNotFoundError:
+        problem = ""
+    except DamagedFile as error:
+        problem = str(error)
+    saved = checkpoint.newest(run.states)
+    if saved.folder is None and not checkpoint.saved_step(run):
+        # Nothing was trained that a change could spoil: the run begins at step 1 and is recorded anew.
         return {}
-    record = json.loads(run.record_file.read_text(encoding="utf-8"))
-    # Older versions wrote neither.
-    return {"steps_per_epoch": [], "history": [], **record}
+    if _is_record(saved.record):
+        write_json(run.record_file, saved.record)
+        return saved.record
+    if not problem:
+        return {}
+    raise DamagedFile(
+        f"{problem} A run is compared with it before it resumes, and its training states hold no copy. Copy the file "
+        f"back from the remote copy or a backup, or start a new run from these weights: lorakit train "
+        f"{run.project.folder} --run NAME --from-weights {_newest_lora(run)}."
+    )
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a value has the keys of a record, each of its type."""
+    types = {"config": dict, "precision": str, "base": dict, "data": dict, "steps_per_epoch": list, "history": list}
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
 
 
 def recorded_config(run: Run) -> RunConfig | None:
@@ -87,12 +115,16 @@ def recorded_config(run: Run) -> RunConfig | None:
     return configure({**config, "stages": list(config["stages"].values())} if "stages" in config else config)
 
 
-def save_record(run: Run, inputs: dict[str, Any], steps_per_epoch: Sequence[int]) -> None:
-    """Record what a run is made of. Called once everything was loaded: a misspelt base model is never recorded."""
+def save_record(run: Run, inputs: dict[str, Any], steps_per_epoch: Sequence[int]) -> dict[str, Any]:
+    """Record what a run is made of; returns the record.
+
+    Called once everything was loaded: a misspelt base model is never recorded.
+    """
     old = load_record(run)
     record = {**inputs, "steps_per_epoch": list(steps_per_epoch), "history": old["history"] if old else []}
     if record != old:
         write_json(run.record_file, record)
+    return record
 
 
 def record_change(run: Run, config: RunConfig, step: int, steps_per_epoch: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from lorakit import events
 from lorakit.errors import UserError
-from lorakit.events import Event, Failed, Finished, Stepped, Stopped
+from lorakit.events import Event, Failed, Finished, Stepped, Stopped, Warned
 from lorakit.files import write_atomic
 from lorakit.machine import host
 from lorakit.project import Run
@@ -112,17 +112,21 @@ def share(run: Run) -> None:
 def follow(run: Run) -> Iterator[Event | None]:
     """Yield all events of a run so far, then new ones as they come; None every 0.2 s while there are none.
 
-    Ends when nobody trains the run (any more) and all of its log was returned.
+    Lines of the log that are no events are skipped, which is Warned of once. Ends when nobody trains the run (any more)
+    and all of its log was returned.
 
     >>> type([event for event in follow(open_run("my-project")) if event][-1]).__name__
     'Finished'
     """
-    tail = events.Tail(run.log)
+    tail, was_shown = events.Tail(run.log), False
     while True:
         # checked before reading: what is written in between is still read
         may_write = is_alive(run)
         new = [event for _, event in tail.new()]
         yield from new
+        if tail.skipped and not was_shown:
+            was_shown = True
+            yield Warned(text=tail.skipped)
         if not may_write:
             return
         if not new:

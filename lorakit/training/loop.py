@@ -91,6 +91,7 @@ class Session:
         ]
         self.steps = self.stages[-1].plan.last
         self._select_stage(max(1, self.latest.step))
+        self.record: dict[str, Any] = {}  # of its inputs, copied beside each training state
         self.nonfinite = NonfiniteSteps()
         self.notes: list[str] = []  # about the LoRA file that the run starts from
 
@@ -106,7 +107,7 @@ class Session:
                 return
         if self.latest.step < self.steps:
             check_room(self.run, self.adapter, self.model, self.stages, self.stage)
-        save_record(self.run, inputs, [stage.plan.steps_per_epoch for stage in self.stages])
+        self.record = save_record(self.run, inputs, [stage.plan.steps_per_epoch for stage in self.stages])
         yield Started(
             step=self.latest.step,
             steps=self.steps,
@@ -187,7 +188,7 @@ class Session:
             "scaler": self.scaler.state_dict(),
             "bad_steps": self.nonfinite.consecutive,
         }
-        folder = checkpoint.write(self.run.states, step, state, self.config.save.keep_states)
+        folder = checkpoint.write(self.run.states, step, state, self.config.save.keep_states, self.record)
         return Saved(step=step, state=str(folder.relative_to(self.run.folder)), lora=lora, matched=matched)
 
     # ---- before the first step -----------------------------------------------------------------------------------

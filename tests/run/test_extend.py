@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from sittings import HARD, TEXT, assert_same_end, at, copy_of, merged, new_run, trace, until
 from tiny import save_sd15
 
-from lorakit import project
 from lorakit.config import ConfigError, read_yaml
 from lorakit.events import Finished, Saved, Stepped
 from lorakit.files import write_json
@@ -240,7 +241,7 @@ def test_a_run_is_not_amended_while_it_trains(tmp_path, half):
 def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half, whole, monkeypatch, count):
     run, expected = copy_of(half, tmp_path / "p"), copy_of(half, tmp_path / "wanted")
     extend_run(expected, 3, "stretch")
-    write, left = project.os.replace, [count]
+    write, left = os.replace, [count]
 
     def cut(*arguments):
         left[0] -= 1
@@ -249,7 +250,7 @@ def test_an_extension_that_the_power_cut_off_is_done_again_whole(tmp_path, half,
         return write(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(project.os, "replace", cut)
+        patch.setattr(os, "replace", cut)
         extend_run(run, 3, "stretch")
     extend_run(run, 3, "stretch")
     assert run.config_file.read_text() == expected.config_file.read_text()

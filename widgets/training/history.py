@@ -41,6 +41,8 @@ class History:
         """Read the events logged since the last time."""
         for time, event in self._tail.new():
             self.add(time, event)
+        if self._tail.skipped:
+            self.warnings.setdefault(self._tail.skipped, 1)
         return self
 
     def add(self, time: float, event: Event) -> None:
