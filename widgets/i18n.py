@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from lorakit.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 BY_PATH = ("settings",)  # sections that hold [label, help] of a setting's path, not sentences
+MESSAGES = "messages"  # section of lorakit's messages, whose fields are filled in before the widgets see them
+# Fields of a message that hold a number, perhaps with a unit; all other fields hold any text.
+NUMBERS = ("low", "high", "n")
 
 _chosen = {"language": "en"}
 
@@ -38,6 +42,22 @@ def say(text: str, **fields: Any) -> str:
     return text.format(**fields) if fields else text
 
 
+def message(text: str) -> str:
+    """A message of lorakit in the reader's language, line by line; a line without a translation stays English.
+
+    An error or a warning arrives with its values filled in, so it is compared with the pattern of each sentence.
+    """
+    return "\n".join(map(_translated, text.split("\n"))) if language() == "zh" else text
+
+
+def _translated(line: str) -> str:
+    for pattern, chinese in _messages():
+        if match := pattern.fullmatch(line):
+            # A field may hold a sentence of its own, such as the allowed range of a number.
+            return chinese.format(**{name: _translated(value) for name, value in match.groupdict().items()})
+    return line
+
+
 def words(section: str, path: str, label: str, help: str) -> tuple[str, str]:
     """Label and help of a setting in the reader's language; `path` is its key in a section ("settings")."""
     if language() == "zh" and path in translations()[section]:
@@ -61,6 +81,29 @@ def _sentences() -> dict[str, str]:
     return {
         english: chinese
         for section, entries in translations().items()
-        if section not in BY_PATH
+        if section not in (*BY_PATH, MESSAGES)
         for english, chinese in entries.items()
     }
+
+
+@cache
+def _messages() -> list[tuple[re.Pattern[str], str]]:
+    """(pattern of an English message, its translation), those with the longest fixed text first: they fit best."""
+    entries = translations().get(MESSAGES, {})
+    ordered = sorted(entries, key=lambda english: -len(re.sub(r"\{\w+\}", "", english)))
+    return [(re.compile(_pattern(english)), entries[english]) for english in ordered]
+
+
+def _pattern(english: str) -> str:
+    """The regular expression of a message: a named group for each `{field}`, the same text where it recurs."""
+    pattern, seen = "", set()
+    # split() with a group returns fixed texts and names of fields in turn
+    for place, piece in enumerate(re.split(r"\{(\w+)\}", english)):
+        if place % 2 == 0:
+            pattern += re.escape(piece)
+        elif piece in seen:
+            pattern += f"(?P={piece})"
+        else:
+            pattern += rf"(?P<{piece}>-?\d[\d.e+-]*(?: \w+)?)" if piece in NUMBERS else f"(?P<{piece}>.+?)"
+            seen.add(piece)
+    return pattern

@@ -78,8 +78,8 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
         hub = HUB_ID.fullmatch(source)
         if hub is None or not hub["file"] and source.endswith(MODEL_SUFFIXES):
             raise SourceError(
-                f"No file or folder {source!r} (looked in {Path.cwd()}); give the path of a .safetensors "
-                "file or of a diffusers folder, an id on Hugging Face such as owner/name, or the URL of a file."
+                f"No file or folder {source!r} (looked in {Path.cwd()}); give the path of a local file or "
+                "folder, an id on Hugging Face such as owner/name, or the URL of a file."
             )
     return _from_hub(Request(hub["repo"], hub["revision"], hub["file"], patterns, folder))
 

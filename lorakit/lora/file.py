@@ -151,7 +151,9 @@ def read(
     left = {_key(name): name for name in by_module}
     if len(left) < len(by_module):
         twice = sorted(by_module.keys() - set(left.values()))
-        raise LoraFileError(f"{file.name} holds {len(twice)} modules twice, in two forms; the first is {twice[0]}.")
+        raise LoraFileError(
+            f"{file.name} holds {len(twice)} modules twice, in two key layouts; the first is {twice[0]}."
+        )
     matched: dict[tuple[str, str], tuple[str, torch.nn.Module]] = {}
     # a generator, so that a part is loaded only while names are left
     batches = [layers] if layers is not None else (_weighted(model, part) for part in model.config.rates)
@@ -292,5 +294,5 @@ def _misfit(file: Path, model: Any, by_module: dict[str, dict[str, torch.Tensor]
     reason = f"{len(left)} of {len(by_module)} modules are not in it, the first is {left[0]}."
     if (family := model.likely_family(shapes)) != model.config.family:
         reason += f" The base is {model.config.family}, the file's names are like those of {family}"
-        reason += f" in the form {form_of(left[0])}."
+        reason += f" in the key layout {form_of(left[0])}."
     return f"{file.name} does not fit this base: {reason}"

@@ -421,7 +421,7 @@ WRONG = {
     "two forms": "holds 1 modules twice",
     "two adapters": "two adapters",
     "a bias": r"1 of \d+ tensors are of no LoHa, LoKr or LoRA.*diff_b",
-    "all else": r"The base is \w+, the file's names are like those of unknown in the form kohya\.$",
+    "all else": r"The base is \w+, the file's names are like those of unknown in the key layout kohya\.$",
 }
 
 

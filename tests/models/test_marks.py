@@ -61,7 +61,7 @@ def test_its_lora_files_are_recognised(toy, tmp_path):
     }
     save_file(pair, tmp_path / "lora.safetensors")
     assert kinds.lora_family({"toy_in": {}}) == toy
-    assert check([tmp_path])[0].kind == "a LoRA for Toy (lora, rank 4, 1 modules, kohya form)"
+    assert check([tmp_path])[0].kind == "a LoRA for Toy (lora, rank 4, 1 modules, kohya key layout)"
 
 
 def test_its_form_and_captions_can_be_chosen(toy):

@@ -124,8 +124,8 @@ def test_each_file_is_named(found):
     )
     assert kinds["diffusers/anima"] == "a diffusers folder with AnimaModularPipeline (Anima)"
     assert kinds["diffusers/sd15"] == "a diffusers folder with StableDiffusionPipeline (SD 1.5)"
-    assert kinds["loras/kohya.safetensors"] == "a LoRA for Anima (lora, rank 4, 1 modules, kohya form)"
-    assert kinds["loras/comfy.safetensors"] == "a LoRA for Anima (lora, rank 4, 1 modules, comfy form)"
+    assert kinds["loras/kohya.safetensors"] == "a LoRA for Anima (lora, rank 4, 1 modules, kohya key layout)"
+    assert kinds["loras/comfy.safetensors"] == "a LoRA for Anima (lora, rank 4, 1 modules, comfy key layout)"
     assert "no model known here" in kinds["strange.safetensors"]
 
 
@@ -276,7 +276,7 @@ def test_unreadable_files_are_reported_beside_the_others(zoo, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "names, told",
     (
-        (("lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight"), "a LoRA of an unknown form"),
+        (("lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight"), "a LoRA in an unknown key layout"),
         (("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"), "a Qwen3 text encoder of width 0"),
     ),
 )

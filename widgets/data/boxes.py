@@ -20,6 +20,7 @@ from widgets.i18n import say
 from widgets.page import AMBER, GREY, RED, box
 from widgets.plain import show
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 SIDE = 960  # px of the longer side of the image that is drawn on
 
@@ -31,7 +32,7 @@ def draw_boxes(project: Project) -> None:
     try:
         show(BoxForm(project).widget)
     except (DataError, UserError) as error:
-        display(HTML(box(str(error), AMBER)))
+        display(HTML(box(labelled(str(error)), AMBER)))
 
 
 class BoxForm:
@@ -137,7 +138,7 @@ class BoxForm:
             action()
         except UserError as error:
             self._draw()
-            self.problem.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
+            self.problem.value = f'<div style="color:{RED};line-height:1.5">{html.escape(labelled(str(error)))}</div>'
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 

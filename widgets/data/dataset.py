@@ -15,6 +15,7 @@ from widgets.data.prepare import told_notes
 from widgets.i18n import say
 from widgets.page import AMBER, aside, box
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 SHOWN, COLUMNS, WIDTH = 42, 7, 840  # images on the sheet, in a row, px
 TAGS, CAPTIONS = 80, 8  # lines of each at most
@@ -62,7 +63,7 @@ def _scanned(config: DataConfig, project: Project) -> Scan | None:
     try:
         return scan(config, project.folder)
     except DataError as error:
-        display(HTML(box(str(error), AMBER)))
+        display(HTML(box(labelled(str(error)), AMBER)))
         return None
 
 

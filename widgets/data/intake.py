@@ -21,6 +21,7 @@ from widgets.i18n import say
 from widgets.page import BLUE, GREY, RED, WIDTH, aside, bar, box
 from widgets.plain import show
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 REDRAW = 0.5  # s
 ACCEPTED = ",".join((*USED, ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"))
@@ -91,7 +92,7 @@ class IntakeForm:
                     text = say("unpacking …") if event.what != "files" else text
                     self.status.value = html.escape(text) + bar(event.done / max(1, event.total))
         except UserError as error:
-            self.status.value = box(str(error), RED)
+            self.status.value = box(labelled(str(error)), RED)
             return
         except KeyboardInterrupt:
             self.status.value = aside(say("Stopped. Add the same again to continue."))

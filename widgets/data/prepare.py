@@ -24,6 +24,7 @@ from widgets.layouts import Layouts
 from widgets.page import AMBER, GREY, RED, WIDTH, aside, bar, box, facts
 from widgets.plain import show
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 REDRAW = 0.5  # s
 NOTES = 12  # lines of notes at most
@@ -38,7 +39,7 @@ def prepare(project: Project) -> None:
     try:
         show(PrepareForm(project).widget)
     except UserError as error:
-        display(HTML(box(str(error), RED)))
+        display(HTML(box(labelled(str(error)), RED)))
 
 
 def buckets_preview(project: Project, shown: int = 60) -> None:
@@ -49,7 +50,7 @@ def buckets_preview(project: Project, shown: int = 60) -> None:
     try:
         buckets = group_by_bucket(scan(draft.data, project.folder).samples, draft.data)
     except DataError as error:
-        display(HTML(box(str(error), AMBER)))
+        display(HTML(box(labelled(str(error)), AMBER)))
         return
     display(HTML(render(buckets, draft.shown["loop.batch_size"], Thumbnails(project), shown)))
 
@@ -91,7 +92,7 @@ class PrepareForm:
                     text = say("{done} of {total} images prepared", done=done, total=event.total)
                     self.status.value = html.escape(text) + bar(done / max(1, event.total))
         except UserError as error:
-            self.status.value = box(str(error), RED)
+            self.status.value = box(labelled(str(error)), RED)
             return
         except KeyboardInterrupt:
             self.status.value = aside(say("Stopped. Press the button again to continue."))
@@ -110,7 +111,7 @@ class PrepareForm:
         try:
             how = replace(self.how, **{name: check(PrepareConfig, name, row.control.read())})
         except ConfigError as error:
-            row.show(getattr(self.how, name), by_hand=True, problem=str(error), keeps=True)
+            row.show(getattr(self.how, name), by_hand=True, problem=labelled(str(error)), keeps=True)
             return
         self._set(how)
 

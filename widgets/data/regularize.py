@@ -17,6 +17,7 @@ from widgets.i18n import say
 from widgets.images import thumbnail
 from widgets.page import AMBER, BLUE, GREEN, RED, WIDTH, aside, bar, box, facts, span
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 REDRAW = 1.0  # s between two drawings at least
 SIDE = 320  # px of the newest image
@@ -41,7 +42,7 @@ def regularize(
             shown_view = View(project, how, lambda shown: view.update(HTML(shown)))
             shown_view.follow() if generate else shown_view.tell()
     except UserError as error:
-        view.update(HTML(box(str(error), RED)))
+        view.update(HTML(box(labelled(str(error)), RED)))
 
 
 class View:

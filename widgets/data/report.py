@@ -25,6 +25,7 @@ from widgets.i18n import say
 from widgets.page import AMBER, BLUE, GREEN, GREY, RED, aside, bar, box, facts
 from widgets.plain import show
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
 MOST = 160  # characters below a thumbnail
@@ -105,7 +106,7 @@ class Examination:
         try:
             done = action()
         except (UserError, OSError) as error:  # OSError: a disk that is full or read-only
-            self.status.value = box(str(error), RED)
+            self.status.value = box(labelled(str(error)), RED)
             return
         kept = [*done.kept[:LINES], *([say("and {n} more", n=len(done.kept) - LINES)] * (len(done.kept) > LINES))]
         self.status.value = box(

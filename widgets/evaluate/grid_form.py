@@ -19,6 +19,7 @@ from widgets.evaluate.grid import ShownGrid
 from widgets.i18n import say
 from widgets.page import GREY, RED
 from widgets.plain import show
+from widgets.project.labels import labelled
 
 # axis of a grid -> its label
 NAMES = {"checkpoint": "Checkpoints", "strength": "Strengths", "prompt": "Prompts", "seed": "Seeds"}
@@ -148,7 +149,7 @@ class GridForm:
         try:
             x, y = self.axes()
         except UserError as error:
-            self.summary.value = f'<div style="color:{RED};line-height:1.5">{html.escape(str(error))}</div>'
+            self.summary.value = f'<div style="color:{RED};line-height:1.5">{html.escape(labelled(str(error)))}</div>'
             return
         text = say(
             "{x} columns × {y} rows = {n} images. Generate them in the next cell: {code}",

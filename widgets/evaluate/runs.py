@@ -22,6 +22,7 @@ from widgets.images import thumbnail
 from widgets.page import BLUE, GREY, RED, WIDTH, bar, box, facts, span
 from widgets.plain import show
 from widgets.plot import number, spark
+from widgets.project.labels import labelled
 from widgets.training.history import History
 from widgets.training.live import STATES, copy_problem, kept, render
 
@@ -178,7 +179,7 @@ class RunList:
         try:
             act()
         except UserError as error:
-            self.message.value = box(str(error), RED)
+            self.message.value = box(labelled(str(error)), RED)
 
     def _bar(self, buttons: list[ipywidgets.Button]) -> ipywidgets.HBox:
         return ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap"))

@@ -1,18 +1,19 @@
-"""Settings by their labels: on a screen a setting is called as its field is, not `adapter.rank` as in files."""
+"""Messages of lorakit as a screen shows them: translated, and settings called by their labels, not `adapter.rank`."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
 
-from widgets.i18n import language
+from widgets.i18n import language, message
 
 # `part.name`, or a bare name with an underscore: other bare names are words of English as well
-_NAME = re.compile(r"(?<![\w./\\-])(?:[a-z]+\.[a-z]\w*|[a-z]\w*_\w+)\b(?![/\\]|\.\w)")
+# ASCII: in Chinese a name may stand beside a character without a space between
+_NAME = re.compile(r"(?<![\w./\\-])(?:[a-z]+\.[a-z]\w*|[a-z]\w*_\w+)\b(?![/\\]|\.\w)", re.ASCII)
 
 
 def labelled(text: str, family: str = "") -> str:
-    """A text with its settings called by their labels: “Rank” in place of adapter.rank.
+    """A message in the reader's language with its settings called by their labels: “Rank” in place of adapter.rank.
 
     The base model's settings differ by family; without one the label of the first family that has it is taken.
     """
@@ -23,7 +24,7 @@ def labelled(text: str, family: str = "") -> str:
             label = _labels_of_models(language()).get(name[0])
         return f"“{label}”" if label else name[0]
 
-    return _NAME.sub(label, text)
+    return _NAME.sub(label, message(text))
 
 
 @cache

@@ -80,8 +80,11 @@ def _mount_drive() -> list[str]:
 def _checked(name: str) -> str:
     if NO_NAME.search(name) or len(name) > 64:
         raise UserError(
-            f"{name!r} cannot be a project's name: it names a folder, so use up to 64 letters, digits, spaces, '-' and "
-            "'_'; for a folder elsewhere write open_project(remote='/its/path')."
+            say(
+                "{name} cannot be a project's name: it names a folder, so use up to 64 letters, digits, spaces, '-' "
+                "and '_'; for a folder elsewhere write open_project(remote='/its/path').",
+                name=repr(name),
+            )
         )
     return name
 

@@ -17,6 +17,7 @@ from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import AMBER, GREEN, RED, box, facts
 from widgets.plain import show
+from widgets.project.labels import labelled
 from widgets.tags.bulk_edit import BulkEdit
 from widgets.tags.choice import Choice
 from widgets.tags.history import HistoryPanel, summary
@@ -35,7 +36,7 @@ def tag_editor(project: Project) -> None:
     try:
         show(TagEditor(project).widget)
     except UserError as error:
-        display(HTML(box(str(error), AMBER)))
+        display(HTML(box(labelled(str(error)), AMBER)))
 
 
 class TagEditor:
@@ -115,7 +116,7 @@ class TagEditor:
                 what, *more = summary(change)
                 text, colour = " · ".join([say("undone: {what}", what=what) if change.undone else what, *more]), GREEN
         except UserError as error:
-            text, colour = str(error), RED
+            text, colour = labelled(str(error)), RED
         # after a failure, too: some captions may have been written
         self.state.derive()
         self.draw()
@@ -187,7 +188,7 @@ class TagEditor:
         try:
             self.state.reload()
         except UserError as error:
-            self._show_status(str(error), RED)
+            self._show_status(labelled(str(error)), RED)
             return
         self.draw()
         self._show_status(say("Reloaded."), GREEN)

@@ -18,6 +18,7 @@ from widgets.data.thumbnails import Thumbnails
 from widgets.i18n import say
 from widgets.page import RED, WIDTH, aside, bar, box, facts, span
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 
 REDRAW = 0.5  # s
 EXAMPLES = 3  # images that are shown with their new captions
@@ -44,7 +45,7 @@ def show_tagging(project: Project, preview: bool, show: Callable[[str], None]) -
             show(text)
     except UserError as error:
         stored = aside(say("The results of {n} images are stored.", n=timer.images)) if timer.images else ""
-        show(box(str(error), RED) + stored)
+        show(box(labelled(str(error)), RED) + stored)
     except KeyboardInterrupt:
         show(aside(say("Stopped after {n} images; their results are stored. Run it to continue.", n=timer.images)))
     service.start(project)

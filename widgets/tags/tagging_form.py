@@ -19,6 +19,7 @@ from widgets.layouts import Layouts
 from widgets.page import AMBER, RED, aside, box
 from widgets.plain import show
 from widgets.project.draft import Draft
+from widgets.project.labels import labelled
 from widgets.tags.tagging import show_tagging
 
 # The settings of TaggingConfig that matter for taggers that write sentences; all others are about tags.
@@ -32,7 +33,7 @@ def tag_images(project: Project) -> None:
     try:
         show(TaggingForm(project).widget)
     except UserError as error:
-        display(HTML(box(str(error), RED)))
+        display(HTML(box(labelled(str(error)), RED)))
 
 
 class TaggingForm:
@@ -101,7 +102,7 @@ class TaggingForm:
             write_tagging(self.project, name, read_tagging(self.project, name)[1], self.config)
             self._build()
         except ConfigError as error:
-            self.status.value, self.tagger.value = box(str(error), RED), self.name
+            self.status.value, self.tagger.value = box(labelled(str(error)), RED), self.name
 
     def _build(self) -> None:
         """Make the rows of the selected tagger and of TaggingConfig; advanced ones are folded away."""
@@ -131,7 +132,7 @@ class TaggingForm:
         try:
             self.set(row.path, row.control.read())
         except ConfigError as error:
-            row.show(None, by_hand=True, problem=str(error), keeps=True)
+            row.show(None, by_hand=True, problem=labelled(str(error)), keeps=True)
 
     def _set_trigger(self, change: dict[str, Any]) -> None:
         if not change["new"].strip():
@@ -139,7 +140,7 @@ class TaggingForm:
         try:
             Draft(self.project).set("data.trigger", change["new"].strip())
         except UserError as error:
-            self.status.value = box(str(error), RED)
+            self.status.value = box(labelled(str(error)), RED)
         self._draw()
 
     def _draw(self) -> None:

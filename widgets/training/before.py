@@ -71,7 +71,7 @@ class _View:
     def __init__(self, what: Run | RunConfig, project: Project | None, hours: float):
         self.run = what if isinstance(what, Run) else None
         if self.run is None and project is None:
-            raise UserError("before_training() needs the project, too: before_training(form.value, project).")
+            raise UserError(say("before_training() needs the project, too: before_training(form.value, project)."))
         self.project = self.run.project if self.run else project
         self.config = read_config(self.run) if self.run else what
         self.hours, self.note = hours, ""

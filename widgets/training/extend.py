@@ -48,7 +48,7 @@ def more_epochs(run: Run, epochs: int, way: str = "") -> None:
             display(ipywidgets.HTML(render(run, epochs, each)), ipywidgets.HBox([button]))
         display(answer)
     except extend.NothingToDo as error:
-        _show(box(str(error), AMBER, say("Nothing to do")))
+        _show(box(labelled(str(error)), AMBER, say("Nothing to do")))
 
 
 def ways(run: Run, epochs: int) -> tuple[str, ...]:
@@ -84,11 +84,13 @@ def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -
     model = source if isinstance(source, Run) else like
     if model is None:
         raise UserError(
-            "A file has no settings: name a run of the project that has, new_run_from(file, name, like=run)."
+            say("A LoRA file has no settings. Name a run that has them: new_run_from(file, name, like=run).")
         )
     if isinstance(source, Run):
         if not (steps := source.lora_steps()):
-            raise UserError(f"Run {source.name!r} has no LoRA file yet. Train it until it saves the first one.")
+            raise UserError(
+                say("Run {name} has no LoRA file yet. Train it until it saves the first one.", name=repr(source.name))
+            )
         source = source.lora_file(steps[-1])
     run = model.project.run(name)
     # Further stages belong to the old run: the new one starts with a single stage.

@@ -61,10 +61,8 @@ def _watch(run: Run, starts: bool) -> None:
     from IPython import get_ipython
 
     if (kernel := getattr(get_ipython(), "kernel", None)) is None:
-        verb = "start" if starts else "watch"
-        raise UserError(
-            f"This view needs a notebook. In a terminal: lorakit {verb} {run.project.folder} --run {run.name}"
-        )
+        command = f"lorakit {'start' if starts else 'watch'} {run.project.folder} --run {run.name}"
+        raise UserError(say("This view needs a notebook. In a terminal: {command}", command=command))
     screen, queue = _Screen(run), Queue(kernel)
     try:
         try:
@@ -196,7 +194,10 @@ def _headline(run: Run, history: History, state: str, now: float) -> str:
         parts.append(say("{span} left, finished at about {clock}", span=span(left), clock=clock(now + left)))
     if speed := history.images_per_second():
         parts.append(say("{n} images/s", n=number(speed, 2)))
-        parts.append(say("{n} GB VRAM or RAM", n=f"{history.steps[history.step].memory_gb:.1f}"))
+        # A trainer on a CPU logs the peak of its RAM, one on a GPU that of its VRAM.
+        on_cpu = history.started is None or history.started.device == "cpu"
+        memory = f"{history.steps[history.step].memory_gb:.1f}"
+        parts.append(say("{n} GB RAM", n=memory) if on_cpu else say("{n} GB VRAM", n=memory))
     if history.started:
         parts.append(f"{history.started.precision} · {history.started.device}")
     head = f"<b>{html.escape(run.name)}</b> · {html.escape(text)}"

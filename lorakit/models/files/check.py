@@ -203,10 +203,12 @@ def _lora(header: Mapping[str, Any]) -> str:
     try:
         lora = describe(header)
     except LoraFileError as error:
-        return f"a LoRA of an unknown form ({error})"
+        return f"a LoRA in an unknown key layout ({error})"
     rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
     family = lora_title(lora_family(lora.shapes)) or "an unknown family"
-    return f"a LoRA for {family} ({', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {lora.form} form)"
+    return (
+        f"a LoRA for {family} ({', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {lora.form} key layout)"
+    )
 
 
 def _diffusers_folder(path: Path) -> ModelFile:
