@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lorakit.cli import data, examine, export, grid, model, regularize, sync, tags, train
 
-# Exit status; FAULT is EX_SOFTWARE of sysexits.h, UNREAD what a shell gives a program that SIGPIPE ended.
+# Exit statuses: 2 as argparse has it, 70 (EX_SOFTWARE of sysexits.h) for a fault of lorakit, 130 as shells report
+# Ctrl-C, 141 as they report a program ended by SIGPIPE.
 BAD_INPUT, FAULT, INTERRUPTED, UNREAD = 2, 70, 130, 141
 
 # Group of verbs -> its help and the modules that add them.
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add_verb(verb, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        # The function's name is the verb; an underscore keeps it apart from a module or builtin.
         added = verbs.add_parser(verb.__name__.lstrip("_"), help=help, description=help, parents=parents)
         added.set_defaults(verb=verb)
         return added
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    # Imported here, as in all verbs: `lorakit --help` must not wait for torch.
     from lorakit.demo.quickstart import execute
 
     execute(options.output)
@@ -96,5 +99,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from lorakit.doctor import check_machine
 
     for check in check_machine(options.folder.absolute()):
+        # Aligned for the longest common names; "!" marks what needs fixing.
         print(f"{check.name:16} {check.value}" + (f"   ! {check.fix}" if check.fix else ""))
     return 0

@@ -1,4 +1,4 @@
-"""`lorakit data add`, `data prepare` and `data buckets`: images brought in and made ready, in a terminal."""
+"""`lorakit data add`, `data prepare` and `data buckets` in a terminal."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ if TYPE_CHECKING:
     from lorakit.data.scan import Note
     from lorakit.events import Progress
 
-CUT = 0.1  # images that lose this share of their area to cropping, or more, are listed
+# Images that lose this share of their area to cropping, or more, are listed.
+CUT = 0.1
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Add these verbs to those of `lorakit data`."""
-    what = "bring images with their captions into a project; nothing that is there is overwritten"
+    what = "add images with their captions to a project; existing files are never overwritten"
     adding = verbs.add_parser("add", help=what, description=what)
     adding.set_defaults(verb=_add)
     adding.add_argument("project", type=Path, help="project folder; it need not exist yet")
     adding.add_argument("source", nargs="+", help="zip or tar archives, folders, images")
     adding.add_argument("--into", default="", metavar="NAME", help="concept folder, e.g. mofurin or reg/girl")
-    adding.add_argument("--repeats", type=int, default=0, help="of that folder")
-    what = "write copies as they are to be trained into prepared/: cropped by boxes, padded, resized; originals stay"
+    adding.add_argument(
+        "--repeats", type=int, default=0, help="repeats of the concept folder; 0 (default): as its name says, or 1"
+    )
+    what = "write cropped, padded and resized copies into prepared/; the originals do not change"
     preparing = verbs.add_parser("prepare", help=what, description=what)
     preparing.set_defaults(verb=_prepare)
-    preparing.add_argument("project", type=Path)
+    preparing.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     preparing.add_argument("--set", **SET, help="e.g. prepare.pad=1x1, prepare.size=768; remembered for the next time")
-    what = "bucket sizes with the images in each, and the images that are cropped by a tenth or more, or enlarged"
+    what = "list buckets with their images, and the images that are enlarged or lose a tenth or more to cropping"
     buckets = verbs.add_parser("buckets", help=what, description=what)
     buckets.set_defaults(verb=_buckets)
-    buckets.add_argument("project", type=Path)
+    buckets.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     buckets.add_argument("--set", **SET, help="e.g. data.folder=prepared, data.resolution=768, model.family=sdxl")
 
 
@@ -43,6 +46,7 @@ def _add(options: argparse.Namespace) -> int:
     from lorakit.project import Project
 
     for source in options.source:
+        # Not project_at: the first import creates the project.
         _follow(import_images(Project(options.project), source, options.into, options.repeats))
     return 0
 
@@ -55,6 +59,7 @@ def _prepare(options: argparse.Namespace) -> int:
     settings = with_changes({"prepare": to_dict(read_prepare_config(project))}, options.set)
     how = from_dict(PrepareConfig, settings.pop("prepare"), "prepare.")
     data = _data(settings)
+    # Stored before preparing: an interrupted call then resumes with the same settings.
     write_prepare_config(project, how)
     _follow(prepare(project, data, how))
     print(f"{project.folder / FOLDER}\ntrain on it: --set data.folder={FOLDER}")
@@ -86,6 +91,7 @@ def _data(settings: dict[str, Any]) -> DataConfig:
     from lorakit.config import ConfigError, from_dict
     from lorakit.data import DataConfig
 
+    # A family's defaults (resolution, buckets) decide how images are cropped.
     family = models.config_class({**default_settings()["model"], **settings.pop("model", {})}["family"])
     data = {**family.defaults.get("data", {}), **settings.pop("data", {})}
     if settings:
@@ -99,6 +105,7 @@ def _follow(events: Iterator[Progress | Note]) -> None:
     """Print notes as they come, and the progress when it ends."""
     from lorakit.events import Progress
 
+    # Progress comes once per image; only the last one is printed.
     last = None
     for event in events:
         if isinstance(event, Progress):

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from lorakit.examine import Report
     from lorakit.project import Project
 
+# In place of a finding's name.
 RESTORE = "restore"
-SHOWN = 8  # lines per finding
+# Lines per finding.
+SHOWN = 8
 MARKS = {"error": "✗", "warning": "!", "tip": "·"}
 
 
@@ -47,6 +49,7 @@ def _of_project(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace) -> int:
     _, report = _examined(project_at(options.project), options.set)
     settings = [part for change in options.set for part in ("--set", change)]
+    # The command for `fix` gets the same settings, quoted so that it can be pasted.
     fix_command = f"lorakit data fix {shlex.join([str(options.project), *settings])}"
     print(json.dumps(report.as_data(), ensure_ascii=False, indent=1) if options.json else _text(report, fix_command))
     return 0 if report.is_fine() else 1
@@ -65,6 +68,7 @@ def _fix(options: argparse.Namespace) -> int:
         fixable = ", ".join(f.kind for f in report.findings if f.fix) or "none"
         raise UserError(f"There is no finding {options.name!r} here; findings with a fix: {fixable}.")
     result = apply_fix(project, data, finding, options.answer)
+    # 1 if something was left unchanged, so that scripts notice.
     print("\n".join([*result.kept, f"{FIXES[finding.fix].label}: {result.changed}"]))
     return int(bool(result.kept))
 
@@ -76,6 +80,7 @@ def _restore(project: Project) -> int:
     if not batches:
         print("No files are excluded.")
         return 0
+    # The newest batch only, like an undo.
     problems = excluded.restore(project, batches[-1])
     print("\n".join([*problems, f"restored: {batches[-1].name}" * (not problems)]))
     return int(bool(problems))
@@ -89,8 +94,10 @@ def _examined(project: Project, changes: list[str]) -> tuple[DataConfig, Report]
     from lorakit.examine import examine
     from lorakit.run.config import LoopConfig
 
+    # Empty parts, for calls without --set.
     settings = with_changes({**default_settings(), "data": {}, "loop": {}}, changes)
     family = models.config_class(settings["model"]["family"])
+    # The source may be empty: without a base model, caption lengths are not checked.
     model = from_dict(family, {"source": "", **settings["model"]}, "model.")
     data = from_dict(DataConfig, {**family.defaults.get("data", {}), **settings["data"]}, "data.")
     return data, examine(project, data, model, from_dict(LoopConfig, settings["loop"], "loop."))
@@ -104,6 +111,7 @@ def _text(report: Report, fix_command: str) -> str:
     lines = ["   ".join(numbers)] if report.numbers else []
     for finding in report.findings:
         lines += ["", f"{MARKS[finding.severity]} {finding.title}   [{finding.kind}]", f"  {finding.why}"]
+        # Details may have keys that are no images, such as folders and tags.
         names = list(dict.fromkeys([*finding.images, *finding.details]))
         lines += [f"    {name}  {finding.details.get(name, '')}".rstrip() for name in names[:SHOWN]]
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)

@@ -22,6 +22,7 @@ def export(options: argparse.Namespace) -> int:
     from lorakit.run.config import read_config
 
     run = project_at(options.project).run(options.run)
+    # Raises with the names of existing runs if there is no such run.
     read_config(run)
     step = options.step if options.step is not None else max(run.lora_steps(), default=0)
     file, matched = deliver(run, step, options.output)

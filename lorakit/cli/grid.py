@@ -46,6 +46,7 @@ def grid(options: argparse.Namespace) -> int:
         run,
         _axis(options.x, run),
         _axis(options.y, run),
+        # A run may have no sample prompts.
         prompt=options.prompt or next(iter(config.sample.prompts), config.data.trigger),
         name=options.name,
         sampling=from_dict(SamplingConfig, with_changes(sampling, options.set)),

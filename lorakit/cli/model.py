@@ -31,6 +31,7 @@ def check(options: argparse.Namespace) -> int:
         print(f"! {line}")
     if not findings:
         print("No model files there.")
+    # Exit status 1 for a damaged file; an incomplete set of files is only reported.
     return int(any(finding.problem for finding in findings))
 
 
@@ -43,6 +44,7 @@ def fetch(options: argparse.Namespace) -> int:
     from lorakit.models.files.check import check
     from lorakit.run.config import configure
 
+    # Checks the settings before anything is downloaded.
     model = configure(with_changes(default_settings(), options.set)).model
     print(f"looking for {model.source}", flush=True)
     # Opening the model downloads every file that it consists of.

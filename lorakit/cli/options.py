@@ -19,6 +19,7 @@ def default_settings() -> dict[str, Any]:
 
 def run_options() -> argparse.ArgumentParser:
     """A parent parser with the project and the name of a run."""
+    # add_help=False: the verb that takes this as a parent adds --help itself.
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("project", type=Path, help="project folder; its images are in dataset/")
     parser.add_argument("--run", default="run1", metavar="NAME", help="name of the run (default: run1)")
@@ -39,7 +40,8 @@ def existing_run(options: argparse.Namespace) -> Run:
 
     run = project_at(options.project).run(options.run)
     if not run.exists():
-        read_config(run)  # raises, and lists the project's runs
+        # Raises, and lists the project's runs.
+        read_config(run)
     return run
 
 
@@ -48,6 +50,7 @@ def with_changes(settings: dict[str, Any], changes: list[str]) -> dict[str, Any]
     from lorakit.config import ConfigError, assign
 
     for change in changes:
+        # Only the first "=": values such as prompts may contain more.
         name, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--set {change}: write it as key=value, e.g. adapter.rank=32.")

@@ -29,6 +29,7 @@ def _regularize(options: argparse.Namespace) -> int:
     from lorakit.run.config import configure, read_config
 
     project = project_at(options.project)
+    # The settings of a run, so that base, resolution and sampling are the same as in its training.
     plain = to_dict(read_config(project.run(options.run))) if options.run else default_settings()
     settings = with_changes(plain, options.set)
     how = from_dict(RegularizeConfig, settings.pop("regularize", {}), "regularize.")
@@ -37,6 +38,7 @@ def _regularize(options: argparse.Namespace) -> int:
         if not isinstance(event, Generated):
             print(f"! {event}")
             continue
+        # Existing images are counted but not printed.
         done, new = event.done, new + event.is_new
         if event.is_new:
             print(f"image {event.done} of {event.total}: {event.planned.file}", flush=True)

@@ -30,6 +30,7 @@ def open(options: argparse.Namespace) -> int:
     from lorakit.project import platforms
     from lorakit.sync.workspace import open_remote
 
+    # Only the folder on stdout, so that scripts can use it: cd "$(lorakit open ...)".
     print(open_remote(options.remote, options.local or platforms.find(os.environ).fast).folder)
     return 0
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from lorakit.tags.edits import Change
     from lorakit.tags.rules import Rule
 
-SHOWN = 8  # skipped images that are named
-EVERY = 10  # one in so many lines of progress is printed
+# Skipped images that are named in a message.
+SHOWN = 8
+# One in so many lines of progress is printed.
+EVERY = 10
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -52,6 +54,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_edit(edit: argparse.ArgumentParser) -> None:
+    # One action per call, so that each is one change that `undo` takes back.
     actions = edit.add_mutually_exclusive_group(required=True)
     actions.add_argument("--add", metavar="TAG", help="append to captions without it")
     actions.add_argument("--add-first", metavar="TAG", help="insert after the trigger word, in captions without it")
@@ -67,6 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     from lorakit.tags.tagging import TaggingConfig, read_tagging, tag, write_tagging
 
     project = project_at(options.project)
+    # Settings of the last call are the defaults of the next one.
     name, settings, config = read_tagging(project, options.tagger)
     changed = with_changes({"tagger": settings, "tagging": to_dict(config)}, options.set)
     config = from_dict(TaggingConfig, changed.pop("tagging"), "tagging.")
@@ -92,6 +96,7 @@ def _show(options: argparse.Namespace) -> int:
         for tag, count in tag_counts(editor.captions[name] for name in names).items():
             print(f"{count:5}  {tag}")
     for name in names if options.who else ():
+        # The author is shown for tags of taggers and fixes only.
         tags = ", ".join(tag if by == "person" else f"{tag} ({by})" for tag, by in editor.authors(name).items())
         print(f"{name}{' [locked]' * editor.is_locked(name)}: {tags}")
     return 0
@@ -153,6 +158,7 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
+    # A diff ends with a newline already.
     print(_editor(options).diff(), end="")
     return 0
 

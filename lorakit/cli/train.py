@@ -15,6 +15,7 @@ from lorakit.project import Run
 from lorakit.training import jobs
 from lorakit.training.status import project_status
 
+# One line per event; steps are printed by `_print`.
 LINES = {
     events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} per epoch), {precision} on {device}",
     events.Progress: "encoding {what}: {done} of {total}",
@@ -25,11 +26,13 @@ LINES = {
     events.Failed: "failed: {reason}",
     events.Finished: "finished after step {step}: {lora}",
 }
-EVERY = 10  # a log file gets every tenth line of events that come often
+# A log file gets every tenth line of frequent events.
+EVERY = 10
 
 
 def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Add these verbs to those of `lorakit`."""
+    # Shared by `train` and `start`.
     settings = argparse.ArgumentParser(add_help=False, parents=[run_options()])
     settings.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     settings.add_argument("--set", **SET, help="one setting, e.g. adapter.rank=32")
@@ -72,6 +75,7 @@ def _run_to_train(options: argparse.Namespace) -> Run:
 
     project = project_at(options.project)
     run = project.run(options.run)
+    # Nothing to change: the run is resumed with the config it has.
     if run.exists() and not (options.config or options.set or options.gpu_preset or options.from_weights):
         return run
     settings = with_changes(_settings(run, options), options.set)
@@ -102,6 +106,7 @@ def train(options: argparse.Namespace) -> int:
     from lorakit.training.loop import train
 
     run = _run_to_train(options)
+    # Uploading runs beside the training, also when it was started in the foreground.
     jobs.share(run)
     for event in train(run):
         try:
@@ -130,6 +135,7 @@ def watch(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nNo longer watching; the training continues.\n{_commands(run)}")
         return 0
+    # On stderr and with exit status 1, so that a script notices.
     if fate := jobs.fate(run):
         print(f"\n{fate}", file=sys.stderr)
     return int(bool(fate))
@@ -151,6 +157,7 @@ def extend(options: argparse.Namespace) -> int:
     run = existing_run(options)
     if options.stage:
         add_stage(run, with_changes({}, options.stage))
+    # No default: the two ways give different learning rates, so the choice is the user's.
     elif not options.way:
         raise ConfigError(
             f"--epochs needs --way; allowed are {', '.join(WAYS)}: what the learning rate does from now on."
@@ -192,6 +199,7 @@ def _print(event: events.Event) -> None:
         line = f"step {event.step}  epoch {event.epoch}  loss {loss}  lr {event.lr:.2e}"
         line += f"  {event.images_per_second:.2f} images/s"
         if is_terminal:
+            # "\r" returns to the start of the line; the blanks at its end cover a longer line before.
             print(f"\r{line}  {event.memory_gb:.1f} GB  ", end="", flush=True)
         elif event.step % EVERY == 0:
             print(line, flush=True)

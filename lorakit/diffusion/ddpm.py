@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-STEPS = 1000  # training timesteps t = 0..999
+# Training timesteps t = 0..999, for all Stable Diffusion models.
+STEPS = 1000
 
 
 def alphas_cumprod(scheduler: dict) -> torch.Tensor:
     """abar_t, float32 [1000], of a diffusers scheduler configuration (beta_schedule, beta_start, beta_end)."""
     from diffusers import DDPMScheduler
 
+    # Only what decides the schedule: a base's configuration also has settings of its own sampler.
     names = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
     # built by diffusers, so that training and sampling agree on every schedule
     return DDPMScheduler(STEPS, **{name: scheduler[name] for name in names if name in scheduler}).alphas_cumprod
@@ -28,6 +30,7 @@ def sample_noise(
     eps = torch.randn(x0.shape, generator=generator)  # [B, C, h, w]
     t = torch.randint(0, STEPS, (batch,), generator=generator)  # [B]
     if noise_offset:
+        # [B, C, 1, 1]: the same for all places of a channel, so it shifts the mean brightness.
         eps += noise_offset * torch.randn((batch, channels, 1, 1), generator=generator)
     return eps.to(x0.device), t.to(x0.device)
 

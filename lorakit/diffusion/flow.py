@@ -46,6 +46,7 @@ def scheduler(sampler: str, config: dict, shift: float, steps: int):
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
+    # A setting of 0 means the base's own.
     shift = shift or config["shift"]
     # the base model's configuration is of Euler's class, so the other one is built from the shift alone
     if sampler == "euler":

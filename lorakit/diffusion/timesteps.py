@@ -23,11 +23,13 @@ class TimestepSampling:
 
 def sample(config: Any, batch: int, generator: torch.Generator) -> torch.Tensor:
     """Times of a batch, float32 [batch] in (0, 1), on the CPU; drawn as `config` (a LossConfig) says."""
+    # clamp draws nothing, so the generator's state depends on the batch alone.
     return TIMESTEPS[config.timestep_sampling].sample(batch, generator, config).clamp(END, 1 - END)
 
 
 def shifted(t: torch.Tensor, shift: float) -> torch.Tensor:
     """t' = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23): above 1 moves times towards noise."""
+    # At the ends it changes nothing: 0 stays 0 and 1 stays 1.
     return shift * t / (1 + (shift - 1) * t)
 
 

@@ -37,6 +37,7 @@ def _min_snr(snr: torch.Tensor, prediction_type: str, gamma: float) -> torch.Ten
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
+# The names are stored in configs.
 WEIGHTINGS = {
     "none": Weighting("all timesteps have the same weight", _none),
     "min_snr": Weighting("timesteps with little noise have less weight: steadier, usually faster learning", _min_snr),
@@ -103,4 +104,5 @@ def masked(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     The mean is later taken over all places, as kohya's scripts do for alpha_mask and masked_loss: the more of a sample
     is masked out, the less weight it has.
     """
+    # [B, 1, h, w] broadcasts over the channels.
     return error if mask is None else error * mask.to(error.device)

@@ -25,5 +25,6 @@ def examine(
     """
     facts = gather(project, config, model, loop or LoopConfig())
     findings = [finding for check in CHECKS.values() if (finding := check.run(facts))]
+    # A stable sort: within a severity the order of the table stays.
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(tuple(findings), facts.numbers(), {sample.name: sample for sample in facts.samples})

@@ -27,6 +27,7 @@ FEWEST = 15
 def few(facts: Facts) -> CheckResult | None:
     """Fewer images than the guides recommend."""
     least, source = _least(facts)
+    # A dataset that cannot be read has 0 images, which is reported as such.
     if len(facts.samples) >= least or facts.error:
         return None
     details = {facts.config.folder: f"{len(facts.samples)} < {least}"}
@@ -46,6 +47,7 @@ def concepts(facts: Facts) -> CheckResult | None:
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
         folder = sample.name.partition("/")[0]
+        # Only folders with repeats in their names are concepts.
         if repeats_of(folder):
             by_folder.setdefault(folder, []).append(sample)
     per_epoch = {folder: sum(sample.repeats for sample in samples) for folder, samples in by_folder.items()}
@@ -58,6 +60,7 @@ def concepts(facts: Facts) -> CheckResult | None:
         balanced = max(1, round(most / len(samples)))
         is_rare = per_epoch[folder] * UNEQUAL < most
         more = f" → {balanced} × {len(samples)} = {balanced * len(samples)}" if is_rare else ""
+        # For example: 2 × 10 = 20 → 5 × 10 = 50
         details[folder] = f"{samples[0].repeats} × {len(samples)} = {per_epoch[folder]}{more}"
     return CheckResult(details=details, fields={"least": min(per_epoch.values()), "most": most})
 
@@ -68,8 +71,10 @@ def backgrounds(facts: Facts) -> CheckResult | None:
     for sample in facts.samples:
         tags = facts.tags.get(sample.name, [])
         folder = PurePosixPath(sample.name).parent.name
+        # Weighted by repeats: what counts is how often training shows each.
         if shows_people(tags):
             persons += sample.repeats
+        # Captions without tags for people are not enough: sentences have none.
         elif PLACE & set(tags) or re.search(r"backgrounds?|scenery", folder, re.IGNORECASE):
             places.append(sample)
     per_epoch = sum(sample.repeats for sample in places)
@@ -80,6 +85,7 @@ def backgrounds(facts: Facts) -> CheckResult | None:
 
 def shapes(facts: Facts) -> CheckResult | None:
     """Many buckets with only a few images each."""
+    # name -> (width, height) of its bucket
     sizes = {sample.name: facts.fits[sample.name].size for sample in facts.samples}
     counts = Counter(sizes.values())
     tiny = {size for size, count in counts.items() if count < TINY}

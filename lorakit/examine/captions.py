@@ -13,6 +13,7 @@ from lorakit.tags import suspects
 # With fewer captions, tags in just one or in nearly all of them mean nothing.
 FEW = 10
 SHOWN_EXCESS = 160  # characters
+# Danbooru's tags that count persons: 1girl, 2boys, 6+girls, multiple girls.
 PERSON = re.compile(r"solo|(\d+\+?|multiple )(girl|boy|other)s?")
 SEVERAL = re.compile(r"([2-9]|\d\d)\+?(girl|boy|other)s|multiple (girls|boys|others)")
 # Things of which one person has one, and tags which explain that it has two colours nevertheless.
@@ -56,8 +57,10 @@ def trigger_late(facts: Facts) -> CheckResult:
 def trigger_unset(facts: Facts) -> CheckResult | None:
     """All captions start with the same tag, but no trigger word is set."""
     first = {tags[0] for tags in facts.tags.values() if tags}
+    # At least two captioned images: one alone always has one first tag.
     if facts.config.trigger or len(first) != 1 or len(facts.captions) < len(facts.samples) or len(facts.samples) < 2:
         return None
+    # "1girl" in front of all captions is common and no trigger word.
     return CheckResult(details={first.pop(): ""}) if not PERSON.fullmatch(min(first)) else None
 
 
@@ -82,6 +85,7 @@ def once(facts: Facts) -> CheckResult | None:
     """Tags that only one image has."""
     if len(facts.tags) < FEW:
         return None
+    # set(): a tag that one caption repeats still counts once.
     counts = Counter(tag for tags in facts.tags.values() for tag in set(tags))
     rare = {name: [tag for tag in tags if counts[tag] == 1] for name, tags in facts.tags.items()}
     rare = {name: tags for name, tags in rare.items() if tags}
@@ -128,11 +132,13 @@ def shows_people(tags: list[str]) -> bool:
 
 def _contradiction(tags: list[str]) -> str:
     """The tags that give one thing of one person different colours, "" if there are none."""
+    # Two persons may have different hair, so only captions of one person can contradict themselves.
     persons = {tag for tag in tags if PERSON.fullmatch(tag)} - {"solo"}
     if len(persons) > 1 or any(SEVERAL.fullmatch(tag) or MIXED.fullmatch(tag) for tag in tags):
         return ""
     colours_of: dict[str, dict[str, str]] = {}  # thing -> colour -> tag
     for tag in tags:
+        # The last two words: "long blue hair" gives (blue, hair); the blanks are for tags of one word.
         *_, colour, thing = ["", "", *tag.lower().split()]
         if thing in SINGLE and colour in suspects.SHADES:
             colours_of.setdefault(thing, {})[colour] = tag

@@ -33,6 +33,7 @@ class Check:
 
     def run(self, facts: Facts) -> DatasetFinding | None:
         """The finding, or None if there is no problem."""
+        # A check without images and details found nothing.
         result = self.find(facts) if self.find else files.from_notes(facts.notes(*self.notes))
         if result is None or not (result.images or result.details):
             return None
@@ -315,6 +316,7 @@ WHOLE = (
     ),
 )
 ROWS = (*FILES, *CAPTIONS, *IMAGES, *WHOLE)
+# Notes that no other check covers, so that none is lost.
 COVERED = {kind for check in ROWS for kind in check.notes}
 OTHERS = Check(
     "others",

@@ -68,6 +68,7 @@ def exclude(project: Project, config: DataConfig, kind: str, paths: Iterable[Pat
     Returns where the files are now.
     """
     root = editable_folder(project, config)
+    # lexists: a dangling link can be excluded as well.
     images = [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
     moved = [*images, *_captions(images)]
     if not moved:
@@ -85,6 +86,7 @@ def rewrite(project: Project, config: DataConfig, kind: str, texts: dict[Path, s
     batch = _begin(project, config, kind, list(names.values()), digests)
     for path, name in names.items():
         batch.held(name).parent.mkdir(parents=True, exist_ok=True)
+        # First the copy of the original bytes, then the new text: interrupted, nothing is lost.
         write_atomic(batch.held(name), path.read_bytes())
         write_atomic(path, new[path])
 
@@ -94,20 +96,24 @@ def restore(project: Project, batch: Batch) -> list[str]:
 
     A file that has taken its place is never overwritten, except an unchanged replacement by `rewrite`.
     """
+    # The folder of that time: the project may train on another one by now.
     root = folder_of(DataConfig(folder=batch.source), project.folder)
     problems = []
     for name in batch.files:
         held, target = batch.held(name), root / name
         if not os.path.lexists(held):
             continue
+        # "-" equals no digest: only replacements by `rewrite` are recorded.
         if os.path.lexists(target) and _digest(target) != batch.rewritten.get(name, "-"):
             problems.append(f"{name}: another file has this name now; the excluded one stays in {held.parent}.")
         else:
             _move(held, target)
     if not problems:
         (batch.folder / RECORD).unlink()
+        # In reverse order, folders come after what is inside them.
         for folder in sorted([batch.folder, *batch.folder.rglob("*")], reverse=True):
-            with suppress(OSError):  # not empty: somebody put a file there, which stays
+            # Not empty: somebody put a file there, which stays.
+            with suppress(OSError):
                 folder.rmdir()
     return problems
 
@@ -115,6 +121,7 @@ def restore(project: Project, batch: Batch) -> list[str]:
 def editable_folder(project: Project, config: DataConfig) -> Path:
     """The data folder, whose images a fix may change. Raises UserError for the folder of prepared copies."""
     folder = folder_of(config, project.folder)
+    # Resolved: data.folder may be a link or an absolute path.
     if folder.resolve() == (project.folder / "prepared").resolve():
         raise UserError(
             "prepared/ holds copies that are rebuilt from the originals. Train on the originals again "
@@ -137,12 +144,14 @@ def _captions(files: list[Path]) -> list[Path]:
     beside = [path for folder in {stem.parent for stem in stems} for path in folder.iterdir() if path not in moved]
     needed = {path.with_suffix("") for path in beside if path.suffix.lower() in EXTENSIONS}
     captions = sorted(path for path in beside if path.suffix.lower() in CAPTION_EXTENSIONS)
+    # Stems of the excluded images, without those that remaining images need.
     return [path for path in captions if path.with_suffix("") in stems - needed]
 
 
 def _begin(project: Project, config: DataConfig, kind: str, names: list[str], rewritten: dict[str, str]) -> Batch:
     """A new folder with its record, written before any file is moved, so that every move can be undone."""
     parent = project.folder / FOLDER
+    # Numbers of deleted batches may be given again, but never one that exists.
     used = [int(match[1]) for path in parent.glob("*") if (match := re.match(r"(\d+)-", path.name))]
     folder = parent / f"{max(used, default=0) + 1:03d}-{kind}"
     folder.mkdir(parents=True)

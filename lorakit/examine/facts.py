@@ -71,6 +71,7 @@ class Facts:
         """`Report.numbers` of this dataset."""
         if self.error:
             return {}
+        # Built as in training (indexes of samples, one per repeat), so the number of steps is exact.
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, sample in enumerate(self.scan.samples):
             by_size.setdefault(self.fits[sample.name].size, []).extend([index] * sample.repeats)
@@ -105,6 +106,7 @@ def gather(project: Project, config: DataConfig, model: Config | None, loop: Loo
     except DataError as error:
         return Facts(config, model, loop, Scan((), ()), {}, error=str(error))
     names = {sample.path: sample.name for sample in result.samples if not sample.is_reg}
+    # From the cache: `scan` has measured the same files.
     stats = {names[path]: measured for path, measured in StatsCache.of(project.folder).measure(names)}
     excess, unmeasured = _excess(model)
     return Facts(config, model, loop, result, stats, _boxed(project), "", excess, unmeasured)
@@ -113,7 +115,8 @@ def gather(project: Project, config: DataConfig, model: Config | None, loop: Loo
 def _boxed(project: Project) -> frozenset[str]:
     try:
         return frozenset(Boxes(project).names())
-    except BoxError:  # a damaged list of boxes is reported where boxes are used
+    # A damaged list of boxes is reported where boxes are used.
+    except BoxError:
         return frozenset()
 
 
@@ -123,5 +126,6 @@ def _excess(model: Config | None) -> tuple[Callable[[str], str] | None, str]:
         return None, "no base model is chosen"
     try:
         return models.family(model.family).excess(model), ""
-    except (UserError, ImportError, OSError, ValueError) as error:  # what transformers raises for damaged files
+    # What transformers raises for missing and damaged tokenizer files.
+    except (UserError, ImportError, OSError, ValueError) as error:
         return None, str(error)

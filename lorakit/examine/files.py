@@ -42,6 +42,7 @@ def alpha(facts: Facts) -> CheckResult:
 
 def from_notes(notes: list[Note]) -> CheckResult:
     """The scan's notes as the result of a check."""
+    # One file may have several notes; the last one is shown.
     return CheckResult(tuple(dict.fromkeys(note.name for note in notes)), {note.name: note.text for note in notes})
 
 

@@ -55,6 +55,7 @@ def _exclude(project: Project, config: DataConfig, finding: DatasetFinding, answ
     still = (current.targets or current.images) if current else ()
     reported = [name for name in finding.targets or finding.images if name in files]
     names = [name for name in reported if name in still]
+    # Regularization images alone are no dataset.
     if not {sample.name for sample in scan(config, project.folder).samples if not sample.is_reg} - set(names):
         raise UserError("This would exclude all images, and nothing would be left to train on.")
     moved = excluded.exclude(project, config, finding.kind, [files[name] for name in names])
@@ -70,6 +71,7 @@ def _to_utf8(project: Project, config: DataConfig, finding: DatasetFinding, answ
     kept = [f"{name}: its caption is readable now, not changed." for name in finding.images if name not in files]
     for name, file in ((name, files[name]) for name in finding.images if name in files):
         try:
+            # Every file is decoded before the first one is written.
             texts[file] = file.read_bytes().decode(answer)
         except UnicodeDecodeError:
             kept.append(f"{name}: its caption is not {answer}.")
@@ -83,10 +85,12 @@ def _to_utf8(project: Project, config: DataConfig, finding: DatasetFinding, answ
 def _crop_borders(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     """Draw a box inside the border of each image that has no box yet."""
     files, boxes, drawn = excluded.paths(project, config), Boxes(project), {}
+    # Boxes that a person drew are kept.
     names = {files[name]: name for name in finding.images if name in files and not boxes.of(name)}
     for path, stats in StatsCache.of(project.folder).measure(names):
         left, top, right, bottom = stats.border
-        if not any(stats.border):  # replaced by another image since the check
+        # Replaced by another image since the check.
+        if not any(stats.border):
             continue
         drawn[names[path]] = (Box(left, top, stats.width - left - right, stats.height - top - bottom),)
     boxes.update(drawn)
@@ -99,12 +103,14 @@ def _crop_borders(project: Project, config: DataConfig, finding: DatasetFinding,
 def _write_captions(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     editor = CaptionEditor(project, config)
     trained = {name: editor.samples[name].caption for name in finding.images if name in editor.samples}
+    # Captions that were written since the check are kept.
     bare = {name: text for name, text in trained.items() if not editor.captions[name]}
     return _change(editor, finding, bare, by=DOCTOR)
 
 
 def _trigger_first(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     def trigger_first(caption: str) -> str:
+        # Removed and put in front, so it does not occur twice.
         others = [tag for tag in tags_of(caption) if tag != config.trigger]
         return ", ".join([config.trigger, *others])
 
@@ -203,7 +209,8 @@ def apply_fix(project: Project, config: DataConfig, finding: DatasetFinding, ans
         raise UserError(f"“{fix.label}” needs a choice: one of {', '.join(fix.answers)}; got {answer!r}.")
     try:
         return fix.apply(project, config, finding, answer)
-    except OSError as error:  # a disk that is full or read-only
+    # A disk that is full or read-only.
+    except OSError as error:
         raise UserError(
             f"“{fix.label}” stopped: {error}. What it did so far can be undone; free some space and repeat it."
         ) from error

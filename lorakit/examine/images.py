@@ -14,7 +14,8 @@ from lorakit.examine.finding import CheckResult
 
 # Share of the training area; a quarter of the pixels is half of each side.
 SMALL = 0.25
-ENLARGED = 1.5  # factor of a side
+# Factor of a side.
+ENLARGED = 1.5
 # An image is blurred below this share of the dataset's median sharpness, but never above the second of the limits
 # and always below the first.
 BLUR_LIMITS, BLUR_SHARE = (12.0, 100.0), 0.1
@@ -31,6 +32,7 @@ def small(facts: Facts) -> CheckResult | None:
     """Images with less than a quarter of the pixels of the training area."""
     least = SMALL * facts.config.resolution**2
     samples = [sample for sample in facts.samples if sample.width * sample.height < least]
+    # The smallest first.
     samples.sort(key=lambda sample: sample.width * sample.height)
     details = {s.name: f"{s.width} × {s.height} px" for s in samples}
     return CheckResult(tuple(details), details, fields={"side": facts.config.resolution})
@@ -38,6 +40,7 @@ def small(facts: Facts) -> CheckResult | None:
 
 def enlarged(facts: Facts) -> CheckResult | None:
     """Images that are upscaled to fill their bucket."""
+    # px of the training image for one px of the file
     scales = {sample.name: facts.fits[sample.name].resized[0] / sample.width for sample in facts.samples}
     samples = [sample for sample in facts.samples if scales[sample.name] > ENLARGED]
     details = {s.name: f"{s.width} × {s.height} px × {scales[s.name]:.1f}" for s in samples}
@@ -67,7 +70,9 @@ def _is_framed(facts: Facts, sample: Sample) -> bool:
     if not stats.border_colour or sample.name in facts.boxed:
         return False
     left, top, right, bottom = stats.border
+    # Shares of a side, 0..1; min(): a border must be at both ends.
     across, down = min(left, right) / stats.width, min(top, bottom) / stats.height
+    # "#rrggbb" -> the darkest channel
     if min(bytes.fromhex(stats.border_colour[1:])) < BRIGHT:
         return max(across, down) >= FRAME
     # The white margin around a figure on white ground is no frame: it has four sides, or three if the figure is cut
@@ -108,6 +113,7 @@ def _groups(facts: Facts) -> Iterator[list[str]]:
 
     def leading(name: str) -> str:
         while leader[name] != name:
+            # Path halving keeps the chains short.
             leader[name] = name = leader[leader[name]]
         return name
 
@@ -119,6 +125,7 @@ def _groups(facts: Facts) -> Iterator[list[str]]:
 
     def worth(name: str) -> tuple:
         stats = facts.stats[name]
+        # Ascending: False (has a caption) comes first, then large, then sharp, then the order of the dataset.
         return (name not in facts.captions, -stats.width * stats.height, -stats.sharpness, order[name])
 
     yield from (sorted(group, key=worth) for group in groups.values() if len(group) > 1)
@@ -130,6 +137,7 @@ def _pairs(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, stats in facts.stats.items():
         same.setdefault(stats.digest, []).append(name)
     yield from ((names[0], other) for names in same.values() for other in names[1:])
+    # One image per group of identical files is enough.
     yield from _near({names[0]: facts.stats[names[0]] for names in same.values()})
 
 

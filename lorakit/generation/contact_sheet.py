@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-INK, PAPER, GAP = "#222222", "#ffffff", 6  # px between images
+# Colours of labels and background; px between images.
+INK, PAPER, GAP = "#222222", "#ffffff", 6
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
 # at most so many lines above a column, so many letters per line beside a row
 LINES, LETTERS = 6, 18
@@ -21,8 +22,10 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
     """
     with Image.open(files[0]) as first:
         width, height = first.size
+    # px, growing with the images within limits that stay readable.
     font = _font(max(12, min(28, width // 9)), "".join(columns + rows))
     line = round(font.size * 1.3)
+    # Letters per line: the width of an image by the width of an average letter.
     top = _wrapped(columns, max(6, int(width / font.getlength("n"))), LINES)
     side = _wrapped(rows, LETTERS, max(1, height // line))
     above = GAP + line * max(map(len, top))
@@ -73,6 +76,7 @@ def _wrapped(labels: list[str], letters: int, lines: int) -> list[list[str]]:
     """Each label in at most `lines` lines; if one needs more, without the tags that all of them begin with."""
     if len(set(labels)) > 1 and any(len(textwrap.wrap(label, letters)) > lines for label in labels):
         tags = [label.split(", ") for label in labels]
+        # At least one tag of each label is kept.
         common = min(len(os.path.commonprefix(tags)), *(len(own) - 1 for own in tags))
         labels = [("… " if common else "") + ", ".join(own[common:]) for own in tags]
     return [textwrap.wrap(label, letters, max_lines=lines, placeholder=" …") for label in labels]

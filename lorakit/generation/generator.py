@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
     from lorakit.run.config import RunConfig
 
-OFF = "off"  # instead of a checkpoint's step: the base model alone
+# In place of a checkpoint's step: the base model alone.
+OFF = "off"
 
 
 class BaseGenerator:
     """Generates images with the base model of a run's settings, without an adapter; the model is loaded once."""
 
-    smaller = "Or generate smaller images: width and height."  # advice when memory runs out
+    # Advice when memory runs out.
+    smaller = "Or generate smaller images: width and height."
 
     def __init__(self, config: RunConfig, trained: Collection[str] = ()):
         self.config, self.trained = config, trained
@@ -39,6 +41,7 @@ class BaseGenerator:
             config.model, self.precision.device, self.precision.dtype, trained
         )
         self.model.offload = config.memory.offload
+        # prompt -> output of the text encoders
         self._texts: dict[str, dict] = {}
 
     def read(self, prompts: Iterable[str]) -> None:
@@ -46,12 +49,14 @@ class BaseGenerator:
         with self._explained("while encoding prompts"):
             for prompt in prompts:
                 self._text(prompt)
+        # Text encoders with adapters are needed for every checkpoint, so they stay.
         self.model.release(*(part for part in self.model.text_parts if part not in self.trained))
 
     def generate(self, prompt: str, sampling: SamplingConfig) -> Image.Image:
         """One image with the weights in use."""
         import torch
 
+        # Without gradients, which would need several times the memory.
         with self._explained("while generating images"), torch.no_grad(), self.model.eval_mode():
             return generate_image(
                 self.model, self._text(prompt), self._text(sampling.negative_prompt), sampling, sampling.seed
@@ -93,6 +98,7 @@ class Generator(BaseGenerator):
         """
         if self._adapter is None:
             with self._explained("while loading the base model"):
+                # Created at first use: a grid whose images all exist needs none.
                 self._adapter = Adapter(
                     self.config.adapter, self.model, list(self.config.trained), self.config.loop.seed
                 )
@@ -119,6 +125,7 @@ def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, int]:
     `target` is a file name in .safetensors, or a folder; missing folders are created.
     """
     file = lora_file(run, step)
+    # Loads the base model: the only proof that the file fits it.
     modules = Generator(run).use(step)
     target = Path(target)
     if target.suffix != file.suffix:

@@ -61,7 +61,8 @@ class Cell:
 
     column: int
     row: int
-    checkpoint: int | str  # step, or OFF
+    # step, or OFF
+    checkpoint: int | str
     strength: float
     prompt: str
     seed: int
@@ -140,6 +141,7 @@ def grid(
 
 
 def _order(cell: Cell) -> tuple[int, float]:
+    # OFF first; strings and numbers do not compare.
     return -1 if cell.checkpoint == OFF else cell.checkpoint, cell.strength
 
 
@@ -177,6 +179,7 @@ def _file(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Pa
     lora = OFF if cell.checkpoint == OFF else file_digest([generator.run.lora_file(cell.checkpoint)])
     # without a LoRA all strengths give the same image, which is generated once
     strength = 0.0 if cell.checkpoint == OFF else cell.strength
+    # The column, row and labels are not part of it: other grids reuse the image.
     inputs = [generator.fingerprint(), lora, strength, cell.prompt, {**to_dict(sampling), "seed": cell.seed}]
     return folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]}.png"
 

@@ -27,7 +27,8 @@ from lorakit.run.sampling import SamplingConfig, save_image
 
 # key in an image's metadata: it was generated here, for the training image of that name
 MARK = "regularization of"
-KIND = "regularization"  # of notes
+# The kind of all notes of this module.
+KIND = "regularization"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ def plan(project: Project, config: RunConfig, how: RegularizeConfig) -> list[Pla
     for sample in samples:
         several = "" if len(set(concepts.values())) == 1 else f"_{concepts[sample.name]}"
         folder = root / "reg" / f"{sample.repeats}_{how.class_name}{several}"
+        # Subfolders become part of the file name: kohya's folders have no subfolders.
         inside = sample.path.relative_to(root).parts[1 if concepts[sample.name] else 0 :]
         file = folder / Path("-".join(inside)).with_suffix(".png")
         # 001.png and 001.jpg would have the same file
@@ -109,6 +111,7 @@ def prompt_of(sample: Sample, trigger: str, how: RegularizeConfig) -> str:
         return how.class_name
     tags = [tag for tag in tags_of(sample.caption) if tag != trigger]
     if trigger:
+        # A function as replacement, so that the class name is not read as a pattern.
         tags = [re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)", lambda _: how.class_name, tag) for tag in tags]
     return ", ".join(tags) or how.class_name
 
@@ -125,16 +128,19 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
     yield from _renamed(images)
     yield from _leftover(images)
     generator = _Base(project, config)
+    # Metadata of all files, read before any is overwritten.
     before = {one.file: parameters(one.file) for one in images}
     there, missing = [], []
     for one in images:
         if before[one.file] == generator.parameters(one):
             there.append(one)
+        # MARK: generated here with other settings, so it may be replaced.
         elif MARK in before[one.file] or not one.file.exists():
             missing.append(one)
         else:
             yield Note(KIND, _name(one.file), "was not generated here, so it is kept and used as it is.")
     generator.read(dict.fromkeys(prompt for one in missing for prompt in (one.prompt, one.sampling.negative_prompt)))
+    # Existing images first, so that the progress begins with what is done.
     for done, one in enumerate([*there, *missing], 1):
         if is_new := done > len(there):
             image = generator.generate(one.prompt, one.sampling)

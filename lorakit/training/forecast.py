@@ -21,9 +21,12 @@ from lorakit.training.sizes import Cached, Sized
 if TYPE_CHECKING:
     from lorakit.data.plan import Plan
 
-CROPPED = 0.05  # share of its area from which on an image counts as cropped
-TIGHT = 0.9  # share of a disk's free space that a run may fill without a warning
-PNG = 1.6  # bytes per pixel of a sample image, about
+# Share of the area from which on an image counts as cropped.
+CROPPED = 0.05
+# Share of a disk's free space that a run may fill without a warning.
+TIGHT = 0.9
+# Bytes per pixel of a sample image, an estimate.
+PNG = 1.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,7 @@ def forecast(config: RunConfig, project: Project, run: Run | None = None) -> For
     sized, unknown = None, ""
     try:
         sized = Sized(config, project, run_stages, precision.dtype, run.name if run else "run")
+    # The base is missing or damaged: steps and epochs are known all the same.
     except UserError as error:
         unknown = str(error)
     written = tuple(_written(config, run_stages, run, sized))
@@ -225,6 +229,7 @@ def _stage(stage: Stage) -> StageForecast:
 
 def _images(plan: Plan) -> int:
     """Samples in all steps of a stage."""
+    # Steps of whole epochs, and of an incomplete one at the end (max_steps).
     whole, rest = divmod(plan.steps, plan.steps_per_epoch)
     # a bucket's last batch may be smaller, so that the steps of an incomplete epoch are counted one by one
     last_steps = (plan.micro_batches(plan.last - i) for i in range(rest))

@@ -80,6 +80,7 @@ def start(run: Run) -> bool:
             # blocked in the child as well, until its handler stands: an early interrupt is not lost and kills nothing
             with log, _kept_for_later(signal.SIGINT):
                 begin = log.tell()
+                # faulthandler prints a traceback for crashes in C code, e.g. in CUDA.
                 command = [sys.executable, "-X", "faulthandler", "-m", "lorakit"]
                 command += ["train", str(run.project.folder), "--run", run.name]
                 log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(command)}\n".encode())
@@ -162,6 +163,7 @@ def _open_log(run: Run) -> BinaryIO:
     path = run.folder / "trainer.log"
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         write_atomic(path, path.read_bytes()[-LOG_KEPT:].partition(b"\n")[2])
+    # Unbuffered: the trainer writes to the same file.
     return open(path, "ab", buffering=0)
 
 
@@ -207,6 +209,7 @@ def fate(run: Run) -> str:
     if state not in ("failed", "cut"):
         return ""
     reason = log[-1][1].reason if state == "failed" else _cause(run, log)
+    # Read from the files, as the log may end before the last save.
     saved = max((int(mark.parent.name) for mark in run.states.glob("[0-9]*/COMPLETE.json")), default=0)
     reached = next((event.step for _, event in reversed(log) if isinstance(event, Stepped)), 0)
     lost = reached - saved

@@ -72,6 +72,7 @@ class Session:
         make_deterministic(self.precision.device)
         if self.precision.device.type == "cpu":
             keep_freed_memory()
+        # Its step decides the stage that is selected below.
         self.latest = checkpoint.latest_state(run)
         self.model = family(config.model.family).Model(
             config.model, self.precision.device, self.precision.dtype, config.trained
@@ -90,6 +91,7 @@ class Session:
             for stage in self.stages
         ]
         self.steps = self.stages[-1].plan.last
+        # A run that was not trained yet begins at step 1.
         self._select_stage(max(1, self.latest.step))
         self.record: dict[str, Any] = {}  # of its inputs, copied beside each training state
         self.nonfinite = NonfiniteSteps()
@@ -98,6 +100,7 @@ class Session:
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole session. Setting `stop` ends it after the current step, saved."""
         inputs = self._inputs()
+        # Before any encoding, which may take minutes.
         check_unchanged(self.run, inputs, self.stage.number)
         yield from _dataset_notes(self.stages, self.model)
         for event in self.prepare():
@@ -120,6 +123,7 @@ class Session:
 
     def _train(self, stop: threading.Event) -> Iterator[Event]:
         """The steps that are left, with saves and samples between them."""
+        # For every_minutes; the monotonic clock does not jump.
         saved_at, last_saved = time.monotonic(), self.latest.step
         for step in range(self.latest.step + 1, self.steps + 1):
             if step > self.stage.plan.last:
@@ -186,6 +190,7 @@ class Session:
             "adapter": self.adapter.weights(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            # Stored name of nonfinite.consecutive.
             "bad_steps": self.nonfinite.consecutive,
         }
         folder = checkpoint.write(self.run.states, step, state, self.config.save.keep_states, self.record)

@@ -72,6 +72,7 @@ def metadata(stages: Sequence[Stage], model: Any, step: int, name: str) -> dict[
         "lorakit.version": __version__,
         **model.metadata(),
     }
+    # safetensors allows strings only; kohya writes "None" for missing values as well.
     return {key: str(value) for key, value in entries.items()}
 
 
@@ -87,6 +88,7 @@ def _stages(stages: Sequence[Stage]) -> dict[str, str]:
             for part in STAGE_PARTS:
                 main, own = to_dict(getattr(first, part)), to_dict(getattr(stage.config, part))
                 records[-1] |= {f"{part}.{name}": value for name, value in own.items() if value != main[name]}
+            # No local path in a file that is shared.
             records[-1].pop("data.folder", None)
         entries["lorakit.stages"] = json.dumps(records, ensure_ascii=False)
     return entries

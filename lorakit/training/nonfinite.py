@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from lorakit.errors import UserError
 from lorakit.events import Stepped, Warned
 
-MAX_NONFINITE_STEPS = 20  # consecutive
+# Consecutive steps before the run ends.
+MAX_NONFINITE_STEPS = 20
 
 
 class TrainingDiverged(UserError):

@@ -35,10 +35,14 @@ from lorakit.run.resume import training_settings
 if TYPE_CHECKING:
     from lorakit.training.forecast import Forecast
 
-WARM_UP, TIMED = 2, 3  # steps; the first ones are slow, as they load kernels and fill allocator caches
-LIMIT = 120.0  # s after which no further step starts, once one was timed
-KEPT = 50  # results in probes.json
-TAIL = 8  # lines of a failed probe's output in its message
+# Steps; the first ones are slow, as they load kernels and fill allocator caches.
+WARM_UP, TIMED = 2, 3
+# Seconds after which no further step starts, once one was timed.
+LIMIT = 120.0
+# Results in probes.json.
+KEPT = 50
+# Lines of a failed probe's output in its message.
+TAIL = 8
 PACKAGES = ("torch", "diffusers", "peft")
 # settings that do not change how long a step takes: a result holds for all their values (None: the whole part)
 IDLE = {
@@ -283,6 +287,7 @@ def measured(
         elif isinstance(event, (Saved, Sampled)):
             at[type(event).__name__] = now - before
         before = now
+    # A run may have fewer steps than the warm-up.
     timed = steps[WARM_UP:] or steps[-1:]
     seconds = sum(second for second, _ in timed)
     phases = {

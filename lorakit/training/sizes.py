@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from lorakit.run.config import RunConfig
     from lorakit.run.stages import Stage
 
-ENTRY = 110  # bytes of a safetensors header for each tensor of a cache file, about
-TEXTS = 8  # captions that are encoded to estimate the size of all
+# Bytes of a safetensors header per tensor of a cache file, an estimate.
+ENTRY = 110
+# Captions that are encoded to estimate the size of all.
+TEXTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +158,15 @@ def _saved_bytes(state: dict, shared: set[int]) -> int:
     """
     import torch
 
-    numbers, written = 0, {}
+    left_out, written = 0, {}
 
     def hollow(data: Any) -> Any:
-        nonlocal numbers
+        nonlocal left_out
         if isinstance(data, torch.Tensor):
             if id(data) in written:
                 return written[id(data)]
-            numbers += (data.numel() - 1) * data.element_size()
+            # bytes; one element is written by torch.save below
+            left_out += (data.numel() - 1) * data.element_size()
             one = torch.empty(1, dtype=data.dtype)
             if id(data) in shared:
                 written[id(data)] = one
@@ -174,7 +177,7 @@ def _saved_bytes(state: dict, shared: set[int]) -> int:
 
     contents = io.BytesIO()
     torch.save(hollow(state), contents)
-    return contents.tell() + numbers
+    return contents.tell() + left_out
 
 
 def lora_bytes(adapter: Adapter, model: Any, config: RunConfig, metadata: dict[str, str]) -> int:
@@ -200,6 +203,7 @@ def image_bytes(model: Any, size: tuple[int, int]) -> int:
 
 def text_bytes(model: Any, texts: list[str]) -> int:
     """Mean size of the cache files of texts, estimated from a few; `model` is on the meta device."""
+    # Evenly spaced, so that short and long captions are among them.
     few = texts[:: -(-len(texts) // TEXTS)]
     return round(sum(_cached_bytes(model.encode_text(text).values()) for text in few) / max(1, len(few)))
 

@@ -8,7 +8,8 @@ from lorakit.events import Sampled, Saved, Started, Stepped
 from lorakit.project import Project, Run
 from lorakit.training import jobs
 
-SMOOTHING = 0.95  # share of the old value in the smoothed loss
+# Share of the old value in the smoothed loss.
+SMOOTHING = 0.95
 
 
 def smoothed(losses: list[float]) -> list[float]:

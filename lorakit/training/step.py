@@ -37,6 +37,7 @@ def train_step(step: int, stage: Stage, feed: Feed, model: Any, optimizer: Any, 
     config, plan = stage.config, stage.plan
     micro_batches = plan.micro_batches(step)  # indexes of samples: [[int] * B] * accumulation
     samples = sum(map(len, micro_batches))
+    # Set from the step number at every step, so a resumed run needs no scheduler state.
     optimizers.set_rates(optimizer, schedules.factor(config.schedule, step - plan.steps_before, plan.steps))
     loss_sum, finite = 0.0, 0
     for micro, indexes in enumerate(micro_batches):
