@@ -26,6 +26,7 @@ def open_project(name: str = "", remote: str | Path | None = None) -> Any:
     In Colab this first installs the kit from the folder or zip that this file was loaded from. Raises SystemExit with
     pip's own words if that fails.
     """
+    # The language is not known yet, so the line is in both.
     line = DisplayHandle()
     line.display(HTML("starting … · 正在启动 …"))
     # In a zip, which may hold the kit one folder down, the kit is the zip: pip installs that.
@@ -33,6 +34,7 @@ def open_project(name: str = "", remote: str | Path | None = None) -> Any:
     if needs_install(kit):
         line.update(HTML("installing the kit (1 minute) … · 正在安装（约 1 分钟）…"))
         install(kit)
+    # Not at the top: in Colab the kit and what it needs are installed only now.
     from widgets.project.opening import open_project
 
     line.update(HTML(""))
@@ -49,10 +51,13 @@ def install(kit: Path) -> None:
     """Install the kit, a zip or a folder, and what its notebooks need; packages that are there already stay."""
     with tempfile.TemporaryDirectory() as desk:
         source = kit
-        if kit.is_dir():  # pip builds inside the folder, and this one may be on Drive
+        # pip builds inside the folder, and this one may be on Drive, which is slow.
+        if kit.is_dir():
             source = Path(shutil.copytree(kit, Path(desk) / "kit", ignore=NOT_COPIED))
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        # One command for the kit and its extras, so that pip chooses versions that fit together.
         done = subprocess.run([*pip, f"{source}[{EXTRAS}]"], capture_output=True, text=True, check=False)
+    # The last lines of pip say why; all of it can be thousands of lines.
     if done.returncode:
         raise SystemExit(f"{kit} could not be installed · 安装失败:\n{done.stderr[-2000:]}")
     # From here on the installed copy is imported, not the one in the zip.

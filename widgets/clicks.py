@@ -16,8 +16,11 @@ _SEND = (
     "field.value = JSON.stringify([Date.now() + Math.random(), message]); "
     "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {{bubbles: true}}));"
 )
+# A function of its own, so that its variables and its `return` do not affect the code around it.
 _CLICK = "((message) => {{ {send} }})({message})"
+# The click is on any element inside the one that has the message.
 _NEAREST = "const hit = event.target.closest('[data-say]'); if (!hit) return; event.preventDefault(); {say}"
+# Enter and space work like a click for people without a mouse; Jupyter must not take them as its own shortcuts.
 _KEY = "if (event.key !== 'Enter' && event.key !== ' ') return; event.stopPropagation(); "
 
 
@@ -29,7 +32,9 @@ class Clicks:
 
     def __init__(self, clicked: Callable[[Any], None]):
         self._clicked = clicked
-        self.name = f"lorakit-{uuid.uuid4().hex[:12]}"  # unique in the page, which may show several
+        # Unique in the page, which may show several forms.
+        self.name = f"lorakit-{uuid.uuid4().hex[:12]}"
+        # Hidden, but in the page: a widget that is not displayed has no field that a script could find.
         self.widget = ipywidgets.Text(layout=ipywidgets.Layout(display="none"))
         # the class by which the script finds the field
         self.widget.add_class(self.name)
@@ -41,6 +46,8 @@ class Clicks:
         listen = "((event) => {{ {before}{nearest} }})(event)"
         nearest = _NEAREST.format(say=say)
         return (
+            # Handlers are attributes, as notebooks do not run <script> of an HTML widget. `onclick` on the parent
+            # serves all children, so that hundreds of thumbnails stay small.
             f'onclick="{html.escape(listen.format(before="", nearest=nearest))}" '
             f'onkeydown="{html.escape(listen.format(before=_KEY, nearest=nearest))}"'
         )
@@ -51,9 +58,11 @@ class Clicks:
 
     def _changed(self, change: dict) -> None:
         try:
+            # (time, message)
             _, message = json.loads(change["new"])
         except (ValueError, TypeError):
-            return  # the field holds something else than a message of a click
+            # The field holds something else than the message of a click.
+            return
         self._clicked(message)
 
 

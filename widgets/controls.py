@@ -19,7 +19,8 @@ from widgets.choices import choice_label
 from widgets.i18n import say
 from widgets.layouts import Layouts
 
-FAR = 1e9  # no slider reaches further, whatever its setting allows
+# No slider reaches further, whatever its setting allows.
+FAR = 1e9
 
 
 class Plain:
@@ -42,11 +43,13 @@ class Choice(Plain):
     """A dropdown that shows a label for each value; a value that is not allowed is shown, too, and then explained."""
 
     def __init__(self, choices: Iterable[Any], layout: Any):
+        # ipywidgets takes (label, value) pairs: people see the label, the value is what is stored.
         options = [(choice_label(value), value) for value in choices]
         super().__init__(ipywidgets.Dropdown(options=options, layout=layout), lambda value: value, lambda value: value)
 
     def show(self, value: Any) -> None:
         if value not in [value for _, value in self.widget.options]:
+            # A dropdown refuses a value that is not among its options, such as one typed into a file by hand.
             self.widget.options = (*self.widget.options, (str(value), value))
         super().show(value)
 
@@ -55,6 +58,7 @@ class Suggestions:
     """A text field beside a list of texts that are known to work; choosing one writes it into the field."""
 
     def __init__(self, field: Any, suggestions: tuple[str, ...], layouts: Layouts):
+        # Long texts would make the list wider than the page.
         short = [(text if len(text) < 60 else f"{text[:60]}…", text) for text in suggestions]
         options = [(say("Suggestions"), ""), *short]
         self.field, self.list = field, ipywidgets.Dropdown(options=options, layout=layouts.number)
@@ -73,7 +77,8 @@ class Suggestions:
     def _choose(self, text: str) -> None:
         if text:
             self.field.value = text
-            self.list.value = ""  # the list shows no choice of its own
+            # Back to its title: the list only fills the field.
+            self.list.value = ""
 
 
 class Number:
@@ -94,7 +99,9 @@ class Number:
         if self._log:
             low, high = math.log10(low) - (step if self._zero else 0), math.log10(high)
             kind, place = ipywidgets.FloatLogSlider, 10**low
+        # No readout: the text field beside the slider shows the value, and takes every other one.
         self.slider = kind(value=place, min=low, max=high, step=step, readout=False, layout=layouts.slider)
+        # A change arrives on Enter or when the field is left, not with each typed character.
         self.text = ipywidgets.Text(continuous_update=False, layout=layouts.number)
         self.widget = ipywidgets.HBox([self.slider, self.text], layout=layouts.wide)
 
@@ -106,6 +113,7 @@ class Number:
         self._silently(self._place, value)
 
     def listen(self, changed: Callable[[], None]) -> None:
+        # Handlers are also called for changes that the kernel makes; those are silent.
         def slid(change: dict) -> None:
             if not self._silent and self._is_elsewhere(change["new"]):
                 self._silently(self._write, self._at(change["new"]))

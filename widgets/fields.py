@@ -48,7 +48,8 @@ class Row:
         self.undo.on_click(lambda button: undone(self))
         # the three columns: label, control with its problem below, help
         self._layouts, self.head, self.note = layouts, layouts.text(), layouts.text()
-        self._problem: Any = None  # a widget of its own, made when something is wrong for the first time
+        # A widget of its own, made when something is wrong for the first time.
+        self._problem: Any = None
         self._line = ipywidgets.HBox([self.control.widget, self.undo], layout=layouts.line)
         self._middle = ipywidgets.VBox([self._line], layout=layouts.middle)
         self.widget = layouts.as_row(self.head, self._middle, self.note)
@@ -71,6 +72,7 @@ class Row:
         label = html.escape(self.label)
         _set(self.head, f"<div style='line-height:1.3'>{f'<b>{label}</b>' if by_hand else label}{unit}</div>")
         _set(self.note, help_html(self._note_of(value)))
+        # Another layout rather than another property: rows share their layouts, and one row's change would change all.
         self.undo.layout = self._layouts.button if by_hand else self._layouts.no_button
         self._explain(problem_html(problem, colour))
 
@@ -85,6 +87,7 @@ class Row:
 
     def _note_of(self, value: Any) -> str:
         """The help of the chosen value, then that of the setting, unless it only repeats the label."""
+        # Only values of a registry, such as optimizers, have a help of their own.
         help, own = html.escape(self._help), self._helps.get(value, "") if isinstance(value, str) else ""
         if not own:
             return help
@@ -94,6 +97,7 @@ class Row:
     def _explain(self, problem: str) -> None:
         if problem and self._problem is None:
             self._problem = self._layouts.text()
+            # Made late, as most of a form's hundred rows never have a problem and each widget costs time to show.
             self._middle.children = (self._line, self._problem)
         if self._problem is not None:
             _set(self._problem, problem)
@@ -102,7 +106,8 @@ class Row:
     def _write(self, value: Any) -> None:
         try:
             same = self.control.read() == value
-        except UserError:  # half a YAML text
+        except UserError:
+            # A YAML text that is still being typed.
             same = False
         # Equal values are not written again: that would move the cursor in a text field, or remove a line break.
         if not same:
@@ -143,5 +148,6 @@ def problem_html(text: str, colour: str = RED) -> str:
 
 def _set(widget: Any, text: str) -> None:
     """Set a widget's text; an equal one is not sent to the page again."""
+    # Each message to the page costs time, and a form has hundreds of texts.
     if widget.value != text:
         widget.value = text

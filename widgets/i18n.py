@@ -17,6 +17,7 @@ MESSAGES = "messages"  # section of lorakit's messages, whose fields are filled 
 # Fields of a message that hold a number, perhaps with a unit; all other fields hold any text.
 NUMBERS = ("low", "high", "n")
 
+# A dict, so that functions can change it without `global`. One language for the kernel, as a notebook has one reader.
 _chosen = {"language": "en"}
 
 

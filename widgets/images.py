@@ -18,7 +18,8 @@ def thumbnail(file: Path, side: int = SIDE) -> str:
     """`src` of a small JPEG of an image; "" when it does not exist yet or cannot be read."""
     try:
         return _thumbnail(file, file.stat().st_mtime_ns, side)
-    except OSError:  # also raised by Pillow for a half-written image
+    except OSError:
+        # Pillow raises it, too, for an image that is being written.
         return ""
 
 
@@ -48,7 +49,9 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 
 def bounded(image: Image.Image, width: int, size: int) -> bytes:
     """A JPEG of an RGB image, at most `width` px wide and `size` bytes large."""
+    # Tall sheets are bounded by their width: the page scrolls down, not sideways.
     image.thumbnail((width, 4 * width))
+    # Each time 7/8 of both sides, about a quarter fewer px, until it fits.
     while len(data := jpeg(image, 85)) > size:
         image.thumbnail((image.width * 7 // 8, image.height * 7 // 8))
     return data

@@ -15,6 +15,7 @@ class Layouts:
 
     def __init__(self):
         layout = ipywidgets.Layout
+        # Not a shared layout: each row can be hidden by itself.
         self._row = {"flex_flow": "row wrap", "align_items": "flex-start", "width": "100%", "margin": "0 0 6px 0"}
         # the three columns
         self.label = layout(flex="0 0 170px", width="auto", margin="2px 8px 0 0")
@@ -28,6 +29,7 @@ class Layouts:
         # A hidden button keeps its place, so that nothing moves below a hand that drags.
         button = {"width": "34px", "flex": "0 0 34px"}
         self.button, self.no_button = layout(**button), layout(**button, visibility="hidden")
+        # Styles are widgets as well: shared, as each would be one more object of the page.
         self._text, self.button_style = ipywidgets.HTML().style, ipywidgets.Button().style
 
     def text(self, value: str = "") -> Any:

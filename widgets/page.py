@@ -9,7 +9,8 @@ from widgets.i18n import say
 
 # All of them are readable on light and on dark pages.
 GREY, BLUE = "#888888", "#3b82f6"
-GREEN, AMBER, RED = "#16a34a", "#b45309", "#dc2626"  # all is well, a warning, an error
+# All is well, a warning, an error.
+GREEN, AMBER, RED = "#16a34a", "#b45309", "#dc2626"
 WIDTH = 720  # px of a view at most
 
 

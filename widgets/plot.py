@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAIRS = 150  # (lowest, highest) pairs of points that are drawn of a curve at most
+# (lowest, highest) pairs of points that are drawn of a curve at most, however long the run is.
+PAIRS = 150
 SPARK_PAIRS = 24  # the same for a curve as small as a word
 HEIGHT = 200  # px of a plot
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 6, 20  # px around the plane, for the numbers at its edges
-OUTLIERS = 0.98  # of many points, the lower 98 % decide how high the image is
-FONT = "DejaVu Sans"  # comes with matplotlib, which measures by it; the page shows its own sans-serif
+# Of many points the lower 98 % decide the height of the plot, so that one spike does not flatten the rest.
+OUTLIERS = 0.98
+# Comes with matplotlib, which measures text by it; the page shows its own sans-serif.
+FONT = "DejaVu Sans"
 STYLE = {
-    "svg.fonttype": "none",  # letters stay text: smaller files, and the page's own font
-    "svg.hashsalt": "lorakit",  # without it every image has other ids
+    # Letters stay text: smaller files, and the page's own font.
+    "svg.fonttype": "none",
+    # Without a fixed salt each SVG has other ids, and equal plots differ in their bytes.
+    "svg.hashsalt": "lorakit",
     "font.family": [FONT],
     "font.size": 11,
 }
@@ -57,16 +62,19 @@ def lines(
     `marks` are x of faint vertical lines. Points that are not finite (with `log_y`: not above 0) are left out. "" when
     no curve has points. A few spikes among many points may leave the image.
     """
+    # A value that is not finite, as after an overflow, would break the curve.
     finite = [[(x, y) for x, y in curve.points if math.isfinite(y) and (y > 0 or not log_y)] for curve in curves]
     if not any(finite):
         return ""
     figure, axes = _plane(WIDTH, height)
     if log_y:
         axes.set_yscale("log")
+    # Points have rising x, so that the first and the last are the ends.
     axes.set_xlim(*_apart(min(p[0][0] for p in finite if p), max(p[-1][0] for p in finite if p)))
     axes.set_ylim(*_heights([y for points in finite for _, y in points], log_y))
     low, high = axes.get_xlim()
     for mark in marks:
+        # A line at an edge would look like a frame.
         if low < mark < high:
             axes.axvline(mark, color=GREY, alpha=0.5, linewidth=1, linestyle=(0, (2, 3)), gid=f"mark{mark:g}")
     for place, (curve, points) in enumerate(zip(curves, finite, strict=True)):
@@ -96,10 +104,12 @@ def bars(
     step = (high - low) / len(heights)
     lefts = [low + i * step for i in range(len(heights))]
     for i, bar in enumerate(axes.bar(lefts, heights, 0.9 * step, align="edge", color=BLUE, linewidth=0)):
+        # The name becomes the id of the shape in the SVG: tests and browsers find it by that.
         bar.set_gid(f"bar{i}")
     if level is not None:
         axes.axhline(level, color=GREY, linewidth=1.5, linestyle="--", gid="level")
     axes.set_xlim(low, high)
+    # Bars begin at 0, else their heights could not be compared; 5 % of air above.
     axes.set_ylim(0, max(*heights, level or 0) * 1.05)
     _number_edges(axes, x_label)
     return _as_html(figure, title, [])
@@ -144,6 +154,7 @@ def _heights(values: list[float], log: bool) -> tuple[float, float]:
     if log:
         return low / 1.2, high * 1.2
     low, high = _apart(low, high)
+    # 6 % of air, so that a flat curve does not lie on the edge.
     room = (high - low) * 0.06
     return (0 if 0 <= low < 0.3 * high else low - room), high + room
 
@@ -153,6 +164,8 @@ def _thinned(points: list[tuple[float, float]], pairs: int = PAIRS) -> list[tupl
     if len(points) <= 2 * pairs:
         return points
     inner, kept = points[1:-1], [points[0]]
+    # Points between the ends, in each of the equal stretches; not a whole number, so that the stretches differ by one
+    # point.
     share = len(inner) / (pairs - 1)
     for i in range(pairs - 1):
         stretch = inner[round(i * share) : round((i + 1) * share)]
@@ -185,7 +198,8 @@ def _draw(axes: Axes, curve: Curve, points: list[tuple[float, float]], name: str
     xs, ys = zip(*points, strict=True)
     style = {"color": curve.colour, "linewidth": curve.width, "alpha": curve.opacity, "gid": name}
     (line,) = axes.plot(xs, ys, linestyle=(0, (4, 3)) if curve.dashed else "-", solid_joinstyle="round", **style)
-    line.get_path().should_simplify = False  # the points are thinned already, to a number that has a bound
+    # The points are thinned already; matplotlib would drop more of them.
+    line.get_path().should_simplify = False
 
 
 def _number_edges(axes: Axes, x_label: str) -> None:
@@ -195,6 +209,7 @@ def _number_edges(axes: Axes, x_label: str) -> None:
     low, high = axes.get_xlim()
     ticks = [x for x in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= x <= high]
     texts = [number(x, 6) for x in ticks]
+    # The label stands at the right end, where the last numbers would run into it.
     if x_label:
         ticks = [x for x in ticks if (x - low) / (high - low) < 0.67]
         texts = [*(number(x, 6) for x in ticks), f"{x_label} {number(high, 6)}"]
@@ -211,6 +226,7 @@ def _number_edges(axes: Axes, x_label: str) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
     axes.tick_params(length=0, labelcolor=GREY, pad=4)
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=1)
+    # Grid lines behind the curves.
     axes.set_axisbelow(True)
 
 
@@ -233,6 +249,7 @@ def _source(figure: Figure) -> str:
         # The font that matplotlib measures by has no Chinese; the page's own, which shows the text, has.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    # Line breaks and the XML head are dropped, as the image is saved with the notebook.
     svg = re.sub(r"<[^>]+>", _short, re.sub(r"\s+", " ", file.getvalue()[file.getvalue().index("<svg") :]))
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 

@@ -44,8 +44,10 @@ class BoxForm:
     def __init__(self, project: Project):
         self.project, self._silent = project, False
         self._kept = Boxes(project)
+        # Boxes belong to the originals, also while the next run trains on prepared copies.
         samples = scan(config_of_originals(project, Draft(project).data), project.folder).samples
         self.samples = {sample.name: sample for sample in samples}
+        # Name of the shown image, and index of its chosen box.
         self.name, self.chosen = samples[0].name, 0
         self._thumbnails = Thumbnails(project)
         self.canvas = Canvas(self._drawn)
@@ -55,6 +57,7 @@ class BoxForm:
     @property
     def boxes(self) -> tuple[Box, ...]:
         """Boxes of the shown image, read from disk."""
+        # Another notebook may have changed the file.
         self._kept.refresh()
         return self._kept.of(self.name)
 
@@ -68,6 +71,7 @@ class BoxForm:
     def add(self) -> None:
         """Add a box in the middle, to be redrawn or moved."""
         sample = self._sample
+        # left, top, width, height in px of the upright image: a quarter from each edge.
         middle = Box(sample.width // 4, sample.height // 4, sample.width // 2, sample.height // 2)
         self.chosen = len(self.boxes)
         self._change((*self.boxes, middle.within(sample.width, sample.height)))
@@ -83,6 +87,7 @@ class BoxForm:
     def remove(self, index: int) -> None:
         """Delete a box."""
         there = self.boxes
+        # The chosen box stays chosen when one before it goes.
         self.chosen = max(0, self.chosen - (index <= self.chosen))
         self._change(there[:index] + there[index + 1 :])
 
@@ -100,6 +105,7 @@ class BoxForm:
 
     def undo(self) -> None:
         """Undo the last change and show its image; a second call redoes it."""
+        # The last change may be of another image than the shown one, or of one that is no longer in the dataset.
         changed = [name for name in self._kept.undo() if name in self.samples]
         service.start(self.project)
         self._turn(self.name if self.name in changed or not changed else changed[0])
@@ -185,8 +191,10 @@ class BoxForm:
         self.chosen = min(self.chosen, max(0, len(own) - 1))
         self._silent = True
         try:
+            # New options make ipywidgets choose the first one, which is no choice of the user: hence `_silent`.
             self.names.options = [(f"{'✓' if self._kept.of(name) else '·'} {name}", name) for name in self.samples]
             self.names.value = self.name
+            # Without a box the sliders stand on the whole image.
             shown = own[self.chosen] if own else Box(0, 0, self._sample.width, self._sample.height)
             _set_sliders(self.sliders, shown, self._sample)
         finally:

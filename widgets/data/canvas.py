@@ -20,13 +20,16 @@ _AT = (
     "const r = this.getBoundingClientRect(); const at = [(event.clientX - r.left) / r.width, "
     "(event.clientY - r.top) / r.height].map((share) => Math.min(1, Math.max(0, share))); "
 )
+# The pointer is captured so that a drag that leaves the image still ends in it.
 _DOWN = _AT + "event.preventDefault(); this.setPointerCapture(event.pointerId); this.begun = at; this.drawn = null;"
+# A drag has a number, the time of its first move, by which the kernel's answer finds it.
 _MOVE = (
     "if (!this.begun) return; " + _AT + "const b = this.begun; if (!this.drawn) this.dataset.drag = Date.now(); "
     "this.drawn = [Math.min(at[0], b[0]), Math.min(at[1], b[1]), Math.abs(at[0] - b[0]), Math.abs(at[1] - b[1])]; "
     "['left', 'top', 'width', 'height'].forEach((edge, i) => { "
     "this.lastElementChild.style[edge] = 100 * this.drawn[i] + '%'; });"
 )
+# A click without a move draws nothing.
 _UP = "const drawn = this.drawn; this.begun = this.drawn = null; if (!drawn) return; "
 _CANCEL = "this.begun = this.drawn = null; this.lastElementChild.style.width = 0;"
 
@@ -41,8 +44,10 @@ class Canvas:
         self.on_box, self.clicks = on_box, Clicks(self._dragged)
         self.sample: Sample | None = None
         self._drag = 0  # number of the last drag that was received
+        # Two layers: boxes change often and are small, the image is large and is sent once.
         self.image, self.over = ipywidgets.HTML(), ipywidgets.HTML()
-        for layer in (self.image, self.over):  # both in one cell of the grid: one above the other
+        # Both in one cell of the grid, so that they lie above each other.
+        for layer in (self.image, self.over):
             layer.layout = ipywidgets.Layout(grid_area="1 / 1 / 2 / 2", width="auto", margin="0", min_width="0")
         self.over.add_class(f"{self.clicks.name}-over")
         self.widget = ipywidgets.GridBox(
@@ -70,6 +75,7 @@ class Canvas:
         # The chosen box comes first: its shadow darkens the image but not the boxes drawn after it.
         for index, one in sorted(enumerate(boxes), key=lambda pair: pair[0] != chosen):
             dark = ",0 0 0 9999px rgba(0,0,0,.4)" if index == chosen else ""
+            # In percent of the image, so that boxes fit at every width of the page.
             shares = zip(EDGES, (sample.width, sample.height) * 2, strict=True)
             place = "".join(f"{edge}:{100 * getattr(one, edge) / side:.3f}%;" for edge, side in shares)
             shapes += (
@@ -96,5 +102,6 @@ class Canvas:
     def _dragged(self, message: Any) -> None:
         """A drag has ended; its box arrives as shares of the image."""
         self._drag = int(message["drag"])
+        # Shares of left, top, width, height to px of the image.
         sizes = (self.sample.width, self.sample.height) * 2
         self.on_box(Box(*(round(share * size) for share, size in zip(message["box"], sizes, strict=True))))

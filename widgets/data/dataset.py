@@ -17,7 +17,8 @@ from widgets.page import AMBER, aside, box
 from widgets.project.draft import Draft
 from widgets.project.labels import labelled
 
-SHOWN, COLUMNS, WIDTH = 42, 7, 840  # images on the sheet, in a row, px
+# Images on the sheet, images in a row, width of the sheet in px.
+SHOWN, COLUMNS, WIDTH = 42, 7, 840
 TAGS, CAPTIONS = 80, 8  # lines of each at most
 
 
@@ -33,7 +34,9 @@ def show_images(project: Project) -> None:
         return
     display(HTML(_counts(scanned)))
     files = [sample.path for sample in scanned.samples if not sample.is_reg]
-    step = max(1, len(files) // SHOWN)  # of many images every nth
+    # Of many images every nth, so that all folders are on the sheet.
+    step = max(1, len(files) // SHOWN)
+    # One image in the output, not 42: it is saved with the notebook.
     display(contact_sheet.sheet(files[::step][:SHOWN], columns=COLUMNS, width=WIDTH))
     display(HTML(_notes(scanned.notes)))
 
@@ -94,6 +97,7 @@ def _table(heads: str, rows: str) -> str:
 
 
 def _notes(notes: tuple[Note, ...]) -> str:
+    # NOTE_KINDS begins with images that are left out.
     gravest = sorted(notes, key=lambda note: NOTE_KINDS.index(note.kind))
     return told_notes([str(note) for note in gravest]) or aside(say("Every file is used."))
 

@@ -66,6 +66,7 @@ class IntakeForm:
             description=say("Add"), button_style="primary", layout=ipywidgets.Layout(width="auto")
         )
         self.button.on_click(lambda _: self._clicked())
+        # Uploads pass through the kernel's memory and the notebook's socket: good for megabytes, not for gigabytes.
         self.upload = ipywidgets.FileUpload(
             description=say("Upload"), accept=ACCEPTED, multiple=True, layout=ipywidgets.Layout(width="auto")
         )
@@ -97,6 +98,7 @@ class IntakeForm:
         except KeyboardInterrupt:
             self.status.value = aside(say("Stopped. Add the same again to continue."))
             return
+        # What was added goes to the remote copy in the background.
         service.start(self.project)
         done = [str(note) for note in notes if note.kind == "added"]
         others = [str(note) for note in notes if note.kind != "added"]
@@ -107,7 +109,8 @@ class IntakeForm:
         )
 
     def _clicked(self) -> None:
-        if source := self.source.value.strip().strip("\"'"):  # as a path is copied
+        # File managers copy a path with quotes around it.
+        if source := self.source.value.strip().strip("\"'"):
             self.add(source, self.into.value, self.repeats.value)
         else:
             self.status.value = box(say("Enter a path first, or upload images."), GREY)
@@ -119,7 +122,8 @@ class IntakeForm:
 
     def _forget_upload(self) -> None:
         """Free the memory of uploaded files, which are on disk now."""
-        if hasattr(self.upload, "_counter"):  # ipywidgets 7, where the value follows from these
+        # In ipywidgets 7 the value is computed from these three.
+        if hasattr(self.upload, "_counter"):
             self.upload.metadata, self.upload.data, self.upload._counter = [], [], 0
         else:
             self.upload.value = ()

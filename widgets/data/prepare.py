@@ -29,7 +29,8 @@ from widgets.project.labels import labelled
 REDRAW = 0.5  # s
 NOTES = 12  # lines of notes at most
 HEIGHT = 96  # px of a thumbnail
-CUT = 0.1  # share of an image's area; cropping more than this is reported
+# Share of an image's area; cropping this much or more is reported.
+CUT = 0.1
 
 
 def prepare(project: Project) -> None:
@@ -130,6 +131,7 @@ class PrepareForm:
         if self._is_used():
             draft.set("data.folder", self.how.folder)
         else:
+            # The folder of the originals is noted first: switching back needs it.
             self.how = replace(self.how, folder=draft.data.folder)
             write_prepare_config(self.project, self.how)
             draft.set("data.folder", FOLDER)
@@ -168,6 +170,7 @@ def told_notes(notes: list[str]) -> str:
 def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int) -> str:
     """Buckets as HTML: what is amiss with them, then each with its images, those first of which most is cut off."""
     images = [fitted for bucket in buckets for fitted in bucket.images]
+    # At least two of each bucket, so that small ones are seen, too.
     each = max(2, shown // len(buckets))
     blocks = "".join(_block(bucket, max(b.images_per_epoch for b in buckets), thumbnails, each) for bucket in buckets)
     lines = [
@@ -208,6 +211,7 @@ def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> l
 
 def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     """A bucket: its size, how full it is, and some of its images."""
+    # Those that lose most to cropping are the ones to look at.
     first = sorted(bucket.images, key=lambda fitted: -fitted.lost)[:each]
     sources = thumbnails.sources([fitted.sample for fitted in first])
     lines = [
@@ -228,7 +232,9 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
 
 def _small(fitted: FittedImage, source: str) -> str:
     """A thumbnail with what is cut off darkened; one that is enlarged says by how much."""
+    # `kept` is the part that is trained, as shares of left, top, width and height; here in percent.
     sample, (left, top, width, height) = fitted.sample, (100 * share for share in fitted.kept)
+    # At most 2.5 times as wide as high: a panorama would fill the page.
     across = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))
     title = say("{name}: {share} % cropped", name=sample.name, share=round(100 * fitted.lost))
     factor = (

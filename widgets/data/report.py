@@ -27,7 +27,8 @@ from widgets.plain import show
 from widgets.project.draft import Draft
 from widgets.project.labels import labelled
 
-SIDE, SHOWN, LINES = 80, 6, 12  # px of a thumbnail; thumbnails, and lines without one, of a finding
+# Px of a thumbnail; thumbnails of a finding, and its lines without one, at most.
+SIDE, SHOWN, LINES = 80, 6, 12
 MOST = 160  # characters below a thumbnail
 REDRAW = 1.0  # s
 COLOURS = {"error": RED, "warning": AMBER, "tip": BLUE}
@@ -69,6 +70,7 @@ class Examination:
     def _draw(self, report: Report) -> None:
         self.head.value = _numbers(report) + _verdict(report)
         self.rows.children = [self._row(finding, report) for finding in report.findings]
+        # The newest batch first.
         self.held.children = [self._batch(batch) for batch in reversed(batches(self.project))]
 
     def _row(self, finding: DatasetFinding, report: Report) -> ipywidgets.Widget:
@@ -77,6 +79,7 @@ class Examination:
         if not finding.fix:
             return _line([shown])
         fix = FIXES[finding.fix]
+        # Some fixes need an answer of the user, such as the encoding of a caption file.
         answer = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
         button = _button(
             say(fix.label),
@@ -105,7 +108,8 @@ class Examination:
         """Apply a fix, show its result, and check again."""
         try:
             done = action()
-        except (UserError, OSError) as error:  # OSError: a disk that is full or read-only
+        except (UserError, OSError) as error:
+            # OSError: a disk that is full or read-only.
             self.status.value = box(labelled(str(error)), RED)
             return
         kept = [*done.kept[:LINES], *([say("and {n} more", n=len(done.kept) - LINES)] * (len(done.kept) > LINES))]
@@ -119,7 +123,9 @@ class Examination:
         """One finding as HTML: what, and unfolded why, its images, and what its button does."""
         title, why = say(finding.text, **finding.fields), say(finding.reason, **finding.fields)
         help = f" <i>{html.escape(say(FIXES[finding.fix].help))}</i>" if finding.fix else ""
+        # A name can be in both; the order is the finding's.
         names = list(dict.fromkeys([*finding.images, *finding.details]))
+        # Names of images get a thumbnail; names of files that cannot be opened, and of tags, get a line.
         seen = [name for name in names if name in report.samples][:SHOWN]
         lines = [name for name in names if name not in report.samples][:LINES]
         sources = self.thumbnails.sources([report.samples[name] for name in seen], SIDE)

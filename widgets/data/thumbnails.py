@@ -15,7 +15,8 @@ from widgets.images import SIDE, jpeg, source
 
 QUALITY = 80  # of JPEG
 LARGE = 480  # px of the longer side of one image that is looked at
-THREADS = 4  # Pillow lets others run while it decodes
+# Pillow releases Python's lock while it decodes, so that threads help.
+THREADS = 4
 
 
 class Thumbnails:
@@ -39,8 +40,10 @@ class Thumbnails:
             self._ahead.submit(self._create, sample, SIDE)
 
     def _create(self, sample: Sample, side: int) -> bytes | None:
+        # Named by the image's content: a renamed image keeps its thumbnail, a changed one gets another.
         file = self.folder / f"{sample.digest}-{side}.jpg"
         with suppress(OSError):
+            # An empty file is what a power cut may leave.
             if data := file.read_bytes():
                 return data
         try:
@@ -49,12 +52,14 @@ class Thumbnails:
             return None
         small.thumbnail((side, side))
         data = jpeg(small, QUALITY)
-        part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.part")  # another thread may make the same one
+        # A name of its own, as another thread or process may write the same thumbnail.
+        part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_bytes(data)
             part.replace(file)
-        except OSError:  # a full disk, or one that is only read: it is made again the next time
+        except OSError:
+            # A full or read-only disk: the thumbnail is made again next time.
             with suppress(OSError):
                 part.unlink()
         return data

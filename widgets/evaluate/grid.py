@@ -53,7 +53,9 @@ def show_grid(events: Iterable[Rendered | Done]) -> None:
 
 
 def _show(events: Iterable[Rendered | Done], draw: Callable[[str], None]) -> None:
+    # (time in s, images done) of the newest images, from which the time left follows.
     drawn, pace = 0.0, deque(maxlen=8)
+    # Small copies only: the full images are in the project already.
     with tempfile.TemporaryDirectory() as folder:
         sheet = Sheet(Path(folder), events)
         try:
@@ -77,7 +79,9 @@ class Sheet:
 
     def __init__(self, folder: Path, events: Iterable[Rendered | Done]):
         axes = (events.x, events.y) if isinstance(events, ShownGrid) else None
+        # Labels of the columns and rows.
         self.columns, self.rows = ([axis.label(v) for v in axis.values] for axis in axes) if axes else ([], [])
+        # `places`: (column, row) -> file of the small copy.
         self.folder, self.places, self.done, self.total = folder, {}, 0, 0
 
     def put(self, image: Rendered) -> None:
@@ -92,11 +96,13 @@ class Sheet:
         side = max(64, SHEET // len(self.columns))
         small.thumbnail((side, side))
         file = self.places[cell.column, cell.row] = self.folder / f"{cell.column}-{cell.row}.png"
+        # PNG, as the sheet becomes a JPEG once more; level 1 is the fastest.
         small.save(file, compress_level=1)
 
     def image(self) -> bytes:
         """JPEG of the sheet with empty places for what is missing."""
         empty = self.folder / "empty.png"
+        # All images of a grid have one size.
         with Image.open(next(iter(self.places.values()))) as one:
             Image.new("RGB", one.size, EMPTY).save(empty)
         places = [(column, row) for row in range(len(self.rows)) for column in range(len(self.columns))]
@@ -139,6 +145,7 @@ def _shown(data: bytes) -> str:
 def _free(events: Iterable[Rendered | Done]) -> None:
     """Free the base model, in memory and on the GPU."""
     events = events.events if isinstance(events, ShownGrid) else events
+    # Closing a generator runs its `finally`, which lets the model go out of scope.
     if isinstance(events, Iterator) and hasattr(events, "close"):
         events.close()
     # Reference counting alone leaves a model in memory: its layers refer to each other.

@@ -75,13 +75,15 @@ class GridForm:
         self.seeds = _field(ipywidgets.Text(", ".join(str(sampling.seed + i) for i in range(3))), say("Seeds"))
         self.checkpoint = _field(ipywidgets.Dropdown(options=checkpoints), say("Checkpoint"))
         self.strength = _field(ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.05), say("Strength"))
+        # The first suggestion is the trigger word alone, which is a poor prompt for a comparison.
         self.prompt = _field(ipywidgets.Textarea((prompts[1:] or prompts or [""])[0], rows=3), say("Prompt"))
         self.seed = _field(ipywidgets.IntText(sampling.seed), say("Seed"))
         self.width = _field(ipywidgets.IntText(sampling.width), say("Width, px"))
         self.height = _field(ipywidgets.IntText(sampling.height), say("Height, px"))
         self.sampling_steps = _field(ipywidgets.IntSlider(sampling.steps, 1, 100), say("Sampling steps"))
         self.summary = ipywidgets.HTML()
-        self.values = {  # axis -> its fields, and those that are shown instead while it is no axis
+        # Axis -> (its fields, the fields that are shown instead while it is not an axis).
+        self.values = {
             "checkpoint": ([self.every, self.off], [self.checkpoint]),
             "strength": ([self.strengths], [self.strength]),
             "prompt": ([self.prompts], [self.prompt]),
@@ -128,6 +130,7 @@ class GridForm:
 
     def _spacing(self) -> int:
         """One checkpoint in so many is compared at first, which makes at most COLUMNS of them."""
+        # Rounded up.
         return max(1, -(-len(self.steps) // COLUMNS))
 
     def _axis(self, name: str) -> Axis:
@@ -158,6 +161,7 @@ class GridForm:
             n=len(x.values) * len(y.values),
             code="show_grid(choice.grid())",
         )
+        # Prompts would fill the line.
         columns = " · ".join(x.label(value) for value in x.values) if x.name != "prompt" else ""
         self.summary.value = (
             f'<div style="line-height:1.5"><div>{html.escape(text)}</div>'

@@ -38,6 +38,7 @@ def runs(project: Project) -> None:
 
 def row(run: Run) -> str:
     """One run as HTML: newest sample, state, steps, loss and what is saved. Needs nothing but the run's folder."""
+    # Read from disk each time: another machine or terminal may train the run.
     history, (state, _), now = History(run.log).read_on(), jobs.history(run), time.time()
     progress = [say("step {step} / {steps}", step=history.step, steps=history.total)] if history.total else []
     _, smooth = history.losses()
@@ -65,6 +66,7 @@ def served(file: Path) -> str:
 
     shell = get_ipython()
     connection = shell.config.get("IPKernelApp", {}).get("connection_file") if shell else None
+    # Not under Jupyter (VS Code, a terminal): no server has files to offer.
     if not connection or "JPY_PARENT_PID" not in os.environ:
         return ""
     # Jupyter writes its address beside the kernels' connection files, named by its process id.
@@ -72,6 +74,7 @@ def served(file: Path) -> str:
     if not info.exists():
         return ""
     server = json.loads(info.read_text(encoding="utf-8"))
+    # The server serves its own root folder only.
     if not file.is_relative_to(server["root_dir"]):
         return ""
     return f"{server['base_url']}files/{quote(file.relative_to(server['root_dir']).as_posix())}?download=1"
@@ -91,6 +94,7 @@ class RunList:
 
     def __init__(self, project: Project):
         self.project = project
+        # By name of the run, so that a refresh changes the same widgets instead of making new ones.
         self.rows: dict[str, ipywidgets.HTML] = {}
         self.buttons: dict[str, dict[str, ipywidgets.Button]] = {}
         self.message, self.detail = ipywidgets.HTML(), ipywidgets.HTML()
@@ -132,6 +136,7 @@ class RunList:
 
     def view(self, run: Run) -> None:
         """Show a run's whole view, as it is now, below the list."""
+        # Not a live view: a callback cannot draw again later.
         self.detail.value = render(run)
 
     def continue_run(self, run: Run) -> None:
@@ -160,7 +165,8 @@ class RunList:
         # In Colab the browser cannot reach files of the machine by an address; its own module sends them.
         try:
             colab = importlib.import_module("google.colab.files")
-        except ImportError:  # not in Colab
+        except ImportError:
+            # Not in Colab: a link, if this kernel's Jupyter server serves the file.
             if address := served(file):
                 text = html.escape(say("Download {name}", name=file.name))
                 self.message.value += f'<a href="{address}" download style="color:{BLUE}">{text}</a>'

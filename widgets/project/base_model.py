@@ -25,6 +25,7 @@ def fetch_base(model: Config) -> None:
     """
     from IPython.display import HTML, display
 
+    # One display that is updated: a download would else leave hundreds of lines in the notebook.
     view = display(HTML(""), display_id=True)
     text = say("looking for {source}", source=model.source)
     try:
@@ -60,25 +61,30 @@ def render(findings: list[ModelFile]) -> str:
 def _fetching(model: Config) -> Iterator[str]:
     """What `lorakit model fetch` says, a line at a time, its last line for good."""
     options = [f"--set=model.{name}={value}" for name, value in to_dict(model).items() if value != ""]
+    # A process of its own can be ended in the middle of a download.
     child = subprocess.Popen(
         [sys.executable, "-m", "lorakit", "model", "fetch", *options],
         env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+    # Lines that ended with a newline, the bytes of the current line, and the time of the last update.
     kept, line, drawn = "", b"", 0.0
     try:
-        while byte := child.stdout.read(1):  # a progress bar ends its lines with a carriage return
+        # Byte by byte, as a progress bar ends its lines with a carriage return, for which readline() would not stop.
+        while byte := child.stdout.read(1):
             if byte not in b"\r\n":
                 line += byte
                 continue
             text, line = line.decode("utf-8", "replace").strip(), b""
             if byte == b"\n" and text:
+                # Bounded, as the output is saved with the notebook.
                 kept = f"{kept}\n{text}".strip()[-4000:]
             if text and time.monotonic() - drawn > REDRAW:
                 yield kept if byte == b"\n" else f"{kept}\n{text}".strip()
                 drawn = time.monotonic()
         yield kept
     finally:
+        # Also reached by the interrupt button: the download must not continue unseen.
         child.terminate()
         child.wait()

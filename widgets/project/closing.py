@@ -24,6 +24,7 @@ def close_project(project: Project, minutes: float = 30) -> None:
             platforms.find(os.environ),
             say("Everything is in {folder}; this project has no remote copy.", folder=project.folder),
         )
+        # On a hosted machine its own disk is deleted after the session.
         is_lost = place.is_lost and place.fast in project.folder.parents
         display(HTML(box(f"{text}\n{say(place.keeps)}", AMBER) if is_lost else box(text, GREEN)))
         return
@@ -34,12 +35,15 @@ def close_project(project: Project, minutes: float = 30) -> None:
     except KeyboardInterrupt:
         view.update(HTML(box(say("Waiting stopped; uploading continues while this machine runs."), AMBER)))
         return
+    # The time is over: the last line already shows what is left or what is wrong.
     if standing is None or standing.files_left or standing.trouble:
         return
     if "google.colab" in sys.modules and COLAB_DRIVE in project.remote.parents:
         from google.colab import drive
 
         view.update(HTML(box(say("Google Drive is finishing the upload …"), AMBER)))
+        # A confirmed file is in Drive's cache on this machine; Colab uploads it later, and loses it if it is closed
+        # before.
         drive.flush_and_unmount()
     view.update(
         HTML(box(say("Everything is saved in {remote}. You can close this machine.", remote=project.remote), GREEN))

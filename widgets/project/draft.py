@@ -25,7 +25,8 @@ from lorakit.run.resume import training_settings
 from widgets.i18n import say
 
 FILE = "settings.yaml"
-RENAMED = {"pictures": "images", "card": "gpu_preset"}  # fields of Choice in the files of version 0.1
+# Fields of Choice as files of version 0.1 call them -> their names now.
+RENAMED = {"pictures": "images", "card": "gpu_preset"}
 HEAD = "# The settings of the next run; the form writes this file on every change.\n"
 
 
@@ -130,6 +131,7 @@ class Draft:
         """Path -> value of everything set by hand that the family and the adapter type support."""
         own = {f"model.{name}": value for name, value in self.choice.models.get(self.choice.family, {}).items()}
         supported, settings = supported_settings(self.choice.family), {**own, **self.choice.settings}
+        # Options of another adapter type stay in the file, for when it is chosen again, but do not count now.
         adapter = variants.config_class(settings.get("adapter.type", AdapterConfig.type))
         return {
             path: value
@@ -140,6 +142,7 @@ class Draft:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings for `configure`, by part: of the preset and set by hand, without the GPU preset."""
+        # Later entries win over earlier ones.
         family = {"model.family": self.choice.family}
         return nested({**family, **_preset(self.choice), **self.by_hand})
 
@@ -202,6 +205,7 @@ class Draft:
         self.choice = choice
         self.save()
         new = preset_values(choice)
+        # Only settings where the new preset has another value than the old one, and another than the user's.
         kept = [path for path, value in by_hand.items() if path in new and old_presets.get(path) != new[path] != value]
         changed = {path: (old.get(path), value) for path, value in self.shown.items() if old.get(path) != value}
         return changed, kept
@@ -214,11 +218,14 @@ class Draft:
         run = self.run
         if not run.record_file.exists():
             return
-        last_choice = self.file.stat().st_mtime_ns if self.file.exists() else 0  # 0: the run is always newer
+        # 0: without a file the run is always newer.
+        last_choice = self.file.stat().st_mtime_ns if self.file.exists() else 0
         if run.config_file.stat().st_mtime_ns <= last_choice:
             return
         config = read_config(run)
         try:
+            # Only what affects the result is compared: a run may take over memory, saving and sample settings at any
+            # time.
             same = training_settings(config) == training_settings(self.value)
         except ConfigError:
             same = False
@@ -239,6 +246,7 @@ class Draft:
         stored["settings"] = nested(self.choice.settings)
         stored["models"] = {family: nested(values) for family, values in self.choice.models.items() if values}
         self.project.folder.mkdir(parents=True, exist_ok=True)
+        # Never half a file, even when the kernel dies while it is written.
         write_atomic(self.file, HEAD + yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
 
     def _read(self) -> Choice:
@@ -248,8 +256,10 @@ class Draft:
                 choice, problems = read_choice(read_yaml(self.file))
                 self.project.run(choice.run)  # raises ProjectError for an impossible name
             except UserError as error:
+                # The first line says what is wrong; the rest may be pages of YAML's own words.
                 choice, problems = Choice(), str(error).splitlines()[:1]
             if problems:
+                # Renamed, not deleted: choices of hours may be in it.
                 damaged = self.file.with_name(f"settings-damaged-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
                 self.file.replace(damaged)
                 self.notes = [
@@ -307,6 +317,7 @@ def read_choice(stored: dict[str, Any]) -> tuple[Choice, list[str]]:
             raise ConfigError(f"{name} is {value!r}, which a form does not write.")
     choice = replace(default, **{**stored, "settings": {}, "models": {}})
     _check(choice)
+    # Settings that were renamed since the file was written get their current names.
     settings = flattened(current_names(stored.get("settings", {})))
     choice.settings, problems = _sound(settings, all_settings(choice.family))
     for family, values in stored.get("models", {}).items():
@@ -341,6 +352,7 @@ def choice_of(run: Run) -> Choice:
     choice = Choice(run=run.name, family=settings["model"]["family"])
     defaults, allowed = preset_values(choice), all_settings(choice.family)
     values, _ = _sound({path: v for path, v in flattened(settings).items() if path != "model.family"}, allowed)
+    # Values that equal the family's defaults were not set by hand, as far as a run can tell.
     own = {path: value for path, value in values.items() if value != defaults.get(path)}
     choice.models[choice.family] = {p.removeprefix("model."): v for p, v in own.items() if p.startswith("model.")}
     choice.settings = {path: value for path, value in own.items() if not path.startswith("model.")}

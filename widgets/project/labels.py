@@ -52,6 +52,7 @@ def _labels(language: str, family: str) -> dict[str, str]:
             # kohya's name in brackets stands beside the field alone
             label = re.sub(r"\s*[(（].*", "", label)
             labels[f"{part}.{f.name}"] = label
+            # Of two parts with a setting of the same name the first keeps the bare name.
             labels.setdefault(f.name, label)
     return labels
 
@@ -62,5 +63,6 @@ def _labels_of_models(language: str) -> dict[str, str]:
 
     labels: dict[str, str] = {}
     for family in models.names():
+        # `| labels` keeps the labels of earlier families.
         labels = {path: label for path, label in _labels(language, family).items() if path[:6] == "model."} | labels
     return labels

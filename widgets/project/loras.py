@@ -21,6 +21,7 @@ def newest_run(project: Project) -> Run:
     from IPython.display import HTML, display
 
     if project.remote is not None:
+        # Small files are there within a second: no progress is shown for them.
         view, drawn = display(HTML(""), display_id=True), time.monotonic()
         for copied in downloading_loras(project):
             if time.monotonic() - drawn >= REDRAW:

@@ -26,7 +26,8 @@ from widgets.project.preferences import Preferences
 
 FIRST_NAME = "my-lora"
 REDRAW = 1.0  # s
-NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")  # what some disk cannot have
+# Names that a disk of some system cannot have.
+NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")
 
 
 def open_project(name: str = "", remote: str | Path | None = None) -> Project:
@@ -38,6 +39,7 @@ def open_project(name: str = "", remote: str | Path | None = None) -> Project:
     From here on an error for people is a sentence in this notebook. Raises UserError for a name that cannot be a
     folder's.
     """
+    # First of all, so that an error of this very cell is a sentence, too.
     plain_errors(labelled)
     view = DisplayHandle()
     view.display(HTML(""))
@@ -57,6 +59,7 @@ def _place(remote: str | Path | None) -> tuple[Place, list[str]]:
     target = Path(remote).absolute() if remote else COLAB_DRIVE
     if place.name == "Colab" and COLAB_DRIVE in (target, *target.parents):
         warnings = _mount_drive()
+        # Looked up again: with Drive mounted projects are in another folder.
         place = platforms.find(os.environ)
     return (replace(place, keeps="") if remote else place), warnings
 
@@ -67,11 +70,14 @@ def _mount_drive() -> list[str]:
         return []
     try:
         from google.colab import drive, errors
-    except ImportError:  # a terminal, or an image made from Colab's
+    except ImportError:
+        # A terminal in Colab, or a container made from its image.
         return [say("Google Drive can only be mounted from a Colab notebook.")]
     try:
-        drive.mount(str(COLAB_DRIVE), force_remount=os.path.ismount(COLAB_DRIVE))  # a lost one is still in the way
-    except (errors.Error, ValueError, OSError, RuntimeError) as error:  # MessageError when the user says no
+        # Forced where a mount that stopped working is still in the way.
+        drive.mount(str(COLAB_DRIVE), force_remount=os.path.ismount(COLAB_DRIVE))
+    except (errors.Error, ValueError, OSError, RuntimeError) as error:
+        # errors.MessageError is raised when the user does not allow it.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return [say("Google Drive was not mounted ({error}). Run this cell again and allow it.", error=reason)]
     return []
@@ -102,6 +108,7 @@ def _opened(place: Place, folder: Path, view: DisplayHandle) -> tuple[Project, l
             "{remote} cannot be reached. This is the copy on this machine's disk; it is uploaded later.", remote=remote
         )
         return project, [text]
+    # 0: the first progress is shown at once.
     drawn = 0.0
     for copied in opening(remote, place.fast):
         if time.monotonic() - drawn >= REDRAW:
@@ -123,6 +130,7 @@ def _remote(place: Place, folder: Path) -> Path | None:
         return folder if place.is_copied(folder) else None
     local, remote = Project(folder), place.folders[0] / folder.name
     if local.remote is None and folder.exists() and place.is_copied(remote) and not platforms.is_there(remote):
+        # "home" is the stored name of the remote copy, which earlier versions wrote.
         write_json(local.remote_file, {"home": str(remote)})
     return local.remote
 

@@ -13,9 +13,11 @@ from lorakit.project.platforms import Place
 from widgets import i18n
 
 MIRROR = "https://hf-mirror.com"
-SWITCH = "network_turbo"  # stands among the hub's addresses for AutoDL's proxy
+# Stands among the addresses of Hugging Face for AutoDL's proxy.
+SWITCH = "network_turbo"
 
-_set_here: dict[str, str] = {}  # environment variables that stand for a choice; all others are the user's
+# Environment variables that were set for a choice made here; all others are the user's.
+_set_here: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Preferences:
         """Speak the language, and send this process and the trainers it starts to the hub that was chosen."""
         i18n.use(self.language)
         variables = {"HF_ENDPOINT": self.hf_endpoint} if self.hf_endpoint else {}
+        # AutoDL's proxy is a set of variables that its own script exports, not an address.
         if self.hf_endpoint == SWITCH:
             variables = platforms.network_switch()
+        # Variables of the previous choice go first. One that the user changed since is the user's and stays.
         for name in [*_set_here]:
             if os.environ.get(name) == _set_here.pop(name):
                 del os.environ[name]
         for name, value in variables.items():
+            # What the user exported before starting Jupyter wins.
             if not os.environ.get(name):
                 os.environ[name] = _set_here[name] = value
 
@@ -45,8 +50,10 @@ class Preferences:
 def read(project: Project, place: Place) -> Preferences:
     """The choices of a project; those of a new one fit the machine."""
     stored = {}
-    with suppress(FileNotFoundError, ValueError, AttributeError):  # a damaged file is not worth stopping for
+    # A damaged file is not worth stopping for: its choices are quickly made again.
+    with suppress(FileNotFoundError, ValueError, AttributeError):
         stored = dict(json.loads((project.folder / "preferences.json").read_text("utf-8")).items())
+    # AutoDL is a host in China, whatever the locale of its images says.
     chinese = place.name == "AutoDL" or os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
     language = str(stored.get("language"))
     language = language if language in i18n.LANGUAGES else "zh" if chinese else "en"

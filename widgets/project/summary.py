@@ -46,6 +46,7 @@ def _where(project: Project, place: Place) -> str:
 
 def _holds(project: Project) -> str:
     """Images and runs, a line for each run."""
+    # Regularization images are not counted: they show other subjects.
     reg = project.dataset / "reg"
     files = [file for file in project.dataset.rglob("*") if file.suffix.lower() in EXTENSIONS]
     count = sum(reg not in file.parents for file in files)
@@ -65,6 +66,7 @@ def _state(run: RunStatus) -> str:
         "failed": say("failed"),
         "cut": say("interrupted"),
     }
+    # Before the first session nobody has counted the steps.
     if not run.steps:
         return say("{name}: {state}", name=run.name, state=states[run.state])
     values = {"name": run.name, "state": states[run.state], "step": run.step, "steps": run.steps}

@@ -28,6 +28,7 @@ class BulkEdit:
     ):
         self._state, self._changed = state, changed
         self.scope = "all"
+        # Whether images were selected at the last drawing: only a change of that moves the scope.
         self._had_selection = False
         self.scope_choice = Choice(self._set_scope)
         self.tag = _field(say("Tag, several with commas, or * red *"), self._typed)
@@ -82,6 +83,7 @@ class BulkEdit:
 
     def rename(self) -> Change | None:
         """Rename the typed tag, or merge several into the new name."""
+        # A comma typed after the new name would make it two tags.
         old, new = tags_of(self.tag.value), self.new_name.value.strip().strip(",")
         if not old or not new:
             return None
@@ -119,6 +121,7 @@ class BulkEdit:
         return aside(say("In {k} of these {n} images: {tags}", k=len(having), n=len(scope), tags=tags))
 
     def _typed(self, change: dict) -> None:
+        # A Combobox shows at most its own options: new ones at each typed letter.
         change["owner"].options = self._state.completions(change["new"])
         self.preview.value = self._preview_html()
 

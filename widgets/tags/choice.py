@@ -26,6 +26,7 @@ class Choice:
         """Show (label, value) pairs, with `value` chosen."""
         # when its options change, ipywidgets picks the first one: that is not the user's choice
         self._is_drawing = True
+        # Equal options are not sent again: the page would rebuild all buttons.
         if list(self.widget.options) != options:
             self.widget.options = options
         self.widget.value = value

@@ -49,6 +49,7 @@ class TagEditor:
 
     def __init__(self, project: Project):
         self.state = EditorState(project)
+        # One hidden field for all parts: a notebook page has many, and each click names its action.
         self.clicks = Clicks(self._clicked)
         thumbnails = Thumbnails(project)
         self.head, self.status = ipywidgets.HTML(), ipywidgets.HTML()
@@ -132,6 +133,7 @@ class TagEditor:
     def _clicked(self, message: list[str]) -> None:
         """Handle a click on HTML: [action, image], or [action, tag, images…] for actions on tags."""
         action, *arguments = message
+        # A tag comes first in those actions, images after it.
         names = arguments[action in ("tag", "remove", "add", "remove from all") :]
         # a page that was drawn before may show images that are gone by now
         if not self.state.numbers.keys() >= set(names):
@@ -147,6 +149,8 @@ class TagEditor:
 
     def _choose_tag(self, tag: str) -> None:
         self.state.choose_tag(tag)
+        # A click on a tag also names it in the field, ready to be renamed or removed; a click that deselects it leaves
+        # the field.
         self.bulk_edit.tag.value = self.state.tag or self.bulk_edit.tag.value
         self.draw()
 
@@ -181,6 +185,7 @@ class TagEditor:
         self.panel_choice.draw([(label, name) for name, label in labels.items()], self.panel)
         panel = self.panels[self.panel]
         panel.draw()
+        # Panels that are not shown are not drawn: their thumbnails would be sent for nothing.
         if self._panel_place.children != (panel.widget,):
             self._panel_place.children = (panel.widget,)
 

@@ -49,9 +49,11 @@ class HistoryPanel:
         note = aside(str(file))
         try:
             write_atomic(file, text)
-        except OSError as error:  # the download below works all the same
+        except OSError as error:
+            # The download link below works all the same.
             note = box(f"{file}: {error.strerror}", RED)
         lines = text.splitlines()
+        # The file is inside the link, so that the download works in Colab and in VS Code, too.
         encoded = base64.b64encode(text.encode()).decode()
         shown = "\n".join(lines[:MAX_LINES])
         more = aside(say("and {n} more", n=len(lines) - MAX_LINES)) if len(lines) > MAX_LINES else ""
@@ -66,6 +68,7 @@ class HistoryPanel:
 def summary(change: Change) -> list[str]:
     """What a change did, in how many images, and how many were left unchanged, as plain texts."""
     labels = {"lock": say("locked"), "unlock": say("unlocked"), "changed elsewhere": say("changed elsewhere")}
+    # An image counts once, also where its caption and its lock changed.
     images = len(change.old.keys() | change.new.keys() | {*change.locked, *change.unlocked})
     skipped = [say("{n} left unchanged", n=len(change.skipped))] if change.skipped else []
     return [labels.get(change.what, change.what), say("{n} images", n=images), *skipped]

@@ -54,7 +54,9 @@ class ImageGrid:
     def draw(self) -> None:
         """Show the current page and its marks."""
         state, shown = self._state, self._state.shown()
+        # Rounded up; an empty selection has one empty page.
         pages = max(1, -(-len(shown) // PAGE))
+        # The shown images may have become fewer by an edit.
         state.page = min(state.page, pages - 1)
         begin = state.page * PAGE
         names, having = shown[begin : begin + PAGE], state.having(state.tag)
@@ -84,6 +86,7 @@ class ImageGrid:
     def _page(self, names: list[str]) -> str:
         sources = self._thumbnails.sources(self._state.editor.samples[name] for name in names)
         cells = "".join(map(self._cell, names, sources))
+        # As many columns as fit, three at least on a phone.
         grid = f"display:grid;gap:8px;padding:4px;grid-template-columns:repeat(auto-fill,minmax(min({SIDE}px,28%),1fr))"
         return f'<div class="{self._clicks.name}-sheet" {self._clicks.attributes()} style="{grid}">{cells}</div>'
 
@@ -92,6 +95,7 @@ class ImageGrid:
         image = f'<img src="{source}" alt="" style="max-width:100%;max-height:100%;border-radius:4px;margin:0">'
         content = image if source else aside(say("unreadable"))
         return (
+            # Marks find their image by its number: a file name could hold characters that CSS does not take.
             f'<div {sends(["image", name])} data-number="{number}" title="{title}" style="position:relative;'
             f'cursor:pointer;border-radius:6px;padding:3px;min-width:0"><div style="height:{SIDE}px;display:flex;'
             f'align-items:center;justify-content:center">{content}</div><div style="font-size:11px;line-height:1.4;'
@@ -139,6 +143,7 @@ class ImageGrid:
 
 def numbers(text: str, last: int) -> list[int]:
     """The numbers that "1, 3, 5-8" lists, from 1 to `last`, in the written order; anything else is skipped."""
+    # A dict keeps the order and drops doubles.
     listed: dict[int, None] = {}
     # nine digits at most: a pasted text of thousands of digits is no number of an image
     for first, _, end in re.findall(r"(\d{1,9})(\s*[-–]\s*(\d{1,9}))?", text):

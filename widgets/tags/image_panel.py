@@ -67,6 +67,7 @@ class ImagePanel:
     def save(self) -> Change | None:
         """Write the caption in the text field."""
         name = self._state.focus
+        # A caption is one line: line breaks and doubled spaces become one space.
         return self._state.write(say("edited a caption"), {name: " ".join(self.text.value.split())})
 
     def toggle_lock(self) -> Change | None:
@@ -81,6 +82,7 @@ class ImagePanel:
         others = [(tag, score) for tag, score in self._seen(name) if tag not in own]
         pills = "".join(self._pill(name, tag, score) for tag, score in others[:MAX_SEEN])
         seen = f"{aside(say('The tagger also sees these; click to add:'))}<div>{pills}</div>" if pills else ""
+        # Tags that are missing already stand among those that the tagger sees.
         suspects = [suspect for suspect in state.suspects_of.get(name, ()) if suspect.kind not in ABSENT]
         warnings = "".join(
             f'<div style="color:{AMBER}">⚠ {html.escape(sentence(suspect))}</div>' for suspect in suspects
@@ -119,6 +121,7 @@ class ImagePanel:
         above = [
             (tag, score)
             for tag, score in scores.scores.get(name, {}).items()
+            # Ratings and quality tags are no content of the image.
             if score >= scores.threshold(tag) and scores.categories.get(tag) in ("general", "character")
         ]
         return sorted(above, key=lambda item: -item[1])

@@ -72,6 +72,7 @@ class EditorState:
     def derive(self) -> None:
         """Update everything that follows from the captions."""
         self.names = list(self.editor.samples)
+        # From 1, as people count.
         self.numbers = {name: number for number, name in enumerate(self.names, 1)}
         self.holders: dict[str, set[str]] = {}
         for name, caption in self.editor.captions.items():
@@ -84,7 +85,8 @@ class EditorState:
         for suspect in self.suspects:
             self.suspects_of.setdefault(suspect.image, []).append(suspect)
         if self.tag and not self.having(self.tag):
-            self.choose_tag(self.tag)  # no image has it any more: show all
+            # No image has the chosen tag any more: choosing it again shows all images.
+            self.choose_tag(self.tag)
         self.selected &= set(self.names)
         self.focus = self.focus if self.focus in self.numbers else next(iter(self.names), "")
 
@@ -105,12 +107,14 @@ class EditorState:
             "rarest": lambda row: (row.count, row.tag),
             "frequent": lambda row: (-row.count, row.tag),
             "name": lambda row: (row.tag.lower(), row.tag),
+            # The share of the tag's images in which it is suspicious decides, then their number.
             "suspicious": lambda row: (-row.suspects / row.count, -row.suspects, row.tag),
         }
         return sorted(rows, key=orders[self.sort])
 
     def matching(self, text: str) -> list[str]:
         """The tags of the dataset that a text names: one tag, several with commas, or patterns."""
+        # A tag may itself hold a *, as emoticons do: it is taken as it is written.
         if text in self.holders:
             return [text]
         matchers = [matcher(tag, self.config.trigger) for tag in tags_of(text)]
@@ -137,10 +141,12 @@ class EditorState:
         """The tagger's score of a tag in an image, 0 to 1; None when it does not know the tag or the image."""
         if self.scores is None or tag not in self.scores.categories or name not in self.scores.scores:
             return None
+        # Scores below 0.05 are not stored: a known tag without one counts as 0.
         return self.scores.scores[name].get(tag, 0.0)
 
     def completions(self, text: str) -> list[str]:
         """`text` with its last tag completed, tags of the dataset first (most frequent first), then the tagger's."""
+        # Only the last tag is completed; those before it stay as they were typed.
         before, comma, last = text.rpartition(",")
         typed, lead = last.strip().lower(), f"{before}{comma} " if comma else ""
         if not typed:
@@ -191,6 +197,7 @@ def load_scores(project: Project, samples: Mapping[str, Sample]) -> tuple[str, T
         stored = ScoreFile(project, tagger)
         by_image = {name: stored.get(sample.digest) for name, sample in samples.items()}
         scores = {
+            # Taggers write red_boots, captions "red boots": scores are looked up by the spelling of captions.
             name: {spelled(tag): score for tag, score in image_scores.items()}
             for name, image_scores in by_image.items()
             if image_scores is not None

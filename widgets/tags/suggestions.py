@@ -53,6 +53,7 @@ class SuggestionsPanel:
             "view": say("Viewpoint"),
         }
         lines = []
+        # Groups without tags are not shown.
         for name, label in labels.items():
             tags = [self._tag(s) for s in suggestions if s.kind == "keep" and group(s.tag) == name]
             if tags:

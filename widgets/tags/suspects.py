@@ -57,6 +57,7 @@ class SuspectsPanel:
             "once": say("Used only once"),
         }
         options = [(f"{label} ({counts[kind]})", kind) for kind, label in labels.items() if counts[kind]]
+        # After the last one of a kind was fixed, all are shown.
         self._kind = self._kind if self._kind in counts else ""
         self.kind_choice.draw([(f"{say('All')} ({len(self._state.suspects)})", ""), *options], self._kind)
         self._draw_list()
@@ -85,8 +86,10 @@ class SuspectsPanel:
         """The images, the reason (that of the first image), and a button that fixes it."""
         first, names = suspects[0], [suspect.image for suspect in suspects]
         samples = [self._state.editor.samples[name] for name in names[:MAX_IMAGES]]
+        # `names` may be longer than the thumbnails; map ends with the shorter one.
         images = "".join(map(self._image, names, self._thumbnails.sources(samples, SIDE)))
         more = f" · {html.escape(say('{n} images', n=len(names)))}" if len(names) > 1 else ""
+        # Kinds of tags that the caption does not have: they are added, all others removed.
         if first.kind in ABSENT:
             fix = link(["add", first.tag, *names], say("Add"))
         else:

@@ -11,7 +11,8 @@ from widgets.i18n import say
 from widgets.page import AMBER, BLUE, aside
 from widgets.tags.state import EditorState, TagRow
 
-MAX_ROWS = 300  # the others are found by searching
+# The page stays fast; the other tags are found by searching.
+MAX_ROWS = 300
 HEIGHT = 600  # px
 
 
@@ -30,6 +31,7 @@ class TagTable:
         }
         self.sort = ipywidgets.Dropdown(options=list(orders.items()), value=state.sort, layout=wide)
         self.rows = ipywidgets.HTML()
+        # The table scrolls inside itself, so that the images stay beside it.
         scrolled = ipywidgets.Layout(max_height=f"{HEIGHT}px", overflow="auto", width="100%", display="block")
         self.widget = ipywidgets.VBox(
             [self.search, self.sort, ipywidgets.Box([self.rows], layout=scrolled)],
@@ -51,6 +53,7 @@ class TagTable:
 
     def _row(self, row: TagRow, largest: int) -> str:
         style = "display:flex;gap:8px;padding:1px 6px 1px 8px;cursor:pointer;"
+        # A shadow, not a border: it takes no room, so that the row does not move.
         chosen = f"box-shadow:inset 4px 0 {BLUE};background-color:rgba(37,99,235,0.14);" * (row.tag == self._state.tag)
         score = "" if row.score is None else f"{row.score:.2f}"
         suspects = f"⚠ {row.suspects}" if row.suspects else ""

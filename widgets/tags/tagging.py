@@ -39,6 +39,7 @@ def run_tagger(project: Project, preview: bool = False) -> None:
 
 def show_tagging(project: Project, preview: bool, show: Callable[[str], None]) -> None:
     """Run the selected tagger; `show` gets the HTML to display, again and again. Errors are shown, not raised."""
+    # Made here: what was done until an error or interrupt is needed to report it.
     timer = Timer()
     try:
         for text in _run(project, preview, timer):
@@ -73,6 +74,7 @@ def _run(project: Project, preview: bool, timer: Timer) -> Iterator[str]:
     name, settings, config = read_tagging(project)
     data = Draft(project).data
     editor = CaptionEditor(project, data)
+    # Asked before the tagger is loaded: downloading a model for nothing would take minutes.
     if not preview and not images_to_tag(project, editor, data.trigger, taggers.output(name), config.which):
         locked = _locked(editor)
         hint = aside(say("Hand-written captions are locked; the tag editor unlocks them.")) if locked else ""
@@ -84,6 +86,7 @@ def _run(project: Project, preview: bool, timer: Timer) -> Iterator[str]:
     # loading does not count for the speed
     timer.start, drawn, written = time.monotonic(), 0.0, 0
     for event in score(project, data, tagger) if preview else tag(project, data, tagger, config):
+        # Captions are written at the end, after all images are scored.
         if event.what == "captions":
             written = event.done
             continue

@@ -91,6 +91,7 @@ class TaggingForm:
         self._store()
 
     def _store(self) -> None:
+        # YAML has no tuples.
         plain = {name: [*value] if isinstance(value, tuple) else value for name, value in self.settings.items()}
         write_tagging(self.project, self.name, plain, self.config)
         self._draw()
@@ -99,6 +100,7 @@ class TaggingForm:
         if name == self.name:
             return
         try:
+            # Each tagger's settings are kept in the file, also while another one is selected.
             write_tagging(self.project, name, read_tagging(self.project, name)[1], self.config)
             self._build()
         except ConfigError as error:
@@ -110,6 +112,7 @@ class TaggingForm:
         self.tagger.value = self.name
         self.rows: dict[str, Row] = {}
         layouts = self._layouts
+        # An invisible button, as the rows below have one: the fields end at the same place.
         line = ipywidgets.HBox([self.tagger, ipywidgets.Button(layout=layouts.no_button)], layout=layouts.line)
         basic, advanced = [layouts.as_row(layouts.text(say("Tagger")), ipywidgets.VBox([line]), self._about)], []
         for owner, config_class in ((self.name, taggers.config_class(self.name)), ("tagging", TaggingConfig)):
@@ -121,6 +124,7 @@ class TaggingForm:
                 self.rows[path] = row
                 (basic if is_basic(config_class, f.name) else advanced).append(row.widget)
         folded = ipywidgets.Accordion(children=[ipywidgets.VBox(advanced)], selected_index=None)
+        # The method, as ipywidgets 7 has no `titles`.
         folded.set_title(0, say("More settings"))
         wrapped = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         trigger = ipywidgets.HBox([self.trigger_text, self.trigger], layout=wrapped)

@@ -52,6 +52,7 @@ def code(draft: Draft) -> str:
 
 def _on_one_line(value: Any) -> str:
     """YAML of a value for `--set`."""
+    # YAML ends a bare value with a line "..."; the width keeps lists on one line.
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     text = text.removesuffix("\n...\n").rstrip("\n")
     # JSON is YAML, too, and always one line

@@ -26,7 +26,8 @@ from widgets.project.labels import labelled
 
 REDRAW = 1.0  # s between two updates at least
 BUCKETS, NOTES = 12, 20  # shown at most
-TIGHT_MEMORY = 0.95  # share of the memory above which training is likely to run out of it
+# Share of the memory above which training is likely to run out of it.
+TIGHT_MEMORY = 0.95
 # files that a run writes (see forecast.Written) -> their name
 FILES = {
     "states": "training states",
@@ -178,6 +179,7 @@ def _row(label: str, text: str, share: float | None = None, colour: str = BLUE) 
     if share is not None:
         filled = f'<span style="display:inline-block;width:90px;margin-right:10px">{bar(share, colour)}</span>'
     return (
+        # Floats rather than a table: on a narrow page the text breaks below its bar.
         f'<div style="overflow:hidden"><div style="float:left;width:126px;margin-right:10px;color:{GREY}">'
         f'{html.escape(label)}</div><div style="overflow:hidden">{filled}'
         f'<span style="display:inline-block">{html.escape(text)}</span></div></div>'
@@ -199,6 +201,7 @@ def _time(plan: Forecast, config: RunConfig, probed: Probed | None, hours: float
         return
     # the measured steps, extended to the whole run and to sessions of so many hours
     expected = outlook(plan, probed, hours)
+    # Of VRAM on a GPU, of RAM on a CPU.
     share = probed.peak_memory_gb / probed.total_memory_gb
     is_tight = share > TIGHT_MEMORY
     memory = say("{peak} of {total} GB", peak=f"{probed.peak_memory_gb:.1f}", total=f"{probed.total_memory_gb:.1f}")
@@ -226,6 +229,7 @@ def span_of_step(seconds: float) -> str:
 
 
 def _when(ahead: Outlook) -> str:
+    # With breaks between sessions nobody knows the clock time of the end.
     if ahead.sessions > 1:
         return say("{span} in {n} sessions", span=span(ahead.seconds), n=ahead.sessions)
     return say(
@@ -257,6 +261,7 @@ def _stage(plan: Forecast, stage: StageForecast) -> str:
     """The folders of images and the bucket sizes of a stage."""
     title = say("Images and steps")
     if len(plan.stages) > 1:
+        # Steps are counted from 1 through all stages.
         first = stage.last - stage.steps + 1
         title = say("Stage: steps {first} to {last}", first=f"{first:,}", last=f"{stage.last:,}")
     rows = [
@@ -309,6 +314,7 @@ def _notes(plan: Forecast) -> str:
 
 def _preparation(plan: Forecast, config: RunConfig) -> str:
     rows = [_row(say("precision"), precision(plan))]
+    # None while the base model is not on this machine.
     if plan.weights is not None:
         count = say("{n} parameters", n=f"{plan.weights:,}")
         rows.append(_row(say("trained"), f"{count}, {config.adapter.type}, rank {config.adapter.rank}"))
@@ -327,6 +333,7 @@ def precision(plan: Forecast) -> str:
         return say("{precision} (set by hand)", precision=plan.precision)
     if plan.capability is None:
         return say("{precision}: no GPU found", precision=plan.precision)
+    # (major, minor) as NVIDIA writes it: 8.0 is Ampere, the first with fast bf16.
     fields = {"precision": plan.precision, "device": plan.device, "capability": "{}.{}".format(*plan.capability)}
     if plan.capability >= (8, 0):
         return say("{precision}: supported by {device} (compute capability {capability})", **fields)
@@ -350,6 +357,7 @@ def _disk(disk: Disk) -> str:
         return _row(label, say("{needed} needed; free space unknown", needed=size(disk.needed)))
     colour = RED if disk.is_tight else BLUE
     text = say("{needed} needed, {free} free", needed=size(disk.needed), free=size(disk.free))
+    # At least 1 byte, as a full disk has none free.
     row = _row(label, text, disk.needed / max(1, disk.free), colour)
     if disk.is_tight:
         title = say("Not enough disk space") if disk.needed > disk.free else say("Disk space is tight")

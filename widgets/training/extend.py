@@ -23,9 +23,11 @@ from widgets.plain import show
 from widgets.plot import Curve, lines, number
 from widgets.project.labels import labelled
 
-STAGE = "stage"  # a way besides those of extend.WAYS: a further stage with settings of its own
+# A way besides those of extend.WAYS: a further stage with settings of its own.
+STAGE = "stage"
 WAYS = (*extend.WAYS, STAGE)
-FLAT = 0.02  # share of the highest learning rate below which a step changes almost nothing
+# Share of the highest learning rate below which a step changes almost nothing.
+FLAT = 0.02
 
 
 def more_epochs(run: Run, epochs: int, way: str = "") -> None:
@@ -43,6 +45,7 @@ def more_epochs(run: Run, epochs: int, way: str = "") -> None:
         _show(f"<div>{render_title(run, epochs)}</div>")
         answer = ipywidgets.HTML()
         buttons: list[ipywidgets.Button] = []
+        # `each=each` binds the way of this button; without it all buttons would do what the last one does.
         for each in ways(run, epochs):
             button = _button(_name(each), lambda each=each: _do(run, epochs, each), answer, buttons)
             display(ipywidgets.HTML(render(run, epochs, each)), ipywidgets.HBox([button]))
@@ -54,12 +57,14 @@ def more_epochs(run: Run, epochs: int, way: str = "") -> None:
 def ways(run: Run, epochs: int) -> tuple[str, ...]:
     """The ways to so many epochs. Raises NothingToDo where as many are done or planned already."""
     extend.more_epochs(run, epochs, "hold")  # raises NothingToDo
-    return WAYS if _further(run, epochs) > 0 else extend.WAYS  # fewer than planned need no stage
+    # Fewer epochs than planned need no further stage.
+    return WAYS if _further(run, epochs) > 0 else extend.WAYS
 
 
 def continue_run(run: Run) -> None:
     """Show two buttons: resume this run, or start a new run from its weights."""
 
+    # Messages go into a widget: Colab drops what a click prints.
     answer, buttons = ipywidgets.HTML(), []
     name = ipywidgets.Text(value=_free_name(run), description=say("New name"), layout=ipywidgets.Layout(width="280px"))
     resume = _button(say("Resume this run"), lambda: _resume(run), answer, buttons)
@@ -112,6 +117,7 @@ def render_title(run: Run, epochs: int) -> str:
 
 def render(run: Run, epochs: int, way: str) -> str:
     """One way: a plot of the old and the new learning rate, and what the way does."""
+    # Learning rates of all steps, past ones too, as they are planned now and as this way would plan them.
     old, new = _curve(run, read_config(run)), _curve(run, planned(run, epochs, way))
     done = saved_step(run)
     plot = lines(
@@ -223,6 +229,7 @@ def _button(
     def on_click(_: ipywidgets.Button) -> None:
         try:
             answer.value = act()
+            # Done once: a second click would extend the run again.
             for each in buttons:
                 each.disabled = True
         except UserError as error:

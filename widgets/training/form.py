@@ -37,6 +37,7 @@ class Form:
     """
 
     def __init__(self, project: Project, name: str = ""):
+        # Asked before Draft, which may write the file.
         is_new = not (project.folder / drafts.FILE).exists()
         self.draft = Draft(project, name)
         # A GPU preset is proposed once: where there are runs already, their settings hold.
@@ -76,6 +77,7 @@ class Form:
         Once a run has trained, only its memory, save and sample settings may change: RunChanged lists what differs.
         Raises ConfigError as `value`.
         """
+        # Epochs that another cell has added meanwhile are part of the run.
         self.draft.follow()
         try:
             save_config(self.draft.run, self.value)
@@ -115,6 +117,7 @@ class Form:
         choice = self.draft.choice
         if {"purpose", "size", "family"} & changes.keys():
             self.images = dataset_size(self.draft)
+            # Images, and images per epoch: presets are computed from the second, which counts repeats.
             images, changes["images"] = self.images
             purpose, family = changes.get("purpose", choice.purpose), changes.get("family", choice.family)
             if "size" not in changes:
@@ -160,6 +163,7 @@ class Form:
         self.top, self.end = ipywidgets.HTML(), ipywidgets.HTML()
         self._expert = ipywidgets.Checkbox(description=say("All settings"), indent=False)
         self._expert.observe(lambda change: self.choose(expert=change["new"]), "value")
+        # The base model is the first basic setting; the preset stands below it, as its choices depend on the family.
         source, *rest = [row.widget for row in self._rows.basic]
         rows = [self.header.name, source, self.header.preset, *rest]
         self.widget.children = [self.top, *rows, self._expert, self._rows.accordion, self.end]
@@ -169,6 +173,7 @@ class Form:
         """Take over what was typed; what is wrong with it is shown there, and the last right value holds."""
         try:
             value = row.control.read()
+            # A package may be installed and still fail on this machine.
             if row.path == "optimizer.name" and (reason := machine.why_unusable(value)):
                 raise ConfigError(reason)
             self.set(row.path, value)
@@ -177,6 +182,7 @@ class Form:
 
     def _refresh(self) -> None:
         """Show what holds now. Only what changed is sent to the page."""
+        # What was typed wrongly comes last: it is newer than a conflict of the same field.
         draft, problems = self.draft, problems_of(self.draft) | self._wrong
         self._rows.show(draft, problems, set(self._wrong))
         self._expert.value = draft.choice.expert
@@ -204,6 +210,7 @@ def ending(problems: int) -> str:
 def dataset_size(draft: Draft) -> tuple[int, int]:
     """(images, images per epoch) of the dataset, counted by the names of files and folders."""
     shown = draft.shown
+    # Only these two decide the count; the other settings may be in conflict at the moment.
     config = DataConfig(folder=shown["data.folder"], repeats=shown["data.repeats"])
     return count_images(config, draft.project.folder)
 

@@ -16,7 +16,8 @@ from widgets.layouts import Layouts
 from widgets.page import AMBER
 from widgets.project.draft import supported_settings
 
-MARGIN = "2px 40px 2px 2px"  # such a field ends where fields with a button beside them end
+# Fields with this margin end where fields with a button beside them end.
+MARGIN = "2px 40px 2px 2px"
 MOST_CHANGES = 8  # that are listed after a preset was chosen
 PURPOSES = {"character": "Character", "style": "Style", "concept": "Concept"}
 SIZES = {"small": "Few images", "middle": "Some images", "large": "Many images"}
@@ -28,6 +29,7 @@ class Header:
     def __init__(self, form: Any, layouts: Layouts):
         # silent: a widget that is set from here is no choice of the user
         self._form, self._silent = form, True
+        # On Enter or when the field is left: each typed letter would else name another run.
         self.run_name = ipywidgets.Text(continuous_update=False, layout=ipywidgets.Layout(width="auto", margin=MARGIN))
         self.run_name.observe(lambda change: self._choose(run=change["new"].strip()), "value")
         self.about_run, self.problem, self.about_preset = layouts.text(), layouts.text(), layouts.text()
@@ -53,6 +55,7 @@ class Header:
         }
         self._silent = True
         try:
+            # A wrong name stays in the field until it is changed.
             if not problem:
                 self.run_name.value = choice.run
             self.family.value = choice.family
@@ -78,7 +81,8 @@ class Header:
             return
         try:
             self._form.choose(**changes)
-        except UserError as error:  # only the name is typed, and can be wrong
+        except UserError as error:
+            # Only the run's name is typed; everything else is chosen from lists.
             self._form.refuse("run", str(error))
 
     def _purposes(self, family: str) -> dict[str, str]:
@@ -87,6 +91,7 @@ class Header:
 
     def _sizes(self, family: str, purpose: str) -> dict[str, str]:
         sizes = {"": "–"} if not purpose else {}
+        # A preset names a range of images; without an upper end it is "100+".
         for row in presets.presets(family):
             if row.purpose == purpose:
                 low, high = row.images

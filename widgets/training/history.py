@@ -20,19 +20,25 @@ class History:
 
     log: Path
     at: float = 0.0  # of the newest event
-    step: int = 0  # reached; logged steps above it were lost with an interrupted session and are trained again
+    # The step reached. Logged steps above it were lost with an interrupted session and are trained again.
+    step: int = 0
     started: Started | None = None
     started_at: float = 0.0
     prepared: Progress | None = None
     prepared_at: float = 0.0
     saved: Saved | None = None
     saved_at: float = 0.0
-    ended: Stopped | Finished | Failed | None = None  # None while the newest session runs, or was killed
+    # None while the newest session runs, and after it was killed.
+    ended: Stopped | Finished | Failed | None = None
     steps: dict[int, Stepped] = field(default_factory=dict)  # the newest event of each step
-    resumes: list[int] = field(default_factory=list)  # steps after which training was resumed
-    samples: dict[int, dict[str, Sampled]] = field(default_factory=dict)  # step -> prompt -> image
-    warnings: Counter[str] = field(default_factory=Counter)  # text -> count; the newest last
-    pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=PACE))  # (time, step) of this session
+    # Steps after which training was resumed.
+    resumes: list[int] = field(default_factory=list)
+    # Step -> prompt -> image.
+    samples: dict[int, dict[str, Sampled]] = field(default_factory=dict)
+    # Text -> count; the newest text last.
+    warnings: Counter[str] = field(default_factory=Counter)
+    # (time, step) of the newest steps of this session.
+    pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=PACE))
 
     def __post_init__(self) -> None:
         self._tail = events.Tail(self.log)
@@ -55,6 +61,7 @@ class History:
                 self.pace.append((time, event.step))
             case Started():
                 self.started, self.started_at, self.step, self.ended = event, time, event.step, None
+                # Time passed between two sessions is no training time.
                 self.pace.clear()
                 self.pace.append((time, event.step))
                 if event.step:
@@ -90,10 +97,12 @@ class History:
     def images_per_second(self) -> float:
         """Mean over the newest steps, 0.0 before the first."""
         recent = [self.steps[step] for _, step in list(self.pace)[-RATE:] if step in self.steps]
+        # The harmonic mean: steps hold equally many images, so that times are averaged and not speeds.
         return len(recent) / sum(1 / event.images_per_second for event in recent) if recent else 0.0
 
     def seconds_left(self) -> float | None:
         """Until the last step at the pace of this session, with saves and samples; None before its second step."""
+        # The start and two steps: the first step alone is slow and would say little.
         if len(self.pace) < 3:
             return None
         (start, first), (now, last) = self.pace[0], self.pace[-1]

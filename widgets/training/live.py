@@ -19,7 +19,8 @@ from widgets.training.history import History
 from widgets.waiting import Queue
 
 REDRAW = 1.0  # s between two updates at least
-PROMPTS, COLUMNS, WARNINGS = 4, 6, 5  # shown at most; columns are steps of samples
+# Shown at most; each column is a step with samples.
+PROMPTS, COLUMNS, WARNINGS = 4, 6, 5
 STATES = {
     "new": "not started",
     "running": "training",
@@ -30,8 +31,10 @@ STATES = {
 }
 # what is cached, as logged (version 0.1 wrote "pictures") -> its name on the screen
 KINDS = {"images": "images", "pictures": "images", "captions": "captions"}
-ENDING = 0.5  # s within which a kernel that was interrupted for a shutdown receives the request
-HICCUP, LONG = 5, 60  # s that copying may fail before it is shown, and before it is shown in red
+# Seconds within which a kernel that is interrupted for a shutdown receives the request.
+ENDING = 0.5
+# Seconds that copying may fail before that is shown, and before it is shown in red.
+HICCUP, LONG = 5, 60
 
 
 def train(run: Run) -> None:
@@ -63,6 +66,8 @@ def _watch(run: Run, starts: bool) -> None:
     if (kernel := getattr(get_ipython(), "kernel", None)) is None:
         command = f"lorakit {'start' if starts else 'watch'} {run.project.folder} --run {run.name}"
         raise UserError(say("This view needs a notebook. In a terminal: {command}", command=command))
+    # Two nested `try`: the first interrupt stops the trainer, which is still shown, the second one only closes the
+    # view.
     screen, queue = _Screen(run), Queue(kernel)
     try:
         try:
@@ -133,6 +138,7 @@ class _Screen:
 
     def follow(self, queue: Queue | None = None) -> bool:
         """Update at most once in REDRAW s until the trainer has ended; False when the queue has grown before that."""
+        # Polled in the foreground: Colab does not draw updates that a background thread makes.
         for _ in jobs.follow(self.run):
             if queue is not None and queue.has_grown():
                 return False
@@ -232,6 +238,7 @@ def kept(run: Run, history: History, now: float) -> list[str]:
     from lorakit.sync import service
 
     standing, remote = service.standing(run.project), remote_name(run.project.remote)
+    # The newest step whose training state is whole in the remote copy; 0 for none.
     confirmed = standing.confirmed.get(run.name, 0) if standing else 0
     if confirmed:
         texts.append(say("safe on {remote}: step {step}", remote=remote, step=confirmed))
@@ -294,6 +301,7 @@ def _ending(run: Run, history: History, state: str) -> str:
 
 def _loss(history: History) -> str:
     raw, smooth = history.losses()
+    # One point is no curve.
     if len(raw) < 2:
         return ""
     curves = [Curve(say("each step"), raw, GREY, 1, opacity=0.45), Curve(say("smoothed"), smooth)]
@@ -324,6 +332,7 @@ def samples(run: Run, history: History) -> str:
     for prompt in prompts[:PROMPTS]:
         cells = []
         for step in steps:
+            # A prompt that was added later has no sample of earlier steps.
             event, epoch = history.samples[step].get(prompt), history.epoch_of(step)
             titles = [say("step {n}", n=step), *([say("epoch {n}", n=epoch)] if epoch else [])]
             cells.append(image_cell(thumbnail(run.folder / event.image) if event else "", titles))

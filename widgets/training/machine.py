@@ -36,6 +36,7 @@ def fitting_gpu_preset(gpu_presets: dict[str, Any]) -> str:
     # one number per GPU, in MiB; "[N/A]" on some machines
     output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
     gigabytes = int(output[0]) * 2**20 / 1e9 if output and output[0].isdecimal() else 0.0
+    # In decimal GB: a T4 of "16 GB" has 15,360 MiB, which are 16.1e9 bytes.
     fitting = [name for name in gpu_presets if _gigabytes(name) <= gigabytes]
     return max(fitting, key=_gigabytes, default="")
 

@@ -24,6 +24,7 @@ def problems_of(draft: Draft) -> dict[str, str]:
             # A line begins with `part.name`, or with a setting of the run itself, if it is about one.
             start = re.match(r"\w+(\.\w+)?", line)
             names = (start[0], start[0].partition(".")[0]) if start else ()
+            # The more exact name first; "" shows the line at the top of the form.
             lines_at.setdefault(next((name for name in names if name in places), ""), []).append(line)
     return {path: "\n".join(lines) for path, lines in lines_at.items()} | changes_since_start(draft)
 
@@ -31,8 +32,10 @@ def problems_of(draft: Draft) -> dict[str, str]:
 def changes_since_start(draft: Draft) -> dict[str, str]:
     """Path -> a sentence for each setting that affects the result and is no longer what the run was started with."""
     config = recorded_config(draft.run)
+    # None before the first step: nothing is fixed yet.
     started_with = flattened(training_settings(config)) if config else {}
-    now = json.loads(json.dumps(draft.shown))  # lists for tuples, as in the record
+    # Through JSON, as the record has lists where the form has tuples.
+    now = json.loads(json.dumps(draft.shown))
     return {
         path: say(
             "This run was started with “{old}”. Change it back, or choose another run name.", old=value_text(value)

@@ -44,6 +44,7 @@ class SettingRows:
         self._places = supported_settings(family)
         self.by_path: dict[str, Row] = {}
         self.basic = [self._add(path) for path, setting in self._places.items() if is_basic(*setting)]
+        # Empty until “All settings” is chosen, so that the form appears at once.
         self._groups: list[tuple[str, list[Row]]] = []
         self.accordion = ipywidgets.Accordion(selected_index=None)
 
@@ -54,6 +55,7 @@ class SettingRows:
         shown, by_hand = draft.shown, draft.by_hand
         for path, row in self.by_path.items():
             problem = problems.get(path, "")
+            # What is only missing yet is amber, what is wrong is red.
             missing = is_missing(path, problem)
             row.show(
                 shown[path],
@@ -64,6 +66,7 @@ class SettingRows:
                 colour=AMBER if missing else RED,
                 keeps=path in typed,
             )
+            # `when` is (name of another setting of the same part, its values for which this one matters).
             row.hide(bool(row.when) and shown.get(f"{path.rpartition('.')[0]}.{row.when[0]}") not in row.when[1])
         for place, (part, rows) in enumerate(self._groups):
             # the method and not `titles`, which ipywidgets 7 (Colab) does not have

@@ -25,13 +25,16 @@ def densities(loss: LossConfig) -> list[float]:
     """How often timesteps fall into each of BARS equal intervals of 0..1, relative to uniform sampling (1.0)."""
     import torch
 
+    # A fixed seed: the same settings always show the same bars. `t` has DRAWS values in 0..1.
     t = timesteps.sample(loss, DRAWS, torch.Generator().manual_seed(0))
+    # Counts to densities: 1.0 is what uniform sampling would give each bar.
     return (torch.histc(t, BARS, 0, 1) * BARS / DRAWS).tolist()
 
 
 def render(loss: LossConfig) -> str:
     """The plot as HTML: bars, a dashed line at uniform sampling, and what the two ends mean."""
     heights = densities(loss)
+    # From the middles of the bars.
     mean = sum((i + 0.5) * density for i, density in enumerate(heights)) / BARS**2
     kind = loss.timestep_sampling
     title = say("Timestep distribution: {kind}, mean t {mean}", kind=choice_label(kind), mean=f"{mean:.2f}")
