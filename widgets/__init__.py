@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# Name -> its file, and the name there where that is another.
+# Name -> its file below widgets/, without .py.
 NAMES = {
     "Form": "training.form",
     "add_images": "data.intake",
@@ -44,8 +44,7 @@ def __getattr__(name: str) -> Any:
     """Load a name of NAMES when it is first used."""
     if name not in NAMES:
         raise AttributeError(f"module 'widgets' has no attribute {name!r}; it has {', '.join(NAMES)}.")
-    file, _, there = NAMES[name].partition(":")
-    return getattr(importlib.import_module(f"widgets.{file}"), there or name)
+    return getattr(importlib.import_module(f"widgets.{NAMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

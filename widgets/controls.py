@@ -24,16 +24,16 @@ FAR = 1e9
 
 
 class Plain:
-    """A widget whose value becomes a setting's by `outof`, and the other way round by `into`."""
+    """A widget; `to_widget` turns a setting's value into the widget's, `from_widget` turns it back."""
 
-    def __init__(self, widget: Any, into: Callable[[Any], Any], outof: Callable[[Any], Any]):
-        self.widget, self._into, self._outof = widget, into, outof
+    def __init__(self, widget: Any, to_widget: Callable[[Any], Any], from_widget: Callable[[Any], Any]):
+        self.widget, self._to_widget, self._from_widget = widget, to_widget, from_widget
 
     def read(self) -> Any:
-        return self._outof(self.widget.value)
+        return self._from_widget(self.widget.value)
 
     def show(self, value: Any) -> None:
-        self.widget.value = self._into(value)
+        self.widget.value = self._to_widget(value)
 
     def listen(self, changed: Callable[[], None]) -> None:
         self.widget.observe(lambda change: changed(), "value")
@@ -109,20 +109,20 @@ class Number:
         return number_of(self.text.value)
 
     def show(self, value: Any) -> None:
-        self._silently(self._write, value)
-        self._silently(self._place, value)
+        self._silently(self._write_text, value)
+        self._silently(self._move_slider, value)
 
     def listen(self, changed: Callable[[], None]) -> None:
         # Handlers are also called for changes that the kernel makes; those are silent.
         def slid(change: dict) -> None:
-            if not self._silent and self._is_elsewhere(change["new"]):
-                self._silently(self._write, self._at(change["new"]))
+            if not self._silent and self._was_moved(change["new"]):
+                self._silently(self._write_text, self._value_at(change["new"]))
                 changed()
 
         def typed(change: dict) -> None:
             if not self._silent:
-                if self._has_a_place(value := self.read()):
-                    self._silently(self._place, value)
+                if self._fits_slider(value := self.read()):
+                    self._silently(self._move_slider, value)
                 changed()
 
         self.slider.observe(slid, "value")
@@ -136,26 +136,26 @@ class Number:
         finally:
             self._silent = False
 
-    def _has_a_place(self, value: Any) -> bool:
-        """Whether it is a number within the setting's own limits; others have no place on a slider."""
+    def _fits_slider(self, value: Any) -> bool:
+        """Whether it is a number within the setting's own limits; others cannot be shown on a slider."""
         low, high = self._limits
         is_number = isinstance(value, (int, float)) and abs(value) < FAR
         return is_number and (low is None or value >= low) and (high is None or value <= high)
 
-    def _is_elsewhere(self, place: float) -> bool:
+    def _was_moved(self, place: float) -> bool:
         """Whether a slider was moved by hand: a page also rounds its value to a step, which is no change."""
         value = self.read()
-        if not self._has_a_place(value):
+        if not self._fits_slider(value):
             return True
         if self._log:
             place, value = math.log10(place), math.log10(value) if value > 0 else self.slider.min
         # half a step is rounding; the rest is room for floating point
         return abs(place - value) > 0.51 * self.slider.step
 
-    def _write(self, value: Any) -> None:
+    def _write_text(self, value: Any) -> None:
         self.text.value = number_text(value, self._log)
 
-    def _place(self, value: Any) -> None:
+    def _move_slider(self, value: Any) -> None:
         """Move the slider to a value, and its ends where the value lies beyond them."""
         slider = self.slider
         if not self._log:
@@ -168,8 +168,8 @@ class Number:
             slider.min, slider.max = min(slider.min, math.floor(place)), max(slider.max, math.ceil(place))
             slider.value = value
 
-    def _at(self, place: float) -> Any:
-        """The setting that a place of the slider stands for; two digits are as exact as a hand is."""
+    def _value_at(self, place: float) -> Any:
+        """The value at a place of the slider, rounded to what a hand can set: two digits on a logarithmic slider."""
         if self._zero and math.log10(place) < self.slider.min + self.slider.step / 2:
             return 0.0
         return place if self._whole else float(f"{place:.2g}") if self._log else float(f"{place:.6g}")

@@ -23,7 +23,7 @@ class Row:
 
     path        as `part.name`
     setting     its Config and its name there
-    options     fewer choices than its own
+    options     a subset of the setting's choices; () for all of them
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Row:
     def _note_of(self, value: Any) -> str:
         """The help of the chosen value, then that of the setting, unless it only repeats the label."""
         # Only values of a registry, such as optimizers, have a help of their own.
-        help, own = html.escape(self._help), self._helps.get(value, "") if isinstance(value, str) else ""
-        if not own:
+        help, of_value = html.escape(self._help), self._helps.get(value, "") if isinstance(value, str) else ""
+        if not of_value:
             return help
-        about = f"<b>{html.escape(choice_label(value))}</b>: {html.escape(say(own))}"
+        about = f"<b>{html.escape(choice_label(value))}</b>: {html.escape(say(of_value))}"
         return about if self._help.lower() == self.label.lower() else f"{about} · {help}"
 
     def _explain(self, problem: str) -> None:

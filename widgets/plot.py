@@ -164,8 +164,7 @@ def _thinned(points: list[tuple[float, float]], pairs: int = PAIRS) -> list[tupl
     if len(points) <= 2 * pairs:
         return points
     inner, kept = points[1:-1], [points[0]]
-    # Points between the ends, in each of the equal stretches; not a whole number, so that the stretches differ by one
-    # point.
+    # Points per stretch; not rounded, so that stretches differ by one point at most.
     share = len(inner) / (pairs - 1)
     for i in range(pairs - 1):
         stretch = inner[round(i * share) : round((i + 1) * share)]

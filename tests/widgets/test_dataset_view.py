@@ -74,7 +74,7 @@ def test_tags_are_counted_and_captions_without_the_trigger_are_told(project, sho
     dataset.show_tags(project)
     (told,) = shown
     assert "mofurin <b>30</b>" in told, "the trigger is put into every caption"
-    assert "Images without a caption: 1." in told and "do not begin with the trigger mofurin: 1." in told
+    assert "Images without a caption: 1." in told and "do not begin with the trigger word mofurin: 1." in told
     assert "&lt;b&gt;odd&lt;/b&gt;" in told and "<b>odd" not in told
 
 

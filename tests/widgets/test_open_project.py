@@ -101,7 +101,7 @@ def test_without_a_name_the_project_that_was_used_last_is_opened(cell):
     assert entry.open_project().folder.name == "b c"
     entry.open_project("小狐狸")
     assert entry.open_project().folder.name == "小狐狸"
-    assert "Also here: b c. open_project(&quot;b c&quot;) opens one." in cell.html
+    assert "Other projects here: b c. Open one with open_project(&quot;b c&quot;)." in cell.html
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", " a", "a ", "a:b", "x" * 65, "a\n", "C:\\x"])

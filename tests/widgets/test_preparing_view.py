@@ -201,7 +201,7 @@ def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
     form.rows["pad"].control.widget.value = "2x3"
     form.rows["resize"].control.widget.value = "none"
     assert form.rows["size"].widget.layout.display == "none"
-    assert read_prepare_config(project).pad == "2x3" and PrepareForm(project).how == form.how
+    assert read_prepare_config(project).pad == "2x3" and PrepareForm(project).config == form.config
     assert form.use.layout.display == "none", "there is nothing to train on yet"
     assert form.button.layout.display != "none"
     form.button.click()

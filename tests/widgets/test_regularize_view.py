@@ -51,7 +51,7 @@ def test_the_cell_says_what_is_made_shows_the_newest_and_goes_on_where_it_was_st
     assert "Stopped. Finished images are kept" in shown[-1] and "image 2 / 3" in shown[-1]
     assert "data:image/jpeg" in shown[-1] and "girl, blue hair" in shown[-1]
     widget.regularize(project)
-    assert "3 regularization images are there, 1 of them new" in shown[-1]
+    assert "3 regularization images, 1 of them new" in shown[-1]
     assert len(list((project.dataset / "reg/1_1girl").glob("*.png"))) == 3
 
 

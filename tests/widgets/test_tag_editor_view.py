@@ -173,7 +173,7 @@ def test_a_new_kernel_undoes_and_redoes_what_another_did(project):
     click(third, "remove from all", "smile")
     assert "smile" not in str(on_disk(project))
     third.show_panel("history")
-    assert "removed smile, left to the trigger word" in third.panels["history"].list.value
+    assert "removed smile (left to the trigger word)" in third.panels["history"].list.value
 
 
 def test_redo_ends_with_another_change(project):

@@ -43,7 +43,7 @@ class BoxForm:
 
     def __init__(self, project: Project):
         self.project, self._silent = project, False
-        self._kept = Boxes(project)
+        self.stored = Boxes(project)
         # Boxes belong to the originals, also while the next run trains on prepared copies.
         samples = scan(config_of_originals(project, Draft(project).data), project.folder).samples
         self.samples = {sample.name: sample for sample in samples}
@@ -58,8 +58,8 @@ class BoxForm:
     def boxes(self) -> tuple[Box, ...]:
         """Boxes of the shown image, read from disk."""
         # Another notebook may have changed the file.
-        self._kept.refresh()
-        return self._kept.of(self.name)
+        self.stored.refresh()
+        return self.stored.of(self.name)
 
     # ---- the user's actions -----------------------------------------------------------------------------------------
 
@@ -79,24 +79,24 @@ class BoxForm:
     def place(self, where: Box) -> None:
         """Move the chosen box, or create the first. Raises BoxError for one outside the image."""
         where = where.within(self._sample.width, self._sample.height)
-        there = list(self.boxes) or [where]
-        self.chosen = min(self.chosen, len(there) - 1)
-        there[self.chosen] = Box(where.left, where.top, where.width, where.height, there[self.chosen].name)
-        self._change(tuple(there))
+        boxes = list(self.boxes) or [where]
+        self.chosen = min(self.chosen, len(boxes) - 1)
+        boxes[self.chosen] = Box(where.left, where.top, where.width, where.height, boxes[self.chosen].name)
+        self._change(tuple(boxes))
 
     def remove(self, index: int) -> None:
         """Delete a box."""
-        there = self.boxes
+        boxes = self.boxes
         # The chosen box stays chosen when one before it goes.
         self.chosen = max(0, self.chosen - (index <= self.chosen))
-        self._change(there[:index] + there[index + 1 :])
+        self._change(boxes[:index] + boxes[index + 1 :])
 
     def rename(self, index: int, name: str) -> None:
         """Name a box; its cropped image gets that name."""
-        there = list(self.boxes)
-        old = there[index]
-        there[index] = Box(old.left, old.top, old.width, old.height, name.strip())
-        self._change(tuple(there))
+        boxes = list(self.boxes)
+        old = boxes[index]
+        boxes[index] = Box(old.left, old.top, old.width, old.height, name.strip())
+        self._change(tuple(boxes))
 
     def choose(self, index: int) -> None:
         """Choose the box that drags and sliders change."""
@@ -106,7 +106,7 @@ class BoxForm:
     def undo(self) -> None:
         """Undo the last change and show its image; a second call redoes it."""
         # The last change may be of another image than the shown one, or of one that is no longer in the dataset.
-        changed = [name for name in self._kept.undo() if name in self.samples]
+        changed = [name for name in self.stored.undo() if name in self.samples]
         service.start(self.project)
         self._turn(self.name if self.name in changed or not changed else changed[0])
 
@@ -117,7 +117,7 @@ class BoxForm:
         return self.samples[self.name]
 
     def _change(self, boxes: tuple[Box, ...]) -> None:
-        self._kept.set(self.name, boxes)
+        self.stored.set(self.name, boxes)
         service.start(self.project)
         self._draw()
 
@@ -164,7 +164,7 @@ class BoxForm:
             self.names,
             _button("", "chevron-right", lambda: self._act(lambda: self.turn(1)), say("next image"), "38px"),
         ]
-        acts = [
+        buttons = [
             _button(say("Add box"), "plus", lambda: self._act(self.add), "", "auto"),
             _button(
                 say("Undo"),
@@ -179,7 +179,7 @@ class BoxForm:
             self.text,
             self.canvas.widget,
             *self.sliders.values(),
-            ipywidgets.HBox(acts, layout=ipywidgets.Layout(**row)),
+            ipywidgets.HBox(buttons, layout=ipywidgets.Layout(**row)),
             self.problem,
             self.rows,
             self.canvas.clicks.widget,
@@ -187,22 +187,22 @@ class BoxForm:
         self.widget = ipywidgets.VBox(children, layout=ipywidgets.Layout(width="100%", max_width=f"{SHOWN + 4}px"))
 
     def _draw(self) -> None:
-        own = self.boxes
-        self.chosen = min(self.chosen, max(0, len(own) - 1))
+        boxes = self.boxes
+        self.chosen = min(self.chosen, max(0, len(boxes) - 1))
         self._silent = True
         try:
             # New options make ipywidgets choose the first one, which is no choice of the user: hence `_silent`.
-            self.names.options = [(f"{'✓' if self._kept.of(name) else '·'} {name}", name) for name in self.samples]
+            self.names.options = [(f"{'✓' if self.stored.of(name) else '·'} {name}", name) for name in self.samples]
             self.names.value = self.name
             # Without a box the sliders stand on the whole image.
-            shown = own[self.chosen] if own else Box(0, 0, self._sample.width, self._sample.height)
-            _set_sliders(self.sliders, shown, self._sample)
+            selected = boxes[self.chosen] if boxes else Box(0, 0, self._sample.width, self._sample.height)
+            _set_sliders(self.sliders, selected, self._sample)
         finally:
             self._silent = False
-        with_boxes = sum(name in self.samples for name in self._kept.names())
-        self.text.value = _help_html(self._sample, bool(own), with_boxes, len(self.samples))
-        self.canvas.draw(own, self.chosen)
-        self.rows.children = [self._row(index, one) for index, one in enumerate(own)]
+        with_boxes = sum(name in self.samples for name in self.stored.names())
+        self.text.value = _help_html(self._sample, bool(boxes), with_boxes, len(self.samples))
+        self.canvas.draw(boxes, self.chosen)
+        self.rows.children = [self._row(index, one) for index, one in enumerate(boxes)]
 
     def _row(self, index: int, one: Box) -> Any:
         """One box of the list: choose, name or delete it."""
@@ -215,8 +215,8 @@ class BoxForm:
             layout=ipywidgets.Layout(flex="1 1 80px", width="auto", min_width="60px"),
         )
         name.observe(lambda change: self._act(lambda: self.rename(index, change["new"])), "value")
-        away = _button("", "trash", lambda: self._act(lambda: self.remove(index)), say("delete this box"), "38px")
-        return ipywidgets.HBox([chooser, name, away], layout=ipywidgets.Layout(width="100%", align_items="center"))
+        delete = _button("", "trash", lambda: self._act(lambda: self.remove(index)), say("delete this box"), "38px")
+        return ipywidgets.HBox([chooser, name, delete], layout=ipywidgets.Layout(width="100%", align_items="center"))
 
 
 def _labels() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from lorakit.data.captions import tags_of
 from lorakit.data.listing import NOTE_KINDS, Note
 from lorakit.data.scan import Sample, Scan, scan
 from lorakit.project import Project
-from widgets.data.prepare import told_notes
+from widgets.data.prepare import notes_html
 from widgets.i18n import say
 from widgets.page import AMBER, aside, box
 from widgets.project.draft import Draft
@@ -71,7 +71,7 @@ def _scanned(config: DataConfig, project: Project) -> Scan | None:
 
 
 def _counts(scanned: Scan) -> str:
-    """A line for each folder: images, repeats, and how many images an epoch shows."""
+    """A row for each folder: images, repeats, and images per epoch."""
     folders: dict[str, list[Sample]] = {}
     for sample in scanned.samples:
         folders.setdefault(str(Path(sample.name).parent), []).append(sample)
@@ -98,8 +98,8 @@ def _table(heads: str, rows: str) -> str:
 
 def _notes(notes: tuple[Note, ...]) -> str:
     # NOTE_KINDS begins with images that are left out.
-    gravest = sorted(notes, key=lambda note: NOTE_KINDS.index(note.kind))
-    return told_notes([str(note) for note in gravest]) or aside(say("Every file is used."))
+    ordered = sorted(notes, key=lambda note: NOTE_KINDS.index(note.kind))
+    return notes_html([str(note) for note in ordered]) or aside(say("Every file is used."))
 
 
 def _tag_table(scanned: Scan) -> str:
@@ -122,11 +122,13 @@ def _trained(scanned: Scan) -> int:
 def _captions(scanned: Scan, trigger: str) -> str:
     """Some captions as they are trained, and how many images have none or lack the trigger."""
     samples = [sample for sample in scanned.samples if not sample.is_reg]
-    bare = sum(not sample.is_captioned for sample in samples)
-    late = [sample for sample in samples if trigger and tags_of(sample.caption)[:1] != [trigger]]
-    texts = [say("Images without a caption: {n}.", n=bare)] if bare else [say("Every image has a caption.")]
+    uncaptioned = sum(not sample.is_captioned for sample in samples)
+    late = sum(tags_of(sample.caption)[:1] != [trigger] for sample in samples) if trigger else 0
+    texts = [say("Every image has a caption.")]
+    if uncaptioned:
+        texts = [say("Images without a caption: {n}.", n=uncaptioned)]
     if late:
-        texts.append(say("Captions that do not begin with the trigger {trigger}: {n}.", n=len(late), trigger=trigger))
+        texts.append(say("Captions that do not begin with the trigger word {trigger}: {n}.", n=late, trigger=trigger))
     rows = "".join(f"<tr>{_cell(sample.name)}{_cell(sample.caption)}</tr>" for sample in samples[:CAPTIONS])
     heads = _heads(say("image"), say("caption"))
     return f"<p style='font-size:13px'>{html.escape(' '.join(texts))}</p>" + _table(heads, rows)

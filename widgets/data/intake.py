@@ -16,7 +16,7 @@ from lorakit.prepare.crop import FOLDER
 from lorakit.prepare.intake import MAX_REPEATS, USED, import_images
 from lorakit.project import Project
 from lorakit.sync import service
-from widgets.data.prepare import told_notes
+from widgets.data.prepare import notes_html
 from widgets.i18n import say
 from widgets.page import BLUE, GREY, RED, WIDTH, aside, bar, box
 from widgets.plain import show
@@ -104,7 +104,7 @@ class IntakeForm:
         others = [str(note) for note in notes if note.kind != "added"]
         if done and Draft(self.project).data.folder == FOLDER:
             others.append(say("Training uses the prepared images. Prepare them again to include the new ones."))
-        self.status.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + told_notes(
+        self.status.value = box("\n".join(done) or say("Nothing was added."), BLUE if done else GREY) + notes_html(
             others
         )
 

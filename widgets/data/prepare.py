@@ -44,7 +44,7 @@ def prepare(project: Project) -> None:
 
 
 def buckets_preview(project: Project, shown: int = 60) -> None:
-    """Show how many images are trained at which size, and of up to `shown` images what is cut off (darkened)."""
+    """Show how many images are trained at which size, and what is cropped (darkened) of up to `shown` images."""
     from IPython.display import HTML, display
 
     draft = Draft(project)
@@ -60,7 +60,7 @@ class PrepareForm:
     """The widget: `widget` is to be displayed; every change is in the project's prepare.yaml at once."""
 
     def __init__(self, project: Project):
-        self.project, self.how = project, read_prepare_config(project)
+        self.project, self.config = project, read_prepare_config(project)
         layouts = Layouts()
         names = [f.name for f in fields(PrepareConfig) if not f.metadata["ui"].hidden]
         self.rows = {
@@ -82,7 +82,7 @@ class PrepareForm:
         """Prepare the images; stopped, it resumes when the button is pressed again."""
         notes, drawn, done, failed = [], 0.0, 0, 0
         try:
-            for event in preparing(self.project, Draft(self.project).data, self.how):
+            for event in preparing(self.project, Draft(self.project).data, self.config):
                 if not isinstance(event, Progress):
                     notes.append(str(event))
                     failed += event.kind == "failed"
@@ -105,35 +105,35 @@ class PrepareForm:
     def _result(self, count: int, notes: list[str]) -> str:
         folder = self.project.folder / FOLDER
         text = say("{n} images are in {folder}; the originals are unchanged.", n=count, folder=folder)
-        return f'<div style="line-height:1.5">{html.escape(text)}</div>' + told_notes(notes)
+        return f'<div style="line-height:1.5">{html.escape(text)}</div>' + notes_html(notes)
 
     def _changed(self, row: Row) -> None:
         name = row.path.rpartition(".")[2]
         try:
-            how = replace(self.how, **{name: check(PrepareConfig, name, row.control.read())})
+            config = replace(self.config, **{name: check(PrepareConfig, name, row.control.read())})
         except ConfigError as error:
-            row.show(getattr(self.how, name), by_hand=True, problem=labelled(str(error)), keeps=True)
+            row.show(getattr(self.config, name), by_hand=True, problem=labelled(str(error)), keeps=True)
             return
-        self._set(how)
+        self._set(config)
 
     def _undone(self, row: Row) -> None:
         name = row.path.rpartition(".")[2]
-        self._set(replace(self.how, **{name: getattr(PrepareConfig(), name)}))
+        self._set(replace(self.config, **{name: getattr(PrepareConfig(), name)}))
 
-    def _set(self, how: PrepareConfig) -> None:
-        self.how = how
-        write_prepare_config(self.project, how)
+    def _set(self, config: PrepareConfig) -> None:
+        self.config = config
+        write_prepare_config(self.project, config)
         self._show()
 
     def _toggle(self) -> None:
         """Let the next run train on the prepared images, or on the originals again."""
         draft = Draft(self.project)
         if self._is_used():
-            draft.set("data.folder", self.how.folder)
+            draft.set("data.folder", self.config.folder)
         else:
             # The folder of the originals is noted first: switching back needs it.
-            self.how = replace(self.how, folder=draft.data.folder)
-            write_prepare_config(self.project, self.how)
+            self.config = replace(self.config, folder=draft.data.folder)
+            write_prepare_config(self.project, self.config)
             draft.set("data.folder", FOLDER)
         self.status.value = aside(say("The next run trains on {folder}.", folder=Draft(self.project).data.folder))
         self._show()
@@ -142,20 +142,20 @@ class PrepareForm:
         return Draft(self.project).data.folder == FOLDER
 
     def _show(self) -> None:
-        usual = PrepareConfig()
+        defaults = PrepareConfig()
         for name, row in self.rows.items():
-            value = getattr(self.how, name)
-            row.show(value, by_hand=value != getattr(usual, name), problem="")
-            row.hide(row.when is not None and getattr(self.how, row.when[0]) not in row.when[1])
+            value = getattr(self.config, name)
+            row.show(value, by_hand=value != getattr(defaults, name), problem="")
+            row.hide(row.when is not None and getattr(self.config, row.when[0]) not in row.when[1])
         is_used = self._is_used()
         self.use.description = say("Train on the originals again") if is_used else say("Train on the prepared images")
-        self.use.tooltip = say("sets Dataset folder for the next run")
+        self.use.tooltip = say("Changes the dataset folder of the next run")
         is_there = is_used or (self.project.folder / FOLDER).is_dir()
         self.use.layout.display = "" if is_there else "none"
 
 
-def told_notes(notes: list[str]) -> str:
-    """Sentences on files, the first of them in sight and the others folded."""
+def notes_html(notes: list[str]) -> str:
+    """Notes on files as HTML: the first NOTES of them visible, the others folded."""
     if not notes:
         return ""
     more = "".join(f"<div>{html.escape(note)}</div>" for note in notes[NOTES:])
@@ -168,7 +168,7 @@ def told_notes(notes: list[str]) -> str:
 
 
 def render(buckets: list[Bucket], batch: int, thumbnails: Thumbnails, shown: int) -> str:
-    """Buckets as HTML: what is amiss with them, then each with its images, those first of which most is cut off."""
+    """Buckets as HTML: warnings, then each bucket with its images, the most cropped first."""
     images = [fitted for bucket in buckets for fitted in bucket.images]
     # At least two of each bucket, so that small ones are seen, too.
     each = max(2, shown // len(buckets))
@@ -197,8 +197,7 @@ def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> l
         texts.append(text)
     if enlarged:
         text = say(
-            "{n} images are enlarged (up to {factor} times) and become blurry. Use larger images or lower the "
-            "resolution.",
+            "{n} images are upscaled (up to {factor}×) and become blurry. Use larger images or lower the resolution.",
             n=len(enlarged),
             factor=f"{max(enlarged):.2g}",
         )
@@ -212,16 +211,16 @@ def _warnings(buckets: list[Bucket], images: list[FittedImage], batch: int) -> l
 def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
     """A bucket: its size, how full it is, and some of its images."""
     # Those that lose most to cropping are the ones to look at.
-    first = sorted(bucket.images, key=lambda fitted: -fitted.lost)[:each]
-    sources = thumbnails.sources([fitted.sample for fitted in first])
+    images = sorted(bucket.images, key=lambda fitted: -fitted.lost)[:each]
+    sources = thumbnails.sources([fitted.sample for fitted in images])
     lines = [
         "{} × {} px".format(*bucket.size),
         say("{n} images", n=len(bucket.images)),
         say("{n} images per epoch", n=bucket.images_per_epoch),
     ]
-    left = len(bucket.images) - len(first)
-    more = aside(say("and {n} more", n=left)) if left else ""
-    small = "".join(_small(fitted, source) for fitted, source in zip(first, sources, strict=True))
+    hidden = len(bucket.images) - len(images)
+    more = aside(say("and {n} more", n=hidden)) if hidden else ""
+    small = "".join(_small(fitted, source) for fitted, source in zip(images, sources, strict=True))
     return (
         f'<div style="margin:14px 0 4px 0"><b>{lines[0]}</b> '
         f'<span style="color:{GREY}">· {html.escape(" · ".join(lines[1:]))}</span>'
@@ -231,11 +230,11 @@ def _block(bucket: Bucket, most: int, thumbnails: Thumbnails, each: int) -> str:
 
 
 def _small(fitted: FittedImage, source: str) -> str:
-    """A thumbnail with what is cut off darkened; one that is enlarged says by how much."""
+    """A thumbnail with the cropped parts darkened; an upscaled image also shows its factor."""
     # `kept` is the part that is trained, as shares of left, top, width and height; here in percent.
     sample, (left, top, width, height) = fitted.sample, (100 * share for share in fitted.kept)
     # At most 2.5 times as wide as high: a panorama would fill the page.
-    across = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))
+    width_px = min(5 * HEIGHT // 2, round(HEIGHT * sample.width / sample.height))
     title = say("{name}: {share} % cropped", name=sample.name, share=round(100 * fitted.lost))
     factor = (
         f'<span style="position:absolute;right:0;bottom:0;background-color:{AMBER};color:white;font-size:11px;'
@@ -243,7 +242,7 @@ def _small(fitted: FittedImage, source: str) -> str:
         if fitted.scale > 1
         else ""
     )
-    place = f"position:relative;overflow:hidden;width:{across}px;height:{HEIGHT}px"
+    place = f"position:relative;overflow:hidden;width:{width_px}px;height:{HEIGHT}px"
     return (
         f'<div title="{html.escape(title)}" style="{place}">'
         f'<img src="{source}" alt="{html.escape(sample.name)}" style="width:100%;height:100%;margin:0;display:block">'

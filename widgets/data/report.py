@@ -49,10 +49,10 @@ class Examination:
         self.project = project
         self.thumbnails = Thumbnails(project)
         self.head, self.status = ipywidgets.HTML(), ipywidgets.HTML()
-        self.rows, self.held = ipywidgets.VBox(), ipywidgets.VBox()
-        again = _button(say("Re-check"), "refresh", self.examine)
+        self.rows, self.excluded = ipywidgets.VBox(), ipywidgets.VBox()
+        recheck = _button(say("Re-check"), "refresh", self.examine)
         self.widget = ipywidgets.VBox(
-            [self.head, self.status, _line([again]), self.rows, self.held],
+            [self.head, self.status, _line([recheck]), self.rows, self.excluded],
             layout=ipywidgets.Layout(width="100%", max_width="960px"),
         )
 
@@ -71,13 +71,13 @@ class Examination:
         self.head.value = _numbers(report) + _verdict(report)
         self.rows.children = [self._row(finding, report) for finding in report.findings]
         # The newest batch first.
-        self.held.children = [self._batch(batch) for batch in reversed(batches(self.project))]
+        self.excluded.children = [self._batch(batch) for batch in reversed(batches(self.project))]
 
     def _row(self, finding: DatasetFinding, report: Report) -> ipywidgets.Widget:
         """One finding, folded, with its button beside it."""
-        shown = ipywidgets.HTML(self._details(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
+        html_view = ipywidgets.HTML(self._details(finding, report), layout=ipywidgets.Layout(flex="1 1 180px"))
         if not finding.fix:
-            return _line([shown])
+            return _line([html_view])
         fix = FIXES[finding.fix]
         # Some fixes need an answer of the user, such as the encoding of a caption file.
         answer = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
@@ -87,7 +87,7 @@ class Examination:
             lambda: self._do(fix.label, lambda: apply_fix(self.project, self.config, finding, answer.value or "")),
         )
         button.tooltip = say(fix.help)
-        return _line([shown, *([answer] if fix.answers else []), button])
+        return _line([html_view, *([answer] if fix.answers else []), button])
 
     def _batch(self, batch: Batch) -> ipywidgets.Widget:
         """Excluded files, with a button that restores them."""
@@ -96,25 +96,25 @@ class Examination:
             f'<span style="color:{GREY};font-size:13px">{html.escape(text)}</span>',
             layout=ipywidgets.Layout(flex="1 1 180px"),
         )
-        return _line(
-            [line, _button(say("Restore"), "undo", lambda: self._do("Restore", lambda: self._bring_back(batch)))]
-        )
+        return _line([line, _button(say("Restore"), "undo", lambda: self._do("Restore", lambda: self._restore(batch)))])
 
-    def _bring_back(self, batch: Batch) -> FixResult:
-        kept = restore(self.project, batch)
-        return FixResult(len(batch.files) - len(kept), tuple(kept))
+    def _restore(self, batch: Batch) -> FixResult:
+        not_restored = restore(self.project, batch)
+        return FixResult(len(batch.files) - len(not_restored), tuple(not_restored))
 
     def _do(self, label: str, action: Callable[[], FixResult]) -> None:
         """Apply a fix, show its result, and check again."""
         try:
-            done = action()
+            result = action()
         except (UserError, OSError) as error:
             # OSError: a disk that is full or read-only.
             self.status.value = box(labelled(str(error)), RED)
             return
-        kept = [*done.kept[:LINES], *([say("and {n} more", n=len(done.kept) - LINES)] * (len(done.kept) > LINES))]
+        notes = list(result.kept[:LINES])
+        if len(result.kept) > LINES:
+            notes.append(say("and {n} more", n=len(result.kept) - LINES))
         self.status.value = box(
-            "\n".join([say("Done: {what}, {n}.", what=say(label), n=done.changed), *kept]), AMBER if kept else GREEN
+            "\n".join([say("Done: {what}, {n}.", what=say(label), n=result.changed), *notes]), AMBER if notes else GREEN
         )
         service.start(self.project)
         self.examine()
@@ -126,15 +126,15 @@ class Examination:
         # A name can be in both; the order is the finding's.
         names = list(dict.fromkeys([*finding.images, *finding.details]))
         # Names of images get a thumbnail; names of files that cannot be opened, and of tags, get a line.
-        seen = [name for name in names if name in report.samples][:SHOWN]
+        images = [name for name in names if name in report.samples][:SHOWN]
         lines = [name for name in names if name not in report.samples][:LINES]
-        sources = self.thumbnails.sources([report.samples[name] for name in seen], SIDE)
+        sources = self.thumbnails.sources([report.samples[name] for name in images], SIDE)
         cards = "".join(
-            _card(name, finding.details.get(name, ""), source) for name, source in zip(seen, sources, strict=True)
+            _card(name, finding.details.get(name, ""), source) for name, source in zip(images, sources, strict=True)
         )
         listed = "".join(_listed(name, finding.details.get(name, "")) for name in lines)
-        left = len(names) - len(seen) - len(lines)
-        more = f'<div style="color:{GREY}">{html.escape(say("and {n} more", n=left))}</div>' if left else ""
+        hidden = len(names) - len(images) - len(lines)
+        more = f'<div style="color:{GREY}">{html.escape(say("and {n} more", n=hidden))}</div>' if hidden else ""
         return (
             f'<details style="line-height:1.5;padding:3px 0"><summary style="cursor:pointer">'
             f'<span style="color:{COLOURS[finding.severity]}">●</span> {html.escape(title)}</summary>'
@@ -157,7 +157,7 @@ def _chosen(project: Project) -> tuple[DataConfig, Config | None, LoopConfig]:
 
 
 def _numbers(report: Report) -> str:
-    """The set in a line: images, how often they are seen, steps, buckets, tags."""
+    """The dataset in a line: images, images per epoch, steps, buckets, tags."""
     if not report.numbers:
         return ""
     n = report.numbers

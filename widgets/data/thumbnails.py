@@ -22,7 +22,7 @@ THREADS = 4
 class Thumbnails:
     """The thumbnails of a project, below `<cache>/.thumbnails/`; an image that changes gets another one.
 
-    Hidden, so that the project's mirror does not send the whole cache again for them.
+    The folder is hidden, so that the sync service does not upload the whole cache again for them.
     """
 
     def __init__(self, project: Project):

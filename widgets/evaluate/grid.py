@@ -118,7 +118,7 @@ def _growing(sheet: Sheet, pace: deque[tuple[float, int]]) -> str:
         texts.append(say("{span} left", span=span((now - begun) / (last - first) * (sheet.total - last))))
     progress = f'<div style="margin:6px 0">{bar(last / sheet.total)}</div>'
     head = f'<div style="max-width:{WIDTH}px">{facts(texts)}{progress}</div>'
-    return head + _shown(sheet.image())
+    return head + _image_html(sheet.image())
 
 
 def _interrupted(sheet: Sheet) -> str:
@@ -129,16 +129,16 @@ def _interrupted(sheet: Sheet) -> str:
             done=sheet.done,
             total=sheet.total,
         )
-    return box(text, BLUE, say("Stopped")) + (_shown(sheet.image()) if sheet.places else "")
+    return box(text, BLUE, say("Stopped")) + (_image_html(sheet.image()) if sheet.places else "")
 
 
 def _finished(done: Done) -> str:
     with Image.open(done.image) as image:
         data = bounded(image.convert("RGB"), SHEET, SHEET_BYTES)
-    return _shown(data) + aside(say("Full size: {file}", file=done.image))
+    return _image_html(data) + aside(say("Full size: {file}", file=done.image))
 
 
-def _shown(data: bytes) -> str:
+def _image_html(data: bytes) -> str:
     return f'<img alt="{html.escape(say("Grid"))}" style="max-width:100%" src="{source(data)}">'
 
 

@@ -68,7 +68,9 @@ class GridForm:
         checkpoints.append((say("without LoRA"), OFF))
         self.x = _field(ipywidgets.Dropdown(options=names, value="checkpoint"), say("Columns"))
         self.y = _field(ipywidgets.Dropdown(options=names, value="strength"), say("Rows"))
-        self.every = _field(ipywidgets.IntSlider(self._spacing(), 1, max(2, len(self.steps))), say("Every nth"))
+        self.every = _field(
+            ipywidgets.IntSlider(self._spacing(), 1, max(2, len(self.steps))), say("Every nth checkpoint")
+        )
         self.off = _field(ipywidgets.Checkbox(True), say("Also without LoRA"))
         self.strengths = _field(ipywidgets.Text("0.6, 0.8, 1"), say("Strengths"))
         self.prompts = _field(ipywidgets.Textarea("\n".join(prompts), rows=8), say("Prompts"))

@@ -24,7 +24,7 @@ from widgets.plain import show
 from widgets.plot import number, spark
 from widgets.project.labels import labelled
 from widgets.training.history import History
-from widgets.training.live import STATES, copy_problem, kept, render
+from widgets.training.live import STATES, copy_problem, render, saved_lines
 
 SIDE = 84  # px of the newest sample
 STARTABLE = ("new", "stopped", "failed", "cut")  # states in which a trainer can be started
@@ -43,13 +43,13 @@ def row(run: Run) -> str:
     progress = [say("step {step} / {steps}", step=history.step, steps=history.total)] if history.total else []
     _, smooth = history.losses()
     loss = f"<span>{html.escape(say('loss'))} {number(smooth[-1][1], 4)} {spark(smooth)}</span>" if smooth else ""
-    dates = [*kept(run, history, now), say("last activity {span} ago", span=span(now - history.at))]
-    shown = _newest(run, history)
+    dates = [*saved_lines(run, history, now), say("last activity {span} ago", span=span(now - history.at))]
+    sample = _newest(run, history)
     # "failed" and "cut" need attention
     colour = RED if state in ("failed", "cut") else BLUE
     return (
         f'<div style="max-width:{WIDTH}px;overflow:hidden;line-height:1.5;padding:6px 0">'
-        f'<div style="float:left;width:{SIDE}px;height:{SIDE}px;margin-right:12px">{shown}</div>'
+        f'<div style="float:left;width:{SIDE}px;height:{SIDE}px;margin-right:12px">{sample}</div>'
         f'<div style="overflow:hidden"><div><b>{html.escape(run.name)}</b> · '
         f'<span style="color:{colour}">{html.escape(say(STATES[state]))}</span></div>'
         f'<div style="margin:3px 0">{bar(history.step / max(1, history.total), colour, 4)}</div>'

@@ -52,8 +52,8 @@ def render(findings: list[ModelFile]) -> str:
         f"{html.escape(' '.join(file.dtypes))}</td></tr>"
         for file in findings
     )
-    lacking = missing(findings)
-    below = box("\n".join(lacking), AMBER) if lacking else ""
+    still_needed = missing(findings)
+    below = box("\n".join(still_needed), AMBER) if still_needed else ""
     empty = "" if findings else aside(say("No model files found."))
     return f"<table style='font-size:13px'>{rows}</table>{below}{empty}"
 
@@ -69,7 +69,7 @@ def _fetching(model: Config) -> Iterator[str]:
         stderr=subprocess.STDOUT,
     )
     # Lines that ended with a newline, the bytes of the current line, and the time of the last update.
-    kept, line, drawn = "", b"", 0.0
+    finished, line, drawn = "", b"", 0.0
     try:
         # Byte by byte, as a progress bar ends its lines with a carriage return, for which readline() would not stop.
         while byte := child.stdout.read(1):
@@ -79,11 +79,11 @@ def _fetching(model: Config) -> Iterator[str]:
             text, line = line.decode("utf-8", "replace").strip(), b""
             if byte == b"\n" and text:
                 # Bounded, as the output is saved with the notebook.
-                kept = f"{kept}\n{text}".strip()[-4000:]
+                finished = f"{finished}\n{text}".strip()[-4000:]
             if text and time.monotonic() - drawn > REDRAW:
-                yield kept if byte == b"\n" else f"{kept}\n{text}".strip()
+                yield finished if byte == b"\n" else f"{finished}\n{text}".strip()
                 drawn = time.monotonic()
-        yield kept
+        yield finished
     finally:
         # Also reached by the interrupt button: the download must not continue unseen.
         child.terminate()

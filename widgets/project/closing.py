@@ -51,5 +51,5 @@ def close_project(project: Project, minutes: float = 30) -> None:
 
 
 def _progress(standing: Standing) -> str:
-    left = say("{n} files ({size}) left to upload", n=standing.files_left, size=size(standing.bytes_left))
-    return box(standing.trouble or left, AMBER) if standing.trouble else f"<div>{html.escape(left)}</div>"
+    text = say("{n} files ({size}) left to upload", n=standing.files_left, size=size(standing.bytes_left))
+    return box(standing.trouble or text, AMBER) if standing.trouble else f"<div>{html.escape(text)}</div>"

@@ -129,8 +129,8 @@ class Draft:
     @property
     def by_hand(self) -> dict[str, Any]:
         """Path -> value of everything set by hand that the family and the adapter type support."""
-        own = {f"model.{name}": value for name, value in self.choice.models.get(self.choice.family, {}).items()}
-        supported, settings = supported_settings(self.choice.family), {**own, **self.choice.settings}
+        of_model = {f"model.{name}": value for name, value in self.choice.models.get(self.choice.family, {}).items()}
+        supported, settings = supported_settings(self.choice.family), {**of_model, **self.choice.settings}
         # Options of another adapter type stay in the file, for when it is chosen again, but do not count now.
         adapter = variants.config_class(settings.get("adapter.type", AdapterConfig.type))
         return {
@@ -353,7 +353,7 @@ def choice_of(run: Run) -> Choice:
     defaults, allowed = preset_values(choice), all_settings(choice.family)
     values, _ = _sound({path: v for path, v in flattened(settings).items() if path != "model.family"}, allowed)
     # Values that equal the family's defaults were not set by hand, as far as a run can tell.
-    own = {path: value for path, value in values.items() if value != defaults.get(path)}
-    choice.models[choice.family] = {p.removeprefix("model."): v for p, v in own.items() if p.startswith("model.")}
-    choice.settings = {path: value for path, value in own.items() if not path.startswith("model.")}
+    by_hand = {path: value for path, value in values.items() if value != defaults.get(path)}
+    choice.models[choice.family] = {p.removeprefix("model."): v for p, v in by_hand.items() if p.startswith("model.")}
+    choice.settings = {path: value for path, value in by_hand.items() if not path.startswith("model.")}
     return choice

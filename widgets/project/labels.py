@@ -7,8 +7,8 @@ from functools import cache
 
 from widgets.i18n import language, message
 
-# `part.name`, or a bare name with an underscore: other bare names are words of English as well
-# ASCII: in Chinese a name may stand beside a character without a space between
+# `part.name`, or a bare name with an underscore: other bare names are words of English as well.
+# ASCII: in Chinese a name may stand beside a character without a space between.
 _NAME = re.compile(r"(?<![\w./\\-])(?:[a-z]+\.[a-z]\w*|[a-z]\w*_\w+)\b(?![/\\]|\.\w)", re.ASCII)
 
 

@@ -33,7 +33,7 @@ NO_NAME = re.compile(r"[\\/:*?\"<>|\x00-\x1f]|^\.|^\s|\s$|^$")
 def open_project(name: str = "", remote: str | Path | None = None) -> Project:
     """Open a project, or create it, and show its summary. In Colab this mounts Google Drive, where projects are kept.
 
-    name   of the project's folder among this machine's projects; "" the one that was opened last, or "my-lora"
+    name    of the project's folder among this machine's projects; "" the one that was opened last, or "my-lora"
     remote  folder of the project's remote copy (e.g. on Google Drive), or of the project itself on a fast disk
 
     From here on an error for people is a sentence in this notebook. Raises UserError for a name that cannot be a

@@ -1,4 +1,4 @@
-"""A project's choices that decide no result: the language, and where models come from; on disk and in force."""
+"""A project's choices that do not affect a result: the language, and where models are downloaded from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _set_here: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Preferences:
-    """language: "en" or "zh"; hf_endpoint: the hub's address, "" its own, "network_turbo" its own by AutoDL's proxy."""
+    """What a project remembers of its user.
+
+    language      "en" or "zh"
+    hf_endpoint   address of a mirror of Hugging Face; "" for Hugging Face itself, "network_turbo" for it through
+                  AutoDL's proxy
+    """
 
     language: str
     hf_endpoint: str = ""
@@ -31,7 +36,7 @@ class Preferences:
         write_json(project.folder / "preferences.json", asdict(self))
 
     def apply(self) -> None:
-        """Speak the language, and send this process and the trainers it starts to the hub that was chosen."""
+        """Use the language, and let this process and the trainers it starts download from the chosen address."""
         i18n.use(self.language)
         variables = {"HF_ENDPOINT": self.hf_endpoint} if self.hf_endpoint else {}
         # AutoDL's proxy is a set of variables that its own script exports, not an address.
@@ -53,7 +58,7 @@ def read(project: Project, place: Place) -> Preferences:
     # A damaged file is not worth stopping for: its choices are quickly made again.
     with suppress(FileNotFoundError, ValueError, AttributeError):
         stored = dict(json.loads((project.folder / "preferences.json").read_text("utf-8")).items())
-    # AutoDL is a host in China, whatever the locale of its images says.
+    # AutoDL is a Chinese host, whatever locale its images have.
     chinese = place.name == "AutoDL" or os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
     language = str(stored.get("language"))
     language = language if language in i18n.LANGUAGES else "zh" if chinese else "en"
@@ -62,12 +67,12 @@ def read(project: Project, place: Place) -> Preferences:
 
 
 def users_endpoint() -> str:
-    """The hub's address in the user's own environment, which goes before any choice; "" when it says nothing."""
+    """The HF_ENDPOINT that the user set outside of this project, which wins over any choice; "" for none."""
     return "" if "HF_ENDPOINT" in _set_here else os.environ.get("HF_ENDPOINT", "")
 
 
 def addresses(chosen: str) -> list[tuple[str, str]]:
-    """(shown, address) of the hubs to choose from."""
+    """(label, address) of Hugging Face and its mirrors to choose from."""
     if users := users_endpoint():
         return [(f"{users} (HF_ENDPOINT)", users)]
     options = [("huggingface.co", ""), ("hf-mirror.com", MIRROR)]

@@ -22,7 +22,7 @@ def render(project: Project, place: Place, findings: Iterable[CheckResult], warn
     pieces = [
         f'<div style="font-size:18px;font-weight:bold">{html.escape(_name(project))}</div>',
         _where(project, place),
-        _holds(project),
+        _contents(project),
         _others(project, place),
         *(page.box(text, page.AMBER) for text in alarms),
         *(_problem(finding) for finding in findings if finding.fix),
@@ -44,7 +44,7 @@ def _where(project: Project, place: Place) -> str:
     return page.aside(f"{text} · {say(place.keeps)}" if place.keeps and not place.is_lost else text)
 
 
-def _holds(project: Project) -> str:
+def _contents(project: Project) -> str:
     """Images and runs, a line for each run."""
     # Regularization images are not counted: they show other subjects.
     reg = project.dataset / "reg"
@@ -78,7 +78,7 @@ def _others(project: Project, place: Place) -> str:
     if not others:
         return ""
     example = f'open_project("{others[0]}")'
-    return page.aside(say("Also here: {names}. {code} opens one.", names=", ".join(others), code=example))
+    return page.aside(say("Other projects here: {names}. Open one with {code}.", names=", ".join(others), code=example))
 
 
 def _problem(finding: CheckResult) -> str:

@@ -172,7 +172,7 @@ class TagEditor:
 
     def _remove_from_all(self, tag: str) -> None:
         rule = Remove(tag, self.state.config.trigger)
-        what = say("removed {tags}, left to the trigger word", tags=tag)
+        what = say("removed {tags} (left to the trigger word)", tags=tag)
         self.do(lambda: self.state.edit(what, [rule], self.state.names))
 
     def _draw_panel(self) -> None:
@@ -185,7 +185,7 @@ class TagEditor:
         self.panel_choice.draw([(label, name) for name, label in labels.items()], self.panel)
         panel = self.panels[self.panel]
         panel.draw()
-        # Panels that are not shown are not drawn: their thumbnails would be sent for nothing.
+        # An equal panel is not set again: the page would build it anew.
         if self._panel_place.children != (panel.widget,):
             self._panel_place.children = (panel.widget,)
 

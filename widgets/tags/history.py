@@ -55,13 +55,13 @@ class HistoryPanel:
         lines = text.splitlines()
         # The file is inside the link, so that the download works in Colab and in VS Code, too.
         encoded = base64.b64encode(text.encode()).decode()
-        shown = "\n".join(lines[:MAX_LINES])
+        visible = "\n".join(lines[:MAX_LINES])
         more = aside(say("and {n} more", n=len(lines) - MAX_LINES)) if len(lines) > MAX_LINES else ""
         self.diff.value = (
             f'{note}<a download="{FILE}" href="data:text/plain;charset=utf-8;base64,{encoded}">'
             f"{html.escape(say('Download'))}</a>"
             f'<pre style="font-size:12px;max-height:320px;overflow:auto;white-space:pre-wrap;background:none">'
-            f"{html.escape(shown)}</pre>{more}"
+            f"{html.escape(visible)}</pre>{more}"
         )
 
 

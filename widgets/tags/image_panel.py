@@ -77,9 +77,9 @@ class ImagePanel:
 
     def _tags_html(self, name: str) -> str:
         state, authors = self._state, self._state.editor.authors(name)
-        own = tags_of(state.editor.captions[name])
-        rows = "".join(self._row(name, tag, authors.get(tag, PERSON)) for tag in own)
-        others = [(tag, score) for tag, score in self._seen(name) if tag not in own]
+        in_caption = tags_of(state.editor.captions[name])
+        rows = "".join(self._row(name, tag, authors.get(tag, PERSON)) for tag in in_caption)
+        others = [(tag, score) for tag, score in self._seen(name) if tag not in in_caption]
         pills = "".join(self._pill(name, tag, score) for tag, score in others[:MAX_SEEN])
         seen = f"{aside(say('The tagger also sees these; click to add:'))}<div>{pills}</div>" if pills else ""
         # Tags that are missing already stand among those that the tagger sees.

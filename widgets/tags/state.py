@@ -151,9 +151,9 @@ class EditorState:
         typed, lead = last.strip().lower(), f"{before}{comma} " if comma else ""
         if not typed:
             return []
-        own = sorted(self.holders, key=lambda tag: (-len(self.holders[tag]), tag))
+        in_dataset = sorted(self.holders, key=lambda tag: (-len(self.holders[tag]), tag))
         others = self.scores.categories if self.scores else ()
-        tags = dict.fromkeys(tag for tags in (own, others) for tag in tags if tag.lower().startswith(typed))
+        tags = dict.fromkeys(tag for tags in (in_dataset, others) for tag in tags if tag.lower().startswith(typed))
         return [lead + tag for tag in list(tags)[:MAX_COMPLETIONS]]
 
     def _mean_score(self, tag: str, names: set[str]) -> float | None:

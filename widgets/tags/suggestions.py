@@ -38,9 +38,9 @@ class SuggestionsPanel:
         none = aside(say("No such tags."))
         self.widget.value = (
             f'<div style="font-size:13px;line-height:1.6;max-width:{WIDTH}px" {self._clicks.attributes()}>'
-            f"{_heading(say('For the trigger word: in nearly every image'))}{for_trigger or none}"
-            f"{_heading(say('Keep tagged: what you will want to change'))}{self._groups(keep) or none}"
-            f"{_heading(say('Hard to change: in nearly every image')) + fixed if fixed else ''}</div>"
+            f"{_heading(say('Leave to the trigger word (in nearly every image)'))}{for_trigger or none}"
+            f"{_heading(say('Keep tagged (you will want to change it)'))}{self._groups(keep) or none}"
+            f"{_heading(say('Hard to change (in nearly every image)')) + fixed if fixed else ''}</div>"
         )
 
     def _groups(self, suggestions: list[Suggestion]) -> str:

@@ -99,11 +99,11 @@ def _run(project: Project, preview: bool, timer: Timer) -> Iterator[str]:
 
 def _progress(event: Progress, timer: Timer) -> str:
     """How many images are done, how fast, and how long it will take."""
-    left = (event.total - event.done) * timer.seconds / event.done
+    seconds_left = (event.total - event.done) * timer.seconds / event.done
     texts = [
         say("{done} of {total} images", done=event.done, total=event.total),
         timer.speed(),
-        say("{time} left", time=span(left)),
+        say("{time} left", time=span(seconds_left)),
     ]
     return f'<div style="max-width:{WIDTH}px">{facts(texts)}{bar(event.done / event.total)}</div>'
 

@@ -17,6 +17,7 @@ from lorakit.run.memory import next_rung
 from lorakit.training.forecast import Disk, Forecast, StageForecast, forecast
 from lorakit.training.probe import Outlook, Probed, outlook, remembered
 from lorakit.training.probe import probe as try_steps
+from widgets.choices import choice_label
 from widgets.fields import value_text
 from widgets.i18n import say
 from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
@@ -43,7 +44,7 @@ DOING = {
     "start": "Starting: loading libraries, images and the base model…",
     "images": "Caching images",
     "captions": "Caching captions",
-    "load": "Loading the trained parts…",
+    "load": "Loading the model to train…",
     "steps": "Measuring steps",
 }
 
@@ -212,7 +213,7 @@ def _time(plan: Forecast, config: RunConfig, probed: Probed | None, hours: float
     body = [
         _row(say("whole run"), _when(expected)),
         _row(say("per step"), speed),
-        _row(say("first step after"), f"{span(probed.seconds_to_first_step)} ({phases})"),
+        _row(say("time to first step"), f"{span(probed.seconds_to_first_step)} ({phases})"),
         _row(say("peak memory"), f"{memory}, {probed.device}", share, RED if is_tight else BLUE),
     ]
     yield _section(say("Time and memory"), "".join([_session(plan, expected, hours), *body]))
@@ -317,11 +318,11 @@ def _preparation(plan: Forecast, config: RunConfig) -> str:
     # None while the base model is not on this machine.
     if plan.weights is not None:
         count = say("{n} parameters", n=f"{plan.weights:,}")
-        rows.append(_row(say("trained"), f"{count}, {config.adapter.type}, rank {config.adapter.rank}"))
+        rows.append(_row(say("trained"), f"{count}, {choice_label(config.adapter.type)}, rank {config.adapter.rank}"))
     for label, cached in ((say("images"), plan.images), (say("captions"), plan.texts)):
         if cached is not None and cached.total:
-            there = say("{there} of {total} cached", there=cached.there, total=cached.total)
-            rows.append(_row(label, there, cached.there / cached.total))
+            share_text = say("{there} of {total} cached", there=cached.there, total=cached.total)
+            rows.append(_row(label, share_text, cached.there / cached.total))
     return _section(
         say("Base model and caches"), "".join(rows) + (box(labelled(plan.unknown), AMBER) if plan.unknown else "")
     )

@@ -134,7 +134,7 @@ class Header:
 
     def _changes(self) -> str:
         """What the preset or GPU preset that was chosen last changed, and which settings it left as set by hand."""
-        changed, stayed = self._form.changes
+        changed, kept_by_hand = self._form.changes
         places = supported_settings(self._form.draft.choice.family)
         lines = [
             f"{label_and_help(path, *places[path])[0]} {value_text(old)} → {value_text(new)}"
@@ -142,6 +142,6 @@ class Header:
         ]
         if len(lines) > MOST_CHANGES:
             lines[MOST_CHANGES:] = [say("and {n} more", n=len(lines) - MOST_CHANGES)]
-        kept = ", ".join(label_and_help(path, *places[path])[0] for path in stayed)
+        kept = ", ".join(label_and_help(path, *places[path])[0] for path in kept_by_hand)
         pieces = [(say("Changed:"), " · ".join(lines)), (say("Kept as set by hand:"), kept)]
         return "".join(help_html(f"<b>{name}</b> {html.escape(text)}") for name, text in pieces if text)

@@ -172,7 +172,7 @@ def figures(run: Run, history: History, note: str = "") -> str:
     state = "running" if alive else jobs.history(run)[0]
     pieces = [_headline(run, history, state, now)]
     pieces += [box(note, AMBER)] if note else []
-    pieces += [facts(kept(run, history, now))] if history.saved or alive else []
+    pieces += [facts(saved_lines(run, history, now))] if history.saved or alive else []
     pieces += [copy_problem(run.project, now), _ending(run, history, state), _loss(history), _rates(history)]
     pieces += [_warning(text, count) for text, count in list(history.warnings.items())[-WARNINGS:]]
     if alive and not note:
@@ -226,7 +226,7 @@ def _doing(run: Run, history: History, now: float) -> tuple[str, float] | None:
     return say("loading the base model, {span} so far", span=span(now - since)), 0.0
 
 
-def kept(run: Run, history: History, now: float) -> list[str]:
+def saved_lines(run: Run, history: History, now: float) -> list[str]:
     """Plain texts: the step that is saved here, and the one that is safe in the remote copy."""
     texts = [say("nothing saved yet")]
     if history.saved:
@@ -250,7 +250,7 @@ def kept(run: Run, history: History, now: float) -> list[str]:
 
 
 def copy_problem(project: Project, now: float) -> str:
-    """A banner while files cannot be copied to the remote copy: "" for HICCUP s, then amber, after LONG s red."""
+    """A banner while files cannot be uploaded to the remote copy: "" for the first HICCUP s, amber, then red."""
     if project.remote is None:
         return ""
     from lorakit.sync import service
