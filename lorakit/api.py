@@ -38,7 +38,7 @@ def export(run: Run, step: int | None = None, to: str | Path = ".") -> Path:
     Raises ProjectError when there is no such file, LoraFileError when it does not fit the base model.
 
     >>> export(open_run("my-project"), to="files").name
-    'run1-000004.safetensors'
+    'my-project-run1-000004.safetensors'
     """
     from lorakit.generation.generator import deliver
 

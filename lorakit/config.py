@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from lorakit.errors import UserError
 from lorakit.files.disk import DamagedFile, DiskError, read_file
+from lorakit.secrets import without_secrets
 
 SETTINGS_BYTES = 1 << 24  # a file of settings has a few kilobytes
 # Settings that had another name in an earlier version -> their name now, dotted. What earlier versions stored
@@ -314,6 +315,8 @@ def _parse(value: Any, f: dataclasses.Field, expected: Any, path: str) -> Any:
                 raise ConfigError(f"{path}.{tag} is missing: it decides which settings {path} has.")
             inner = f.metadata["variants"](value.get(tag, default))
         return from_dict(inner, value, path + ".")
+    # What is stored and shown has no password or token of an address; `hub.fetch` knows them.
+    value = without_secrets(value)
     if isinstance(value, list):
         return tuple(value)
     return _with_numbers(value) if expected in (float, dict) else value

@@ -17,6 +17,7 @@ from lorakit import hub
 from lorakit.machine import gpu, host
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, platforms
+from lorakit.secrets import hidden
 
 REQUIREMENT = re.compile(r"([\w-]+)>=([\d.]+)")
 
@@ -323,9 +324,9 @@ def _start_hub_check() -> Callable[[], Iterator[CheckResult]]:
         thread.join(HUB_TIMEOUT)
         error = errors[0] if errors else f"no answer within {HUB_TIMEOUT:.0f} s"
         yield (
-            failed("Hugging Face", address, _hub_remedy(), error=error)
+            failed("Hugging Face", hidden(address), _hub_remedy(), error=error)
             if error
-            else CheckResult("Hugging Face", address)
+            else CheckResult("Hugging Face", hidden(address))
         )
 
     return checks

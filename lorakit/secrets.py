@@ -9,7 +9,10 @@ from typing import Any
 # Full addresses, with their passwords and tokens, separated by spaces; children of this process inherit it.
 VARIABLE = "LORAKIT_ADDRESSES"
 # Names of query parameters that hold a secret: ?token=, &api_key=, &X-Amz-Signature=, &sig=.
-_NAME = r"[\w.-]*(?:token|key|secret|sig|signature|passw(?:or)?d|pwd|auth|credential)[\w.-]*|x-(?:amz|goog|oss)-[\w-]+"
+_NAME = (
+    r"(?:[\w.-]*[_.-])?(?:api|access|auth|app|private|secret)?"
+    r"(?:token|key|secret|sign?|signature|passw(?:or)?d|pwd|auth|credentials?)(?:[_.-]?id)?|x-(?:amz|goog|oss)-[\w-]+"
+)
 _QUERY = re.compile(rf"(?i)(?<=[?&;])({_NAME})=[^&;\s\"'<>#)]*")
 _LOGIN = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s\"'<>?#]+@")
 # Keys of Hugging Face, OpenAI and others, and the header that carries them.

@@ -7,12 +7,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lorakit.files.disk import disk_errors
+
+MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -36,6 +39,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def remove_leftovers(parts: Iterable[Path]) -> None:
+    """Remove those of these `.part` files that a process of this machine left when it was killed.
+
+    Their names end in `.<pid>.part`, or `.<machine>.<pid>.part`; those of living processes and other machines stay.
+    """
+    for part in parts:
+        *_, machine, pid, _ = ("", "", *part.name.rsplit(".", 3))
+        of_another = part.name.startswith(".") and machine != MACHINE
+        if pid.isdigit() and not of_another and not Path("/proc", pid).exists():
+            with suppress(OSError):
+                part.unlink()
 
 
 def short_name(name: str) -> str:

@@ -6,17 +6,15 @@ import contextlib
 import errno
 import hashlib
 import os
-import socket
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lorakit.files import short_name
+from lorakit.files import MACHINE, short_name
 
 # bytes between two signs of life: seconds apart, even at the 20 kB/s that online disks fall to
 BLOCK = 1 << 18
 # In names of temporary files, so that machines which share a disk do not remove each other's.
-MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
 
 
 class CorruptCopy(OSError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import UserError
+from lorakit.secrets import hidden
 
 MOST = 1 << 28  # bytes of a file that is read whole; the largest log or record is far smaller
 
@@ -47,10 +48,16 @@ _ELSEWHERE = (errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABOR
 
 
 class DiskError(UserError, OSError):
-    """A file cannot be read or written; says which, why, and what to do. `errno` is the kernel's number."""
+    """A file cannot be read or written; says which, why, and what to do.
+
+    `errno` is the kernel's number; `reason` says which file and why, without advice.
+    """
+
+    reason = ""
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        # an OSError's own text would be made of its number
+        return hidden(str(self.args[0]))
 
 
 class DiskFull(DiskError):
@@ -80,19 +87,21 @@ def disk_error(error: BaseException, path: Path | str = "") -> DiskError | None:
     number, cause = _number(error)
     if not number:
         return None
-    file = path or (cause.filename2 or cause.filename if isinstance(cause, OSError) else "") or "A file"
-    where = os.fsdecode(file) if isinstance(file, (str, bytes, os.PathLike)) else "A file"
-    reason, advice = REASONS.get(number, (os.strerror(number), "Check the disk and the path."))
-    own = getattr(cause, "strerror", None)
-    if own and own != os.strerror(number):
-        reason = own
+    where, (reason, advice) = path or _named(cause), _reason(number, cause)
     if number in _FULL:
         reason, advice = _room(Path(where), reason, advice)
-    verb = "written" if number in (*_FULL, errno.EROFS, errno.EFBIG) else "used"
+    writes = number in (*_FULL, errno.EROFS, errno.EFBIG)
+    kept = " Everything saved before is kept." if writes else ""
     kind = DiskFull if number in _FULL else DiskError
-    explained = kind(f"{where} cannot be {verb}: {reason}. Everything saved before is kept. {advice}")
-    explained.errno, explained.strerror = number, os.strerror(number)
+    explained = kind(f"{where} cannot be {'written' if writes else 'used'}: {reason}.{kept} {advice}")
+    explained.errno, explained.strerror, explained.reason = number, os.strerror(number), f"{where}: {reason}"
     return explained
+
+
+def reason_of(error: OSError) -> str:
+    """What an error of a disk says, without advice, for a sentence that has its own: "/p/x.png: the disk is full"."""
+    explained = disk_error(error)
+    return explained.reason if explained else str(error)
 
 
 def is_full(error: BaseException) -> bool:
@@ -110,8 +119,7 @@ def read_file(path: Path, most: int = MOST) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-                raise DamagedFile(f"{path} is {what}, not a file: move it away, then run this again.")
+                raise _no_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device")
             if status.st_size > most:
                 raise DamagedFile(
                     f"{path} has {status.st_size / 1e6:.0f} MB, more than any such file holds ({most / 1e6:.0f} MB): "
@@ -121,9 +129,13 @@ def read_file(path: Path, most: int = MOST) -> bytes:
     except FileNotFoundError:
         raise
     except IsADirectoryError:
-        raise DamagedFile(f"{path} is a folder, not a file: move it away, then run this again.") from None
+        raise _no_file(path, "a folder") from None
     except OSError as error:
         raise disk_error(error, path) or error from error
+
+
+def _no_file(path: Path, what: str) -> DamagedFile:
+    return DamagedFile(f"{path} cannot be read: it is {what}, not a file. Move it away, then run this again.")
 
 
 def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
@@ -143,16 +155,34 @@ def _number(error: BaseException | None) -> tuple[int, BaseException | None]:
     """The kernel's number for an error of a disk, and the error that has it; 0 for errors of another kind."""
     while error is not None:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            number = error.errno or 0
+            number = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else 0)
             return (number if number > 0 and number not in _ELSEWHERE else 0), error
         if rust := _RUST.search(str(error)):
             return int(rust[1]), error
-        for number in _FULL:
+        # torch and safetensors, when they map a file
+        of_library = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
+        for number in REASONS if of_library else _FULL:
             if os.strerror(number) in str(error):
                 return number, error
         # torch raises RuntimeError while it handles the error of the file object
         error = error.__cause__ or (error.__context__ if isinstance(error, RuntimeError) else None)
     return 0, None
+
+
+def _named(cause: BaseException | None) -> str:
+    """The file that an error of the kernel names."""
+    file = (cause.filename2 or cause.filename) if isinstance(cause, OSError) else None
+    if isinstance(file, (str, bytes, os.PathLike)):
+        return os.fsdecode(file)
+    in_text = re.search(r"[<:'\" ](/[^<>'\"\n]+)", f" {cause}")
+    return in_text[1].strip() if in_text else "A file"
+
+
+def _reason(number: int, cause: BaseException | None) -> tuple[str, str]:
+    """What is wrong and what to do; in the error's own words where they are not the kernel's."""
+    reason, advice = REASONS.get(number, (os.strerror(number), "Check the disk and the path."))
+    own = getattr(cause, "strerror", None)
+    return (own if own and own != os.strerror(number) else reason), advice
 
 
 def _room(file: Path, reason: str, advice: str) -> tuple[str, str]:

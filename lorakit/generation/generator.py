@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+import filecmp
+import os
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.config import to_dict
+from lorakit.files import remove_leftovers
+from lorakit.files.copying import temporary_path
+from lorakit.files.disk import disk_errors
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter
 from lorakit.machine.device import choose_precision
@@ -122,13 +126,29 @@ def lora_file(run: Run, step: int) -> Path:
 def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, int]:
     """Check that a step's LoRA file loads into the base model, then copy it; returns the copy and its module count.
 
-    `target` is a file name in .safetensors, or a folder; missing folders are created.
+    `target` is a file name in .safetensors, by which the file then also calls itself (title and ss_output_name), or a
+    folder; missing folders are created. The copy is there whole or not at all. Raises ProjectError, and replaces
+    nothing, where another file has that name; DiskError.
     """
     file = lora_file(run, step)
-    # Loads the base model: the only proof that the file fits it.
     modules = Generator(run).use(step)
-    target = Path(target)
-    if target.suffix != file.suffix:
-        target = target / file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copy2(file, target)), modules
+    target, name = Path(target).expanduser(), run.title
+    if target.suffix == file.suffix:
+        name = target.stem
+    else:
+        target = target / f"{run.title}-{step:06d}{file.suffix}"
+    part = temporary_path(target)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent.glob(".*.part"))
+        try:
+            export.copy_named(file, part, name)
+            if target.exists() and not (target.is_file() and filecmp.cmp(part, target, shallow=False)):
+                raise ProjectError(
+                    f"{target} is another file already, and it was not replaced. Give another name, such as "
+                    f"--output {target.with_stem(target.stem + '-2')}, or move that file away."
+                )
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    return target, modules

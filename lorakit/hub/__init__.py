@@ -24,6 +24,7 @@ from lorakit.hub.download import (
     refuse,
 )
 from lorakit.hub.files import INDEXES, ModelFileError, folder_files, is_whole, verify_folder, verify_safetensors
+from lorakit.secrets import hidden, with_secret, without_secret
 
 __all__ = ["SourceError", "downloading_nothing", "endpoint", "fetch"]
 DEMO = Path(__file__).parents[1] / "demo" / "base"
@@ -52,7 +53,7 @@ def fetch(source: str, folder: Path | None = None, patterns: tuple[str, ...] = (
     Hugging Face, MODELSCOPE_ENDPOINT one of ModelScope. Raises SourceError (not available) and ModelFileError (damaged,
     or another kind of file).
     """
-    source = str(source).strip()
+    source = with_secret(str(source).strip())
     if not source:
         raise SourceError("No model is given; give a path, an id such as owner/name, or a URL.")
     # a local path wins over an id of the same form
@@ -125,7 +126,7 @@ class Request:
 
     def __str__(self) -> str:
         where = modelscope.endpoint() if self.site == "ModelScope" else endpoint()
-        return f"{self.repo}{'@' + self.revision if self.revision else ''} at {where}"
+        return f"{self.repo}{'@' + self.revision if self.revision else ''} at {hidden(where)}"
 
 
 def _from_hub(request: Request) -> Path:
@@ -262,8 +263,10 @@ def _from_url(url: str, folder: Path) -> Path:
     import requests
 
     # the name is stored beside the file: an address like /download/123 does not show it without network access
-    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    note = folder / f".{digest}.name"
+    # without its secret, which another session may not have; earlier versions hashed the whole address
+    digest, earlier = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (without_secret(url), url))
+    note = folder / f".{earlier}.name"
+    note = note if note.is_file() else folder / f".{digest}.name"
     name = note.read_text("utf-8") if note.is_file() else ""
     if name and (folder / name).is_file():
         return folder / name

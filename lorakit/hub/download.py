@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from lorakit.errors import UserError
+from lorakit.secrets import VARIABLE, without_secret
 
 # Bytes; the most that is lost when a connection drops.
 CHUNK = 1 << 16
@@ -129,8 +130,8 @@ def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:
 
 
 def bare(url: str) -> str:
-    """An address without its query, which may contain a token."""
-    return url.partition("?")[0]
+    """An address without its query, which may contain a token, and without user name and password."""
+    return without_secret(url).partition("?")[0]
 
 
 def refuse(reply, url: str) -> None:
@@ -140,7 +141,8 @@ def refuse(reply, url: str) -> None:
     if reply.status_code in (401, 403):
         raise SourceError(
             f"{bare(url)} needs a login (HTTP {reply.status_code}); download it in a browser and give its "
-            "path, or use the address with the API key of the site."
+            f"path, or use the address with the API key of the site. Keys are not stored: give the address again, or "
+            f"set the environment variable {VARIABLE} to it."
         )
     if reply.status_code == 404:
         raise SourceError(f"{bare(url)} does not exist (HTTP 404): check the address.")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.files.disk import disk_errors
 from lorakit.lora import file as lora_file
 from lorakit.lora.file import LoraFileError
 
@@ -39,7 +40,7 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     file.parent.mkdir(parents=True, exist_ok=True)
     part_file = file.with_suffix(".part")
     # save_file would make a file that only its owner may read, and a webui may run as another user
-    with open(part_file, "wb") as opened:
+    with disk_errors(file), open(part_file, "wb") as opened:
         opened.write(save(tensors, metadata))
         opened.flush()
         os.fsync(opened.fileno())
@@ -51,6 +52,25 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     # Only a proved file gets its name, as other programs may load it at once.
     os.replace(part_file, file)
     return modules
+
+
+def copy_named(file: Path, target: Path, name: str) -> None:
+    """Copy a LoRA file; the copy calls itself `name` (kohya's ss_output_name, modelspec's title). Tensors are as they
+    were. Format: https://github.com/huggingface/safetensors (8 bytes of the header's length, JSON, tensors).
+    """
+    import json
+    import shutil
+
+    with open(file, "rb") as source, open(target, "wb") as copy:
+        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+        header.setdefault("__metadata__", {}).update({"ss_output_name": name, "modelspec.title": name})
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        # the format wants tensors to begin at a multiple of 8 bytes
+        text += b" " * (-len(text) % 8)
+        copy.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(source, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def packed(adapter: Adapter, model: Any, dtype: str, form: str, device: str) -> dict[str, torch.Tensor]:

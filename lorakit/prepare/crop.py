@@ -25,7 +25,7 @@ from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.files import try_lock, write_atomic
-from lorakit.files.disk import DiskFull, is_full
+from lorakit.files.disk import DiskFull, is_full, reason_of
 from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
 from lorakit.project import Project
@@ -184,7 +184,7 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
         advice = "What was prepared so far is complete and the originals are untouched: prepare again to resume."
         if is_full(error):
             raise DiskFull(f"The disk that {root} is on is full; free some space. {advice}") from error
-        raise PrepareError(f"Preparing stopped: {error}. {advice}") from error
+        raise PrepareError(f"Preparing stopped: {reason_of(error)}. {advice}") from error
 
 
 def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:

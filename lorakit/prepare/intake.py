@@ -21,7 +21,7 @@ from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.files.archive import is_archive, unpack
 from lorakit.files.copying import is_abandoned, temporary_path
-from lorakit.files.disk import DiskFull, is_full
+from lorakit.files.disk import DiskFull, is_full, reason_of
 from lorakit.project import Project
 
 METADATA = (".json",)
@@ -69,7 +69,7 @@ def import_images(project: Project, source: Source, into: str = "", repeats: int
         advice = "What was added so far is complete: add the same again to resume."
         if is_full(error):
             raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {advice}") from error
-        raise IntakeError(f"Adding images stopped: {error}. {advice}") from error
+        raise IntakeError(f"Adding images stopped: {reason_of(error)}. {advice}") from error
     yield from _beside(project.dataset)
 
 

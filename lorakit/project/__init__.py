@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorakit.errors import UserError
+from lorakit.files import remove_leftovers
 from lorakit.files.disk import DamagedFile, DiskError, disk_errors, is_full, read_json
 
 # Also valid as a folder name on Windows and Google Drive.
@@ -45,9 +46,24 @@ class Run:
         # Held (flock) by the trainer as long as it lives.
         self.lock = self.folder / "trainer.lock"
 
+    @property
+    def title(self) -> str:
+        """What its files call themselves outside of the project, where every project may have a `run1`."""
+        project = re.sub(r"[^\w.-]+", "-", self.project.folder.name).strip("-.") or "lora"
+        return project if project == self.name else f"{project}-{self.name}"
+
     def exists(self) -> bool:
         """True once the run's config has been written."""
         return self.config_file.exists()
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers left unfinished, here and in the project. Only the run's trainer may call it."""
+        for part in (*self.states.glob(".*.part"), *self.loras.glob("*.part"), *self.samples.glob("*.part")):
+            with suppress(OSError):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+        project = self.project
+        for leftovers in (self.folder.rglob("*.part"), project.folder.glob("*.part"), project.cache.rglob("*.part")):
+            remove_leftovers(leftovers)
 
     def lora_file(self, step: int) -> Path:
         """The LoRA file of a step, whether it exists or not."""
@@ -123,6 +139,5 @@ def run_disk_errors(run: Run) -> Iterator[None]:
     except DiskError as error:
         if is_full(error):
             # This makes the room that is needed to log the failure.
-            for part in (*run.states.glob(".*.part"), *run.loras.glob("*.part"), *run.samples.glob("*.part")):
-                shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+            run.remove_leftovers()
         raise

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lorakit.files.copying import MACHINE
+from lorakit.files import MACHINE
 from lorakit.project import Project, Run
 
 # file in a run's folder on the remote

@@ -13,6 +13,7 @@ from pathlib import Path
 from lorakit.errors import UserError
 from lorakit.files import is_locked, write_json
 from lorakit.files.archive import is_archive
+from lorakit.files.disk import is_full, read_json, reason_of
 from lorakit.project import RUN_NAME, Project
 from lorakit.sync import fetch, packs, pending, service, staging
 from lorakit.sync.fetch import MARK
@@ -66,9 +67,11 @@ def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
             notes += [copied.note] if copied.note else []
             yield copied
     except OSError as error:
+        is_here = is_full(error) or str(project.folder) in str(error)
         raise WorkspaceError(
-            f"{remote} failed while the project was opened ({error}). What was downloaded so far is kept in "
-            f"{project.folder}. When the disk is mounted and works, open the project again to continue."
+            f"{project.folder if is_here else remote} failed while the project was opened ({reason_of(error)}). What "
+            f"was downloaded so far is kept in {project.folder}. When the disk is mounted and works, open the project "
+            "again to continue."
         ) from error
     write_json(project.sync / "notes.json", notes)
     service.start(project)
@@ -77,8 +80,9 @@ def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
 def notes(project: Project) -> tuple[str, ...]:
     """Notes of the last opening: what was skipped or needs attention."""
     try:
-        return tuple(json.loads((project.sync / "notes.json").read_bytes()))
-    except FileNotFoundError:
+        return tuple(read_json(project.sync / "notes.json", list))
+    # What it says is of the last opening only.
+    except (FileNotFoundError, UserError):
         return ()
 
 
@@ -91,7 +95,7 @@ def downloading_loras(project: Project) -> Iterator[Copied]:
             yield Copied("LoRA files and images", done, total, problem)
     except OSError as error:
         raise WorkspaceError(
-            f"{project.remote} failed while LoRA files were downloaded ({error}); try again."
+            f"{project.remote} failed while LoRA files were downloaded ({reason_of(error)}); try again."
         ) from error
 
 

@@ -46,6 +46,7 @@ def train(run: Run) -> Iterator[Event]:
     with lock_run(run), stop_signals() as stop:
         try:
             with run_disk_errors(run):
+                run.remove_leftovers()
                 session = Session(run)
                 for event in session.events(stop):
                     # logged before anyone sees it: what was shown is also on disk
@@ -125,6 +126,9 @@ class Session:
         """The steps that are left, with saves and samples between them."""
         # For every_minutes; the monotonic clock does not jump.
         saved_at, last_saved = time.monotonic(), self.latest.step
+        if last_saved and self.stage.due(last_saved, self.config.sample):
+            # those that a kill prevented; the weights are still those of that step
+            yield from self._sample(last_saved, only_missing=True)
         for step in range(self.latest.step + 1, self.steps + 1):
             if step > self.stage.plan.last:
                 yield from self._next_stage(step)
@@ -181,7 +185,7 @@ class Session:
         lora, matched = "", ""
         if exports:
             file = self.run.lora_file(step)
-            described = metadata(self.stages, self.model, step, self.run.name)
+            described = metadata(self.stages, self.model, step, self.run.title)
             modules = export.write(file, self.adapter, self.model, described, self.config.save.dtype, self.config.form)
             matched = str(modules)
             lora = str(file.relative_to(self.run.folder))
@@ -284,19 +288,24 @@ class Session:
 
     # ---- samples -------------------------------------------------------------------------------------------------
 
-    def _sample(self, step: int) -> Iterator[Sampled | Warned]:
-        """Generate the sample images; no random generator that training uses is touched.
+    def _sample(self, step: int, only_missing: bool = False) -> Iterator[Sampled | Warned]:
+        """Generate the sample images, or only those that are not there; no random generator that training uses is
+        touched.
 
         Samples that do not fit into memory are skipped, and training continues.
         """
         config = self.config.sample
+        files = {index: self.run.samples / f"{step:06d}-{index:02d}.png" for index in range(len(config.prompts))}
+        files = {index: file for index, file in files.items() if not (only_missing and file.exists())}
+        if not files:
+            return
         otherwise = "These samples are skipped and training continues; to generate none, set sample.prompts=[]."
         try:
             with self._explained(f"while generating samples after step {step}", otherwise), self.model.eval_mode():
-                for index, prompt in enumerate(config.prompts):
+                for index, file in files.items():
+                    prompt = config.prompts[index]
                     text, negative = self.feed.encode_texts([prompt, config.negative_prompt])
                     image = generate_image(self.model, text, negative, config, config.seed)
-                    file = self.run.samples / f"{step:06d}-{index:02d}.png"
                     save_image(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
                     yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
         except OutOfMemory as error:

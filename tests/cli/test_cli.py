@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.cli import main
@@ -182,16 +183,35 @@ def test_grid_takes_prompts_seeds_checkpoints_and_a_look(trained):
 
 
 def test_export_checks_a_file_and_copies_it(trained, tmp_path, capsys):
-    made = (trained / "runs" / "run1" / "lora" / "run1-000004.safetensors").read_bytes()
+    made = trained / "runs" / "run1" / "lora" / "run1-000004.safetensors"
+    assert named(made) == {"project-run1"}  # not run1, as in every project
     targets = {
-        tmp_path: tmp_path / "run1-000004.safetensors",
-        tmp_path / "new" / "folder": tmp_path / "new" / "folder" / "run1-000004.safetensors",
+        tmp_path: tmp_path / "project-run1-000004.safetensors",
+        tmp_path / "new" / "folder": tmp_path / "new" / "folder" / "project-run1-000004.safetensors",
         tmp_path / "other" / "mofu.safetensors": tmp_path / "other" / "mofu.safetensors",
     }
     for output, file in targets.items():
-        assert main(["export", str(trained), "--output", str(output), "--step", "4"]) == 0
-        assert f"{file}: 48 modules matched" in capsys.readouterr().out
-        assert file.read_bytes() == made
+        for _ in range(2):  # the same bytes may be written again
+            assert main(["export", str(trained), "--output", str(output), "--step", "4"]) == 0
+            assert f"{file}: 48 modules matched" in capsys.readouterr().out
+        assert [*file.parent.glob(".*")] == []
+    assert targets[tmp_path].read_bytes() == made.read_bytes()
+    own, copy = load_file(made), load_file(file)
+    assert own.keys() == copy.keys() and all(own[name].equal(copy[name]) for name in own)
+    assert named(file) == {"mofu"}  # the name that the user gave
+
+
+def named(file: Path) -> set[str]:
+    with safe_open(file, "np") as opened:
+        return {opened.metadata()[key] for key in ("ss_output_name", "modelspec.title")}
+
+
+def test_export_replaces_no_other_file(trained, tmp_path, capsys):
+    other = tmp_path / "mofu.safetensors"
+    other.write_bytes(b"of another project")
+    refusal = refused(capsys, "export", trained, "--output", other)
+    assert str(other) in refusal and "mofu-2.safetensors" in refusal and other.read_bytes() == b"of another project"
+    assert [*tmp_path.iterdir()] == [other]
 
 
 def test_doctor_tells_versions_precision_and_disk(tmp_path, capsys):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from lorakit.files import write_json
+from lorakit.files.disk import read_json
 from lorakit.project import Project, platforms
 from lorakit.project.platforms import Place
+from lorakit.secrets import hidden
 from widgets import i18n
 
 MIRROR = "https://hf-mirror.com"
@@ -56,8 +57,8 @@ def read(project: Project, place: Place) -> Preferences:
     """The choices of a project; those of a new one fit the machine."""
     stored = {}
     # A damaged file is not worth stopping for: its choices are quickly made again.
-    with suppress(FileNotFoundError, ValueError, AttributeError):
-        stored = dict(json.loads((project.folder / "preferences.json").read_text("utf-8")).items())
+    with suppress(FileNotFoundError, ValueError):
+        stored = read_json(project.folder / "preferences.json")
     # AutoDL is a Chinese host, whatever locale its images have.
     chinese = place.name == "AutoDL" or os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
     language = str(stored.get("language"))
@@ -74,7 +75,7 @@ def users_endpoint() -> str:
 def addresses(chosen: str) -> list[tuple[str, str]]:
     """(label, address) of Hugging Face and its mirrors to choose from."""
     if users := users_endpoint():
-        return [(f"{users} (HF_ENDPOINT)", users)]
+        return [(f"{hidden(users)} (HF_ENDPOINT)", users)]
     options = [("huggingface.co", ""), ("hf-mirror.com", MIRROR)]
     if platforms.SWITCH.exists():
         options.append(("huggingface.co + AutoDL network_turbo", SWITCH))
