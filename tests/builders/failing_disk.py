@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,7 @@ class FailingDisk:
 
     def close(self) -> None:
         """End the warm process."""
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
 
 
@@ -143,5 +142,4 @@ def _counts(folder: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    tempfile.tempdir = tempfile.gettempdir()
     _serve(sys.argv[1])

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
+import io
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import yaml
-from failing_disk import Ended, FailingDisk, Fault, compiler
+from failing_disk import KINDS, Ended, FailingDisk, Fault, compiler
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler (cc, gcc): a failing disk cannot be made")
-WRITES = {
+from lorakit.cli import FAULT, UNREAD, _parser, main
+from lorakit.project import Project
+from lorakit.run.config import read_config
+from lorakit.training.status import project_status
+
+# operation -> the errors that it may end with
+ERRORS = {
     "open": (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.EIO),
     "read": (errno.EIO, errno.EACCES, errno.EMFILE),
     "write": (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG),
@@ -70,6 +79,8 @@ def arguments(verb: str, root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
+    if compiler() is None:
+        pytest.skip("no C compiler (cc, gcc): a failing disk cannot be made")
     disk = FailingDisk(tmp_path_factory.mktemp("disk"))
     yield disk
     disk.close()
@@ -108,11 +119,95 @@ def world(disk, tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("failing"), disk)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_explore(world, verb):
-    import time
+def precious(root: Path) -> dict[str, str]:
+    """SHA-256 of every file that no command may change: images, and what the run `run1` has saved."""
+    project = root / "project"
+    files = [*project.glob("dataset/1_mofu/*.png")]
+    files += [
+        file for name in ("lora", "states", "samples") for file in (project / "runs" / "run1" / name).rglob("*.*")
+    ]
+    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
+
+def assert_handled(world: World, verb: str, fault: Fault) -> Ended:
+    """Run a verb with a fault: it works all the same, or ends with one message that says what is wrong."""
     world.fresh()
-    t = time.time()
-    done = world.run(verb)
-    print(verb, done.status, round(time.time() - t, 2), done.counts, done.err[-300:])
+    ended, what = world.run(verb, fault), f"{verb}, {fault}"
+    assert ended.status in (0, 1, 2), f"{what}: status {ended.status}, {ended.err[-2000:]}"
+    assert "Traceback" not in ended.out + ended.err, f"{what}: {ended.err[-2000:]}"
+    if ended.status == 2:
+        *_, message = ended.err.strip().split("lorakit: ")
+        assert len(message) < 1000 and message.strip().endswith((".", ")")), f"{what}: {message}"
+    assert precious(world.kept).items() <= precious(world.root).items(), what
+    project = Project(world.root / "project")
+    assert "run1" in [run.name for run in project_status(project)] and read_config(project.run("run1")), what
+    return ended
+
+
+def test_every_verb_of_the_terminal_is_tried():
+    assert sorted(verbs(_parser())) == sorted(VERBS)
+
+
+# They take seconds: two of them have a test of their own below, all are in the slow one.
+LONG = ("demo", "doctor", "data regularize", "grid", "train")
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in LONG])
+def test_a_disk_that_fails_ends_every_verb_with_one_message(world, verb):
+    for fault in (Fault("open", 1, errno.ENOSPC, stays=True), Fault("read", 2, errno.EIO)):
+        assert_handled(world, verb, fault)
+
+
+@pytest.mark.parametrize("verb", ["train", "grid"])
+def test_a_disk_that_is_full_ends_what_takes_long_with_its_name(world, verb):
+    ended = assert_handled(world, verb, Fault("write", 12, errno.ENOSPC, stays=True))
+    assert ended.status == 2 and "the disk is full" in ended.err and str(world.root / "project") in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_operation_of_every_verb_may_fail_in_every_way(world, verb):
+    world.fresh()
+    counts = world.run(verb).counts
+    for kind in KINDS:
+        for number in ERRORS[kind]:
+            # of many operations, two dozen
+            for at in range(1, counts[kind] + 1, max(1, counts[kind] // 24)):
+                assert_handled(world, verb, Fault(kind, at, number, stays=number in (errno.ENOSPC, errno.EROFS)))
+
+
+def test_an_error_that_nobody_foresaw_is_reported_as_a_fault_without_secrets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "token-of-a-user")
+
+    def broken(_):
+        raise KeyError("https://me:pa55@host/x with token-of-a-user")
+
+    monkeypatch.setattr("lorakit.cli.train.project_status", broken)
+    assert main(["status", str(tmp_path)]) == FAULT
+    out, err = capsys.readouterr()
+    (report,) = tmp_path.glob("lorakit-error-*.log")
+    text = report.read_text()
+    assert str(report) in err and "fault of lorakit" in err and len(err.splitlines()) == 1 and out == ""
+    assert "Traceback" in text and "status" in text and "KeyError" in text
+    for secret in ("pa55", "token-of-a-user"):
+        assert secret not in text + err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp936", "utf-8"])
+def test_output_in_any_encoding_shows_what_it_can(tmp_path, encoding):
+    folder = tmp_path / "狐 \N{FOX FACE}"
+    folder.mkdir()
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", console)
+        assert main(["status", str(folder)]) == 0
+    shown = console.buffer.getvalue().decode(encoding)
+    assert "No runs yet" in shown and ("狐" in shown or "\\u72d0" in shown)
+
+
+def test_a_reader_that_is_gone_ends_a_command_quietly(tmp_path, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
+    assert main(["status", str(tmp_path)]) == UNREAD
+    assert capsys.readouterr().err == ""
