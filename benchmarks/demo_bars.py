@@ -1,9 +1,8 @@
-"""Measures how well the demo base obeys its prompts, and what a LoRA of the demo character adds, with the demo tagger.
+"""Measures with the demo tagger how well the demo base follows prompts, and what a LoRA of the demo character adds.
 
-`python benchmarks/demo_bars.py [--lora FILE.safetensors] [--count 200] [--sheet PNG]`: without a LoRA the base's
-obedience over held-out
-prompts and the marks it happens to paint for the trigger; with one (kohya's names) the marks found and the prompted
-tags kept.
+`python benchmarks/demo_bars.py [--lora FILE.safetensors] [--count 200] [--sheet PNG]`: without a LoRA, the share of
+prompted tags in the base's images for held-out prompts, and of the character's marks that appear for the trigger by
+chance; with one (kohya's names), the share of marks, and of the other prompted tags that are kept.
 """
 
 import argparse
@@ -17,6 +16,7 @@ from PIL import Image
 from lorakit import taggers
 from lorakit.demo import BASE, TRIGGER, world
 
+# Sampling steps, CFG, images per batch, score from which on a tag counts.
 STEPS, GUIDANCE, BATCH, THRESHOLD = 20, 3.0, 20, 0.35
 CLASSES = {
     "framing": world.FRAMINGS,
@@ -30,7 +30,7 @@ CLASSES = {
 }
 
 
-def paint(pipeline, prompts):
+def generate(pipeline, prompts):
     """One image for each prompt; image i starts from the noise of seed i."""
     images = []
     for i in range(0, len(prompts), BATCH):
@@ -47,14 +47,14 @@ def kind_of(tag):
     return next((kind for kind, tags in CLASSES.items() if tag in tags), "clothes")
 
 
-def found(wanted, scores):
-    """Share (0..1) of the `wanted` tags (a list for each image) that the tagger finds, in all and by class."""
+def hit_rates(tags_of_images, scores):
+    """Share (0..1) of the tags (a list for each image) that the tagger scores above THRESHOLD, in all and by class."""
     hits = defaultdict(list)
-    for tags, score in zip(wanted, scores, strict=True):
+    for tags, score in zip(tags_of_images, scores, strict=True):
         for tag in tags:
-            is_found = score[tag.replace(" ", "_")] >= THRESHOLD
-            hits["all"].append(is_found)
-            hits[kind_of(tag)].append(is_found)
+            is_hit = score[tag.replace(" ", "_")] >= THRESHOLD
+            hits["all"].append(is_hit)
+            hits[kind_of(tag)].append(is_hit)
     return {kind: sum(h) / len(h) for kind, h in hits.items()}
 
 
@@ -90,21 +90,21 @@ def main():
         world.tags(f)
         for f in world.held_out_figures(options.count if options.lora else min(options.count, 60), kind=world.character)
     ]
-    images = paint(pipeline, [", ".join(tags) for tags in characters])
+    images = generate(pipeline, [", ".join(tags) for tags in characters])
     scores = tagger.run(images)
-    marks = found([world.MARKS] * len(scores), scores)["all"]
+    marks = hit_rates([world.MARKS] * len(scores), scores)["all"]
     for mark in world.MARKS:
-        print(f"  {mark:20} {found([[mark]] * len(scores), scores)['all']:7.1%}")
+        print(f"  {mark:20} {hit_rates([[mark]] * len(scores), scores)['all']:7.1%}")
     if options.lora:
-        kept = found([[tag for tag in tags if tag not in (TRIGGER, "1girl")] for tags in characters], scores)
+        kept = hit_rates([[tag for tag in tags if tag not in (TRIGGER, "1girl")] for tags in characters], scores)
         met = [
             bar("marks found with the LoRA, trigger prompts", marks, 0.85),
             bar("other prompted tags kept with the LoRA", kept["all"], 0.80),
         ]
     else:
         prompts = [world.tags(figure) for figure in world.held_out_figures(options.count)]
-        images = paint(pipeline, [", ".join(tags) for tags in prompts])
-        kept = found([tags[1:] for tags in prompts], tagger.run(images))
+        images = generate(pipeline, [", ".join(tags) for tags in prompts])
+        kept = hit_rates([tags[1:] for tags in prompts], tagger.run(images))
         met = [
             bar("marks found in the base's images, trigger prompts", marks, 0.20, at_least=False),
             bar("prompted tags found in the base's images", kept["all"], 0.90),

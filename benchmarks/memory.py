@@ -5,7 +5,7 @@
     python benchmarks/memory.py --dry --fp16-steps 3          # tiny models on the CPU: shows that this script works
 
 For SD 1.5 (512 px, 6 GB), SDXL (1024 px, 8 GB) and Anima (1024 px, 8, 12 and 16 GB), all with rank 16 and batch 1,
-every rung of the ladder trains three steps in a process of its own, whose memory is capped at that of the card less
+every rung of the ladder trains three steps in a process of its own, whose memory is capped at that of the GPU less
 what CUDA itself takes. Prints peak memory and seconds a step, which is the price of each rung, and which is the first
 that fits. With --fp16-steps Anima then trains in float16: all losses and gradients must be finite, and the first loss
 within 2 % of that in bfloat16. Ends with status 1 when something does not fit or is not finite.
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def model(options: argparse.Namespace, folder: Path, family: str) -> dict[str, str]:
-    """The `model` settings of a run: a base that was given, a tiny one, or one of true size."""
-    given = dict(pair.split("=", 1) for pair in options.base)
-    if family in given:
-        return {"family": family, "source": given[family]}
+    """The `model` settings of a run: the base of --base, a tiny one, or one of true size."""
+    sources = dict(pair.split("=", 1) for pair in options.base)
+    if family in sources:
+        return {"family": family, "source": sources[family]}
     if options.dry:
         from tiny import save_base
 
@@ -93,7 +93,7 @@ def settings(options: argparse.Namespace, folder: Path, family: str, px: int, **
 
 
 def run_child(options: argparse.Namespace, **arguments: object) -> dict:
-    """What one run in a process of its own found."""
+    """The figures of one run in a process of its own."""
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     if options.dry:
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -119,15 +119,15 @@ def descend(options: argparse.Namespace, folder: Path, family: str, px: int, lim
     config = configure(settings(options, folder, family, px, steps=3, precision="fp32" if options.dry else "auto"))
     print(f"\n{family}, {px} px, rank 16, batch 1, under {limit} GB{' (dry: tiny, no cap)' if options.dry else ''}")
     print(f"{'':44}{'encoding':>10}{'training':>10}{'s/step':>9}")
-    name, fitted = "nothing given up", ""
+    name, fitted = "without savings", ""
     while True:
         cap = 0.0 if options.dry else limit - CONTEXT
-        found = run_child(options, folder=str(folder / f"{family}-{px}"), settings=to_dict(config), cap=cap)
-        if "failed" in found:
-            print(f"{name:44}  {found['failed']}", flush=True)
+        figures = run_child(options, folder=str(folder / f"{family}-{px}"), settings=to_dict(config), cap=cap)
+        if "failed" in figures:
+            print(f"{name:44}  {figures['failed']}", flush=True)
         else:
             fitted = fitted or name
-            print(f"{name:44}{found['encoding']:10.2f}{found['training']:10.2f}{found['step']:9.2f}", flush=True)
+            print(f"{name:44}{figures['encoding']:10.2f}{figures['training']:10.2f}{figures['step']:9.2f}", flush=True)
         rung = next_rung(config)
         if rung is None:
             print(f"first that fits: {fitted or 'NONE'}")
@@ -141,7 +141,7 @@ def descend(options: argparse.Namespace, folder: Path, family: str, px: int, lim
 def train_once(folder: str, settings: dict, cap: float) -> dict:
     """One run up to its end, in at most `cap` GB (0: all there is).
 
-    Peaks of GB allocated while encoding and while training, seconds a step, and losses and lengths of gradients; or
+    Peaks of GB allocated while encoding and while training, seconds a step, and losses and gradient norms; or
     `failed`, the reason in a sentence.
     """
     import torch
@@ -177,7 +177,7 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
         "training": peak_memory_gb(device),
         "step": statistics.median(1 / event.images_per_second for event in steps[1:] or steps),  # batch 1
         "losses": [event.loss for event in steps],
-        "lengths": [event.grad_norm for event in steps],
+        "norms": [event.grad_norm for event in steps],
     }
 
 
@@ -186,20 +186,20 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
 
 def stays_finite(options: argparse.Namespace, folder: Path) -> bool:
     """Anima at 1024 px in float16 against bfloat16; a dry run has float32 in place of float16, which needs a GPU."""
-    found = {}
+    figures = {}
     for precision, steps in (("bf16", 1), ("fp32" if options.dry else "fp16", options.fp16_steps)):
-        given = settings(options, folder, "anima", 1024, steps=steps, precision=precision)
-        given["data"] = {**given["data"], "cache_latents": True, "cache_text": True}
-        given["memory"]["gradient_checkpointing"] = True
-        found = run_child(options, folder=str(folder / "finite"), settings=given, cap=0.0)
-        if "failed" in found:
-            print(f"Anima in {precision}: {found['failed']}")
+        changed = settings(options, folder, "anima", 1024, steps=steps, precision=precision)
+        changed["data"] = {**changed["data"], "cache_latents": True, "cache_text": True}
+        changed["memory"]["gradient_checkpointing"] = True
+        figures = run_child(options, folder=str(folder / "finite"), settings=changed, cap=0.0)
+        if "failed" in figures:
+            print(f"Anima in {precision}: {figures['failed']}")
             return False
         if precision == "bf16":
-            reference = found["losses"][0]
-    losses, lengths = found["losses"], found["lengths"]
+            reference = figures["losses"][0]
+    losses, norms = figures["losses"], figures["norms"]
     lost = [step for step, loss in enumerate(losses, 1) if loss is None or not math.isfinite(loss)]
-    left_out = [step for step, length in enumerate(lengths, 1) if length is None]
+    left_out = [step for step, norm in enumerate(norms, 1) if norm is None]
     late = [step for step in left_out if step > SEARCH]
     apart = abs(losses[0] - reference) / reference if losses[0] is not None else math.inf
     print(
@@ -211,5 +211,5 @@ def stays_finite(options: argparse.Namespace, folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.path += [str(ROOT), str(ROOT / "tests")]
+    sys.path += [str(ROOT), str(ROOT / "tests" / "builders")]
     main()

@@ -1,4 +1,4 @@
-"""How long a dataset's first look takes, and the next ones, which read only what changed.
+"""How long the first scan of a dataset takes, and later ones, which read only changed files.
 
     python benchmarks/scan_images.py                      # 1,000 images of 1000 x 1500 px, made in a temporary folder
     python benchmarks/scan_images.py --count 200 --folder /content/drive/MyDrive/scan     # on a slow disk, kept there
@@ -28,9 +28,9 @@ begun = time.perf_counter()
 from lorakit.data import DataConfig
 from lorakit.data.scan import scan
 imported = time.perf_counter()
-found = scan(DataConfig(), Path(sys.argv[1]))
+result = scan(DataConfig(), Path(sys.argv[1]))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"import": imported - begun, "scan": time.perf_counter() - imported, "samples": len(found.samples),
+print(json.dumps({"import": imported - begun, "scan": time.perf_counter() - imported, "samples": len(result.samples),
                   "cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss * 1024 / 1e6}))
 """
 
@@ -47,12 +47,12 @@ def main() -> None:
         print(f"{options.count} images of {SIDES[0]} x {SIDES[1]} px, {size / 1e6:.0f} MB, {os.cpu_count()} processors")
         print(f"{'':24}{'seconds':>9}{'a second':>10}{'CPU s':>8}{'peak MB':>9}{'imports s':>11}")
         (project / "cache" / ".looks.json").unlink(missing_ok=True)
-        tell("first scan", project)
-        tell("second scan", project)
+        report("first scan", project)
+        report("second scan", project)
         changed = sorted((project / "dataset").glob("*.*g"))[: max(1, options.count // 100)]
         for path in changed:
             path.write_bytes(path.read_bytes() + b"\0")
-        tell(f"after {len(changed)} changed", project)
+        report(f"after {len(changed)} changed", project)
 
 
 def make(folder: Path, count: int) -> int:
@@ -76,13 +76,13 @@ def make(folder: Path, count: int) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def tell(what: str, project: Path) -> None:
+def report(what: str, project: Path) -> None:
     """Scan in a fresh process and print a row."""
     done = subprocess.run([sys.executable, "-c", SCAN, str(project)], check=True, stdout=subprocess.PIPE, text=True)
-    told = json.loads(done.stdout)
-    speed = told["samples"] / told["scan"]
+    figures = json.loads(done.stdout)
+    speed = figures["samples"] / figures["scan"]
     print(
-        f"{what:24}{told['scan']:9.2f}{speed:10.0f}{told['cpu']:8.2f}{told['memory']:9.0f}{told['import']:11.2f}",
+        f"{what:24}{figures['scan']:9.2f}{speed:10.0f}{figures['cpu']:8.2f}{figures['memory']:9.0f}{figures['import']:11.2f}",
         flush=True,
     )
 

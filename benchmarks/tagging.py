@@ -1,9 +1,9 @@
 """Measures how well the demo tagger's tags agree with the demo dataset, and how many images a second taggers read.
 
 `python benchmarks/tagging.py [--source OWNER/NAME] [--count 200]`: the pace is that of the embedded tagger, and of
-`--source`, a WD tagger's hub id or folder, if one is given. Agreement is told with what is drawn in the images, and
-with their captions, which leave out what belongs to the character always (ears, scarf, colour of eyes): a tagger that
-sees everything finds all of the captions and more.
+`--source`, a WD tagger's Hugging Face id or folder, if one is given. Agreement is measured with what is drawn in the
+images, and with their captions, which leave out what always belongs to the character (ears, scarf, eye colour): a
+tagger that sees everything finds all tags of the captions and more.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def truths():
     """Name -> the true tags of each image, as taggers spell them, by image in the order of their names."""
     captions = [file.read_text(encoding="utf-8").strip().split(", ") for file in sorted(DATASET.rglob("*.txt"))]
     drawn = [world.visible(figure) for figure in figures()]
-    found = {"what is drawn": drawn, "the captions": captions}
-    return {name: [{tag.replace(" ", "_") for tag in tags} for tags in lists] for name, lists in found.items()}
+    truth = {"what is drawn": drawn, "the captions": captions}
+    return {name: [{tag.replace(" ", "_") for tag in tags} for tags in lists] for name, lists in truth.items()}
 
 
 def agreement(tagger, truth, threshold):
@@ -35,8 +35,10 @@ def agreement(tagger, truth, threshold):
     files = sorted(DATASET.rglob("*.png"))
     right = wrong = missed = 0
     for tags, scores in zip(truth, tagger.run([Image.open(file) for file in files]), strict=True):
-        found = {t for t, score in scores.items() if score >= threshold and tagger.categories[t] != "rating"}
-        right, wrong, missed = right + len(tags & found), wrong + len(found - tags), missed + len(tags - found)
+        predicted = {t for t, score in scores.items() if score >= threshold and tagger.categories[t] != "rating"}
+        right += len(tags & predicted)
+        wrong += len(predicted - tags)
+        missed += len(tags - predicted)
     return right / (right + wrong), right / (right + missed), 2 * right / (2 * right + wrong + missed)
 
 
@@ -58,7 +60,7 @@ def pace(tagger, size, count):
 def main():
     """Prints both tables; exit status 1 when the demo tagger's F1 with what is drawn is below 0.95 at 0.35."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default="", help="another WD tagger: hub id or folder")
+    parser.add_argument("--source", default="", help="another WD tagger: Hugging Face id or folder")
     parser.add_argument("--count", type=int, default=200, help="images for the pace")
     options = parser.parse_args()
     demo = taggers.load("wd14", {"source": "demo"})
@@ -71,8 +73,8 @@ def main():
         tagger = taggers.load("wd14", {"source": source})
         for name, size in SIZES.items():
             read, prepared = pace(tagger, size, options.count if size[0] < 4000 else max(1, options.count // 10))
-            told = f"{read:8.1f} images a second; made square at 448 px alone: {prepared:8.1f}"
-            print(f"{tagger.name}, {tagger.runs_on}, {name:22} {told}")
+            speeds = f"{read:8.1f} images a second; made square at 448 px alone: {prepared:8.1f}"
+            print(f"{tagger.name}, {tagger.runs_on}, {name:22} {speeds}")
     sys.exit(agreement(demo, truths()["what is drawn"], 0.35)[2] < 0.95)
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each process; the first is told apart")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each process; the first is reported separately")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", choices=("ours", "plain"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -42,14 +42,14 @@ def main() -> None:
         print(json.dumps({"ours": ours, "plain": plain}[options.child](options)))
         return
     prepare(options)
-    found: dict[str, list[dict]] = {"ours": [], "plain": []}
+    results: dict[str, list[dict]] = {"ours": [], "plain": []}
     ours_warm_up = run_child(options, "ours")  # fills the caches; not counted
     print(f"caches filled in the first {ours_warm_up['first']:.1f} s", flush=True)
     for number in range(options.rounds):
-        for variant in found:
-            found[variant].append(run_child(options, variant))
-            print(f"round {number + 1} {variant}: {describe(found[variant][-1])}", flush=True)
-    report(options, found)
+        for variant in results:
+            results[variant].append(run_child(options, variant))
+            print(f"round {number + 1} {variant}: {describe(results[variant][-1])}", flush=True)
+    report(options, results)
 
 
 def run_child(options: argparse.Namespace, variant: str) -> dict:
@@ -72,23 +72,23 @@ def describe(one: dict) -> str:
     return f"{one['step']:.3f} s a step, first step after {one['first']:.1f} s, peak {one['memory']:.2f} GB"
 
 
-def report(options: argparse.Namespace, found: dict[str, list[dict]]) -> None:
+def report(options: argparse.Namespace, results: dict[str, list[dict]]) -> None:
     """Medians and the ratios plain / ours, pair by pair."""
     print(
         f"\n{options.model}, {options.px} px, batch {options.batch}, rank {options.rank}, "
         f"{options.precision} on {options.device}; "
         f"medians of {options.rounds} rounds"
     )
-    flops, ceiling = found["plain"][0]["flops"], matmul_ceiling(options)
+    flops, ceiling = results["plain"][0]["flops"], matmul_ceiling(options)
     print(f"{'':8}{'s/step':>9}{'images/s':>10}{'first step':>12}{'peak GB':>9}{'of ceiling':>12}")
-    for variant, rounds in found.items():
+    for variant, rounds in results.items():
         step, first, memory = (statistics.median(one[name] for one in rounds) for name in ("step", "first", "memory"))
         print(
             f"{variant:8}{step:9.3f}{options.batch / step:10.2f}{first:10.1f} s{memory:9.2f}"
             f"{flops / step / ceiling:11.0%}"
         )
     for name, label in (("step", "s/step"), ("first", "first step"), ("memory", "peak memory")):
-        ratios = [b[name] / a[name] for a, b in zip(found["ours"], found["plain"], strict=True)]
+        ratios = [b[name] / a[name] for a, b in zip(results["ours"], results["plain"], strict=True)]
         print(f"plain / ours, {label}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     print(f"one plain step is {flops / 1e9:.0f} GFLOP; the matmul ceiling is {ceiling / 1e9:.0f} GFLOP/s")
 
@@ -159,13 +159,13 @@ def save_random_sd15(folder: Path) -> None:
 
     print("Making random weights at true size, once (4.3 GB).", flush=True)
     shutil.copytree(sd15_names.LAYOUT.settings, folder, dirs_exist_ok=True)
-    made = {
+    parts = {
         "unet": (UNet2DConditionModel.from_config, "diffusion_pytorch_model.safetensors"),
         "vae": (AutoencoderKL.from_config, "diffusion_pytorch_model.safetensors"),
         "text_encoder": (lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)), "model.safetensors"),
     }
     draws = torch.Generator().manual_seed(0)
-    for part, (build, file) in made.items():
+    for part, (build, file) in parts.items():
         with init_empty_weights():
             model = build(json.loads((folder / part / "config.json").read_text()))
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if "position_ids" not in name}
@@ -217,10 +217,10 @@ def plain(options: argparse.Namespace) -> dict:
     for number in range(options.steps):
         recipe.step(number)
         ends.append(time.time())
-    told = figures(ends, options, flops=0)
+    timed = figures(ends, options, flops=0)
     with FlopCounterMode(display=False) as counter:
         recipe.step(options.steps)
-    return {**told, "flops": counter.get_total_flops()}
+    return {**timed, "flops": counter.get_total_flops()}
 
 
 class Recipe:

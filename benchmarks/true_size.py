@@ -5,7 +5,7 @@
     python benchmarks/true_size.py --family sdxl --device cuda --px 1024
 
 Makes the base once (SDXL 6.9 GB, Anima 5.6 GB). Then, each in a process of its own: loads every part as training does
-(one image and one caption encoded, each part let go of), and trains two steps and exports. Memory is sampled every
+(one image and one caption encoded, each part freed), and trains two steps and exports. Memory is sampled every
 5 ms from /proc/self/status: RssAnon is what the process has for itself, RssFile are pages of mapped files, which the
 system takes back when it needs them.
 """
@@ -25,7 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT), str(ROOT / "tests")]  # the inverse of reading single files is part of the tests
+# The writers of single files, the inverse of reading them, are builders of the tests.
+sys.path += [str(ROOT), str(ROOT / "tests" / "builders")]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorakit" / "benchmark"
 CAPTION = "mofurin, 1girl, portrait, smile, blue hoodie, night sky"
 LIMIT = 6.0  # GB for itself, the promise for loading
@@ -48,14 +49,14 @@ def main() -> None:
     base(options)
     print(f"\n{options.family} from a {options.form}, {options.px} px, bf16 on {options.device}; GB of the host")
     print(f"{'':34}{'RssAnon':>9}{'RssFile':>9}{'seconds':>9}")
-    loaded = tell(run_child(options, "load"))
-    tell(run_child(options, "train"))
+    loaded = report(run_child(options, "load"))
+    report(run_child(options, "train"))
     most = max(anon for anon, _, _ in loaded.values())
     verdict = "within" if most <= LIMIT else "OVER"
     print(f"loading takes at most {most:.2f} GB beside the mapped files, {verdict} {LIMIT:g} GB")
 
 
-def tell(phases: dict[str, tuple[float, float, float]]) -> dict[str, tuple[float, float, float]]:
+def report(phases: dict[str, tuple[float, float, float]]) -> dict[str, tuple[float, float, float]]:
     """Print a line for each phase."""
     for name, (anon, file, seconds) in phases.items():
         print(f"{name:34}{anon:9.2f}{file:9.2f}{seconds:9.1f}", flush=True)
@@ -83,8 +84,8 @@ def run_child(options: argparse.Namespace, phase: str) -> dict[str, tuple[float,
 
 def base(options: argparse.Namespace) -> dict[str, str]:
     """The `model` settings of a run on the base, which is made if it is not there."""
-    made = {"sdxl": sdxl, "anima": anima}[options.family]
-    return {"family": options.family, **made(options.cache / f"{options.family}-{options.form}", options.form)}
+    make = {"sdxl": sdxl, "anima": anima}[options.family]
+    return {"family": options.family, **make(options.cache / f"{options.family}-{options.form}", options.form)}
 
 
 def shapes(part: str, folder: Path) -> dict:
@@ -221,7 +222,7 @@ class Watch:
     """Peaks of this process's memory, sampled by a thread."""
 
     def __init__(self) -> None:
-        self.found: dict[str, tuple[float, float, float]] = {}
+        self.peaks: dict[str, tuple[float, float, float]] = {}
         self._peak = [0.0, 0.0]
         threading.Thread(target=self._sample, daemon=True).start()
 
@@ -233,7 +234,7 @@ class Watch:
         yield
         seconds = time.perf_counter() - begun
         self._peak[:] = map(max, self._peak, resident())
-        self.found[name] = (*self._peak, seconds)
+        self.peaks[name] = (*self._peak, seconds)
 
     def _sample(self) -> None:
         while True:
@@ -249,7 +250,7 @@ def resident() -> tuple[float, float]:
 
 
 def load(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
-    """Every part in turn, as a run would: encode, let go, and the denoiser last."""
+    """Every part in turn, as a run would: encode, free, and the denoiser last."""
     import torch
 
     from lorakit import models
@@ -272,7 +273,7 @@ def load(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
         model.load(model.denoiser)
     if options.device == "cpu":
         model.release(model.denoiser)
-    return watch.found
+    return watch.peaks
 
 
 def train(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
@@ -310,7 +311,7 @@ def train(options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
 
 def follow(watch: Watch, events, names: dict, last: type) -> dict[str, tuple[float, float, float]]:
     """A phase for each event of a run, called by what has been done when it comes."""
-    found: dict[str, tuple[float, float, float]] = {}
+    phases: dict[str, tuple[float, float, float]] = {}
     while True:
         with watch.phase("next"):
             event = next(events)
@@ -319,11 +320,11 @@ def follow(watch: Watch, events, names: dict, last: type) -> dict[str, tuple[flo
             if event.loss is None or event.grad_norm is None:
                 raise RuntimeError(f"step {event.step} is not finite: {event}")
             name += f" {event.step}, loss {event.loss:.3f}"
-        anon, file, seconds = watch.found["next"]
-        before = found.get(name, (0.0, 0.0, 0.0))
-        found[name] = max(anon, before[0]), max(file, before[1]), seconds + before[2]
+        anon, file, seconds = watch.peaks["next"]
+        before = phases.get(name, (0.0, 0.0, 0.0))
+        phases[name] = max(anon, before[0]), max(file, before[1]), seconds + before[2]
         if isinstance(event, last):
-            return found
+            return phases
 
 
 if __name__ == "__main__":
