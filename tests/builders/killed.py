@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from sittings import copy_of
+from sessions import copy_of
 
 from lorakit import cli, events
 from lorakit.events import Progress, Started, Stepped
@@ -92,7 +92,7 @@ def often(folder: str, name: str, kills: int, seed: int) -> dict:
 
 
 def under_way(run: Run, known: int) -> str:
-    """What a killed sitting was doing; `known` is the length of the log before it."""
+    """What a killed session was doing; `known` is the length of the log before it."""
     if any(run.loras.glob("*.part")):
         return "exporting"
     if any(run.states.glob(".*.part")):
@@ -106,7 +106,7 @@ def under_way(run: Run, known: int) -> str:
 
 
 def everywhere(folder: str, name: str) -> list[str]:
-    """Kill a sitting of the run before each of its file operations in turn, always in a new copy of the project; then
+    """Kill a session of the run before each of its file operations in turn, always in a new copy of the project; then
     train each copy to its end. Returns the projects."""
     done = []
     for count in itertools.count():

@@ -27,7 +27,7 @@ def stepped(step: int, *, loss: float | None = 0.1, per_epoch: int = 100) -> Ste
 
 
 def started(step: int, steps: int) -> Started:
-    """A sitting that begins after `step` of `steps`."""
+    """A session that begins after `step` of `steps`."""
     return Started(step=step, steps=steps, steps_per_epoch=100, images=40, precision="bf16", device="cuda")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from sittings import assert_same_bits, assert_same_end, at, copy_of, family_settings, new_run, trace, until
+from sessions import assert_same_bits, assert_same_end, at, copy_of, family_settings, new_run, trace, until
 
 from lorakit.config import ConfigError
 from lorakit.data import DataConfig
@@ -40,7 +40,7 @@ def masked(tmp_path, family, base):
 
 
 def prepared(run):
-    """A sitting right before its first step."""
+    """A session right before its first step."""
     session = Session(run)
     list(session.prepare())
     return session

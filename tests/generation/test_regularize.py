@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 from PIL import Image
-from sittings import family_settings
+from sessions import family_settings
 from tiny import save_images
 from tiny import settings as tiny_settings
 

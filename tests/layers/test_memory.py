@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from sittings import assert_same_end, at, family_settings, merged, new_run, until
+from sessions import assert_same_end, at, family_settings, merged, new_run, until
 
 from lorakit import models
 from lorakit.diffusion.weightings import LossConfig

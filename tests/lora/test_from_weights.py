@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from sittings import HARD, assert_same_end, at, family_settings, merged, new_run, until, warnings
+from sessions import HARD, assert_same_end, at, family_settings, merged, new_run, until, warnings
 from tiny import save_images, save_sd15, settings
 
 from lorakit import models

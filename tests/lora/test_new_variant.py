@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from sittings import HARD, assert_same_bits, at, new_run, until
+from sessions import HARD, assert_same_bits, at, new_run, until
 from tiny import save_sd15, settings
 from trained_lokr import TrainedLokr
 

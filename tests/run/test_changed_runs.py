@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sittings import HARD, TEXT, assert_same_bits, assert_same_end, at, copy_of, merged, new_run, trace, until
+from sessions import HARD, TEXT, assert_same_bits, assert_same_end, at, copy_of, merged, new_run, trace, until
 from tiny import save_sd15
 
 from lorakit.events import Saved, Started

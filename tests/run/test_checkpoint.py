@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import torch
-from sittings import HARD, TEXT, assert_same_end, at, copy_of, new_run, until, warnings
+from sessions import HARD, TEXT, assert_same_end, at, copy_of, new_run, until, warnings
 from tiny import save_sd15
 
 from lorakit import events

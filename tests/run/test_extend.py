@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from sittings import HARD, TEXT, assert_same_end, at, copy_of, merged, new_run, trace, until
+from sessions import HARD, TEXT, assert_same_end, at, copy_of, merged, new_run, trace, until
 from tiny import save_sd15
 
 from lorakit.config import ConfigError, read_yaml

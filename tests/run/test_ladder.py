@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from sittings import new_run
+from sessions import new_run
 from tiny import save_base
 
 from lorakit import models

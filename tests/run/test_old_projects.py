@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sittings import at, tensors, trace, until
+from sessions import at, tensors, trace, until
 
 from lorakit import events
 from lorakit.data import DataConfig

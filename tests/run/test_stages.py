@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from sittings import (
+from sessions import (
     HARD,
     assert_same_end,
     at,

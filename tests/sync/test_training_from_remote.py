@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from remotes import opened, serving
 from remotes import until as until_standing
-from sittings import HARD, assert_same_end, at, copy_of, new_run, until
+from sessions import HARD, assert_same_end, at, copy_of, new_run, until
 from slow_disk import SlowDisk, mountable
 from tiny import save_images, save_sd15, settings
 

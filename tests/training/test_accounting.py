@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sittings import new_run
+from sessions import new_run
 from tiny import save_images, save_sd15
 
 from lorakit.data.scan import Sample, Scan
@@ -104,7 +104,7 @@ def test_the_steps_announced_are_the_steps_taken(tmp_path, base, loop, steps):
 
 
 def first_step(run):
-    """The sitting after its first step, the event of it, and what its micro-batches put into the model's loss, what
+    """The session after its first step, the event of it, and what its micro-batches put into the model's loss, what
     came out, and the step's gradients by weight."""
     session, inputs, losses, gradients = Session(run), [], [], []
     inner = session.model.loss
@@ -135,8 +135,8 @@ def test_a_step_of_uneven_batches_has_the_gradient_of_one_big_batch(tmp_path, ba
     assert sorted(len(x0) for x0, *_ in inputs) == [1, 2, 2]
     assert len({noise.sum().item() for _, eps, *_ in inputs for noise in eps}) == 5  # each sample has its own
     fresh = Session(run)  # with the weights as they were before that step
-    sitting = fresh.events(threading.Event())
-    while not isinstance(next(sitting), Started):
+    stream = fresh.events(threading.Event())
+    while not isinstance(next(stream), Started):
         pass
     x0, eps, t = (torch.cat([one[i] for one in inputs]) for i in range(3))
     text = {"hidden": torch.cat([one[3]["hidden"] for one in inputs])}

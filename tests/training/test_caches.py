@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from PIL import Image
-from sittings import HARD, TEXT, assert_same_end, copy_of, merged, new_run
+from sessions import HARD, TEXT, assert_same_end, copy_of, merged, new_run
 from tiny import save_sd15
 
 from lorakit.events import Finished, Progress, Sampled, Stepped
@@ -32,7 +32,7 @@ def filled(tmp_path_factory, base):
 
 
 def encoded(run):
-    """How much a sitting had to encode, by kind."""
+    """How much a session had to encode, by kind."""
     return {event.what: event.total for event in train(run) if isinstance(event, Progress)}
 
 
@@ -121,7 +121,7 @@ def test_an_edited_caption_encodes_its_variants_and_no_other(tmp_path, base):
 
 
 def loads(run):
-    """Every part that a whole sitting loads, and those in memory at its steps and its end."""
+    """Every part that a whole session loads, and those in memory at its steps and its end."""
     session, seen, kept = Session(run), set(), set()
     load = session.model.load
     session.model.load = lambda part: (seen.add(part), load(part))[1]

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from sittings import (
+from sessions import (
     assert_same_bits,
     assert_same_end,
     at,

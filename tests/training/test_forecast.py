@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sittings import HARD, family_settings, merged, new_run, rates
+from sessions import HARD, family_settings, merged, new_run, rates
 from tiny import save_base, save_images, settings
 
 from lorakit import events, hub

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sittings import HARD, TEXT, assert_same_end, at, copy_of, merged, new_run, until
+from sessions import HARD, TEXT, assert_same_end, at, copy_of, merged, new_run, until
 from tiny import save_sd15
 
 from lorakit import events
@@ -164,8 +164,8 @@ def test_a_project_with_a_home_is_copied_there_whether_or_not_a_trainer_is_start
 
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory, base):
-    """A run that two start at once, that is stopped before its trainer can listen, killed in its second sitting, and
-    brought to its end by a third; with a copy of it after each sitting."""
+    """A run that two start at once, that is stopped before its trainer can listen, killed in its second session, and
+    brought to its end by a third; with a copy of it after each session."""
     folder = tmp_path_factory.mktemp("journey")
     run, seen = new_run(folder / "p", base, LONG), {}
     (run.folder / "trainer.log").write_text("what was said long ago\n" * 60_000)
@@ -203,7 +203,7 @@ def test_a_run_that_was_stopped_and_killed_ends_bitwise_where_an_uncut_one_does(
     assert_same_end(journey[0], uncut)
 
 
-def test_a_large_log_of_the_trainer_is_cut_at_a_start_and_each_sitting_begins_with_its_command(journey):
+def test_a_large_log_of_the_trainer_is_cut_at_a_start_and_each_session_begins_with_its_command(journey):
     run, _, _, _ = journey
     said = (run.folder / "trainer.log").read_text()
     assert len(said) < jobs.LOG_LIMIT / 2 and said.startswith("what was said long ago\n")
@@ -301,7 +301,7 @@ def test_the_end_of_the_trainers_log_explains_what_the_run_cannot(gone, said, to
     assert said.splitlines()[-1] in fate and "what was said long ago" not in fate
 
 
-def test_a_sitting_in_a_terminal_or_notebook_that_was_cut_is_told_of(tmp_path, base):
+def test_a_session_in_a_terminal_or_notebook_that_was_cut_is_told_of(tmp_path, base):
     run = new_run(tmp_path, base, LONG)
     until(run, at(Stepped, 4))
     fate = jobs.fate(run)
@@ -325,8 +325,8 @@ def test_an_error_that_can_be_explained_ends_the_log_and_is_told(tmp_path, base)
 
 def test_a_trainer_in_this_process_excludes_all_others_and_says_who_it_is(tmp_path, base):
     run = new_run(tmp_path, base, LONG)
-    sitting = train(run)
-    next(sitting)
+    stream = train(run)
+    next(stream)
     log = run.log.read_bytes()
     assert jobs.is_alive(run) and run_status(run).state == "running" and jobs.fate(run) == ""
     assert jobs.start(run) is False
@@ -338,7 +338,7 @@ def test_a_trainer_in_this_process_excludes_all_others_and_says_who_it_is(tmp_pa
     )
     with elsewhere(code, run) as other:
         assert f"in process {os.getpid()} on" in other.stdout.read()
-    sitting.close()
+    stream.close()
     assert not jobs.is_alive(run)
     with jobs.lock_run(run):
         assert jobs.is_alive(run)

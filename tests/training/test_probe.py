@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from sittings import assert_same_end, copy_of, family_settings, new_run
+from sessions import assert_same_end, copy_of, family_settings, new_run
 
 from lorakit.events import Progress, Sampled, Saved, Started, Stepped
 from lorakit.project.lock import lock_run

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from sittings import HARD, TEXT, assert_same_end, at, copy_of, killed, merged, new_run, rates, trace, until
+from sessions import HARD, TEXT, assert_same_end, at, copy_of, killed, merged, new_run, rates, trace, until
 from tiny import save_sd15
 
 from lorakit.config import ConfigError
@@ -16,7 +16,7 @@ from lorakit.project import Project
 from lorakit.run import checkpoint
 from lorakit.training.loop import train
 
-# HARD has 6 steps, 2 an epoch, and saves after steps 2, 4 and 6; each entry is one sitting's end
+# HARD has 6 steps, 2 an epoch, and saves after steps 2, 4 and 6; each entry is one session's end
 CUTS = {
     "before the first step": [at(Started, 0)],
     "inside an epoch, nothing saved yet": [at(Stepped, 1)],

@@ -1,4 +1,4 @@
-"""Stop signals end a sitting cleanly; numbers that are not finite never reach the weights or a file."""
+"""Stop signals end a session cleanly; numbers that are not finite never reach the weights or a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
-from sittings import (
+from sessions import (
     HARD,
     TEXT,
     assert_same_bits,
@@ -107,7 +107,7 @@ def test_a_second_signal_is_not_swallowed(tmp_path, base, uncut, number):
         signal.signal(number, mine)
 
 
-def test_handlers_are_restored_when_a_sitting_is_closed_or_fails(tmp_path, base):
+def test_handlers_are_restored_when_a_session_is_closed_or_fails(tmp_path, base):
     before = [signal.getsignal(number) for number in SIGNALS]
     until(new_run(tmp_path / "a", base, HARD), at(Stepped, 1))
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -157,8 +157,8 @@ EACH_STEP = {
 }
 
 
-class Sitting:
-    """A whole sitting in which `spoil(losses, number of the micro-batch)` stands for the model's loss."""
+class SpoiledSession:
+    """A whole session in which `spoil(losses, number of the micro-batch)` stands for the model's loss."""
 
     def __init__(self, run, spoil):
         self.session, self.events, self.inputs, self.losses, self.gradients = Session(run), [], [], [], []
@@ -198,8 +198,8 @@ def spoil_gradient(losses, number):
 def mean_gradient(run, inputs):
     """The gradient, at the beginning of a run, of the plain mean over the samples of several micro-batches."""
     session = Session(run)
-    sitting = session.events(threading.Event())
-    while not isinstance(next(sitting), Started):
+    stream = session.events(threading.Event())
+    while not isinstance(next(stream), Started):
         pass
     torch.cat([session.model.loss(*one) for one in inputs]).mean().backward()
     return [weight.grad for weight in session.optimizer.param_groups[0]["params"]]
@@ -219,14 +219,16 @@ def assert_all_files_are_finite(run):
 def test_a_bad_micro_batch_is_left_out_and_the_gradient_is_the_mean_over_the_others(tmp_path, base, bad):
     settings = merged(STEADY, EACH_STEP, {"loop": {"epochs": 1}})
     run = new_run(tmp_path, base, settings, sizes=SQUARES)
-    sat = Sitting(run, lambda losses, number: losses * bad if number == 1 else losses)
-    (stepped,), (gradient,) = sat.steps(), sat.gradients
-    good = torch.cat([sat.losses[0], sat.losses[2]])
-    assert stepped.skipped == len(sat.losses[1]) == 5 - len(good)
+    spoiled = SpoiledSession(run, lambda losses, number: losses * bad if number == 1 else losses)
+    (stepped,), (gradient,) = spoiled.steps(), spoiled.gradients
+    good = torch.cat([spoiled.losses[0], spoiled.losses[2]])
+    assert stepped.skipped == len(spoiled.losses[1]) == 5 - len(good)
     assert stepped.loss == pytest.approx(good.mean().item(), rel=1e-6)
-    (told,) = warnings(sat.events)
+    (told,) = warnings(spoiled.events)
     assert "Step 1" in told and f"{stepped.skipped} samples" in told
-    reference = mean_gradient(new_run(tmp_path, base, settings, name="reference"), [sat.inputs[0], sat.inputs[2]])
+    reference = mean_gradient(
+        new_run(tmp_path, base, settings, name="reference"), [spoiled.inputs[0], spoiled.inputs[2]]
+    )
     assert max(part.abs().max() for part in gradient) > 1e-4
     for found, wanted in zip(gradient, reference, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
@@ -235,41 +237,43 @@ def test_a_bad_micro_batch_is_left_out_and_the_gradient_is_the_mean_over_the_oth
 
 def test_one_bad_sample_among_many_steps_is_counted_and_reported_once(tmp_path, base):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 8}}, sizes=SQUARES)
-    sat = Sitting(run, lambda losses, number: losses * math.nan if number % 3 == 1 else losses)
-    assert all(step.skipped in (1, 2) and step.loss is not None and step.grad_norm is not None for step in sat.steps())
-    assert len(warnings(sat.events)) == 1
-    assert isinstance(sat.events[-1], Finished)
+    spoiled = SpoiledSession(run, lambda losses, number: losses * math.nan if number % 3 == 1 else losses)
+    assert all(
+        step.skipped in (1, 2) and step.loss is not None and step.grad_norm is not None for step in spoiled.steps()
+    )
+    assert len(warnings(spoiled.events)) == 1
+    assert isinstance(spoiled.events[-1], Finished)
     assert_all_files_are_finite(run)
 
 
 @pytest.mark.parametrize("spoil", [spoil_all, spoil_gradient])
 def test_a_step_without_any_finite_gradient_changes_nothing(tmp_path, base, spoil):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3}}, sizes=SQUARES)
-    sat = Sitting(run, lambda losses, number: spoil(losses, number) if 3 <= number < 6 else losses)  # step 2
+    spoiled = SpoiledSession(run, lambda losses, number: spoil(losses, number) if 3 <= number < 6 else losses)  # step 2
     before, after = (torch.load(run.states / name / "state.pt", weights_only=True) for name in ("00000001", "00000002"))
     assert_same_bits([after["adapter"], after["optimizer"]["state"]], [before["adapter"], before["optimizer"]["state"]])
-    assert [step.grad_norm is None for step in sat.steps()] == [False, True, False]
-    assert len(warnings(sat.events)) == 1
+    assert [step.grad_norm is None for step in spoiled.steps()] == [False, True, False]
+    assert len(warnings(spoiled.events)) == 1
     assert_all_files_are_finite(run)
 
 
 @pytest.mark.parametrize("spoil", [spoil_all, spoil_gradient])
 def test_many_bad_steps_in_a_row_end_the_run_with_the_likely_causes(tmp_path, base, spoil):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 40}, "save": {"every_steps": 5}}, sizes=SQUARES)
-    sat = Sitting(run, lambda losses, number: spoil(losses, number) if number >= 3 * 10 else losses)
-    assert isinstance(sat.failed_with, TrainingDiverged)
-    assert sat.steps()[-1].step == 10 + MAX_NONFINITE_STEPS
+    spoiled = SpoiledSession(run, lambda losses, number: spoil(losses, number) if number >= 3 * 10 else losses)
+    assert isinstance(spoiled.failed_with, TrainingDiverged)
+    assert spoiled.steps()[-1].step == 10 + MAX_NONFINITE_STEPS
     for cause in ("learning rate is too high", "base or VAE", "last saved state is kept"):
-        assert cause in str(sat.failed_with)
-    assert len(warnings(sat.events)) == 1
+        assert cause in str(spoiled.failed_with)
+    assert len(warnings(spoiled.events)) == 1
     assert_all_files_are_finite(run)
 
 
 def test_bad_steps_with_good_ones_between_them_do_not_end_the_run(tmp_path, base):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 42}, "save": {"every_steps": 0}}, sizes=SQUARES)
     # of every 2 steps one is bad as a whole, and the other in one of its micro-batches
-    sat = Sitting(run, lambda losses, number: losses * (math.nan if number % 6 in (0, 1, 2, 3) else 1.0))
-    assert sat.failed_with is None and isinstance(sat.events[-1], Finished)
+    spoiled = SpoiledSession(run, lambda losses, number: losses * (math.nan if number % 6 in (0, 1, 2, 3) else 1.0))
+    assert spoiled.failed_with is None and isinstance(spoiled.events[-1], Finished)
 
 
 def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base):
@@ -280,8 +284,8 @@ def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base):
     for event in session.events(threading.Event()):
         if at(Saved, 12)(event):
             break
-    sat = Sitting(run, spoil_all)
-    assert isinstance(sat.failed_with, TrainingDiverged) and sat.steps()[-1].step == MAX_NONFINITE_STEPS
+    spoiled = SpoiledSession(run, spoil_all)
+    assert isinstance(spoiled.failed_with, TrainingDiverged) and spoiled.steps()[-1].step == MAX_NONFINITE_STEPS
 
 
 @pytest.mark.parametrize("exports", [True, False], ids=["with a LoRA file", "the state alone"])
@@ -323,8 +327,8 @@ def test_a_cut_run_in_fp16_with_loss_scaling_ends_bitwise_where_an_uncut_one_doe
 @pytest.mark.gpu
 def test_an_overflow_in_fp16_leaves_the_step_out_and_lowers_the_scale(tmp_path, base):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3, "precision": "fp16"}}, sizes=SQUARES)
-    sat = Sitting(run, lambda losses, number: spoil_gradient(losses, number) if 3 <= number < 6 else losses)
+    spoiled = SpoiledSession(run, lambda losses, number: spoil_gradient(losses, number) if 3 <= number < 6 else losses)
     one, two = (torch.load(run.states / name / "state.pt", weights_only=True) for name in ("00000001", "00000002"))
     assert_same_bits(two["adapter"], one["adapter"])
     assert two["scaler"]["scale"] == one["scaler"]["scale"] / 2
-    assert sat.steps()[1].grad_norm is None and isinstance(sat.events[-1], Finished)
+    assert spoiled.steps()[1].grad_norm is None and isinstance(spoiled.events[-1], Finished)

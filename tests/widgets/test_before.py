@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sittings import new_run
+from sessions import new_run
 from tiny import save_base, save_images, settings
 
 from lorakit.errors import UserError

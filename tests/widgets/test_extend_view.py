@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ipywidgets
 import pytest
-from sittings import copy_of, new_run
+from sessions import copy_of, new_run
 from tiny import save_base
 
 from lorakit.errors import UserError

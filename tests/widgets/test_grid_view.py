@@ -13,7 +13,7 @@ import pytest
 from IPython import display as ipython_display
 from logs import project, saved, started, stepped, write
 from PIL import Image
-from sittings import new_run
+from sessions import new_run
 from tiny import save_sd15
 
 from lorakit.config import ConfigError

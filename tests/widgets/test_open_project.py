@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from sittings import new_run, until
+from sessions import new_run, until
 from tiny import save_images, save_sd15
 
 from lorakit import doctor

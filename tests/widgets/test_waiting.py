@@ -6,7 +6,7 @@ import queue
 import time
 
 import pytest
-from sittings import new_run
+from sessions import new_run
 
 from lorakit.project import lock
 from lorakit.training import jobs

@@ -90,12 +90,12 @@ def copy_of(run: Run, folder: Path) -> Run:
 
 
 def until(run: Run, last: Callable[[Event], bool]) -> list[Event]:
-    """One sitting up to the first event for which `last` is true, and not a line of code further."""
+    """One session up to the first event for which `last` is true, and not a line of code further."""
     seen = []
-    for event in (sitting := train(run)):
+    for event in (stream := train(run)):
         seen.append(event)
         if last(event):
-            sitting.close()
+            stream.close()
             break
     return seen
 
