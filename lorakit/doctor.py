@@ -15,6 +15,7 @@ from typing import Any
 
 from lorakit import hub
 from lorakit.machine import gpu, host
+from lorakit.models.files.marks import all_marks
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, platforms
 from lorakit.secrets import hidden
@@ -276,14 +277,15 @@ def _memory() -> Iterator[CheckResult]:
         # not Linux
         return
     numbers = {"free": f"{memory.available / 1e9:.1f}", "total": f"{memory.total / 1e9:.1f}"}
-    # half of it has to be free: SDXL and Anima take 6 GB while they load
+    # Half of it has to be free: the largest families take 6 GB while they load.
     if memory.total >= LOW_MEMORY_GB * 1e9 and 2 * memory.available >= LOW_MEMORY_GB * 1e9:
         yield passed("memory", "{free} of {total} GB free", **numbers)
     else:
         yield failed(
             "memory",
             "{free} of {total} GB free",
-            "SDXL and Anima need about 6 GB to load, SD 1.5 needs 3 GB: close other notebooks and programs first",
+            "loading a base model takes about {needs}: close other notebooks and programs first",
+            needs=", ".join(f"{marks.load_gb:g} GB ({marks.title})" for marks in all_marks().values()),
             **numbers,
         )
 

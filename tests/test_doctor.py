@@ -206,7 +206,7 @@ def test_little_memory_is_reported_with_what_needs_it(available, total, cured, m
     monkeypatch.setattr(host, "memory", lambda: host.Memory(int(available), int(total)))
     found = checks(tmp_path)["memory"]
     assert found.value == f"{available / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    assert ("SDXL and Anima" in found.fix) == cured
+    assert ("6 GB (SDXL)" in found.fix) == cured
 
 
 @pytest.mark.parametrize(("free", "cured"), [(2e9, True), (50e9, False)])

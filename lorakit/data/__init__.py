@@ -121,12 +121,16 @@ class DataConfig(Config):
                     f"{name} is {getattr(self, name)}; it must be a multiple of bucket_reso_steps "
                     f"({self.bucket_reso_steps})."
                 )
-        if self.enable_bucket and not self.min_bucket_reso <= self.resolution <= self.max_bucket_reso:
+        if self.enable_bucket and self.resolution < self.min_bucket_reso:
             problems.append(
-                f"resolution is {self.resolution}; it must lie between min_bucket_reso ({self.min_bucket_reso}) and "
-                f"max_bucket_reso ({self.max_bucket_reso})."
+                f"resolution is {self.resolution}, below min_bucket_reso ({self.min_bucket_reso}): lower "
+                f"min_bucket_reso to {self.resolution} or less."
             )
-        # A VAE shrinks sides by 8: other sizes have no whole number of latents.
+        if self.enable_bucket and self.resolution > self.max_bucket_reso:
+            problems.append(
+                f"resolution is {self.resolution}, above max_bucket_reso ({self.max_bucket_reso}): raise "
+                f"max_bucket_reso to {self.resolution} or more."
+            )
         if self.resolution % 8:
             problems.append(f"resolution is {self.resolution}; it must be a multiple of 8 px, one latent.")
         if self.bucket_reso_steps % 8:

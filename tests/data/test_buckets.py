@@ -132,3 +132,9 @@ def test_bucket_settings_that_contradict_each_other_are_refused(settings, names)
     with pytest.raises(ConfigError) as caught:
         DataConfig(**settings)
     assert all(name in str(caught.value) for name in names), caught.value
+
+
+@pytest.mark.parametrize(("resolution", "advice"), [(192, "lower min_bucket_reso"), (1088, "raise max_bucket_reso")])
+def test_a_resolution_outside_of_the_bucket_range_says_which_setting_to_change(resolution, advice):
+    with pytest.raises(ConfigError, match=f"{advice} to {resolution} or"):
+        DataConfig(resolution=resolution)

@@ -27,6 +27,7 @@ TOY = marks.Marks(
     ),
     folder="ToyPipeline",
     lora_keys=r"toy_",
+    load_gb=1,
     forms=("toy_form",),
     captions=marks.CaptionProfile(name="toy", order=("artist",)),
 )

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny import save_sd15
 
 from lorakit.cli import main
+from lorakit.data.cache import Cache
 from lorakit.models.files.anima_names import QWEN
 from lorakit.models.files.check import ModelFile, check, missing
+from lorakit.run.checkpoint import STATE
 
 LORAS = {
     "kohya.safetensors": ("lora_unet_blocks_0_self_attn_q_proj", "lora_down", "lora_up"),
@@ -283,6 +285,15 @@ def test_unreadable_files_are_reported_beside_the_others(zoo, tmp_path, monkeypa
 def test_numbers_in_place_of_matrices_do_not_crash(names, told, tmp_path):
     save_file({name: torch.tensor(1.0) for name in names}, tmp_path / "model.safetensors")
     assert told in check([tmp_path])[0].kind
+
+
+def test_states_and_caches_of_a_project_are_no_models(tmp_path):
+    latents, state = Cache(tmp_path / "cache" / "latents"), tmp_path / "runs" / "r" / "states" / "00000010"
+    latents.write(latents.path("an image"), {"latents": torch.zeros(1, 4, 8, 8)})
+    state.mkdir(parents=True)
+    torch.save({"step": 10}, state / STATE)
+    save_file({"encoder.conv_in.weight": torch.zeros(2, 2)}, tmp_path / "vae.safetensors")
+    assert [finding.path.name for finding in check([tmp_path])] == ["vae.safetensors"]
 
 
 def test_other_suffixes_are_found_but_not_a_trainers_state(tmp_path):

@@ -53,6 +53,7 @@ OF_FOLDER = FileKind(
 )
 MARKS = Marks(
     title="Anima",
+    load_gb=6,
     parts={
         "DiT": HUB_FILES["transformer"],
         "LLM adapter": f"inside {HUB_FILES['text_conditioner']}",

@@ -30,6 +30,8 @@ PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 SEARCHED = (".safetensors", ".gguf", *PICKLED)
 # Files of trainers that have the suffix of a model.
 STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states|rng_state).*")
+# Files of a project of lorakit: training states, and cached latents and texts, which are named by a hash.
+PROJECT_FILE = re.compile(r"state\.pt|[0-9a-f]{40}\.safetensors")
 # What browsers and download tools append to the name of an unfinished file.
 UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")
 DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
@@ -111,8 +113,9 @@ def _models(path: Path, seen: set[Path]) -> Iterator[Path]:
     for name in files:
         # model.safetensors.part is reported as an unfinished model.safetensors
         bare = name.removesuffix(next(filter(name.endswith, UNFINISHED), ""))
+        is_of_trainer = PROJECT_FILE.fullmatch(name) or (bare.endswith(PICKLED) and STATE.fullmatch(name))
         is_of_part = is_part and (WEIGHTS.fullmatch(name) or name.endswith(PICKLED))
-        if bare.endswith(SEARCHED) and not is_of_part and not (bare.endswith(PICKLED) and STATE.fullmatch(name)):
+        if bare.endswith(SEARCHED) and not is_of_part and not is_of_trainer:
             yield path / name
     for folder in folders:
         if not (is_whole_model or folder.name.startswith(".")):

@@ -84,6 +84,7 @@ class Marks:
     lora_keys      regular expression: beginnings of its modules' names in LoRA files (see `lora.file`), of no other
                    family
     lora_keys_too  the same for names that other families have, too; they count when nothing else is recognised
+    load_gb        GB of host memory that loading it takes, about
     text_width     width of the text that a UNet reads; 0 for other denoisers
     forms          layouts of LoRA files that can be exported for it, the usual one first
     captions       how its captions are written
@@ -96,6 +97,7 @@ class Marks:
     folder: str
     lora_keys: str = ""
     lora_keys_too: str = ""
+    load_gb: float
     text_width: int = 0
     forms: tuple[str, ...]
     captions: CaptionProfile = SD_CAPTIONS

@@ -17,6 +17,7 @@ LAYOUT = Layout(
 )
 MARKS = Marks(
     title="SD 1.5",
+    load_gb=3,
     parts={"unet": IN_CHECKPOINT, "text encoder": IN_CHECKPOINT, "VAE": "stabilityai/sd-vae-ft-mse"},
     kinds=(
         FileKind(

@@ -20,6 +20,7 @@ HOLDS = {"unet": "model.diffusion_model.", "text encoder": "conditioner.embedder
 FLAGS = {"v_pred": "with v prediction", "ztsnr": "with zero terminal SNR"}
 MARKS = Marks(
     title="SDXL",
+    load_gb=6,
     parts={"unet": IN_CHECKPOINT, "text encoder": IN_CHECKPOINT, "VAE": "madebyollin/sdxl-vae-fp16-fix"},
     kinds=(
         FileKind(name=LAYOUT.kind, starts=("conditioner.embedders.",), holds=HOLDS, is_base=True, flags=FLAGS),
