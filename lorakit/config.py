@@ -14,9 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lorakit import other_trainers
 from lorakit.errors import UserError
 from lorakit.files.disk import DamagedFile, DiskError, read_file
 from lorakit.secrets import without_secrets
+from lorakit.typed import Typed, plain, typed_value
 
 SETTINGS_BYTES = 1 << 24  # a file of settings has a few kilobytes
 # Settings that had another name in an earlier version -> their name now, dotted. What earlier versions stored
@@ -104,9 +106,11 @@ class Config:
     """Base of all configs: frozen, keyword-only, checked on construction (ConfigError names every problem).
 
     `unsupported`: settings that people know from other trainers -> why there are none of that name here.
+    `later`: settings that earlier versions did not have, see `for_hash`.
     """
 
     unsupported: ClassVar[dict[str, str]] = {}
+    later: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         expected = types_of(type(self))
@@ -238,6 +242,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def for_hash(config: Config) -> dict[str, Any]:
+    """As `to_dict`, without the settings in `later` that have their default: what was made before there were such
+    settings keeps its hash.
+    """
+    fields = config.__dataclass_fields__
+    unset = {name for name in config.later if getattr(config, name) == fields[name].default}
+    return {name: value for name, value in to_dict(config).items() if name not in unset}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Config):
         return to_dict(value)
@@ -277,6 +290,10 @@ def current_names(settings: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError when a setting is given under both of its names.
     """
     settings = {part: dict(values) if isinstance(values, dict) else values for part, values in settings.items()}
+    for part, values in settings.items():
+        if isinstance(values, Typed):
+            # a whole part, or the stages, typed as YAML
+            settings[part] = load_yaml(values, f"{part}={values}")
     for old, new in RENAMED.items():
         (old_part, old_name), (new_part, new_name) = old.split("."), new.split(".")
         if not isinstance(settings.get(old_part), dict) or old_name not in settings[old_part]:
@@ -297,15 +314,30 @@ def _placed(line: str, path: str, fields: dict[str, Any]) -> str:
 def _unknown(name: str, config_class: type[Config], path: str) -> str:
     if name in config_class.unsupported:
         return f"{path}{name} cannot be set: {config_class.unsupported[name]}"
-    names = [f.name for f in dataclasses.fields(config_class)]
+    if elsewhere := other_trainers.answer(str(name)):
+        return f"{path}{name} {elsewhere}"
+    fields = dataclasses.fields(config_class)
+    kinds = types_of(config_class)
+    # a setting without its part: rank for adapter.rank
+    owners = [f.name for f in fields if "variants" in f.metadata and name in kinds[f.name].__dataclass_fields__]
+    if owners:
+        return f"{path}{name} is called {' or '.join(f'{path}{owner}.{name}' for owner in owners)} here."
     # "adpter" -> "Did you mean adapter?"
-    hint = difflib.get_close_matches(str(name), names, n=1)
+    hint = difflib.get_close_matches(str(name), [f.name for f in fields], n=1)
     return f"{path}{name} is not a setting." + (
-        f" Did you mean {path}{hint[0]}?" if hint else f" Settings here: {', '.join(names)}."
+        f" Did you mean {path}{hint[0]}?" if hint else f" Settings here: {', '.join(f.name for f in fields)}."
     )
 
 
 def _parse(value: Any, f: dataclasses.Field, expected: Any, path: str) -> Any:
+    try:
+        if isinstance(value, Typed):
+            value = typed_value(value, expected)
+        # settings of a part are read there, where their types are known
+        elif "variants" not in f.metadata:
+            value = plain(value)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; {f.metadata['help']}.") from None
     if "variants" in f.metadata:
         inner = expected
         if f.metadata["variants"] and isinstance(value, dict):
@@ -366,14 +398,16 @@ def load_yaml(text: str, source: str) -> Any:
 
 
 def assign(data: dict[str, Any], dotted: str, text: str) -> None:
-    """Write one `--set key.sub=value` into nested settings, in place; the value is YAML (1, true, [a, b], text)."""
+    """Write one `--set key.sub=text` into nested settings, in place; the setting's type decides what the text means.
+
+    See `typed.typed_value`; `from_dict` and `check` read it so.
+    """
     *tables, name = dotted.split(".")
     for table in tables:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):
             raise ConfigError(f"{dotted} is not a setting: {table} is a value, not a table.")
-    # YAML reads an empty value as null; here it means an empty text.
-    data[name] = load_yaml(text, f"--set {dotted}={text}") if text else ""
+    data[name] = Typed(text)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -10,6 +10,7 @@ import typing
 from dataclasses import MISSING, FrozenInstanceError
 
 import pytest
+import yaml
 
 import lorakit
 from lorakit import models
@@ -26,8 +27,10 @@ from lorakit.config import (
 )
 from lorakit.data import DataConfig
 from lorakit.diffusion.weightings import LossConfig
+from lorakit.lora.variants import AdapterConfig
 from lorakit.optimizers import OptimizerConfig
-from lorakit.run.config import RunConfig
+from lorakit.run.config import RunConfig, configure
+from lorakit.run.sampling import SampleConfig
 from lorakit.schedules import ScheduleConfig
 
 
@@ -159,37 +162,88 @@ def test_a_rate_is_read_as_a_number_however_it_is_written(text, tmp_path):
     assert from_dict(OptimizerConfig, settings["optimizer"]).learning_rate == 1e-4
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("32", 32),
-        ("true", True),
-        ("[a, b c]", ["a", "b c"]),
-        ("{betas: [0.9, 0.95]}", {"betas": [0.9, 0.95]}),
-        ("a=b, c", "a=b, c"),
-        ("'3'", "3"),
-        ("mofu 1", "mofu 1"),
-        ("", ""),
-    ],
+AS_THEY_STAND = (
+    *(
+        "@name",
+        "2b #nier",
+        "1girl, (smile:1.2), [hat]",
+        "#tag",
+        "a: b",
+        "C:\\x",
+        "/data/#1/x",
+        "yes",
+        "null",
+        "1e3",
+        "~",
+    ),
+    *("'quoted'", '"', "{a|b}", "a=b, c", "&x", "*", "!x", "- a", "[x", "%", "\\(", "12", " ", "", "日本 #1", "a\nb"),
 )
-def test_set_reads_its_value_as_yaml_and_keeps_what_stands_beside(text, value):
-    settings = {"a": {"kept": 1}}
-    assign(settings, "a.b.c", text)
-    assert settings == {"a": {"kept": 1, "b": {"c": value}}}
+TYPED = [
+    *((DataConfig, "trigger", text, text) for text in AS_THEY_STAND),
+    *((AdapterConfig, "rank", text, 32) for text in ("32", " 32", "32.0", "3.2e1")),
+    *((OptimizerConfig, "learning_rate", text, 1e-4) for text in ("1e-4", "0.0001", "1E-04")),
+    *((DataConfig, "flip_aug", text, True) for text in ("true", "Yes", "on", "TRUE")),
+    *((DataConfig, "flip_aug", text, False) for text in ("false", "no", "off")),
+    (SampleConfig, "prompts", "[]", ()),
+    (SampleConfig, "prompts", "", ()),
+    (SampleConfig, "prompts", "[a, b c]", ("a", "b c")),
+    (SampleConfig, "prompts", "1girl, (smile:1.2)", ("1girl, (smile:1.2)",)),
+    (SampleConfig, "prompts", "[hat], b", ("[hat], b",)),
+    (
+        SampleConfig,
+        "prompts",
+        """["a, b", 'it''s, x', 2b #nier, @c, yes, C:\\x]""",
+        ("a, b", "it's, x", "2b #nier", "@c", "yes", "C:\\x"),
+    ),
+    (OptimizerConfig, "args", "{betas: [0.9, 0.95], eps: 1e-8}", {"betas": (0.9, 0.95), "eps": 1e-8}),
+    (OptimizerConfig, "args.weight_decay", "1e-2", {"weight_decay": 1e-2}),
+]
+
+
+@pytest.mark.parametrize(("config_class", "name", "text", "value"), TYPED)
+def test_a_typed_text_means_what_the_type_of_its_setting_says(config_class, name, text, value):
+    settings = {"part": {"kept": 1}}
+    assign(settings, f"part.{name}", text)
+    assert settings["part"].pop("kept") == 1
+    config = from_dict(config_class, settings["part"])
+    read = getattr(config, name.partition(".")[0])
+    assert read == value or (isinstance(read, dict) and to_dict(config)["args"] == _as_lists(value))
+    # nothing of a typed text is left in it: it goes into files as it is
+    assert type(read) is type(value) and from_dict(config_class, yaml.safe_load(to_yaml(config))) == config
+
+
+def _as_lists(table: dict) -> dict:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
+
+
+def test_parts_typed_as_tables_keep_the_defaults_of_the_family():
+    settings = {"model": {"family": "sdxl", "source": "x"}}
+    assign(settings, "adapter", "{rank: 8}")
+    assign(settings, "stages", "[{loop: {epochs: 2}}]")
+    assert configure(settings).adapter.rank == 8 and configure(settings).stages == ({"loop": {"epochs": 2}},)
 
 
 @pytest.mark.parametrize(
-    ("dotted", "text", "told"),
+    ("config_class", "name", "text", "problem"),
     [
-        ("rank.more", "1", "rank.more is not a setting: rank is a value"),
-        ("prompts", "[a", "--set prompts=[a is not YAML"),
-        ("trigger", "2024-13-45", "--set trigger=2024-13-45 is not YAML"),
+        (AdapterConfig, "rank", "high", "rank is 'high', expected an integer"),
+        (AdapterConfig, "rank", "2.5", "rank is 2.5, expected an integer"),
+        (AdapterConfig, "rank", "", "rank is '', expected an integer"),
+        (AdapterConfig, "alpha", "nan", "alpha is nan; allowed is"),
+        (DataConfig, "flip_aug", "1", "flip_aug is '1', expected true or false"),
+        (OptimizerConfig, "args", "{a", "args: '{a' is not YAML"),
+        (OptimizerConfig, "args", "2024-13-45", "args: '2024-13-45' is not YAML"),
     ],
 )
-def test_a_set_that_cannot_be_read_is_refused(dotted, text, told):
-    with pytest.raises(ConfigError) as caught:
-        assign({"rank": 3}, dotted, text)
-    assert told in str(caught.value)
+def test_a_typed_text_that_does_not_fit_is_refused(config_class, name, text, problem):
+    settings = {}
+    assign(settings, name, text)
+    assert problem in refusal(config_class, settings)
+
+
+def test_a_setting_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match="rank.more is not a setting: rank is a value"):
+        assign({"rank": 3}, "rank.more", "1")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up: a file or a room may import those before it, and what stands in its own room.
 ORDER = """
-    secrets errors randomness
+    secrets errors typed other_trainers randomness
     files config events machine project hub layers lora diffusion
     optimizers schedules presets guide_tables
     models data run sync training prepare generation taggers tags examine

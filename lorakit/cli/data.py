@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.cli.options import SET, default_settings, project_at, with_changes
+from lorakit.cli.options import SET, default_settings, project_at, refuse_rest, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
@@ -88,16 +88,13 @@ def _buckets(options: argparse.Namespace) -> int:
 def _data(settings: dict[str, Any]) -> DataConfig:
     """The data settings that a run of the family would have, with those that were given."""
     from lorakit import models
-    from lorakit.config import ConfigError, from_dict
+    from lorakit.config import from_dict
     from lorakit.data import DataConfig
 
     # A family's defaults (resolution, buckets) decide how images are cropped.
     family = models.config_class({**default_settings()["model"], **settings.pop("model", {})}["family"])
     data = {**family.defaults.get("data", {}), **settings.pop("data", {})}
-    if settings:
-        raise ConfigError(
-            f"{', '.join(settings)} is no setting here; there are data and model.family, e.g. data.folder=x."
-        )
+    refuse_rest(settings, "data and model.family, e.g. data.folder=x")
     return from_dict(DataConfig, data, "data.")
 
 

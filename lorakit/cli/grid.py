@@ -33,6 +33,8 @@ def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
 def grid(options: argparse.Namespace) -> int:
     """Generate the images of a grid and print its files."""
     from lorakit.config import from_dict, to_dict
+    from lorakit.data.listing import Note
+    from lorakit.diffusion.prompts import escaped
     from lorakit.generation import grid as grids
     from lorakit.run.config import read_config
     from lorakit.run.sampling import SamplingConfig
@@ -47,12 +49,14 @@ def grid(options: argparse.Namespace) -> int:
         _axis(options.x, run),
         _axis(options.y, run),
         # A run may have no sample prompts.
-        prompt=options.prompt or next(iter(config.sample.prompts), config.data.trigger),
+        prompt=options.prompt or next(iter(config.sample.prompts), escaped(config.data.trigger)),
         name=options.name,
         sampling=from_dict(SamplingConfig, with_changes(sampling, options.set)),
     ):
         if isinstance(event, grids.Done):
             print(f"grid {event.image}\nrecord {event.record}", flush=True)
+        elif isinstance(event, Note):
+            print(f"! {event}", flush=True)
         else:
             print(f"image {event.done} of {event.total}", flush=True)
     return 0

@@ -45,6 +45,16 @@ def existing_run(options: argparse.Namespace) -> Run:
     return run
 
 
+def refuse_rest(settings: dict[str, Any], allowed: str) -> None:
+    """Raise ConfigError for settings that a verb has no use for; `allowed` are those that it has, in words."""
+    from lorakit import other_trainers
+    from lorakit.config import ConfigError
+
+    if settings:
+        names = (f"{name} {other_trainers.answer(name) or 'is no setting here.'}" for name in settings)
+        raise ConfigError("\n".join([*names, f"Settings of this command: {allowed}."]))
+
+
 def with_changes(settings: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """Write `KEY=VALUE` texts into nested settings, in place; returns them. Raises ConfigError for another form."""
     from lorakit.config import ConfigError, assign

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.options import SET, project_at, with_changes
+from lorakit.cli.options import SET, project_at, refuse_rest, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
@@ -77,7 +77,8 @@ def _run(options: argparse.Namespace) -> int:
     settings = changed.pop("tagger")
     data = _data(changed)
     # checked before it is stored, and before a model is downloaded
-    from_dict(taggers.config_class(name), settings, "tagger.")
+    sound = to_dict(from_dict(taggers.config_class(name), settings, "tagger."))
+    settings = {setting: sound[setting] for setting in settings}
     write_tagging(project, name, settings, config)
     for event in tag(project, data, taggers.load(name, settings), config):
         if event.what == "captions" or event.done == event.total or event.done % EVERY == 0:
@@ -168,12 +169,11 @@ def _settings(options: argparse.Namespace) -> DataConfig:
 
 
 def _data(settings: dict) -> DataConfig:
-    from lorakit.config import ConfigError, from_dict
+    from lorakit.config import from_dict
     from lorakit.data import DataConfig
 
     data = settings.pop("data", {})
-    if settings:
-        raise ConfigError(f"{', '.join(settings)} is no setting here; write data.trigger=..., for example.")
+    refuse_rest(settings, "data, e.g. data.trigger=mofurin")
     return from_dict(DataConfig, data, "data.")
 
 

@@ -17,7 +17,8 @@ from lorakit.training.status import project_status
 
 # One line per event; steps are printed by `_print`.
 LINES = {
-    events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} per epoch), {precision} on {device}",
+    events.Started: "{images} images, step {step} of {steps} ({steps_per_epoch} per epoch), {precision} on {device}, "
+    "prediction type {prediction}",
     events.Progress: "encoding {what}: {done} of {total}",
     events.Saved: "saved step {step}  {lora}",
     events.Sampled: "sample {image}",
@@ -88,14 +89,17 @@ def _settings(run: Run, options: argparse.Namespace) -> dict:
     """
     from lorakit.config import read_yaml
     from lorakit.run.config import settings_of
+    from lorakit.run.create import inherited
 
     if options.config:
         return read_yaml(options.config)
-    if run.exists():
-        return settings_of(run, options.gpu_preset)
     # <run>/lora/<file>: beside the folder is that run's own config.
     other = Path(options.from_weights).absolute().parent.parent / run.config_file.name
-    return read_yaml(other) if options.from_weights and other.exists() else default_settings()
+    if run.exists():
+        settings = settings_of(run, options.gpu_preset)
+    else:
+        settings = read_yaml(other) if options.from_weights and other.exists() else default_settings()
+    return inherited(settings) if options.from_weights else settings
 
 
 # ---- verbs: each returns the exit status -----------------------------------------------------------------------------
@@ -119,7 +123,13 @@ def train(options: argparse.Namespace) -> int:
 
 def start(options: argparse.Namespace) -> int:
     """Train in the background."""
+    from lorakit.run.advice import setting_warnings
+    from lorakit.run.config import read_config
+
     run = _run_to_train(options)
+    # what depends on the dataset is in the log, and shown by `watch`
+    for warning in setting_warnings(read_config(run)):
+        print(f"! {warning}")
     state = "is training now" if jobs.start(run) else "was training already"
     print(f"Run {run.name!r} {state}.\n{_commands(run)}")
     return 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorakit.config import current_names, to_dict, to_yaml
+from lorakit.config import ConfigError, check, current_names, to_dict, to_yaml
 from lorakit.files import write_atomic
 from lorakit.hub import fetch
+from lorakit.lora.variants import AdapterConfig
 from lorakit.lora.warm_start import adapter_settings
 from lorakit.project import Project, ProjectError, Run
 from lorakit.project.lock import busy, is_alive
@@ -29,7 +30,8 @@ def create_run(
     settings        nested: {"model": {"family": "sdxl", "source": "…"}, "data": {"trigger": "mofurin"}}; all others
                     come from the GPU preset and the family's defaults
     gpu_preset      settings that fit a GPU, such as "8 GB" (`gpu_presets` of the family)
-    from_weights    start from the weights of this LoRA file: a path, a file on Hugging Face, or a URL
+    from_weights    start from the weights of this LoRA file: a path, a file on Hugging Face, or a URL; a larger
+                    `adapter.rank` than the file's is possible
 
     The same call again returns the same run, so a script may be run again to resume. Raises ConfigError for wrong
     settings, RunChanged when the run has trained with other ones, RunBusy while it trains, and what `save_from_weights`
@@ -77,10 +79,11 @@ def _without_past(config: RunConfig) -> RunConfig:
 def save_from_weights(run: Run, source: str, settings: dict[str, Any], gpu_preset: str = "") -> RunConfig:
     """Write the config of a new run that starts from a LoRA file: a path, a file on Hugging Face, or a URL.
 
-    The file's rank and alpha replace those in `settings`, which `configure` gets with `gpu_preset`. Optimizer state,
-    schedule and steps of the run that made the file are not continued: that would be to resume it. Raises ProjectError
-    when the run has trained, LoraFileError for files that an adapter cannot hold, and what `configure` and `fetch`
-    raise.
+    `settings` are those that `configure` gets, with `gpu_preset`. Without `adapter.rank` and `alpha` the file's are
+    taken; a larger rank holds the same change, its further ranks free to learn, and keeps the file's alpha / rank.
+    Optimizer state, schedule and steps of the run that made the file are not continued: that would be to resume it.
+    Raises ProjectError when the run has trained, LoraFileError for files that an adapter cannot hold, ConfigError for
+    a smaller rank or another adapter type than the file's, and what `configure` and `fetch` raise.
     """
     if load_record(run):
         raise ProjectError(
@@ -90,5 +93,40 @@ def save_from_weights(run: Run, source: str, settings: dict[str, Any], gpu_prese
     file = fetch(source)
     # The trainer may run in another working directory.
     stored = str(file.absolute()) if Path(source).expanduser().exists() else source
-    adapter = {**current_names(settings).get("adapter", {}), **adapter_settings(file), "network_weights": stored}
+    settings = current_names(settings)
+    given = settings.get("adapter", {})
+    adapter = {**given, **_adapter_for(file, given), "network_weights": stored}
     return save_config(run, configure({**settings, "adapter": adapter}, gpu_preset))
+
+
+def inherited(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as a new run from the weights of a file takes them over.
+
+    Without further stages, which belong to the old run, and without the adapter's type, rank and alpha, which are the
+    file's unless they are set anew.
+    """
+    kept = {part: values for part, values in current_names(settings).items() if part != "stages"}
+    adapter = {name: value for name, value in kept.get("adapter", {}).items() if name not in ("type", "rank", "alpha")}
+    return {**kept, "adapter": adapter}
+
+
+def _adapter_for(file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Type, rank and alpha of an adapter that a file goes onto: those given, else the file's."""
+    of_file = adapter_settings(file)
+    chosen = {name: check(AdapterConfig, name, given[name]) for name in of_file if name in given}
+    if chosen.get("type", of_file["type"]) != of_file["type"]:
+        raise ConfigError(
+            f"adapter.type is {chosen['type']}, and {file.name} is a {of_file['type']}; leave adapter.type out, or "
+            "start from another file."
+        )
+    if "rank" not in of_file:
+        return of_file
+    rank = chosen.get("rank", of_file["rank"])
+    if rank < of_file["rank"]:
+        raise ConfigError(
+            f"adapter.rank is {rank}, and {file.name} has rank {of_file['rank']}, which would not fit; set "
+            f"adapter.rank to {of_file['rank']} or more, or leave it out."
+        )
+    # the same alpha / rank, so that the rate at which it learns is that of the file
+    alpha = float(f"{of_file['alpha'] * rank / of_file['rank']:.5g}")
+    return {**of_file, "rank": rank, "alpha": chosen.get("alpha", alpha)}

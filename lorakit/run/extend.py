@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from lorakit.config import ConfigError, to_dict
+from lorakit.config import ConfigError, current_names, to_dict
 from lorakit.errors import UserError
 from lorakit.project import Run
 from lorakit.project.lock import RunBusy, is_alive
@@ -21,7 +22,7 @@ from lorakit.run.resume import (
     refuse_changes,
     training_settings,
 )
-from lorakit.run.stages import LENGTH, STAGE_PARTS, lr_curve, stage_steps, stages
+from lorakit.run.stages import LENGTH, STAGE_PARTS, lr_curve, stage_config, stage_steps, stages
 
 WAYS = ("stretch", "hold")
 
@@ -90,8 +91,15 @@ def more_epochs(run: Run, epochs: int, way: str) -> RunConfig:
 
 def with_stage(run: Run, overrides: Mapping[str, Any]) -> RunConfig:
     """The run's config with one more stage after all others (see `RunConfig.stages`); nothing is written."""
-    config = to_dict(read_config(run))
-    return configure({**config, "stages": [*config["stages"], dict(overrides)]})
+    config = read_config(run)
+    settings, overrides = to_dict(config), current_names(dict(overrides))
+    # Values typed as text are stored as the settings that they stand for.
+    stage = to_dict(stage_config(replace(config, stages=()), overrides, f"stages.{len(config.stages) + 2}."))
+    stored = {
+        owner: {name: stage[owner][name] for name in values} if isinstance(values, dict) else values
+        for owner, values in overrides.items()
+    }
+    return configure({**settings, "stages": [*settings["stages"], stored]})
 
 
 def amend(run: Run, config: RunConfig) -> RunConfig:

@@ -13,6 +13,7 @@ import tiny
 import yaml
 
 from lorakit.cli import main
+from lorakit.config import to_dict, to_yaml
 from lorakit.events import Failed, Stopped, append, read
 from lorakit.project import Project, platforms
 from lorakit.run.config import configure, read_config
@@ -152,8 +153,14 @@ def test_more_epochs_are_refused_without_a_way_or_when_they_are_trained(trained,
 def test_a_new_run_from_the_weights_of_another_takes_its_settings_and_changes(trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "p")
     (lora,) = (folder / "runs" / "run1" / "lora").iterdir()
+    run = Project(folder).run("run1")
+    # a stage of the run that made the file is not trained again
+    run.config_file.write_text(to_yaml(configure({**to_dict(read_config(run)), "stages": [{"loop": {"epochs": 2}}]})))
     message = output_of(capsys, "train", folder, "--run", "two", "--from-weights", lora, "--set", "loop.steps=1")
     assert "step 0 of 1" in message and "finished after step 1" in message
     config = read_config(Project(folder).run("two"))
-    assert config.adapter.rank == 2 and config.adapter.network_weights == str(lora)
+    assert config.adapter.rank == 2 and config.adapter.network_weights == str(lora) and config.stages == ()
+    larger = ("--run", "three", "--from-weights", lora, "--set", "adapter.rank=4", "--set", "loop.steps=1")
+    assert "finished after step 1" in output_of(capsys, "train", folder, *larger)
+    assert read_config(Project(folder).run("three")).adapter.rank == 4
     assert "has trained already" in output_of(capsys, "train", folder, "--run", "two", "--from-weights", lora, status=2)

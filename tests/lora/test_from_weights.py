@@ -12,6 +12,7 @@ from sessions import HARD, assert_same_end, at, family_settings, merged, new_run
 from tiny import save_images, save_sd15, settings
 
 from lorakit import models
+from lorakit.config import ConfigError
 from lorakit.events import Saved, Started
 from lorakit.hub import SourceError
 from lorakit.lora import export
@@ -21,10 +22,11 @@ from lorakit.lora.file import LoraFileError
 from lorakit.lora.variants import AdapterConfig
 from lorakit.lora.warm_start import adapter_settings
 from lorakit.project import Project, ProjectError
-from lorakit.run.config import configure, read_config
-from lorakit.run.create import save_config, save_from_weights
+from lorakit.run.config import configure
+from lorakit.run.create import inherited, save_config, save_from_weights
 from lorakit.run.resume import RunChanged
 from lorakit.training.loop import Session, train
+from lorakit.typed import Typed
 
 CPU = torch.device("cpu")
 SHORT = merged(HARD, {"loop": {"epochs": 2}, "adapter": {"dropout": 0.0}})
@@ -50,7 +52,7 @@ def begun(folder, file, base, *changes, **own) -> Session:
     """A session of a new run from the file, right before its first step."""
     save_images(folder / "dataset")
     run = Project(folder).run("r")
-    save_from_weights(run, str(file), settings(base, **merged(*changes, own)))
+    save_from_weights(run, str(file), merged(inherited(settings(base, **merged(*changes))), own))
     session = Session(run)
     list(session.prepare())
     return session
@@ -112,18 +114,45 @@ def test_modules_of_several_ranks_and_alphas_begin_exactly_too(tmp_path, sd15):
     assert_starts_from(session, changes)
 
 
-def test_the_rank_and_alpha_are_the_files_whatever_was_set(tmp_path, sd15):
+def test_the_rank_and_alpha_are_the_files_unless_they_are_set(tmp_path, sd15):
     file = tmp_path / "a.safetensors"
-    changes = lora(file, sd15, rank=3, alpha=5.0)
-    config = read_config(begun(tmp_path / "p", file, sd15, adapter={"rank": 7, "alpha": 1.0, "dropout": 0.1}).run)
-    assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (3, 5.0, 0.1)
-    run = Project(tmp_path / "p").run("other")  # set by hand, a larger rank holds it as well, at any alpha
-    by_hand = {"rank": 6, "alpha": 1.0, "network_weights": str(file)}
-    save_config(run, configure(settings(sd15, adapter=by_hand)))
-    session = Session(run)
-    list(session.prepare())
+    changes = lora(file, sd15, rank=3, alpha=6.0)
+    # given -> rank, alpha
+    cases = (
+        ({"dropout": 0.1}, 3, 6.0),
+        ({"rank": 7}, 7, 14.0),
+        ({"rank": Typed("7"), "alpha": Typed("1")}, 7, 1.0),
+        ({"alpha": 1.0, "type": "lora"}, 3, 1.0),
+    )
+    for number, (given, rank, alpha) in enumerate(cases):
+        run = Project(tmp_path / "p").run(f"r{number}")
+        config = save_from_weights(run, str(file), merged(inherited(settings(sd15)), {"adapter": given}))
+        assert (config.adapter.rank, config.adapter.alpha) == (rank, alpha)
+    session = begun(tmp_path / "larger", file, sd15, adapter={"rank": 7, "alpha": 1.0})
+    assert session.adapter.config.rank == 7
     assert_starts_from(session, changes)
-    save_config(run, configure(settings(sd15, adapter={**by_hand, "rank": 2})))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"rank": 2}, "adapter.rank is 2, and a.safetensors has rank 3.* set adapter.rank to 3 or more"),
+        ({"type": "lokr"}, "type is 'lokr'|adapter.type is lokr, and a.safetensors is a lora"),
+    ],
+)
+def test_a_smaller_rank_and_another_type_than_the_files_are_refused(tmp_path, sd15, given, reason):
+    lora(tmp_path / "a.safetensors", sd15, rank=3)
+    with pytest.raises(ConfigError, match=reason):
+        save_from_weights(
+            Project(tmp_path / "p").run("r"),
+            str(tmp_path / "a.safetensors"),
+            merged(inherited(settings(sd15)), {"adapter": given}),
+        )
+    # chosen in the form, where the file is read when training begins
+    run = Project(tmp_path / "q").run("r")
+    save_images(run.project.folder / "dataset")
+    by_hand = {"rank": 2, "network_weights": str(tmp_path / "a.safetensors")}
+    save_config(run, configure(settings(sd15, adapter=by_hand)))
     with pytest.raises(LoraFileError, match="rank is 3, the run's is 2; set the rank to 3"):
         list(Session(run).prepare())
 
@@ -167,7 +196,7 @@ def test_a_file_that_no_adapter_can_hold_is_refused_before_anything_is_written(t
     save_file({f"{module}.{role}": torch.ones(shape) for role, shape in shapes.items()}, file)
     run = Project(tmp_path / "p").run("r")
     with pytest.raises(LoraFileError, match="1 of 1 modules are no LoRA of a linear layer.*Start from another file"):
-        save_from_weights(run, str(file), settings(sd15))
+        save_from_weights(run, str(file), inherited(settings(sd15)))
     assert not run.folder.exists()
 
 
@@ -177,7 +206,7 @@ def test_a_run_that_has_begun_does_not_start_from_a_file(tmp_path, sd15):
     run = new_run(tmp_path / "p", sd15, SHORT)
     until(run, at(Started, 0))
     with pytest.raises(ProjectError, match=r"has trained already.*another name"):
-        save_from_weights(run, str(file), settings(sd15))
+        save_from_weights(run, str(file), inherited(settings(sd15)))
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------
@@ -189,7 +218,7 @@ def test_a_run_needs_its_file_until_its_first_state_and_ends_bitwise_where_an_un
     run, uncut = Project(tmp_path / "p").run("r"), Project(tmp_path / "q").run("r")
     for new in (run, uncut):
         save_images(new.project.dataset)
-        save_from_weights(new, str(file), settings(sd15, **SHORT))
+        save_from_weights(new, str(file), inherited(settings(sd15, **SHORT)))
     list(train(uncut))
     until(run, at(Started, 0))
     lora(tmp_path / "other.safetensors", sd15, alpha=1.0)

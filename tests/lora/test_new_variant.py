@@ -19,7 +19,7 @@ from lorakit.lora.file import LoraFileError
 from lorakit.lora.variants import AdapterConfig, lokr
 from lorakit.run.checkpoint import newest
 from lorakit.run.config import configure, read_config
-from lorakit.run.create import save_config, save_from_weights
+from lorakit.run.create import inherited, save_config, save_from_weights
 from lorakit.training import sizes
 from lorakit.training.loop import Session, train
 
@@ -100,7 +100,7 @@ def test_a_state_and_a_file_are_as_large_as_was_computed_before(uncut):
 def test_a_new_run_starts_from_its_file_and_no_other_variant_takes_it(tmp_path, base, uncut):
     file = uncut.lora_file(2)
     run = new_run(tmp_path, base, name="first").project.run("second")
-    config = save_from_weights(run, str(file), settings(base, adapter={"type": "lokr", "factor": 4}))
+    config = save_from_weights(run, str(file), {**inherited(settings(base)), "adapter": {"type": "lokr", "factor": 4}})
     assert (config.adapter.type, config.adapter.rank, config.adapter.alpha) == ("lokr", 2, 3.0)
     session = session_of(run)
     for key, change in lora_file.read(file, session.model, session.adapter.layers).items():

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import shlex
+import subprocess
 import time
 from dataclasses import fields
 
@@ -156,7 +156,9 @@ def test_its_command_makes_the_same_run(family, project, monkeypatch):
     (line,) = re.findall(r"^# (lorakit train .*)$", form.code(), re.M)
     begun = []
     monkeypatch.setattr("lorakit.training.loop.train", lambda run: begun.append(run) or iter(()))
-    assert cli.main(shlex.split(line)[1:]) == 0
+    # as bash reads it: line breaks in a text are written as $'…'
+    arguments = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    assert cli.main(arguments.stdout.split("\0")[1:-1]) == 0
     assert read_config(project.run("first")) == form.value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lorakit import models, presets
+from lorakit import models, other_trainers, presets
 from lorakit.config import Config, ConfigError, check, current_names, read_yaml, types_of
 from lorakit.data import DataConfig
 from lorakit.errors import UserError
@@ -341,6 +341,8 @@ def _sound(values: dict[str, Any], allowed: dict[str, tuple[type[Config], str]])
 def checked(path: str, value: Any, allowed: dict[str, tuple[type[Config], str]]) -> Any:
     """A setting as its Config holds it. Raises ConfigError when it is unknown or its value is wrong by itself."""
     if path not in allowed:
+        if elsewhere := other_trainers.answer(path.rpartition(".")[2]):
+            raise ConfigError(f"{path} {elsewhere}")
         hint = difflib.get_close_matches(path, allowed, n=1)
         raise ConfigError(f"{path} is not a setting here." + (f" Did you mean {hint[0]}?" if hint else ""))
     return check(*allowed[path], value)

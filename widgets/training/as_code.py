@@ -7,8 +7,6 @@ import shlex
 from pprint import pformat
 from typing import Any
 
-import yaml
-
 from widgets.project.draft import Draft, flattened
 
 CODE = """\
@@ -40,20 +38,25 @@ def code(draft: Draft) -> str:
         *(["--gpu-preset", gpu_preset] if gpu_preset else []),
     ]
     for path, value in flat.items():
-        shell += ["--set", f"{path}={_on_one_line(value)}"]
+        shell += ["--set", f"{path}={_typed(value)}"]
     return CODE.format(
         folder=str(draft.project.folder),
         run=draft.choice.run,
         settings=pformat(draft.settings, sort_dicts=False, width=100),
         gpu_preset=f", gpu_preset={gpu_preset!r}" if gpu_preset else "",
-        shell=shlex.join(shell),
+        shell=" ".join(map(_quoted, shell)),
     )
 
 
-def _on_one_line(value: Any) -> str:
-    """YAML of a value for `--set`."""
-    # YAML ends a bare value with a line "..."; the width keeps lists on one line.
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    text = text.removesuffix("\n...\n").rstrip("\n")
-    # JSON is YAML, too, and always one line
-    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
+def _typed(value: Any) -> str:
+    """A value as it is typed behind `--set name=`, on one line."""
+    # JSON is YAML, too, and always one line; a text stands for itself
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _quoted(argument: str) -> str:
+    """An argument for a shell; one with line breaks in bash's $'…', as the command is on one line."""
+    if not any(mark in argument for mark in "\n\r"):
+        return shlex.quote(argument)
+    escapes = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
+    return f"$'{argument.translate(escapes)}'"

@@ -14,7 +14,7 @@ from lorakit.project import Run
 from lorakit.run import extend
 from lorakit.run.checkpoint import saved_step
 from lorakit.run.config import RunConfig, read_config, settings_of
-from lorakit.run.create import save_from_weights
+from lorakit.run.create import inherited, save_from_weights
 from lorakit.run.stages import lr_curve, stage_steps
 from lorakit.training import jobs
 from widgets.i18n import say
@@ -98,9 +98,7 @@ def new_run_from(source: Run | str | Path, name: str, like: Run | None = None) -
             )
         source = source.lora_file(steps[-1])
     run = model.project.run(name)
-    # Further stages belong to the old run: the new one starts with a single stage.
-    settings = {part: values for part, values in settings_of(model).items() if part != "stages"}
-    save_from_weights(run, str(source), settings)
+    save_from_weights(run, str(source), inherited(settings_of(model)))
     return run
 
 
