@@ -30,6 +30,8 @@ class Started(Event):
     images: int
     precision: str
     device: str
+    # What the base model predicts (epsilon, v_prediction, flow); "" in the logs of earlier versions.
+    prediction: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

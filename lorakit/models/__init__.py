@@ -66,8 +66,11 @@ def family(name: str) -> ModuleType:
     token_count(caption)        how much of `max_token_length` a caption takes
     encode_text, condition      caption -> what is cached (up to the first trained part); a batch of these and sizes ->
                                 conditioning, through trained text parts
+    encode_prompt               a `diffusion.prompts.Prompt` with its weights -> what is cached, as of a caption
     sample_noise                noise and timesteps of a batch
     loss                        loss of each sample of a batch, each latent weighted by the mask
+    prediction_type             what the denoiser predicts: epsilon, v_prediction or flow
+    measured_prediction_type    the same by the denoiser's own output, "" where that shows none
     sample                      an image with the current weights
     names(part, module)         form -> the module's name in LoRA files of that form
     """

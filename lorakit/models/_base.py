@@ -35,6 +35,8 @@ class Parts:
     denoiser: ClassVar[str]
     text_parts: ClassVar[tuple[str, ...]]
     TARGETS: ClassVar[Mapping[str, str]]
+    # Of rectified flow; a family that has more than one overrides it.
+    prediction_type = "flow"
 
     def __init__(self, config: Any, files: Any, device: torch.device, dtype: torch.dtype, trained: Collection[str]):
         self.config, self.files, self.device, self.dtype = config, files, device, dtype
@@ -87,6 +89,10 @@ class Parts:
         if part not in self._fingerprints:
             self._fingerprints[part] = file_digest([*self.files.files(part), *self.settings(part)])
         return self._fingerprints[part]
+
+    def measured_prediction_type(self, x0: torch.Tensor, eps: torch.Tensor, text: dict[str, torch.Tensor]) -> str:
+        """What the denoiser predicts by its own output; "" where only one type exists, or it shows none."""
+        return ""
 
     def likely_family(self, modules: Mapping[str, kinds.Shapes]) -> str:
         """The family that a LoRA file with these modules is likely for; see `kinds.lora_family`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from lorakit.diffusion.prompts import Prompt
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
 from lorakit.models.files.sd_sources import CLIP_VOCABULARY
@@ -36,6 +37,45 @@ def token_ids(tokenizer, captions: list[str], max_token_length: int, padding: in
             ]
         )
     return torch.tensor(rows)
+
+
+def prompt_ids(
+    tokenizer, prompt: Prompt, max_token_length: int, padding: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of a prompt, int64 [chunks, 77] as `token_ids` gives them, and their weights, float32 [chunks x 77].
+
+    Each part of another weight is tokenised by itself, and BREAK fills up a chunk, as in A1111; so there may be more
+    chunks than `max_token_length` / 75. Begin, end and padding have weight 1.
+    """
+    padding = tokenizer.pad_token_id if padding is None else padding
+    chunks: list[list[tuple[int, float]]] = []
+    for window in prompt.windows:
+        parts = [(tokenizer(text, add_special_tokens=False)["input_ids"], weight) for text, weight in window]
+        tokens = [(token, weight) for ids, weight in parts for token in ids][:max_token_length]
+        chunks += [tokens[start : start + CHUNK] for start in range(0, max(1, len(tokens)), CHUNK)]
+    chunks += [[]] * (max_token_length // CHUNK - len(chunks))
+    rows = [
+        [(tokenizer.bos_token_id, 1.0), *chunk, (tokenizer.eos_token_id, 1.0)] + [(padding, 1.0)] * (CHUNK - len(chunk))
+        for chunk in chunks
+    ]
+    ids = torch.tensor([[token for token, _ in row] for row in rows])
+    return ids, torch.tensor([weight for row in rows for _, weight in row])
+
+
+def weighted(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Text features [B, chunks x 77, width] with their tokens' weights [B, chunks x 77], as A1111 applies them.
+
+    Each token's features are multiplied by its weight, then all of a chunk so that their mean is as before (A1111's
+    emphasis "Original", its default). ComfyUI moves them away from those of an empty prompt instead, which gives a
+    slightly different image.
+    """
+    window = CHUNK + 2  # with the begin and end tokens
+    plain = hidden.float().unflatten(1, (-1, window))  # [B, chunks, 77, width]
+    scaled = plain * weights.to(plain).unflatten(1, (-1, window)).unsqueeze(-1)
+    before, after = (features.mean(dim=(2, 3), keepdim=True) for features in (plain, scaled))
+    # The mean of CLIP's features is about a tenth of their size; of next to nothing a ratio would be arbitrary.
+    has_mean = after.abs() > 1e-4 * scaled.abs().mean(dim=(2, 3), keepdim=True)
+    return (scaled * torch.where(has_mean, before / after, 1.0)).flatten(1, 2).to(hidden.dtype)
 
 
 def excess(source: str, max_token_length: int) -> Callable[[str], str]:

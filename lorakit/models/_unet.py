@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
+from lorakit import config as configs
+from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.weightings import WEIGHTINGS, LossConfig, masked
+from lorakit.hub import SourceError, fetch
 from lorakit.models._base import Parts
+from lorakit.models.files.marks import Layout
+from lorakit.models.files.sd import open_sd
 
 # Modules that get adapters: those of kohya's plain LoRA (LierLa).
 UNET_TARGETS = (
@@ -26,13 +34,66 @@ REFUSED = {
 }
 
 
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+NEEDS_V = (
+    "zero terminal SNR needs v prediction: its last timestep is pure noise, where predicting the noise teaches nothing "
+    "and sampling would divide by zero (Lin et al. 2023, arXiv:2305.08891)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(configs.Config):
+    """The settings of SD 1.5 and SDXL that are alike; each family overrides the first two."""
+
+    family: str = setting(help="model family")
+    source: str = setting(help="the base model", ui=Field(label="base model"))
+    vae: str = setting(
+        "", help="replaces the VAE of the base model: a file, a folder or an id such as stabilityai/sd-vae-ft-mse"
+    )
+    prediction_type: str = setting(
+        "auto",
+        help="what the base model predicts: noise (epsilon) or velocity (v_prediction); auto = read from its files",
+        choices=("auto", "epsilon", "v_prediction"),
+    )
+    zero_terminal_snr: str = setting(
+        "auto",
+        help="whether the last timestep of the base model is pure noise; auto = read from its files",
+        choices=("auto", "enabled", "disabled"),
+    )
+
+    def conflicts(self) -> list[str]:
+        return [f"{NEEDS_V}."] if (self.prediction_type, self.zero_terminal_snr) == ("epsilon", "enabled") else []
+
+
+def fetch_vae(source: str) -> Path:
+    """The local file or folder of a VAE: what `hub.fetch` takes, and folders that are or have one (in `vae`)."""
+    if (folder := Path(source).expanduser()).is_dir():
+        return folder
+    try:
+        return fetch(source, patterns=VAE_FILES)
+    except SourceError:
+        # the repository may be of a whole model, with the VAE in a folder
+        return fetch(source, patterns=tuple(f"vae/{name}" for name in VAE_FILES))
+
+
 class UNetModel(Parts):
-    """A latent diffusion model with a UNet2DConditionModel and an AutoencoderKL."""
+    """A latent diffusion model with a UNet2DConditionModel and an AutoencoderKL; its family has a LAYOUT of files."""
 
     denoiser = "unet"
+    LAYOUT: ClassVar[Layout]
+
+    def __init__(self, config: UNetConfig, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
+        vae = fetch_vae(config.vae) if config.vae else None
+        super().__init__(config, open_sd(fetch(config.source), self.LAYOUT, vae), device, dtype, trained)
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ConfigError(f"{config.source}: {NEEDS_V}; set prediction_type or zero_terminal_snr.")
 
     def settings(self, part: str) -> list[Path]:
-        """The configuration of a part, with the tokenizer of a text encoder and the noise schedule of the UNet."""
+        """The configuration of a part (a replaced VAE has its own), with the tokenizer of a text encoder and the noise
+        schedule of the UNet.
+        """
+        if part == "vae" and self.config.vae:
+            return [self.files.config_file(part)]
         patterns = [f"{part}/config.json"]
         patterns += [f"{part.replace('text_encoder', 'tokenizer')}/*"] if part in self.text_parts else []
         patterns += ["scheduler/*.json"] if part == self.denoiser else []
@@ -73,10 +134,20 @@ class UNetModel(Parts):
     @cached_property
     def scheduler_config(self) -> dict:
         """The noise schedule of the base model, overridden by the settings."""
-        schedule = self.files.scheduler_config()
-        if self.config.prediction_type == "auto":
-            return schedule
-        return {**schedule, "prediction_type": self.config.prediction_type}
+        schedule = dict(self.files.scheduler_config())
+        if self.config.prediction_type != "auto":
+            schedule["prediction_type"] = self.config.prediction_type
+        if self.config.zero_terminal_snr != "auto":
+            schedule["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "enabled"
+        if schedule.get("rescale_betas_zero_snr"):
+            # sampling must start at the last timestep, which is pure noise (Lin et al. 2023, section 3.3)
+            schedule["timestep_spacing"] = "trailing"
+        return schedule
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the last timestep is pure noise: as configured, or according to the base model's files."""
+        return bool(self.scheduler_config.get("rescale_betas_zero_snr"))
 
     @property
     def prediction_type(self) -> str:
@@ -119,11 +190,38 @@ class UNetModel(Parts):
         snr = (abar / (1 - abar)).flatten()  # [B]
         return error * WEIGHTINGS[config.weighting].weight(snr, self.prediction_type, config.min_snr_gamma)
 
+    @torch.no_grad()
+    def measured_prediction_type(self, x0: torch.Tensor, eps: torch.Tensor, text: dict[str, torch.Tensor]) -> str:
+        """What the UNet predicts by its own output: "epsilon", "v_prediction", or "" where it shows neither.
+
+        At t = 999 x_t is noise almost alone: the output of an epsilon model is nearly that noise (correlation above
+        0.99 on the demo base), that of a v model is about -x0. As random weights give no noise either, v must also be
+        seen halfway, where a v model's output is more like v than like the noise. x0 and eps are [1, 4, h, w].
+        """
+        noise, _ = self._likeness(x0, eps, 999, text)
+        if noise >= 0.9:
+            return "epsilon"
+        if noise > 0.5:
+            return ""
+        noise, velocity = self._likeness(x0, eps, 500, text)
+        return "v_prediction" if velocity >= 0.4 and velocity > noise else ""
+
+    def _likeness(
+        self, x0: torch.Tensor, eps: torch.Tensor, step: int, text: dict[str, torch.Tensor]
+    ) -> tuple[float, float]:
+        """Correlation of the UNet's output at timestep `step` with eps and with v."""
+        t = torch.full((len(x0),), step, device=self.device)
+        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)  # [B, 1, 1, 1]
+        predicted = self.predict(ddpm.add_noise(x0, eps, abar).to(self.dtype), t, text).float()
+        rows = torch.stack([predicted, eps, ddpm.target(x0, eps, abar, "v_prediction")]).flatten(1)
+        return tuple(torch.corrcoef(rows)[0, 1:].tolist())
+
     # ---- sampling ----------------------------------------------------------------------------------------------
 
     def run_pipeline(self, pipeline: Any, embeddings: dict[str, torch.Tensor], sampling: Any, seed: int) -> Image.Image:
         """The image that a pipeline of diffusers samples from embeddings; `sampling` is a SamplingConfig."""
         pipeline.set_progress_bar_config(disable=True)
+        embeddings = {**embeddings, **_of_one_length(embeddings)}
         latents = pipeline(
             **embeddings,
             width=sampling.width,
@@ -156,3 +254,13 @@ class UNetModel(Parts):
                 # images are encoded whole
                 vae.disable_tiling()
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+
+
+def _of_one_length(embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Prompt and negative prompt [1, tokens, width] of one length, which pipelines need: BREAK makes prompts longer.
+
+    Both are repeated up to a common multiple, as ComfyUI does: attention over repeated keys gives the same result.
+    """
+    pair = {name: embeddings[name] for name in ("prompt_embeds", "negative_prompt_embeds")}
+    length = math.lcm(*(embeds.shape[1] for embeds in pair.values()))
+    return {name: embeds.repeat(1, length // embeds.shape[1], 1) for name, embeds in pair.items()}

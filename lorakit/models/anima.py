@@ -14,6 +14,7 @@ from PIL import Image
 from lorakit import config as configs
 from lorakit.config import Field, setting
 from lorakit.diffusion import flow
+from lorakit.diffusion.prompts import Prompt
 from lorakit.diffusion.weightings import LossConfig
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
@@ -257,6 +258,35 @@ class Model(Parts):
             tokenizer(caption, truncation=True, max_length=self.config.max_token_length)["input_ids"]
             for tokenizer in self.files.tokenizers
         )
+        return self._encoded(ids, t5_ids)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """A prompt as `encode_text` gives it; where the conditioner is trained, one with weights has `weights` [T5
+        tokens] too.
+
+        As in ComfyUI (comfy/text_encoders/anima.py, comfy/ldm/anima/model.py) parts of another weight are tokenised by
+        themselves, Qwen3 knows no weights, and the conditioner's output is multiplied by those of T5's tokens. BREAK
+        is a space.
+        """
+        if prompt.is_plain:
+            return self.encode_text(prompt.text)
+        qwen, t5 = self.files.tokenizers
+        parts = [part for window in prompt.windows for part in (*window, (" ", 1.0))][:-1]
+        limit = self.config.max_token_length
+        ids = [token for text, _ in parts for token in qwen(text, add_special_tokens=False)["input_ids"]]
+        tokens = [(token, w) for text, w in parts for token in t5(text, add_special_tokens=False)["input_ids"]]
+        # T5's end token, which every text has
+        ends = [(token, 1.0) for token in t5("")["input_ids"]]
+        tokens = [*tokens[: limit - len(ends)], *ends]
+        encoded = self._encoded(ids[:limit], [token for token, _ in tokens])
+        weights = torch.tensor([weight for _, weight in tokens])
+        if "hidden" not in encoded:
+            return {**encoded, "weights": weights}
+        return {"hidden": encoded["hidden"] * weights.to(encoded["hidden"])[:, None]}
+
+    def _encoded(self, ids: list[int], t5_ids: list[int]) -> dict[str, torch.Tensor]:
+        """What is cached of one caption, from its token ids for Qwen3 and for T5."""
         if ids:
             encoder = self.load("text_encoder")
             # a single caption has no padding, so no mask is needed
@@ -329,15 +359,18 @@ class Model(Parts):
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
 
 
-def conditioned(model: Model, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The output of the text conditioner for one caption, without padding: [T5 tokens, width]."""
+def conditioned(
+    model: Model, states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The output of the text conditioner for one caption, without padding: [T5 tokens, width], times `weights`."""
     conditioner = model.load("text_conditioner")
     states, ids = states[None].to(model.device), ids[None].to(model.device)
     # One caption at a time has no padding, so both masks are all ones.
     mask = torch.ones(states.shape[:2], dtype=torch.int64, device=model.device)
     hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=mask)
     # diffusers' conditioner pads its output to 512 tokens; `condition` pads whole batches instead
-    return hidden[0, : ids.shape[1]].to(model.dtype)
+    hidden = hidden[0, : ids.shape[1]].to(model.dtype)
+    return hidden if weights is None else hidden * weights.to(hidden)[:, None]
 
 
 def velocity_of(model: Model, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -9,17 +9,15 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lorakit import config as configs
 from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
-from lorakit.hub import fetch
+from lorakit.diffusion.prompts import Prompt
 from lorakit.models import Size, _clip, _unet
-from lorakit.models.files.sd import open_sd
 from lorakit.models.files.sd15_names import LAYOUT, MARKS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(configs.Config):
+class Config(_unet.UNetConfig):
     """The base model and how it is used."""
 
     family: str = setting("sd15", help="model family", choices=("sd15",))
@@ -28,11 +26,6 @@ class Config(configs.Config):
         "a URL, or demo",
         ui=Field(label="base model"),
     )
-    prediction_type: str = setting(
-        "auto",
-        help="what the base model predicts: noise (epsilon) or velocity (v_prediction); auto = read from its files",
-        choices=("auto", "epsilon", "v_prediction"),
-    )
     clip_skip: int = setting(
         1,
         help="layer of the text encoder, counted from its end; 2 for NAI-like anime models, 1 for others",
@@ -40,6 +33,7 @@ class Config(configs.Config):
     )
     max_token_length: int = setting(75, help="longer captions are cut", unit="tokens", choices=(75, 150, 225))
 
+    later: ClassVar = ("vae", "zero_terminal_snr")
     defaults: ClassVar = {}
     # Four images per optimizer step on every GPU: a smaller one only costs speed.
     gpu_presets: ClassVar = {
@@ -70,9 +64,10 @@ class Model(_unet.UNetModel):
     text_parts = ("text_encoder",)
     # in a full-size model 192 modules of the UNet and 72 of the text encoder
     TARGETS = {"unet": _unet.UNET_TARGETS, "text_encoder": _unet.CLIP_TARGETS}
+    LAYOUT = LAYOUT
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
-        super().__init__(config, open_sd(fetch(config.source), LAYOUT), device, dtype, trained)
+        super().__init__(config, device, dtype, trained)
         layers = self.files.text_config()["num_hidden_layers"]
         if config.clip_skip > layers:
             raise ConfigError(
@@ -99,6 +94,8 @@ class Model(_unet.UNetModel):
             "ss_max_token_length": str(self.config.max_token_length),
             "ss_v_parameterization": str(self.prediction_type == "v_prediction"),
             "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[self.prediction_type],
+            # not in the files of earlier versions, so only where it says something
+            **({"ss_zero_terminal_snr": "True"} if self.zero_terminal_snr else {}),
         }
 
     # ---- captions ------------------------------------------------------------------------------------------------
@@ -114,10 +111,20 @@ class Model(_unet.UNetModel):
         ids = _clip.token_ids(self.tokenizer, [caption], self.config.max_token_length)
         return {"ids": ids[0]} if "text_encoder" in self.trained else {"hidden": self._hidden(ids)[0]}
 
+    @torch.no_grad()
+    def encode_prompt(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """A prompt as `encode_text` gives it; one with weights or BREAK with `weights` float32 [77 x chunks]."""
+        if prompt.is_plain:
+            return self.encode_text(prompt.text)
+        ids, weights = _clip.prompt_ids(self.tokenizer, prompt, self.config.max_token_length)
+        encoded = {"ids": ids} if "text_encoder" in self.trained else {"hidden": self._hidden(ids[None])[0]}
+        return {**encoded, "weights": weights}
+
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, 77 x chunks, width] in the model's precision."""
         stacked = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
-        return {"hidden": self._hidden(stacked["ids"]) if "ids" in stacked else stacked["hidden"].to(self.device)}
+        hidden = self._hidden(stacked["ids"]) if "ids" in stacked else stacked["hidden"].to(self.device)
+        return {"hidden": _clip.weighted(hidden, stacked["weights"]) if "weights" in stacked else hidden}
 
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         return _clip.hidden_states(self.load("text_encoder"), ids.to(self.device), self.config.clip_skip)

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
-from lorakit import config as configs
-from lorakit.config import ConfigError, Field, setting
+from lorakit.config import Field, setting
 from lorakit.diffusion import ddpm
-from lorakit.hub import SourceError, fetch
+from lorakit.diffusion.prompts import Prompt
 from lorakit.models import Size, _clip, _unet
 from lorakit.models.files.ldm_names import original_name
-from lorakit.models.files.sd import open_sd
 from lorakit.models.files.sdxl_names import LAYOUT, MARKS
 
-VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 # Token that fills up short captions; None is the tokenizer's own. The second tokenizer differs from the first in this
 # alone. diffusers also drops "!" there, which is a word of some tags; A1111 and ComfyUI do not.
 PADDING = {"text_encoder": None, "text_encoder_2": 0}
 PREFIX = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 COMFY = {"text_encoder": "text_encoders.clip_l.transformer", "text_encoder_2": "text_encoders.clip_g.transformer"}
-NEEDS_V = (
-    "zero terminal SNR needs v prediction: its last timestep is pure noise, where predicting the noise teaches nothing "
-    "and sampling would divide by zero (Lin et al. 2023, arXiv:2305.08891)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(configs.Config):
+class Config(_unet.UNetConfig):
     """The base model and how it is used."""
 
     family: str = setting("sdxl", help="model family", choices=("sdxl",))
@@ -101,20 +93,6 @@ class Config(configs.Config):
     forms: ClassVar = MARKS.forms
     resolution_multiple: ClassVar = 8  # px of one latent
 
-    def conflicts(self) -> list[str]:
-        return [f"{NEEDS_V}."] if (self.prediction_type, self.zero_terminal_snr) == ("epsilon", "enabled") else []
-
-
-def fetch_vae(source: str) -> Path:
-    """The local file or folder of a VAE: what `hub.fetch` takes, and folders that are or have one (in `vae`)."""
-    if (folder := Path(source).expanduser()).is_dir():
-        return folder
-    try:
-        return fetch(source, patterns=VAE_FILES)
-    except SourceError:
-        # the repository may be of a whole model, with the VAE in a folder
-        return fetch(source, patterns=tuple(f"vae/{name}" for name in VAE_FILES))
-
 
 def excess(config: Config) -> Callable[[str], str]:
     """A function caption -> its end that is cut ("" when all fits); loads only the tokenizer, downloads nothing."""
@@ -127,16 +105,7 @@ class Model(_unet.UNetModel):
     text_parts = ("text_encoder", "text_encoder_2")
     # in a full-size model 722 modules of the UNet, 66 and 192 of the text encoders
     TARGETS = {"unet": _unet.UNET_TARGETS, **dict.fromkeys(text_parts, _unet.CLIP_TARGETS)}
-
-    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
-        vae = fetch_vae(config.vae) if config.vae else None
-        super().__init__(config, open_sd(fetch(config.source), LAYOUT, vae), device, dtype, trained)
-        if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise ConfigError(f"{config.source}: {NEEDS_V}; set prediction_type or zero_terminal_snr.")
-
-    def settings(self, part: str) -> list[Path]:
-        """The configuration of a part (a replaced VAE has its own) and the other files that its output depends on."""
-        return [self.files.config_file("vae")] if part == "vae" else super().settings(part)
+    LAYOUT = LAYOUT
 
     def targets(self, part: str) -> list[str]:
         """Names of the modules of a part that get adapters, in the module's order: kohya's set, but for one layer."""
@@ -191,11 +160,27 @@ class Model(_unet.UNetModel):
     def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
         """One caption, for each text encoder: `<part>.ids` int64 [chunks, 77] of a trained one, of a frozen one
         `<part>.hidden` [77 x chunks, width] and of the second `<part>.pooled` [1280]."""
+        length = self.config.max_token_length
+        ids = {part: _clip.token_ids(self.tokenizer, [caption], length, fill) for part, fill in PADDING.items()}
+        return self._encoded(ids)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """A prompt as `encode_text` gives it; one with weights or BREAK with `weights` float32 [77 x chunks]."""
+        if prompt.is_plain:
+            return self.encode_text(prompt.text)
+        length = self.config.max_token_length
+        tokens = {part: _clip.prompt_ids(self.tokenizer, prompt, length, fill) for part, fill in PADDING.items()}
+        # both text encoders have the same tokens but for the padding
+        weights = tokens["text_encoder"][1]
+        return {**self._encoded({part: ids[None] for part, (ids, _) in tokens.items()}), "weights": weights}
+
+    def _encoded(self, ids: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is cached of one caption, from its token ids [1, chunks, 77] for each text encoder."""
         encoded = {}
-        for part, padding in PADDING.items():
-            ids = _clip.token_ids(self.tokenizer, [caption], self.config.max_token_length, padding)
+        for part in self.text_parts:
             # a trained text encoder runs in every step, so its input is cached; a frozen one runs once
-            features = {f"{part}.ids": ids} if part in self.trained else self._encode(part, ids)
+            features = {f"{part}.ids": ids[part]} if part in self.trained else self._encode(part, ids[part])
             encoded |= {name: tensor[0] for name, tensor in features.items()}
         return encoded
 
@@ -206,6 +191,10 @@ class Model(_unet.UNetModel):
         for part in self.text_parts:
             if part in self.trained:
                 features |= self._encode(part, features[f"{part}.ids"])
+        if "weights" in features:
+            # each by itself, as A1111; `pooled` has no weights
+            for part in self.text_parts:
+                features[f"{part}.hidden"] = _clip.weighted(features[f"{part}.hidden"], features["weights"])
         # SDXL takes (height, width) and (top, left); Size holds them the other way round.
         numbers = [[*size.original[::-1], *size.crop[::-1], *size.target[::-1]] for size in sizes]
         return {
@@ -221,22 +210,6 @@ class Model(_unet.UNetModel):
         return {f"{part}.{name}": tensor for name, tensor in features.items()}
 
     # ---- training and sampling -----------------------------------------------------------------------------------
-
-    @cached_property
-    def scheduler_config(self) -> dict:
-        """The noise schedule of the base model, overridden by the settings."""
-        schedule = dict(super().scheduler_config)
-        if self.config.zero_terminal_snr != "auto":
-            schedule["rescale_betas_zero_snr"] = self.config.zero_terminal_snr == "enabled"
-        if schedule.get("rescale_betas_zero_snr"):
-            # sampling must start at the last timestep, which is pure noise (Lin et al. 2023, section 3.3)
-            schedule["timestep_spacing"] = "trailing"
-        return schedule
-
-    @property
-    def zero_terminal_snr(self) -> bool:
-        """Whether the last timestep is pure noise: as configured, or according to the base model's files."""
-        return bool(self.scheduler_config.get("rescale_betas_zero_snr"))
 
     def predict(self, xt: torch.Tensor, t: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
         """The UNet's prediction for xt [B, 4, h, w] at t int64 [B]."""

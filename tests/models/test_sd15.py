@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.training_utils import compute_snr
+from original_layout import original_state
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import conditioning
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
-from lorakit.config import ConfigError, from_dict
+from lorakit.config import ConfigError, for_hash, from_dict
 from lorakit.data.images import to_tensor
 from lorakit.diffusion.weightings import LossConfig
+from lorakit.hub.files import ModelFileError
 from lorakit.models import sd15
 from lorakit.models._clip import with_text_model
 
@@ -261,3 +265,47 @@ def test_text_encoder_names_in_files_do_not_depend_on_the_installed_transformers
     expected = "lora_te_text_model_encoder_layers_3_mlp_fc1"
     assert opened(bases["epsilon"]).names("text_encoder", name)["kohya"] == expected
     assert with_text_model(name) == "text_model.encoder.layers.3.mlp.fc1"
+
+
+# ---- v prediction, zero terminal SNR, another VAE --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", sd15.Config.samplers)
+def test_with_zero_terminal_snr_the_last_timestep_is_pure_noise_and_sampling_starts_there(bases, sampler):
+    for setting, is_zero in (("enabled", True), ("disabled", False), ("auto", False)):
+        model = opened(bases["v_prediction"], zero_terminal_snr=setting)
+        scheduler = sd15.ddpm.scheduler(sampler, model.scheduler_config)
+        scheduler.set_timesteps(25)
+        assert (int(scheduler.timesteps[0]) == 999) == is_zero == (model.alphas_cumprod[-1] == 0)
+        assert ("ss_zero_terminal_snr" in model.metadata()) == is_zero
+
+
+def test_zero_terminal_snr_needs_v_prediction(bases):
+    with pytest.raises(ConfigError, match="zero terminal SNR needs v prediction"):
+        sd15.Config(source="x", prediction_type="epsilon", zero_terminal_snr="enabled")
+    with pytest.raises(ConfigError, match="set prediction_type or zero_terminal_snr"):
+        opened(bases["epsilon"], zero_terminal_snr="enabled")
+
+
+def test_another_vae_replaces_that_of_the_base(bases, tmp_path):
+    other = tiny.save_sd15(tmp_path / "other", seed=9)
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    plain, replaced = opened(bases["epsilon"]), opened(bases["epsilon"], vae=str(other / "vae"))
+    assert replaced.encode_image(image)["mean"].equal(opened(other).encode_image(image)["mean"])
+    assert not replaced.encode_image(image)["mean"].equal(plain.encode_image(image)["mean"])
+    assert replaced.image_key() == opened(other).image_key() != plain.image_key()
+
+
+def test_settings_that_earlier_versions_lacked_change_no_hash_until_they_are_set(bases):
+    before = {"family": "sd15", "source": "x", "prediction_type": "auto", "clip_skip": 1, "max_token_length": 75}
+    assert json.dumps(for_hash(sd15.Config(source="x"))) == json.dumps(before)
+    assert for_hash(sd15.Config(source="x", vae="y")) == {**before, "vae": "y"}
+
+
+def test_a_file_without_vae_is_refused_with_the_setting_that_helps(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(sd15.Model, "LAYOUT", replace(sd15.LAYOUT, settings=bases["epsilon"]))
+    state = {k: v for k, v in original_state(bases["epsilon"]).items() if not k.startswith("first_stage_model.")}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelFileError, match="model.safetensors holds no vae.* set model.vae to a VAE for"):
+        opened(tmp_path / "model.safetensors").load("vae")
+    assert opened(tmp_path / "model.safetensors", vae=str(bases["epsilon"] / "vae")).load("vae")

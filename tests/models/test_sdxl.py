@@ -233,7 +233,7 @@ def test_zero_terminal_snr_without_v_prediction_is_refused(bases):
 
 def test_a_single_file_is_the_folder_bit_for_bit(base, tmp_path, monkeypatch):
     save_file(original_state(base), tmp_path / "model.safetensors")
-    monkeypatch.setattr(sdxl, "LAYOUT", replace(SDXL, settings=base))
+    monkeypatch.setattr(sdxl.Model, "LAYOUT", replace(SDXL, settings=base))
     x0, eps, t = drawn()
     losses, latents = [], []
     for source in (base, tmp_path / "model.safetensors"):

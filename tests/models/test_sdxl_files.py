@@ -18,7 +18,7 @@ from tiny_sdxl import save_sdxl
 
 from lorakit.hub import SourceError
 from lorakit.hub.files import ModelFileError
-from lorakit.models import sdxl
+from lorakit.models import _unet, sdxl
 from lorakit.models.files.sd import open_sd
 from lorakit.models.files.sdxl_names import LAYOUT as SDXL
 
@@ -144,7 +144,7 @@ def hub(monkeypatch, tmp_path):
 def test_a_vae_comes_from_a_repository_of_its_own_or_a_whole_models_without_the_model(hub, tiny_xl, where):
     files = {f"{where}{file.name}": file.read_bytes() for file in (tiny_xl / "vae").iterdir()}
     hub.repos["someone/model"] = files | {"model_index.json": b"{}", "unet/config.json": b"{}", "big.safetensors": b"0"}
-    found = open_sd(tiny_xl, replace(SDXL, settings=tiny_xl), vae=sdxl.fetch_vae("someone/model"))
+    found = open_sd(tiny_xl, replace(SDXL, settings=tiny_xl), vae=_unet.fetch_vae("someone/model"))
     assert torch.equal(
         found.vae(torch.float32, CPU).state_dict()["quant_conv.bias"], weights_of(tiny_xl, "vae")["quant_conv.bias"]
     )
@@ -153,7 +153,7 @@ def test_a_vae_comes_from_a_repository_of_its_own_or_a_whole_models_without_the_
 
 def test_a_missing_vae_is_reported(hub):
     with pytest.raises(SourceError, match="There is no model someone/none"):
-        sdxl.fetch_vae("someone/none")
+        _unet.fetch_vae("someone/none")
 
 
 def test_a_model_is_downloaded_from_hugging_face(hub, tiny_xl):

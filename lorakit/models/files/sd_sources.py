@@ -178,10 +178,12 @@ class SingleFile(Source):
         else:
             tensors = {name: tensor for name, tensor in self._pickle.items() if name.startswith(prefix)}
         if not tensors:
-            raise ModelFileError(
-                f"{self.path} holds no {part} (no {self.layout.prefixes[part]}*): use a file that has one, or a "
-                "diffusers folder."
-            )
+            where = f"{self.path} holds no {part} (no {self.layout.prefixes[part]}*)"
+            if part == "vae":
+                raise ModelFileError(
+                    f"{where}: set model.vae to a VAE for {self.layout.model}, or use a file that has one."
+                )
+            raise ModelFileError(f"{where}: use a file that has one, or a diffusers folder.")
         return tensors
 
 
