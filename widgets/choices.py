@@ -32,6 +32,7 @@ LABELS = {
     "shift": "Shift",
     "epsilon": "Epsilon",
     "v_prediction": "V-prediction",
+    "flow": "Rectified flow",
     # samples and files
     "ddim": "DDIM",
     "euler": "Euler",

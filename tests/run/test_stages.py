@@ -147,7 +147,8 @@ def test_a_part_stands_still_in_a_stage_that_does_not_train_it(tmp_path, sd15):
 )
 def test_an_optimizer_is_kept_while_it_is_the_same_and_otherwise_replaced_with_a_warning(tmp_path, sd15, stage, why):
     run = new_run(tmp_path, sd15, HARD, ONE, {"stages": [merged(stage, {"loop": {"epochs": 1}})]})
-    texts = warnings(list(train(run)))
+    # others are about the high learning rate
+    texts = [text for text in warnings(list(train(run))) if text.startswith("Stage ")]
     steps = {int(of["step"]) for of in checkpoint.newest(run.states).state["optimizer"]["state"].values()}
     assert steps == ({2} if why else {4})
     assert [why in text and "step 3" in text and "50 to 200 steps" in text for text in texts] == [True] * bool(why)

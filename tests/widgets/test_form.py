@@ -12,14 +12,17 @@ from trained_lokr import TrainedLokr
 from lorakit import models, presets
 from lorakit.config import Config, ConfigError, Field, Slider, part, setting
 from lorakit.lora.variants import lokr
+from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project
 from lorakit.run import config as runs
 from lorakit.run.config import RunConfig
 from lorakit.run.resume import training_settings
+from widgets.page import AMBER
 from widgets.project import draft
 from widgets.project.draft import all_settings, preset_values, supported_settings
 from widgets.training import machine
 from widgets.training.form import Form
+from widgets.training.form import dataset_size as draft_size
 
 CHOICES = ("run", "family", "gpu_preset", "purpose", "size", "expert")
 
@@ -212,6 +215,38 @@ def test_a_conflict_is_shown_at_its_field_or_at_the_top(form):
     assert "optimizer: the learning rates differ" in form.top.value
     form.reset("optimizer.name")
     assert not form.top.value and not trouble(form, "data.resolution")
+
+
+def test_what_most_likely_wastes_the_run_is_shown_at_its_field_and_a_run_can_begin_all_the_same(form, project):
+    (project.folder / "dataset").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(project.folder / "dataset" / f"{number}.png")
+    form.images = draft_size(form.draft)
+    form.choose(expert=True)
+    for path, value, shown in (
+        ("optimizer.learning_rate", 1.0, "far above it training diverges"),
+        ("adapter.rank", 8, ""),
+        ("schedule.warmup", 4000.0, "never gets to its full value"),
+        ("save.every_epochs", 11, "and the run has 10 epochs"),
+    ):
+        form.set(path, value)
+        assert shown in trouble(form, path) and (not shown or AMBER in trouble(form, path))
+    assert "above “Rank”" in trouble(form, "adapter.alpha") and "never gets to" in form.top.value
+    assert "complete" in form.end.value and form.value.adapter.rank == 8
+
+
+def test_every_optimizer_can_be_chosen_whatever_its_package_prints(project, monkeypatch):
+    monkeypatch.setattr(machine, "fitting_gpu_preset", lambda gpu_presets: "")
+    form = Form(project)
+    form.choose(expert=True)
+    for name in reversed(OPTIMIZERS):
+        form.rows["optimizer.name"].control.widget.value = name
+        assert trouble(form, "optimizer.name") == "" and form.draft.by_hand["optimizer.name"] == name
+
+
+def test_a_process_that_crashes_is_the_reason(monkeypatch):
+    monkeypatch.setattr(machine, "TRIAL", "import os; print('all is well', flush=True); os._exit(3)")
+    assert machine.why_unusable("prodigy") == "prodigy ends the process with status 3 on this machine"
 
 
 def test_an_optimizer_whose_package_does_not_work_here_is_refused_with_the_reason(form, monkeypatch, tmp_path):

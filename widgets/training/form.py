@@ -25,7 +25,7 @@ from widgets.project.labels import labelled
 from widgets.training import machine
 from widgets.training.as_code import code
 from widgets.training.header import Header
-from widgets.training.problems import problems_of, worded
+from widgets.training.problems import problems_of, warnings_of, worded
 from widgets.training.rows import SettingRows
 
 
@@ -184,14 +184,20 @@ class Form:
         """Show what holds now. Only what changed is sent to the page."""
         # What was typed wrongly comes last: it is newer than a conflict of the same field.
         draft, problems = self.draft, problems_of(self.draft) | self._wrong
-        self._rows.show(draft, problems, set(self._wrong))
+        # of a run that has started nothing but memory, saves and samples can change
+        warnings = {} if draft.run.record_file.exists() else warnings_of(draft, self.images[1])
+        self._rows.show(draft, problems, warnings, set(self._wrong))
         self._expert.value = draft.choice.expert
         self.header.show(self._wrong.get("run", ""))
         # Problems of a group that may be closed, and of no single field, stand at the top.
         beside = {"run", *(row.path for row in self._rows.basic)}
-        elsewhere = [worded(path, text, draft.choice.family) for path, text in problems.items() if path not in beside]
+        elsewhere, doubtful = (
+            [worded(path, text, draft.choice.family) for path, text in texts.items() if path not in beside]
+            for texts in (problems, warnings)
+        )
         notes = [problem_html(labelled(note, draft.choice.family), AMBER) for note in draft.notes]
-        self.top.value = "".join([*notes, *map(problem_html, elsewhere)])
+        doubts = [problem_html(text, AMBER) for text in doubtful]
+        self.top.value = "".join([*notes, *map(problem_html, elsewhere), *doubts])
         self.end.value = ending(len(problems))
 
 

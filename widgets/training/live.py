@@ -10,6 +10,7 @@ from lorakit.errors import UserError
 from lorakit.events import Finished
 from lorakit.project import Project, Run
 from lorakit.training import jobs
+from widgets.choices import choice_label
 from widgets.i18n import say
 from widgets.images import thumbnail
 from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
@@ -205,7 +206,11 @@ def _headline(run: Run, history: History, state: str, now: float) -> str:
         memory = f"{history.steps[history.step].memory_gb:.1f}"
         parts.append(say("{n} GB RAM", n=memory) if on_cpu else say("{n} GB VRAM", n=memory))
     if history.started:
-        parts.append(f"{history.started.precision} · {history.started.device}")
+        started = history.started
+        parts.append(f"{started.precision} · {started.device}")
+        # earlier versions did not record it
+        if started.prediction:
+            parts.append(choice_label(started.prediction))
     head = f"<b>{html.escape(run.name)}</b> · {html.escape(text)}"
     return f'<div style="line-height:1.6">{head}</div><div style="margin:6px 0">{bar(share)}</div>{facts(parts)}'
 

@@ -10,6 +10,15 @@ from typing import Any
 from lorakit.machine.host import child_environment
 from lorakit.optimizers import OPTIMIZERS
 
+# Standard output carries the answer alone; what packages print there, as Prodigy does, goes to the error output.
+TRIAL = """
+import os, sys
+with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
+    os.dup2(2, 1)
+    from lorakit.optimizers import why_unusable
+    answer.write(why_unusable(sys.argv[1]))
+"""
+
 
 def why_unusable(optimizer: str) -> str:
     """Why an optimizer of an optional package cannot be used here, "" when one real step with it works.
@@ -18,11 +27,14 @@ def why_unusable(optimizer: str) -> str:
     """
     if not OPTIMIZERS[optimizer].package:
         return ""
-    source = f"from lorakit.optimizers import why_unusable; print(why_unusable({optimizer!r}))"
-    command = [sys.executable, "-c", source]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
-    # of a traceback the last line
-    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL, optimizer], env=child_environment(), capture_output=True, check=False
+    )
+    if done.returncode == 0:
+        return done.stdout.decode("utf-8").strip()
+    # A crash, e.g. of a CUDA library: of a traceback the last line.
+    last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    return f"{optimizer} ends the process with status {done.returncode} on this machine: {last}".rstrip(": ")
 
 
 def fitting_gpu_preset(gpu_presets: dict[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from lorakit.config import ConfigError
+from lorakit.run.advice import setting_warnings
 from lorakit.run.resume import recorded_config, training_settings
 from widgets.fields import value_text
 from widgets.i18n import say
@@ -27,6 +29,24 @@ def problems_of(draft: Draft) -> dict[str, str]:
             # The more exact name first; "" shows the line at the top of the form.
             lines_at.setdefault(next((name for name in names if name in places), ""), []).append(line)
     return {path: "\n".join(lines) for path, lines in lines_at.items()} | changes_since_start(draft)
+
+
+def warnings_of(draft: Draft, images: int) -> dict[str, str]:
+    """Path -> what is allowed there but most likely wastes the run, {} while something is wrong.
+
+    images      of an epoch, with repeats, from which the length of the run follows; 0: unknown
+    """
+    try:
+        config = draft.value
+    except ConfigError:
+        return {}
+    loops = [stage.loop for stage in config.stage_configs]
+    # Buckets can make a few more steps of it.
+    steps = [math.ceil(images / (loop.batch_size * loop.gradient_accumulation_steps)) for loop in loops]
+    lines_at: dict[str, list[str]] = {}
+    for line in setting_warnings(config, steps if images else ()):
+        lines_at.setdefault(line.partition(" ")[0], []).append(line)
+    return {path: "\n".join(lines) for path, lines in lines_at.items()}
 
 
 def changes_since_start(draft: Draft) -> dict[str, str]:

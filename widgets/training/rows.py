@@ -48,14 +48,17 @@ class SettingRows:
         self._groups: list[tuple[str, list[Row]]] = []
         self.accordion = ipywidgets.Accordion(selected_index=None)
 
-    def show(self, draft: Draft, problems: dict[str, str], typed: set[str]) -> None:
-        """Show what holds now; fields at the paths in `typed` keep what was typed, although it is wrong."""
+    def show(self, draft: Draft, problems: dict[str, str], warnings: dict[str, str], typed: set[str]) -> None:
+        """Show what holds now, with what is wrong and what is doubtful at each path.
+
+        Fields at the paths in `typed` keep what was typed, although it is wrong.
+        """
         if draft.choice.expert and not self._groups:
             self._make_groups()
         shown, by_hand = draft.shown, draft.by_hand
         for path, row in self.by_path.items():
-            problem = problems.get(path, "")
-            # What is only missing yet is amber, what is wrong is red.
+            problem = problems.get(path) or warnings.get(path, "")
+            # What is missing yet and what is doubtful is amber, what is wrong is red.
             missing = is_missing(path, problem)
             row.show(
                 shown[path],
@@ -63,7 +66,7 @@ class SettingRows:
                 problem=say("Choose this first: {label}", label=row.label)
                 if missing
                 else worded(path, problem, self.family),
-                colour=AMBER if missing else RED,
+                colour=AMBER if missing or path not in problems else RED,
                 keeps=path in typed,
             )
             # `when` is (name of another setting of the same part, its values for which this one matters).
