@@ -50,6 +50,7 @@ def generate(run: Run, prompt: str, *, step: int | None = None, strength: float 
 
     step        which of `run.lora_steps()`; the newest when None
     strength    0 is the base model alone, 1 is as trained
+    prompt      with weights and kohya's flags, see `lorakit.diffusion.prompts`
     sampling    width, height, steps, guidance_scale, sampler, seed, negative_prompt; the run's sample settings are the
                 defaults
 
@@ -58,15 +59,17 @@ def generate(run: Run, prompt: str, *, step: int | None = None, strength: float 
     >>> generate(open_run("my-project"), "mofurin, 1girl", steps=2, seed=1).size
     (128, 128)
     """
+    from lorakit.diffusion.prompts import parse
     from lorakit.generation.generator import Generator
-    from lorakit.run.sampling import SamplingConfig
+    from lorakit.run.sampling import SamplingConfig, requested
 
     sample = to_dict(read_config(run).sample)
     defaults = {field.name: sample[field.name] for field in fields(SamplingConfig)}
     settings = from_dict(SamplingConfig, {**defaults, **sampling})
     generator = Generator(run)
     generator.use(_step(run, step), strength)
-    return generator.generate(prompt, settings)
+    read = parse(prompt)
+    return generator.generate(read, requested(read, settings, generator.config.model)[0])
 
 
 def check_dataset(project: str | Path | Project, settings: dict[str, Any] | None = None) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from lorakit.data import DataConfig, buckets, captions
 from lorakit.data.cache import Cache, Tensors
 from lorakit.data.images import alpha_of, open_rgb, to_tensor
 from lorakit.data.scan import DataError, Sample
+from lorakit.diffusion.prompts import Prompt, literal
 from lorakit.events import Progress
 from lorakit.models import Size
 from lorakit.randomness import rng
@@ -58,10 +59,10 @@ class Feed:
         self.prior_loss_weight = prior_loss_weight
         self.latents, self.text = Cache(cache / "latents"), Cache(cache / "text")
 
-    def fill_caches(self, prompts: tuple[str, ...]) -> Iterator[Progress]:
+    def fill_caches(self, prompts: Iterable[Prompt]) -> Iterator[Progress]:
         """Encode what the caches lack: images (flipped too), every caption that training can use, `prompts`."""
         yield from self._fill("images", self.cached_images(), self.latents, lambda item: self._encode_image(*item))
-        yield from self._fill("captions", self.cached_texts(prompts), self.text, self.model.encode_text)
+        yield from self._fill("captions", self.cached_texts(prompts), self.text, self.model.encode_prompt)
 
     def cached_images(self) -> dict[Path, tuple[Sample, bool]]:
         """Cache file -> (sample, flipped) of every image to be cached; empty without `cache_latents`."""
@@ -69,8 +70,8 @@ class Feed:
         items = [(sample, flip) for sample in self.samples for flip in self._flips()] * self.config.cache_latents
         return {self._image_path(*item): item for item in items}
 
-    def cached_texts(self, prompts: tuple[str, ...]) -> dict[Path, str]:
-        """Cache file -> text of every caption and of `prompts`; empty without `cache_text`."""
+    def cached_texts(self, prompts: Iterable[Prompt]) -> dict[Path, Prompt]:
+        """Cache file -> what it encodes, of every caption and of `prompts`; empty without `cache_text`."""
         if not self.config.cache_text:
             return {}
         texts = [
@@ -78,7 +79,7 @@ class Feed:
             for sample in self.samples
             for text in captions.possible_captions(sample.caption, self.config, self.seed)
         ]
-        return {self._text_path(text): text for text in [*texts, *prompts]}
+        return {self._text_path(prompt): prompt for prompt in [*map(literal, texts), *prompts]}
 
     def _fill(self, what: str, items: dict[Path, Any], cache: Cache, encode) -> Iterator[Progress]:
         missing = cache.missing(items)
@@ -106,10 +107,14 @@ class Feed:
         )
 
     def encode_texts(self, texts: list[str]) -> list[Tensors]:
-        """Text features of each text (token ids where the text encoder is trained)."""
+        """Text features of each caption (token ids where the text encoder is trained)."""
+        return [self.encode_prompt(literal(text)) for text in texts]
+
+    def encode_prompt(self, prompt: Prompt) -> Tensors:
+        """Text features of a prompt, as of a caption."""
         if not self.config.cache_text:
-            return [self.model.encode_text(text) for text in texts]
-        return [self.text.get(self._text_path(text), lambda text=text: self.model.encode_text(text)) for text in texts]
+            return self.model.encode_prompt(prompt)
+        return self.text.get(self._text_path(prompt), lambda: self.model.encode_prompt(prompt))
 
     # ---- images ------------------------------------------------------------------------------------------------
 
@@ -159,8 +164,8 @@ class Feed:
 
     # ---- captions ------------------------------------------------------------------------------------------------
 
-    def _text_path(self, text: str) -> Path:
-        return self.text.path(*self.model.text_key(), text)
+    def _text_path(self, prompt: Prompt) -> Path:
+        return self.text.path(*self.model.text_key(), *prompt.key)
 
 
 def _mask(alpha: Image.Image, grid: tuple[int, int], sample: Sample) -> torch.Tensor:

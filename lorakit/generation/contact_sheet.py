@@ -16,9 +16,10 @@ LINES, LETTERS = 6, 18
 
 
 def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Image:
-    """Images in reading order, len(columns) x len(rows), all of one size, with labels above and to the left.
+    """Images in reading order, len(columns) x len(rows), with labels above and to the left.
 
-    Labels that do not fit end in an ellipsis.
+    The first one is as large as all places, and images of other sizes are scaled to fit. Labels that do not fit end in
+    an ellipsis.
     """
     with Image.open(files[0]) as first:
         width, height = first.size
@@ -55,7 +56,8 @@ def labelled(files: list[Path], columns: list[str], rows: list[str]) -> Image.Im
     for index, file in enumerate(files):
         row, column = divmod(index, len(columns))
         with Image.open(file) as image:
-            sheet.paste(image, (left + column * (width + GAP), above + row * (height + GAP)))
+            fitting = image if image.size == (width, height) else ImageOps.contain(image, (width, height))
+            sheet.paste(fitting, (left + column * (width + GAP), above + row * (height + GAP)))
     return sheet
 
 

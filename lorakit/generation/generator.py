@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.config import to_dict
+from lorakit.config import for_hash
+from lorakit.diffusion.prompts import Prompt, parse
 from lorakit.files import remove_leftovers
 from lorakit.files.copying import temporary_path
 from lorakit.files.disk import disk_errors
@@ -46,9 +47,9 @@ class BaseGenerator:
         )
         self.model.offload = config.memory.offload
         # prompt -> output of the text encoders
-        self._texts: dict[str, dict] = {}
+        self._texts: dict[tuple, dict] = {}
 
-    def read(self, prompts: Iterable[str]) -> None:
+    def read(self, prompts: Iterable[Prompt]) -> None:
         """Encode all prompts first, then free the text encoders that are not trained, as training does."""
         with self._explained("while encoding prompts"):
             for prompt in prompts:
@@ -56,24 +57,23 @@ class BaseGenerator:
         # Text encoders with adapters are needed for every checkpoint, so they stay.
         self.model.release(*(part for part in self.model.text_parts if part not in self.trained))
 
-    def generate(self, prompt: str, sampling: SamplingConfig) -> Image.Image:
-        """One image with the weights in use."""
+    def generate(self, prompt: Prompt, sampling: SamplingConfig) -> Image.Image:
+        """One image with the weights in use; `sampling` has the flags of the prompt already, see `requested`."""
         import torch
 
         # Without gradients, which would need several times the memory.
         with self._explained("while generating images"), torch.no_grad(), self.model.eval_mode():
-            return generate_image(
-                self.model, self._text(prompt), self._text(sampling.negative_prompt), sampling, sampling.seed
-            )
+            text, negative = self._text(prompt), self._text(parse(sampling.negative_prompt))
+            return generate_image(self.model, text, negative, sampling, sampling.seed)
 
     def _explained(self, doing: str) -> AbstractContextManager[None]:
         return explained(self.config, self.precision.device, doing, otherwise=self.smaller)
 
-    def _text(self, prompt: str) -> dict:
+    def _text(self, prompt: Prompt) -> dict:
         """The output of the frozen text encoders, remembered; adapters on text encoders act later."""
-        if prompt not in self._texts:
-            self._texts[prompt] = self.model.encode_text(prompt)
-        return self._texts[prompt]
+        if prompt.key not in self._texts:
+            self._texts[prompt.key] = self.model.encode_prompt(prompt)
+        return self._texts[prompt.key]
 
 
 class Generator(BaseGenerator):
@@ -91,7 +91,7 @@ class Generator(BaseGenerator):
         """All that images depend on beside the LoRA file and the sampling: the base, its settings, the precision."""
         return [
             [self.model.fingerprint(part) for part in self.model.parts],
-            to_dict(self.config.model),
+            for_hash(self.config.model),
             self.precision.name,
         ]
 

@@ -9,16 +9,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lorakit.config import ConfigError, to_dict
+from lorakit.data.listing import Note
+from lorakit.diffusion.prompts import Prompt, parse
 from lorakit.files import write_json
 from lorakit.generation.contact_sheet import labelled
 from lorakit.generation.generator import OFF, Generator, lora_file
 from lorakit.hub.fingerprint import file_digest
 from lorakit.project import RUN_NAME, ProjectError, Run
 from lorakit.run.config import read_config
-from lorakit.run.sampling import SamplingConfig, sampling_problems, save_image
+from lorakit.run.sampling import SamplingConfig, prompt_notes, prompts_of, requested, sampling_problems, save_image
 
 # name -> what its values are, and a check of one
 AXES = {
@@ -96,8 +99,10 @@ def grid(
     checkpoint: int | str | None = None,
     strength: float = 1.0,
     name: str = "grid",
-) -> Iterator[Rendered | Done]:
+) -> Iterator[Note | Rendered | Done]:
     """Generate a grid with a run's LoRA files; yields each cell as it is stored, `Done` at the end.
+
+    Prompts may have weights and kohya's flags; first a Note comes on everything in them that is not done as it says.
 
     `prompt`, `sampling.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis sets them.
     Cells with equal seeds start from equal noise. Cells that are on disk are not generated again, so an interrupted
@@ -121,6 +126,12 @@ def grid(
     if checkpoint is None:
         checkpoint = steps[-1] if steps else OFF
     cells = _cells(x, y, Cell(0, 0, checkpoint, strength, prompt, sampling.seed))
+    family = read_config(run).model
+    if "seed" not in (x.name, y.name):
+        cells = [replace(cell, seed=requested(parse(cell.prompt), sampling, family)[0].seed) for cell in cells]
+    texts = list(dict.fromkeys(cell.prompt for cell in cells))
+    for text, note in prompt_notes(texts, sampling, family):
+        yield Note("prompt", shorten(text, 60), note)
     # a missing LoRA file is reported before the base model is loaded
     for cell in cells:
         if cell.checkpoint != OFF:
@@ -129,7 +140,7 @@ def grid(
     folder = run.grids / name
     # the text encoders are not loaded for a grid that is complete already
     if not all(_file(generator, cell, sampling, folder / "cells").exists() for cell in cells):
-        generator.read(list(dict.fromkeys([*(cell.prompt for cell in cells), sampling.negative_prompt])))
+        generator.read(prompts_of(texts, sampling, family))
     files = []
     # checkpoint by checkpoint, so that each LoRA file is read once; put in reading order below
     for done, cell in enumerate(sorted(cells, key=_order), 1):
@@ -180,8 +191,19 @@ def _file(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Pa
     # without a LoRA all strengths give the same image, which is generated once
     strength = 0.0 if cell.checkpoint == OFF else cell.strength
     # The column, row and labels are not part of it: other grids reuse the image.
-    inputs = [generator.fingerprint(), lora, strength, cell.prompt, {**to_dict(sampling), "seed": cell.seed}]
+    prompt, sampling = _request(generator, cell, sampling)
+    negative = parse(sampling.negative_prompt)
+    inputs = [generator.fingerprint(), lora, strength, prompt.text, to_dict(sampling)]
+    # of plain prompts nothing else, as images of earlier versions, which read brackets as letters, have such names
+    if not prompt.is_plain or negative.key != (sampling.negative_prompt,):
+        inputs += [prompt.key, negative.key]
     return folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]}.png"
+
+
+def _request(generator: Generator, cell: Cell, sampling: SamplingConfig) -> tuple[Prompt, SamplingConfig]:
+    """A cell's prompt, and the sampling settings with the prompt's flags and the cell's seed."""
+    prompt = parse(cell.prompt)
+    return prompt, replace(requested(prompt, sampling, generator.config.model)[0], seed=cell.seed)
 
 
 def _stored(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Path) -> Path:
@@ -189,6 +211,7 @@ def _stored(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: 
     file = _file(generator, cell, sampling, folder)
     if not file.exists():
         generator.use(cell.checkpoint, cell.strength)
-        image = generator.generate(cell.prompt, replace(sampling, seed=cell.seed))
-        save_image(image, file, {**vars(cell), **to_dict(sampling), "seed": cell.seed, "base": generator.base})
+        prompt, sampling = _request(generator, cell, sampling)
+        image = generator.generate(prompt, sampling)
+        save_image(image, file, {**vars(cell), **to_dict(sampling), "base": generator.base})
     return file

@@ -9,21 +9,23 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from lorakit.config import Config, Field, choices_of, setting, to_dict
+from lorakit.config import Config, Field, choices_of, for_hash, setting, to_dict
 from lorakit.data import buckets
 from lorakit.data.cache import Cache, Tensors
 from lorakit.data.captions import tags_of
 from lorakit.data.images import ImageError, header
 from lorakit.data.listing import Note, folder_of
 from lorakit.data.scan import Sample, scan
+from lorakit.diffusion.prompts import Prompt, escaped, parse
 from lorakit.files import write_atomic
 from lorakit.generation.generator import BaseGenerator
 from lorakit.project import Project
 from lorakit.randomness import seed_of
 from lorakit.run.config import RunConfig
-from lorakit.run.sampling import SamplingConfig, save_image
+from lorakit.run.sampling import SamplingConfig, requested, save_image
 
 # key in an image's metadata: it was generated here, for the training image of that name
 MARK = "regularization of"
@@ -139,11 +141,16 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
             missing.append(one)
         else:
             yield Note(KIND, _name(one.file), "was not generated here, so it is kept and used as it is.")
-    generator.read(dict.fromkeys(prompt for one in missing for prompt in (one.prompt, one.sampling.negative_prompt)))
+    texts = dict.fromkeys(text for one in missing for text in (escaped(one.prompt), one.sampling.negative_prompt))
+    for text in texts:
+        yield from (Note(KIND, shorten(text, 60), note) for note in parse(text).notes)
+    generator.read(map(parse, texts))
     # Existing images first, so that the progress begins with what is done.
     for done, one in enumerate([*there, *missing], 1):
         if is_new := done > len(there):
-            image = generator.generate(one.prompt, one.sampling)
+            prompt = parse(escaped(one.prompt))
+            sampling, _ = requested(prompt, one.sampling, config.model)
+            image = generator.generate(prompt, sampling)
             one.file.parent.mkdir(parents=True, exist_ok=True)
             save_image(image, one.file, generator.parameters(one))
         _caption(one, config, before[one.file])
@@ -170,10 +177,11 @@ class _Base(BaseGenerator):
         self.texts = Cache(project.cache / "text")
         files = [self.model.fingerprint(part) for part in self.model.parts]
         # paths and addresses differ between machines, while the files behind them are the same
+        kinds = config.model.__dataclass_fields__
         used = {
-            f.name: value
-            for f in fields(config.model)
-            if not isinstance(value := getattr(config.model, f.name), str) or choices_of(f)
+            name: value
+            for name, value in for_hash(config.model).items()
+            if not isinstance(value, str) or choices_of(kinds[name])
         }
         self.base = hashlib.sha256(json.dumps([files, used]).encode()).hexdigest()[:16]
 
@@ -186,9 +194,9 @@ class _Base(BaseGenerator):
             MARK: planned.sample.path.name,
         }
 
-    def _text(self, prompt: str) -> Tensors:
-        file = self.texts.path(*self.model.text_key(), prompt)
-        return self.texts.get(file, lambda: self.model.encode_text(prompt))
+    def _text(self, prompt: Prompt) -> Tensors:
+        file = self.texts.path(*self.model.text_key(), *prompt.key)
+        return self.texts.get(file, lambda: self.model.encode_prompt(prompt))
 
 
 # ---- places ----------------------------------------------------------------------------------------------------------

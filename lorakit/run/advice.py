@@ -20,10 +20,10 @@ def setting_warnings(config: RunConfig, steps_per_epoch: Sequence[int] = ()) -> 
 
     steps_per_epoch     of each stage, where they are known; without them nothing is said that depends on the length
     """
-    found = [*_learning_rates(config), *_alpha(config), *_prediction(config), *prompt_warnings(config)]
+    warnings = [*_learning_rates(config), *_alpha(config), *_prediction(config), *prompt_warnings(config)]
     if steps_per_epoch:
-        found += [*_warmup(config, steps_per_epoch), *_intervals(config, steps_per_epoch)]
-    return list(dict.fromkeys(found))
+        warnings += [*_warmup(config, steps_per_epoch), *_intervals(config, steps_per_epoch)]
+    return list(dict.fromkeys(warnings))
 
 
 def prompt_warnings(config: RunConfig) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.config import Config, Field, Slider, setting
+from lorakit.config import Config, ConfigError, Field, Slider, setting
+from lorakit.diffusion.prompts import Prompt, parse
 from lorakit.models import Size
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ class SampleConfig(SamplingConfig):
     """Sample images while training; the result of the training does not depend on them."""
 
     prompts: tuple[str, ...] = setting(
-        (), help="one sample image per prompt; empty = no samples", ui=Field(label="sample prompts", basic=True)
+        (),
+        help="one sample image per prompt, with weights as in (hat:1.2) and kohya's flags (--n --w --h --d --l --s); "
+        "empty = no samples",
+        ui=Field(label="sample prompts", basic=True),
     )
     every_epochs: int = setting(
         1,
@@ -84,8 +89,52 @@ def sampling_problems(sampling: SamplingConfig, family: Any) -> list[str]:
     return problems
 
 
+def requested(prompt: Prompt, sampling: SamplingConfig, family: Any) -> tuple[SamplingConfig, list[str]]:
+    """The sampling settings with the flags of a prompt, and a sentence for each flag that was changed or left out.
+
+    Sizes are rounded down to what the family (its Config) can generate, as kohya's scripts do. `sampling` may be of a
+    subclass of SamplingConfig.
+    """
+    notes = []
+    for name, value in prompt.flags:
+        if name in ("width", "height"):
+            rounded = value - value % family.resolution_multiple
+            notes += [f"{name} {value} is rounded to {rounded}."] * (rounded != value)
+            value = rounded
+        try:
+            changed = replace(sampling, **{name: value})
+        except ConfigError as error:
+            problems = str(error).splitlines()
+        else:
+            problems = sampling_problems(changed, family)
+        if problems:
+            notes.append(f"the flag for {name} is left out: {problems[0]}")
+        else:
+            sampling = changed
+    return sampling, notes
+
+
+def prompts_of(texts: Iterable[str], sampling: SamplingConfig, family: Any) -> list[Prompt]:
+    """Everything that is encoded to generate images of these prompts: each prompt, and its negative prompt."""
+    read = []
+    for prompt in map(parse, texts):
+        read += [prompt, parse(requested(prompt, sampling, family)[0].negative_prompt)]
+    return list(dict.fromkeys(read))
+
+
+def prompt_notes(texts: Iterable[str], sampling: SamplingConfig, family: Any) -> list[tuple[str, str]]:
+    """(prompt, sentence) for everything in prompts, and in the negative prompt, that is not done as it says."""
+    notes = [(sampling.negative_prompt, note) for note in parse(sampling.negative_prompt).notes]
+    for text in texts:
+        prompt = parse(text)
+        changed, of_flags = requested(prompt, sampling, family)
+        negative = parse(changed.negative_prompt).notes if changed.negative_prompt != sampling.negative_prompt else ()
+        notes += [(text, note) for note in (*prompt.notes, *of_flags, *negative)]
+    return list(dict.fromkeys(notes))
+
+
 def generate_image(model: Any, prompt: dict, negative: dict, config: SamplingConfig, seed: int) -> Image.Image:
-    """One image from encoded captions (`model.encode_text`) with the model's current weights."""
+    """One image from encoded prompts (`model.encode_prompt`) with the model's current weights."""
     size = Size.whole(config.width, config.height)
     return model.sample(model.condition([prompt], [size]), model.condition([negative], [size]), config, seed)
 

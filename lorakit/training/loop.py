@@ -11,6 +11,7 @@ from typing import Any
 from lorakit import events, optimizers
 from lorakit.config import to_dict
 from lorakit.data.feed import Feed
+from lorakit.diffusion.prompts import parse
 from lorakit.errors import UserError
 from lorakit.events import Event, Failed, Finished, Progress, Sampled, Saved, Started, Stepped, Stopped, Warned
 from lorakit.lora import export, warm_start
@@ -20,13 +21,15 @@ from lorakit.models import family
 from lorakit.project import Run, run_disk_errors
 from lorakit.project.lock import lock_run
 from lorakit.run import checkpoint
+from lorakit.run.advice import prompt_warnings, setting_warnings
 from lorakit.run.config import RunConfig, read_config
 from lorakit.run.memory import OutOfMemory, explained
 from lorakit.run.resume import check_unchanged, current_inputs, load_record, save_record
-from lorakit.run.sampling import generate_image, save_image
+from lorakit.run.sampling import generate_image, prompts_of, requested, save_image
 from lorakit.run.stages import Stage, cut_captions, stages
 from lorakit.training.metadata import metadata
 from lorakit.training.nonfinite import NonfiniteSteps
+from lorakit.training.prediction import check_prediction
 from lorakit.training.signals import stop_signals
 from lorakit.training.sizes import check_room
 
@@ -96,13 +99,17 @@ class Session:
         self._select_stage(max(1, self.latest.step))
         self.record: dict[str, Any] = {}  # of its inputs, copied beside each training state
         self.nonfinite = NonfiniteSteps()
-        self.notes: list[str] = []  # about the LoRA file that the run starts from
+        self.notes: list[str] = []  # about the base model, and the LoRA file that the run starts from
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
         """The whole session. Setting `stop` ends it after the current step, saved."""
         inputs = self._inputs()
         # Before any encoding, which may take minutes.
         check_unchanged(self.run, inputs, self.stage.number)
+        # prompts may change between sessions, what else is warned of may not
+        per_epoch = [stage.plan.steps_per_epoch for stage in self.stages]
+        doubts = prompt_warnings(self.config) if self.latest.folder else setting_warnings(self.config, per_epoch)
+        yield from (Warned(text=text) for text in doubts)
         yield from _dataset_notes(self.stages, self.model)
         for event in self.prepare():
             yield event
@@ -119,6 +126,7 @@ class Session:
             images=len(self.stage.scan.samples),
             precision=self.precision.name,
             device=str(self.precision.device),
+            prediction=self.model.prediction_type,
         )
         yield from self._train(stop)
 
@@ -152,7 +160,8 @@ class Session:
     def prepare(self) -> Iterator[Progress | Warned]:
         """Everything before the first step: fill the caches, attach the adapter, restore the newest state.
 
-        Yields Progress while encoding, then Warned about skipped states and the LoRA file that the run starts from.
+        Yields Progress while encoding, then Warned about skipped states, the base model, and the LoRA file that the run
+        starts from. Raises ConfigError when the base predicts something else than the run trains.
         """
         with self._explained("while encoding images and captions"):
             yield from self._encode()
@@ -215,7 +224,7 @@ class Session:
         """Fill the caches for this stage and all later ones, then free what only encodes."""
         sample = self.config.sample
         for feed in self.feeds[self.stage.number - 1 :]:
-            yield from feed.fill_caches((*sample.prompts, sample.negative_prompt) if sample.prompts else ())
+            yield from feed.fill_caches(prompts_of(sample.prompts, sample, self.config.model))
         self._release_encoders()
 
     def _release_encoders(self) -> None:
@@ -230,11 +239,14 @@ class Session:
         import torch
 
         config = self.config
+        if not self.latest.folder:
+            # before there is an adapter, which may hold the weights of a file
+            self.notes += check_prediction(self.model, self.feed, self.stage)
         starts_from = config.adapter.network_weights if not self.latest.folder else ""
         weights = warm_start.read(starts_from, self.model) if starts_from else None
         self.adapter = Adapter(config.adapter, self.model, list(config.trained), config.loop.seed)
         if weights:
-            self.notes = warm_start.put(weights, self.adapter)
+            self.notes += warm_start.put(weights, self.adapter)
             # the file may name modules of text encoders, which were loaded to match them
             self._release_encoders()
         if config.memory.gradient_checkpointing:
@@ -304,9 +316,10 @@ class Session:
             with self._explained(f"while generating samples after step {step}", otherwise), self.model.eval_mode():
                 for index, file in files.items():
                     prompt = config.prompts[index]
-                    text, negative = self.feed.encode_texts([prompt, config.negative_prompt])
-                    image = generate_image(self.model, text, negative, config, config.seed)
-                    save_image(image, file, {"prompt": prompt, "step": step, **to_dict(config)})
+                    sampling, _ = requested(parse(prompt), config, self.config.model)
+                    text, negative = map(self.feed.encode_prompt, (parse(prompt), parse(sampling.negative_prompt)))
+                    image = generate_image(self.model, text, negative, sampling, sampling.seed)
+                    save_image(image, file, {"prompt": prompt, "step": step, **to_dict(sampling)})
                     yield Sampled(step=step, prompt=prompt, image=str(file.relative_to(self.run.folder)))
         except OutOfMemory as error:
             yield Warned(text=str(error))

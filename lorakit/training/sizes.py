@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from lorakit import hub, optimizers
 from lorakit.data import buckets
 from lorakit.data.feed import Feed
+from lorakit.diffusion.prompts import Prompt
 from lorakit.files.disk import DiskFull
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter
 from lorakit.models import family
 from lorakit.project import Project, Run
+from lorakit.run.sampling import prompts_of
 from lorakit.run.stages import cut_captions
 from lorakit.training.metadata import metadata
 
@@ -93,7 +95,7 @@ def _caches(config: RunConfig, project: Project, stages: Sequence[Stage], model:
         model.fingerprint = lambda part: ""
     # by path, as stages share cache files: image size (width, height) in px; caption
     images, texts = {}, {}
-    prompts = (*config.sample.prompts, config.sample.negative_prompt) if config.sample.prompts else ()
+    prompts = prompts_of(config.sample.prompts, config.sample, config.model)
     for settings, samples in ((stage.config, stage.scan.samples) for stage in stages):
         weight, seed = settings.loss.prior_loss_weight, settings.loop.seed
         feed = Feed(samples, settings.data, model, project.cache, seed=seed, prior_loss_weight=weight)
@@ -201,11 +203,11 @@ def image_bytes(model: Any, size: tuple[int, int]) -> int:
     return _cached_bytes(model.encode_image(torch.empty(3, size[1], size[0], device="meta")).values())
 
 
-def text_bytes(model: Any, texts: list[str]) -> int:
+def text_bytes(model: Any, texts: list[Prompt]) -> int:
     """Mean size of the cache files of texts, estimated from a few; `model` is on the meta device."""
     # Evenly spaced, so that short and long captions are among them.
     few = texts[:: -(-len(texts) // TEXTS)]
-    return round(sum(_cached_bytes(model.encode_text(text).values()) for text in few) / max(1, len(few)))
+    return round(sum(_cached_bytes(model.encode_prompt(text).values()) for text in few) / max(1, len(few)))
 
 
 def _cached_bytes(tensors: Iterable[torch.Tensor]) -> int:

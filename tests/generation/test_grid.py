@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -13,11 +15,13 @@ import pytest
 import tiny
 from PIL import Image
 
-from lorakit.config import ConfigError
+from lorakit.config import ConfigError, to_dict
+from lorakit.data.listing import Note
+from lorakit.diffusion.prompts import parse
 from lorakit.events import Sampled
 from lorakit.generation.contact_sheet import labelled
 from lorakit.generation.generator import OFF, Generator
-from lorakit.generation.grid import Axis, Done, Rendered, grid
+from lorakit.generation.grid import Axis, Cell, Done, Rendered, _file, grid
 from lorakit.lora.export import LoraFileError
 from lorakit.project import Project, ProjectError, Run
 from lorakit.run.config import configure, read_config
@@ -219,12 +223,12 @@ def test_checkpoints_are_exchanged_in_place(run):
 def test_strength_and_off_are_forgotten_when_the_next_cell_says_otherwise(unet):
     generator, step = Generator(unet), unet.lora_steps()[-1]
     generator.use(step)
-    trained = generator.generate(PROMPT, sampling).tobytes()
+    trained = generator.generate(parse(PROMPT), sampling).tobytes()
     for checkpoint, strength in ((OFF, 1.0), (step, 0.3), (unet.lora_steps()[0], 1.0)):
         generator.use(checkpoint, strength)
-        assert generator.generate(PROMPT, sampling).tobytes() != trained
+        assert generator.generate(parse(PROMPT), sampling).tobytes() != trained
     generator.use(step)
-    assert generator.generate(PROMPT, sampling).tobytes() == trained
+    assert generator.generate(parse(PROMPT), sampling).tobytes() == trained
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -417,3 +421,36 @@ def test_labels_that_begin_alike_are_told_apart(tmp_path):
     assert first != second
     first, second = beside(LONG, LONG)
     assert first == second
+
+
+# ---- what prompts say ------------------------------------------------------------------------------------------------
+
+
+def test_flags_weights_and_notes_of_prompts_are_understood(run, tmp_path):
+    texts = ("(mofu:1.3), girl --w 96 --h 70 --d 3 --s 1 --n (boy:1.2)", "mofu, girl", "mofu <lora:x:1> --zz 4")
+    own = Run(run.project, run.name, shutil.copytree(run.folder, tmp_path / "run"))
+    events = list(grid(own, Axis("prompt", texts), Axis("strength", (1.0,)), prompt="", sampling=sampling))
+    notes = [event for event in events if isinstance(event, Note)]
+    # before the first image, as the base model is not even loaded
+    assert events[: len(notes)] == notes and len(notes) == 3
+    assert "height 70 is rounded to 64" in notes[0].text and "<lora:x:1> is left out" in notes[2].text + notes[1].text
+    images = {event.cell.prompt: Image.open(event.file) for event in events if isinstance(event, Rendered)}
+    first = images[texts[0]]
+    assert first.size == (96, 64) and images[texts[1]].size == (64, 64)
+    stored = json.loads(first.info["parameters"])
+    assert (stored["seed"], stored["steps"], stored["negative_prompt"]) == (3, 1, "(boy:1.2)")
+    # the sheet scales what has another size
+    assert isinstance(events[-1], Done) and Image.open(events[-1].image).width > 3 * 96
+    seeds = list(grid(own, Axis("prompt", texts[:1]), Axis("seed", (5,)), prompt="", sampling=sampling))
+    assert next(event.cell.seed for event in seeds if isinstance(event, Rendered)) == 5
+
+
+def test_a_plain_prompt_has_the_image_file_that_earlier_versions_made(run):
+    generator = Generator(run)
+    cell = Cell(0, 0, OFF, 1.0, PROMPT, 11)
+    inputs = [generator.fingerprint(), OFF, 0.0, PROMPT, {**to_dict(sampling), "seed": 11}]
+    assert _file(generator, cell, sampling, Path()).stem == hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]
+    weighted = replace(cell, prompt="(mofu:1.2), girl")
+    assert _file(generator, weighted, sampling, Path()) != _file(
+        generator, replace(cell, prompt="mofu, girl"), sampling, Path()
+    )

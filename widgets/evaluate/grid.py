@@ -15,11 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from lorakit.data.listing import Note
 from lorakit.generation.contact_sheet import labelled
 from lorakit.generation.grid import Axis, Cell, Done, Rendered
 from widgets.i18n import say
 from widgets.images import bounded, source
-from widgets.page import BLUE, WIDTH, aside, bar, box, facts, span
+from widgets.page import AMBER, BLUE, WIDTH, aside, bar, box, facts, span
 
 REDRAW = 2.0  # s between two drawings at least
 # The sheet as shown is at most so many px wide and so many bytes large; base64 adds a third to the bytes.
@@ -54,14 +55,18 @@ def show_grid(events: Iterable[Rendered | Done]) -> None:
 
 def _show(events: Iterable[Rendered | Done], draw: Callable[[str], None]) -> None:
     # (time in s, images done) of the newest images, from which the time left follows.
-    drawn, pace = 0.0, deque(maxlen=8)
+    drawn, pace, notes = 0.0, deque(maxlen=8), []
     # Small copies only: the full images are in the project already.
     with tempfile.TemporaryDirectory() as folder:
         sheet = Sheet(Path(folder), events)
         try:
             for event in events:
+                if isinstance(event, Note):
+                    notes.append(str(event))
+                    draw(box("\n".join(notes), AMBER))
+                    continue
                 if isinstance(event, Done):
-                    draw(_finished(event))
+                    draw(_finished(event) + (box("\n".join(notes), AMBER) if notes else ""))
                     continue
                 sheet.put(event)
                 pace.append((time.monotonic(), event.done))

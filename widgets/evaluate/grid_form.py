@@ -10,6 +10,7 @@ import ipywidgets
 
 from lorakit.config import ConfigError
 from lorakit.data.captions import tags_of, with_trigger
+from lorakit.diffusion.prompts import escaped
 from lorakit.errors import UserError
 from lorakit.generation.generator import OFF
 from lorakit.generation.grid import Axis, grid
@@ -51,7 +52,10 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     ]
     seen = [with_trigger(caption, trigger) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
     without = [", ".join(tag for tag in tags_of(caption) if tag != trigger) for caption in seen[:1]]
-    prompts = [trigger, *seen, *config.sample.prompts[:CAPTIONS], f"{trigger}, {UNSEEN}" if trigger else "", *without]
+    unseen = [f"{trigger}, {UNSEEN}"] if trigger else []
+    # Brackets are letters in captions, and weights in prompts.
+    first, last = ([escaped(text) for text in texts] for texts in ([trigger, *seen], [*unseen, *without]))
+    prompts = [*first, *config.sample.prompts[:CAPTIONS], *last]
     # without empty ones and doubles, in this order
     return list(dict.fromkeys(prompt for prompt in prompts if prompt))
 
