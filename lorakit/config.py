@@ -23,7 +23,7 @@ from lorakit.typed import Typed, plain, typed_value
 SETTINGS_BYTES = 1 << 24  # a file of settings has a few kilobytes
 # Settings that had another name in an earlier version -> their name now, dotted. What earlier versions stored
 # (config.yaml and fingerprint.json of a run, settings.yaml of a project) is read with it, and so is `--set`.
-RENAMED = {"adapter.kind": "adapter.type"}
+RENAMED = {"adapter.kind": "adapter.type", "save.form": "save.key_layout"}
 
 
 class ConfigError(UserError):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, form: str) -> int:
-    """Write the adapter in a form of LoRA files (`kohya` or `comfy`), prove the file, and return its number of modules.
+def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dtype: str, key_layout: str) -> int:
+    """Write the adapter in a key layout (`kohya` or `comfy`), prove the file, and return its number of modules.
 
     dtype     a key of DTYPES
     metadata  texts by name, for the file's header
@@ -31,7 +31,7 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     import torch
     from safetensors.torch import save
 
-    tensors = packed(adapter, model, dtype, form, "cpu")
+    tensors = packed(adapter, model, dtype, key_layout, "cpu")
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise LoraFileError(
@@ -73,15 +73,15 @@ def copy_named(file: Path, target: Path, name: str) -> None:
         os.fsync(copy.fileno())
 
 
-def packed(adapter: Adapter, model: Any, dtype: str, form: str, device: str) -> dict[str, torch.Tensor]:
+def packed(adapter: Adapter, model: Any, dtype: str, key_layout: str, device: str) -> dict[str, torch.Tensor]:
     """All tensors of the adapter's LoRA file by name, on a device; on "meta" they have their shapes alone."""
     import torch
 
     tensors: dict[str, torch.Tensor] = {}
     for key, trained in adapter.modules():
-        module = model.names(*key)[form]
+        module = model.names(*key)[key_layout]
         moved = {role: tensor.detach().to(device) for role, tensor in trained.items()}
-        tensors |= adapter.variant.pack(form, module, moved, adapter.config.scale, getattr(torch, DTYPES[dtype]))
+        tensors |= adapter.variant.pack(key_layout, module, moved, adapter.config.scale, getattr(torch, DTYPES[dtype]))
     return tensors
 
 

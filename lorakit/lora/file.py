@@ -1,4 +1,4 @@
-"""LoRA files of every form: which modules their names mean, and the change of each weight."""
+"""LoRA files in every key layout: which modules their names mean, and the change of each weight."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lorakit.lora.change import Change
 if TYPE_CHECKING:
     import torch
 
-# form -> what a module's name begins with; the first match counts
-FORMS = {
+# Key layout -> what a module's name begins with; the first match counts
+KEY_LAYOUTS = {
     # sd-scripts, LyCORIS' trainers, OneTrainer: flat names; down, up and alpha
     "kohya": r"lora_(unet|te\d?)_",
     # dotted names as in the model's original checkpoint; A and B
@@ -65,13 +65,13 @@ def is_adapter_tensor(key: str) -> bool:
     return split is not None and split[1] != "alpha"
 
 
-def form_of(name: str) -> str:
-    """The form that a module's name is written in; "unknown" for names without a prefix that is known."""
-    return next((form for form, start in FORMS.items() if re.match(start, name)), "unknown")
+def key_layout_of(name: str) -> str:
+    """The key layout of a module's name; "unknown" without a known prefix."""
+    return next((layout for layout, start in KEY_LAYOUTS.items() if re.match(start, name)), "unknown")
 
 
 def _key(name: str) -> str:
-    """A module's name without what differs between forms, so that all spellings of one module are equal.
+    """A module's name without what differs between key layouts, so that all spellings of one module are equal.
 
     Removed are dots, the denoiser's prefix and `text_model.` (which newer transformers lack); te is written te1.
     """
@@ -93,14 +93,14 @@ def modules(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
 class LoraSummary:
     """What can be read from the names and shapes in a LoRA file.
 
-    form       a key of FORMS, or "unknown"
+    key_layout a key of KEY_LAYOUTS, or "unknown"
     variants   names of all that occur; "unknown" among them where a module is complete for none
     modules    their number
     ranks      all that occur, ascending
-    shapes     module's name without what differs between forms -> role -> shape
+    shapes     module's name without what differs between key layouts -> role -> shape
     """
 
-    form: str
+    key_layout: str
     variants: tuple[str, ...]
     modules: int
     ranks: tuple[int, ...]
@@ -125,7 +125,7 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
     variant = {name: variants.of_roles(set(shapes)) for name, shapes in by_module.items()}
     ranks = {variant[name].rank(shapes) for name, shapes in by_module.items() if variant[name]}
     return LoraSummary(
-        form=form_of(next(iter(by_module))),
+        key_layout=key_layout_of(next(iter(by_module))),
         variants=tuple(sorted({one.name if one else "unknown" for one in variant.values()})),
         modules=len(by_module),
         ranks=tuple(sorted(ranks - {None})),
@@ -139,7 +139,7 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
 def read(
     file: Path, model: Any, layers: Mapping[tuple[str, str], torch.nn.Module] | None = None
 ) -> dict[tuple[str, str], Change]:
-    """(part, module) -> the change of the module's weight, for files of every form and variant.
+    """(part, module) -> the change of the module's weight, for files of every key layout and variant.
 
     With `layers` only these modules are considered; else all of the parts that can have adapters, of which those that
     the file does not name are not loaded. Raises LoraFileError for a damaged file, a module that is incomplete, not
@@ -294,5 +294,5 @@ def _misfit(file: Path, model: Any, by_module: dict[str, dict[str, torch.Tensor]
     reason = f"{len(left)} of {len(by_module)} modules are not in it, the first is {left[0]}."
     if (family := model.likely_family(shapes)) != model.config.family:
         reason += f" The base is {model.config.family}, the file's names are like those of {family}"
-        reason += f" in the key layout {form_of(left[0])}."
+        reason += f" in the key layout {key_layout_of(left[0])}."
     return f"{file.name} does not fit this base: {reason}"

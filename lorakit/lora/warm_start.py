@@ -86,7 +86,7 @@ class Weights:
 
 
 def read(source: str, model: Any) -> Weights:
-    """Read a LoRA file of any form for a model that has no adapter yet.
+    """Read a LoRA file of any key layout for a model that has no adapter yet.
 
     Raises LoraFileError when it is damaged, made for another base, or holds what an adapter cannot.
     """

@@ -51,7 +51,7 @@ def family(name: str) -> ModuleType:
     gpu_presets                 memory of a GPU ("8 GB") -> settings by part of a run, over the defaults
     unsupported                 setting -> why it cannot be used: own names, and `part.name` of other parts
     rates                       part that can have an adapter -> the setting of `optimizer` with its learning rate
-    samplers, forms             samplers, and forms (layouts) of LoRA files, the usual one first
+    samplers, key_layouts       samplers, and key layouts of LoRA files, the usual one first
     resolution_multiple         px that the sides of images are multiples of
 
     `excess(config)` returns a function caption -> its end that is cut ("" when all fits); it loads only the tokenizer.
@@ -72,7 +72,7 @@ def family(name: str) -> ModuleType:
     prediction_type             what the denoiser predicts: epsilon, v_prediction or flow
     measured_prediction_type    the same by the denoiser's own output, "" where that shows none
     sample                      an image with the current weights
-    names(part, module)         form -> the module's name in LoRA files of that form
+    names(part, module)         key layout -> the module's name in LoRA files of that layout
     """
     if name not in names():
         raise ConfigError(f"model.family is {name!r}; known families are {', '.join(names())}.")

@@ -103,7 +103,7 @@ class Config(configs.Config):
     }
     rates: ClassVar = {"transformer": "learning_rate", "text_conditioner": "text_conditioner_lr"}
     samplers: ClassVar = ("euler", "dpmpp_2m")
-    forms: ClassVar = MARKS.forms
+    key_layouts: ClassVar = MARKS.key_layouts
     resolution_multiple: ClassVar = 16  # px of one patch: 8 of a latent, 2 latents
 
 

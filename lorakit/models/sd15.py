@@ -49,7 +49,7 @@ class Config(_unet.UNetConfig):
     unsupported: ClassVar = _unet.REFUSED
     rates: ClassVar = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
     samplers: ClassVar = _unet.SAMPLERS
-    forms: ClassVar = MARKS.forms
+    key_layouts: ClassVar = MARKS.key_layouts
     resolution_multiple: ClassVar = 8  # px of one latent
 
 

@@ -90,7 +90,7 @@ class Config(_unet.UNetConfig):
         "text_encoder_2": "text_encoder_2_lr",
     }
     samplers: ClassVar = _unet.SAMPLERS
-    forms: ClassVar = MARKS.forms
+    key_layouts: ClassVar = MARKS.key_layouts
     resolution_multiple: ClassVar = 8  # px of one latent
 
 

@@ -16,7 +16,7 @@ from lorakit.config import Config, Field, setting
 from lorakit.errors import UserError
 from lorakit.files import write_json
 from lorakit.files.disk import disk_errors, read_json
-from lorakit.models.files.marks import forms
+from lorakit.models.files.marks import key_layouts
 from lorakit.project import Run
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class SaveConfig(Config):
         choices=("fp16", "bf16", "fp32"),
         ui=Field(label="LoRA file precision"),
     )
-    form: str = setting(
+    key_layout: str = setting(
         "auto",
         help="key names of saved LoRA files; auto = read by A1111/Forge, ComfyUI and diffusers",
-        choices=lambda: ("auto", *forms()),
+        choices=lambda: ("auto", *key_layouts()),
         ui=Field(label="LoRA file format"),
     )
 

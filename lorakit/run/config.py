@@ -112,8 +112,10 @@ class RunConfig(Config):
             for name, side in sides.items()
             if side % family.resolution_multiple
         ]
-        if self.save.form not in ("auto", *family.forms):
-            problems.append(f"save.form is {self.save.form}; {family.family} has {', '.join(family.forms)}.")
+        if self.save.key_layout not in ("auto", *family.key_layouts):
+            problems.append(
+                f"save.key_layout is {self.save.key_layout}; {family.family} has {', '.join(family.key_layouts)}."
+            )
         problems += [f"sample.{problem}" for problem in sampling_problems(self.sample, family)]
         # Only a first stage without problems is worth combining with others.
         return problems or list(self._stage_problems())
@@ -143,9 +145,9 @@ class RunConfig(Config):
         return {part: rate for part, rate in rates.items() if rate}
 
     @property
-    def form(self) -> str:
+    def key_layout(self) -> str:
         """The key layout of exported LoRA files."""
-        return self.model.forms[0] if self.save.form == "auto" else self.save.form
+        return self.model.key_layouts[0] if self.save.key_layout == "auto" else self.save.key_layout
 
 
 def _is_changed(config: Config, part: str, name: str) -> bool:

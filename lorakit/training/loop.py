@@ -195,7 +195,9 @@ class Session:
         if exports:
             file = self.run.lora_file(step)
             described = metadata(self.stages, self.model, step, self.run.title)
-            modules = export.write(file, self.adapter, self.model, described, self.config.save.dtype, self.config.form)
+            modules = export.write(
+                file, self.adapter, self.model, described, self.config.save.dtype, self.config.key_layout
+            )
             matched = str(modules)
             lora = str(file.relative_to(self.run.folder))
         state = {

@@ -184,7 +184,7 @@ def _saved_bytes(state: dict, shared: set[int]) -> int:
 
 def lora_bytes(adapter: Adapter, model: Any, config: RunConfig, metadata: dict[str, str]) -> int:
     """Size of one exported LoRA file with this metadata."""
-    tensors = export.packed(adapter, model, config.save.dtype, config.form, "meta")
+    tensors = export.packed(adapter, model, config.save.dtype, config.key_layout, "meta")
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():

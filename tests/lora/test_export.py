@@ -453,7 +453,7 @@ def test_diffusers_loads_every_module_with_the_trained_change(tmp_path, monkeypa
     model = module.Model(module.Config(source=str(base)), torch.device("cpu"), torch.float32)
     adapter = random_adapter(model, list(model.config.rates) if parts == "all parts" else [model.denoiser])
     file = tmp_path / "lora.safetensors"
-    export.write(file, adapter, model, {"ss_network_dim": "4"}, "fp32", model.config.forms[0])
+    export.write(file, adapter, model, {"ss_network_dim": "4"}, "fp32", model.config.key_layouts[0])
     pipeline = of_diffusers(base)
     with Complaints() as complaints:
         pipeline.load_lora_weights(file)

@@ -68,7 +68,7 @@ def assert_starts_from(session, changes) -> None:
 
 def test_every_module_begins_with_the_files_change_in_every_form_of_every_family(tmp_path, family, base):
     hard, text = family_settings(family, base)
-    for form in models.config_class(family).forms:
+    for form in models.config_class(family).key_layouts:
         file = tmp_path / f"{form}.safetensors"
         changes = lora(file, base, hard, text, form=form)
         session = begun(tmp_path / form, file, base, hard, text)

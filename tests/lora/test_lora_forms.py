@@ -27,7 +27,7 @@ from lorakit.models.files.kinds import lora_family
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 4, 3.0
-FORMS = [(family, form) for family in models.names() for form in models.config_class(family).forms]
+KEY_LAYOUTS = [(family, form) for family in models.names() for form in models.config_class(family).key_layouts]
 
 
 @pytest.fixture(scope="module", params=models.names())
@@ -77,7 +77,7 @@ def sides_of(adapter: Adapter) -> dict[tuple[str, str], tuple[torch.Tensor, torc
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family, form", FORMS)
+@pytest.mark.parametrize("family, form", KEY_LAYOUTS)
 def test_every_name_at_true_size_is_known_to_those_who_read_the_form(bases, tmp_path, family, form):
     known, model = golden_names.golden(family), golden_names.true_size(family, bases[family], tmp_path)
     readers = {"kohya": (known.kohya, known.comfy), "comfy": (known.comfy,)}[form]
@@ -98,14 +98,14 @@ def test_a_familys_names_are_not_taken_for_anothers(family):
         summary = lora_file.describe({"__metadata__": {}, **header})
         found = (lora_family(summary.shapes), summary.variants, summary.modules, summary.ranks)
         assert found == (family, ("lora",), len(names), (4,))
-        assert summary.form == ("kohya" if names is known.kohya else "comfy")
+        assert summary.key_layout == ("kohya" if names is known.kohya else "comfy")
 
 
 # ---- what the kit writes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", (ALPHA, RANK / 2))
-@pytest.mark.parametrize("family, form", FORMS)
+@pytest.mark.parametrize("family, form", KEY_LAYOUTS)
 def test_a_file_read_back_is_the_trained_change(bases, fresh, tmp_path, family, form, alpha):
     model, adapter = with_adapter(opened(bases, family), alpha)
     file = tmp_path / "lora.safetensors"
@@ -120,7 +120,7 @@ def test_a_file_read_back_is_the_trained_change(bases, fresh, tmp_path, family, 
         torch.testing.assert_close(change.delta(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", [family for family, form in FORMS if form == "comfy"])
+@pytest.mark.parametrize("family", [family for family, form in KEY_LAYOUTS if form == "comfy"])
 def test_the_comfy_form_is_dotted_has_no_alpha_and_has_the_scale_in_its_b(trained, tmp_path, family):
     model, adapter = trained(family)
     export.write(tmp_path / "lora.safetensors", adapter, model, {}, "bf16", "comfy")
@@ -133,7 +133,7 @@ def test_the_comfy_form_is_dotted_has_no_alpha_and_has_the_scale_in_its_b(traine
         assert torch.equal(tensors[f"{name}.lora_B.weight"], (ALPHA / RANK * up).bfloat16())
 
 
-@pytest.mark.parametrize("family, form", FORMS)
+@pytest.mark.parametrize("family, form", KEY_LAYOUTS)
 def test_a_file_of_either_form_put_back_into_the_adapter_is_the_same_change(bases, tmp_path, family, form):
     model, adapter = with_adapter(opened(bases, family), alpha=0.3)  # no float32 is 0.3
     expected = {key: adapter.delta(*key) for key in adapter.layers}
@@ -268,7 +268,7 @@ def test_modules_that_are_never_trained_here_are_read_too(fresh, tmp_path, famil
 
 def test_parts_that_a_file_does_not_name_are_not_loaded(bases, trained, tmp_path, family):
     model, adapter = with_adapter(opened(bases, family), parts=(opened(bases, family).denoiser,))
-    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", model.config.forms[0])
+    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", model.config.key_layouts[0])
     other = opened(bases, family)
     lora_file.read(tmp_path / "lora.safetensors", other)
     assert other.loaded() == (other.denoiser,)
@@ -467,7 +467,7 @@ def test_a_file_for_another_family_is_recognised_by_its_names(fresh, trained, tm
     for other in set(models.names()) - {family}:
         file = tmp_path / f"{other}.safetensors"
         theirs, their_adapter = trained(other)
-        export.write(file, their_adapter, theirs, {}, "fp16", theirs.config.forms[0])
+        export.write(file, their_adapter, theirs, {}, "fp16", theirs.config.key_layouts[0])
         reason = f"does not fit this base.*The base is {family}, the file's names are like those of {other}"
         with pytest.raises(LoraFileError, match=reason):
             lora_file.read(file, fresh(family))
@@ -487,7 +487,7 @@ def test_what_is_no_lora_file_is_refused(bases, fresh, tmp_path, family):
 
 def test_a_file_of_another_rank_is_refused_for_a_run(bases, trained, tmp_path, family):
     model, adapter = trained(family)
-    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", model.config.forms[0])
+    export.write(tmp_path / "lora.safetensors", adapter, model, {}, "fp16", model.config.key_layouts[0])
     other = opened(bases, family)
     smaller = Adapter(AdapterConfig(rank=2, alpha=1.5), other, list(other.config.rates), 1)
     with pytest.raises(LoraFileError, match="the rank is 4, the run's is 2"):

@@ -28,7 +28,7 @@ TOY = marks.Marks(
     folder="ToyPipeline",
     lora_keys=r"toy_",
     load_gb=1,
-    forms=("toy_form",),
+    key_layouts=("toy_form",),
     captions=marks.CaptionProfile(name="toy", order=("artist",)),
 )
 
@@ -66,8 +66,8 @@ def test_its_lora_files_are_recognised(toy, tmp_path):
 
 
 def test_its_form_and_captions_can_be_chosen(toy):
-    assert "toy_form" in choices_of(SaveConfig.__dataclass_fields__["form"])
-    assert SaveConfig(form="toy_form").form == "toy_form"
+    assert "toy_form" in choices_of(SaveConfig.__dataclass_fields__["key_layout"])
+    assert SaveConfig(key_layout="toy_form").key_layout == "toy_form"
     assert marks.caption_profiles()["toy"] is TOY.captions
 
 
@@ -75,7 +75,7 @@ def test_each_kind_of_file_is_of_one_family_and_says_parts_that_it_has():
     for family in models.names():
         own = marks.marks(family)
         others = [marks.marks(name) for name in models.names() if name != family]
-        assert own.forms and own.title not in [other.title for other in others]
+        assert own.key_layouts and own.title not in [other.title for other in others]
         for kind in own.kinds:
             assert set(kind.holds) <= set(own.parts)
             assert kind.name not in [row.name for other in others for row in other.kinds]

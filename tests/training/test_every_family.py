@@ -153,15 +153,15 @@ def test_every_file_of_a_run_is_put_on_the_base_as_it_was_trained(settings, uncu
         assert torch.allclose(generator._adapter.delta(*key), wanted, atol=2e-3 * wanted.abs().max() + 1e-6)
 
 
-def test_every_form_holds_the_trained_change_and_is_proved(tmp_path, base, family, hard, text):
+def test_every_key_layout_holds_the_trained_change_and_is_proved(tmp_path, base, family, hard, text):
     settings = merged(hard, text)
     model = opened(base, settings)
     adapter = Adapter(AdapterConfig(rank=4, alpha=3), model, list(model.trained), 1)
     for _, weight in adapter.named():
         weight.data.normal_(0, 0.1)
-    for form in model.config.forms:
-        file = tmp_path / f"{form}.safetensors"
-        assert export.write(file, adapter, model, {}, "fp32", form) == len(adapter.layers)
+    for layout in model.config.key_layouts:
+        file = tmp_path / f"{layout}.safetensors"
+        assert export.write(file, adapter, model, {}, "fp32", layout) == len(adapter.layers)
         back = export.weights(file, adapter, model)
         for name, weight in adapter.weights().items():
             assert torch.allclose(back[name], weight, rtol=1e-6, atol=0)
@@ -240,7 +240,7 @@ def test_what_a_family_starts_from_is_a_run_that_works_untouched(family):
         for name, value in values.items():
             assert getattr(getattr(config, part), name) == value
     assert list(config.rates) == [models.family(family).Model.denoiser]  # text parts stay frozen
-    assert config.form == config.model.forms[0]
+    assert config.key_layout == config.model.forms[0]
 
 
 def test_what_a_family_refuses_is_refused_with_the_reason(family):
@@ -314,11 +314,11 @@ def test_a_batch_is_the_sum_of_its_samples(base, hard):
             assert torch.allclose(alone, whole[i : i + 1], rtol=1e-4)
 
 
-def test_every_module_has_a_name_of_its_own_in_every_form(base, hard, text):
+def test_every_module_has_a_name_of_its_own_in_every_key_layout(base, hard, text):
     model = opened(base, merged(hard, text))
     keys = [(part, module) for part in model.config.rates for module in model.targets(part)]
-    for form in model.config.forms:
-        assert len({model.names(*key)[form] for key in keys}) == len(keys) > 0
+    for layout in model.config.key_layouts:
+        assert len({model.names(*key)[layout] for key in keys}) == len(keys) > 0
 
 
 def adapted(base, settings: dict, dropout: float = 0.0):

@@ -79,7 +79,7 @@ class SettingRows:
     def _add(self, path: str) -> Row:
         config_class = models.config_class(self.family)
         # of these two a family has fewer choices than the setting itself
-        fewer = {"sample.sampler": config_class.samplers, "save.form": ("auto", *config_class.forms)}
+        fewer = {"sample.sampler": config_class.samplers, "save.key_layout": ("auto", *config_class.key_layouts)}
         row = Row(self.layouts, path, self._places[path], self._changed, self._undone, fewer.get(path, ()))
         self.by_path[path] = row
         return row

@@ -65,7 +65,7 @@ MARKS = Marks(
     folder="AnimaModularPipeline",
     lora_keys=r"llm_adapter_|text_conditioner_|blocks_\d+_(self|cross)_attn_\w+_proj|blocks_\d+_mlp_layer\d"
     r"|transformer_blocks_\d+_attn\d_|lora_te1_layers_",
-    forms=("comfy", "kohya"),
+    key_layouts=("comfy", "kohya"),
     # the order of the model card, with spaces where tag sites have underscores
     captions=CaptionProfile(
         name="anima",

@@ -209,9 +209,8 @@ def _lora(header: Mapping[str, Any]) -> str:
         return f"a LoRA in an unknown key layout ({error})"
     rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
     family = lora_title(lora_family(lora.shapes)) or "an unknown family"
-    return (
-        f"a LoRA for {family} ({', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {lora.form} key layout)"
-    )
+    kind = f"{', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {lora.key_layout} key layout"
+    return f"a LoRA for {family} ({kind})"
 
 
 def _diffusers_folder(path: Path) -> ModelFile:

@@ -84,7 +84,7 @@ def title_of_folder(class_name: str) -> str:
 def lora_family(modules: Mapping[str, Shapes]) -> str:
     """The family that a LoRA file is likely for: its name, or a title of what is no family here, or "unknown".
 
-    modules    name of a module (with what forms spell differently taken off, see `lora.file`) -> shapes of its tensors
+    modules    name of a module (without what differs between key layouts, see `lora.file`) -> shapes of its tensors
 
     A guess for messages; nothing is decided by it. The width of the text is surest, as SD 1.5, SD 2 and SDXL share
     most names.

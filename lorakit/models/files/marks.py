@@ -86,7 +86,7 @@ class Marks:
     lora_keys_too  the same for names that other families have, too; they count when nothing else is recognised
     load_gb        GB of host memory that loading it takes, about
     text_width     width of the text that a UNet reads; 0 for other denoisers
-    forms          layouts of LoRA files that can be exported for it, the usual one first
+    key_layouts    key layouts of LoRA files that can be exported for it, the usual one first
     captions       how its captions are written
     """
 
@@ -99,7 +99,7 @@ class Marks:
     lora_keys_too: str = ""
     load_gb: float
     text_width: int = 0
-    forms: tuple[str, ...]
+    key_layouts: tuple[str, ...]
     captions: CaptionProfile = SD_CAPTIONS
 
 
@@ -133,9 +133,9 @@ def all_marks() -> dict[str, Marks]:
     return {family: marks(family) for family in models.names()}
 
 
-def forms() -> tuple[str, ...]:
-    """All layouts of LoRA files that some family exports."""
-    return tuple(dict.fromkeys(form for family in all_marks().values() for form in family.forms))
+def key_layouts() -> tuple[str, ...]:
+    """All key layouts of LoRA files that some family exports."""
+    return tuple(dict.fromkeys(layout for family in all_marks().values() for layout in family.key_layouts))
 
 
 def caption_profiles() -> dict[str, CaptionProfile]:

@@ -36,5 +36,5 @@ MARKS = Marks(
     # SDXL's UNet and first text encoder have such names, too
     lora_keys_too=r"(down|up)_blocks_|mid_block_|(lora_te1|text_encoder)_encoder_layers_",
     text_width=768,
-    forms=("kohya",),
+    key_layouts=("kohya",),
 )

@@ -39,5 +39,5 @@ MARKS = Marks(
     lora_keys=r"lora_te2_|text_encoder_2_|(in|out)put_blocks_|middle_block_"
     r"|\w+_attentions_\d+_transformer_blocks_[1-9]",
     text_width=2048,
-    forms=("kohya",),
+    key_layouts=("kohya",),
 )
