@@ -1,4 +1,4 @@
-"""A real JupyterLab in a headless browser, driven as a user would: open, run cells, interrupt, reload, look."""
+"""A real JupyterLab in a headless browser, driven as a user does it: open, run, interrupt, reload, screenshots."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-SETTINGS = {  # cells off the screen stay in the page, and nothing asks the network for news
+# Cells off the screen stay in the page, and JupyterLab does not look for news on the network.
+SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
 }
@@ -135,7 +136,7 @@ class Notebook:
         self.command("notebook:run-cell")
 
     def run(self, cell: int, seconds: float = 120) -> str:
-        """Run one cell to its end; returns what it shows, as text. A traceback fails the test."""
+        """Run one cell to its end; returns the text below it. A traceback fails the test."""
         self.begin(cell)
         self.wait(cell, seconds)
         return self.text(cell)
@@ -163,15 +164,15 @@ class Notebook:
         assert not errors, f"cell {cell} of {self.stem}: {errors}"
 
     def text(self, cell: int) -> str:
-        """What stands below a cell."""
+        """The text below a cell."""
         return self.page.evaluate(f"{CELLS}[{cell}].node.querySelector('.jp-Cell-outputArea')?.innerText ?? ''")
 
     def until(self, cell: int, text: str, seconds: float, gone: bool = False) -> float:
         """Wait until `text` stands below a cell, or no more; returns the seconds that it took."""
         begun = time.monotonic()
         while (text in (shown := self.text(cell))) is gone:
-            told = f"{text!r} {'gone ' * gone}below cell {cell} of {self.stem}: not within {seconds:.0f} s"
-            assert time.monotonic() < begun + seconds, f"{told}, but {shown!r}"
+            problem = f"{text!r} {'gone ' * gone}below cell {cell} of {self.stem}: not within {seconds:.0f} s"
+            assert time.monotonic() < begun + seconds, f"{problem}, but {shown!r}"
             time.sleep(0.1)
         return time.monotonic() - begun
 

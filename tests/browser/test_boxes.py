@@ -29,7 +29,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(project, tmp_path_factory):
-    """JupyterLab on a notebook that shows the boxes of the project, its preparation, its buckets, and takes more in."""
+    """JupyterLab on a notebook with the box form, preparation, buckets and import of a project."""
     folder = tmp_path_factory.mktemp("lab")
     open_it = f"from lorakit.project import Project\nproject = Project({str(project.folder)!r})\n"
     sources = [
@@ -78,30 +78,30 @@ def sliders(book) -> list[str]:
     return book.page.locator(".widget-slider .widget-readout").all_inner_texts()
 
 
-def boxes_of(project, name: str, wanted: int) -> list[tuple[int, int, int, int]]:
+def boxes_of(project, name: str, count: int) -> list[tuple[int, int, int, int]]:
     """Left, top, width and height of an image's boxes, once there are so many on disk."""
-    lab._wait_for(lambda: len(Boxes(project).of(name)) == wanted, 10, f"{wanted} boxes of {name} on disk")
+    lab._wait_for(lambda: len(Boxes(project).of(name)) == count, 10, f"{count} boxes of {name} on disk")
     return [(one.left, one.top, one.width, one.height) for one in Boxes(project).of(name)]
 
 
-def near(found, wanted, by: int = 1) -> bool:
-    return all(abs(a - b) <= by for a, b in zip(found, wanted, strict=True))
+def near(actual, expected, by: int = 1) -> bool:
+    return all(abs(a - b) <= by for a, b in zip(actual, expected, strict=True))
 
 
-def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook, project):
+def test_a_box_is_drawn_moved_undone_and_there_again_after_a_reload(notebook, project):
     book = notebook("boxes")
     book.run(0)
     drag(book, (0.25, 0.25), (0.75, 0.5))
-    [found] = boxes_of(project, FIRST, 1)
-    assert near(found, (32, 32, 64, 32)), "the images have 128 px"
+    [box] = boxes_of(project, FIRST, 1)
+    assert near(box, (32, 32, 64, 32)), "the images have 128 px"
     book.until(0, "64 × 32 px", 10)
-    assert near(map(int, sliders(book)), found), "sliders and drawing show the same box"
-    shown = book.page.locator(".lorakit-box").bounding_box()
+    assert near(map(int, sliders(book)), box), "sliders and drawing show the same box"
+    drawn = book.page.locator(".lorakit-box").bounding_box()
     place = book.page.locator(IMAGE).bounding_box()
-    share = [(shown["x"] - place["x"]) / place["width"], shown["width"] / place["width"]]
+    share = [(drawn["x"] - place["x"]) / place["width"], drawn["width"] / place["width"]]
     assert near([100 * one for one in share], [25, 50], by=2), "it is shown where it was drawn"
 
-    drag(book, (0.9, 0.9), (0.1, 0.2))  # the chosen one anew, from its last corner to its first
+    drag(book, (0.9, 0.9), (0.1, 0.2))  # redraws the chosen box, from its last corner to its first
     book.until(0, "102 × 90 px", 10)
     drag(book, (0.5, 0.5), (0.51, 0.51))  # a slip of the hand
     book.page.get_by_role("button", name="Add box").click()
@@ -126,7 +126,7 @@ def test_a_box_is_drawn_moved_taken_back_and_there_again_after_a_reload(notebook
     assert "102 × 90 px" in book.text(0)
 
 
-def test_images_are_uploaded_prepared_and_their_buckets_looked_at(notebook, project, tmp_path):
+def test_images_are_uploaded_and_prepared_and_their_buckets_shown(notebook, project, tmp_path):
     book = notebook("boxes")
     book.run(3)
     packed = tmp_path / "more.zip"

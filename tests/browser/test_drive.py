@@ -1,4 +1,4 @@
-"""A project whose home is a slow disk that fails, opened, trained and closed in the browser, then on a new machine."""
+"""A project whose remote copy is on a slow disk that fails, opened, trained and closed in the browser, then resumed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from lorakit.sync.workspace import local_folder
 from lorakit.training import jobs
 
 pytestmark = pytest.mark.browser
-CELLS = ("open_project", "Form(project)", "train(run)")  # the three that go on with a run
+# The three cells that resume a run.
+CELLS = ("open_project", "Form(project)", "train(run)")
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
-    """A disk that answers after 50 ms, with the demo's images as one zip, and a run that has not begun."""
+    """A disk that answers after 50 ms, with the demo's images as one zip, and a run that has not started."""
     if reason := slow_disk.mountable():
         pytest.skip(f"no file system can be mounted here: {reason}")
     disk = slow_disk.SlowDisk(tmp_path_factory.mktemp("slow"))
@@ -52,7 +53,7 @@ def remote(disk):
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """Where this machine keeps what it works on."""
+    """This machine's folder for local copies of projects."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
         yield tmp_path_factory
@@ -60,7 +61,7 @@ def machine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(machine, remote):
-    """JupyterLab on notebooks that open this home."""
+    """JupyterLab on notebooks that open this remote copy."""
     folder = machine.mktemp("lab")
     for path in (lab.ROOT / "notebooks").glob("*.ipynb"):
         text = path.read_text(encoding="utf-8").replace("open_project()", f"open_project(remote={str(remote)!r})")
@@ -70,11 +71,11 @@ def site(machine, remote):
 
 
 def project_at(remote: Path) -> Project:
-    """Where the project is worked on."""
+    """The local copy of the project."""
     return Project(local_folder(remote, Path(os.environ["XDG_CACHE_HOME"]) / "lora-projects"))
 
 
-def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at_the_end(notebook, remote, disk):
+def test_disk_trouble_is_shown_while_training_continues_and_all_is_safe_at_the_end(notebook, remote, disk):
     book = notebook("4_train")
     opening, form, training = map(book.cell_with, CELLS)
     book.run(opening)
@@ -105,7 +106,7 @@ def test_trouble_with_the_disk_is_told_while_training_goes_on_and_all_is_safe_at
     assert len(list((remote / "runs" / "mofurin" / "lora").glob("*.safetensors"))) == 2
 
 
-def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(notebook, remote):
+def test_a_new_machine_resumes_after_three_cells_with_nothing_entered_again(notebook, remote):
     project = project_at(remote)
     extend_run(project.run("mofurin"), 3, "stretch")
     *_, standing = service.settle(project, 60)
@@ -118,7 +119,7 @@ def test_a_new_machine_goes_on_after_three_cells_with_nothing_entered_again(note
         book.run(book.cell_with(text))
     training = book.cell_with(CELLS[2])
     book.begin(training)
-    book.until(training, "/ 225", 240)  # minutes, where it has to make sure that nobody else trains
+    book.until(training, "/ 225", 240)  # up to minutes, as it first makes sure that no other machine trains the run
     run = project_at(remote).run("mofurin")
     lab.until_step(run, 151, 120)
     print(f"a new machine's first step after {time.monotonic() - begun:.1f} s")

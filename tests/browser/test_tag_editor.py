@@ -51,7 +51,7 @@ def site(project):
 
 @pytest.fixture(scope="module")
 def edited() -> dict[str, str]:
-    """What the first test leaves behind for the second."""
+    """The captions after the first test, for the second one."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Promise: the view before the start tells steps, space, time and where a session ends; a probe in it ends cleanly."""
+"""Before training the view shows steps, disk space, time and where a session ends; a probe in it ends cleanly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plan(run) -> Forecast:
 
 @pytest.fixture
 def cell(monkeypatch):
-    """What a cell displays, drawing after drawing."""
+    """Everything that a cell displays, in order."""
     shown: list[str] = []
 
     class Shown:
@@ -65,8 +65,8 @@ def words(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
 
 
-def rendered(plan: Forecast, run, **how) -> str:
-    return words(view.render(plan, read_config(run), **how))
+def rendered(plan: Forecast, run, **options) -> str:
+    return words(view.render(plan, read_config(run), **options))
 
 
 def test_steps_data_sizes_and_space_are_shown(plan, run):
@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up_is_shown(plan, run, free, warning):
 
 
 @pytest.mark.parametrize(
-    "precision, asked, capability, sentence",
+    "precision, requested, capability, sentence",
     [
         ("fp32", "auto", None, "fp32: no GPU found"),
         ("fp16", "auto", (7, 5), "fp16: Tesla T4 has no fast bf16 (compute capability 7.5; bf16 needs 8.0)"),
@@ -116,8 +116,10 @@ def test_a_disk_that_fills_up_is_shown(plan, run, free, warning):
         ("bf16", "bf16", (8, 9), "bf16 (set by hand)"),
     ],
 )
-def test_the_precision_is_shown_with_its_reason(plan, precision, asked, capability, sentence):
-    changed = replace(plan, precision=precision, requested_precision=asked, capability=capability, device="Tesla T4")
+def test_the_precision_is_shown_with_its_reason(plan, precision, requested, capability, sentence):
+    changed = replace(
+        plan, precision=precision, requested_precision=requested, capability=capability, device="Tesla T4"
+    )
     assert view.precision(changed) == sentence
 
 
@@ -190,7 +192,7 @@ def test_settings_without_a_project_are_refused(run):
 
 def test_the_slider_moves_the_end_of_the_session(run, cell, monkeypatch):
     monkeypatch.setattr(view, "remembered", lambda config, project: MEASURED)
-    shown = view._View(run, None, 3.0)
-    shown.show()
-    shown._set_hours({"new": 0.025})
+    view_of_run = view._View(run, None, 3.0)
+    view_of_run.show()
+    view_of_run._set_hours({"new": 0.025})
     assert "finish within" in cell[0] and "step 17 of 24" in cell[-1]

@@ -65,10 +65,10 @@ def filled(project, family):
 def test_a_new_kernel_shows_the_same(family, project):
     form = filled(project, family)
     form.choose(expert=True)
-    again = Form(project)
-    assert again.draft.choice == form.draft.choice and again.value == form.value and not again.draft.notes
-    assert set(again.rows) == set(form.rows)
-    assert [row.control.read() for row in again.rows.values()] == [row.control.read() for row in form.rows.values()]
+    same = Form(project)
+    assert same.draft.choice == form.draft.choice and same.value == form.value and not same.draft.notes
+    assert set(same.rows) == set(form.rows)
+    assert [row.control.read() for row in same.rows.values()] == [row.control.read() for row in form.rows.values()]
 
 
 def test_every_change_is_on_disk_when_it_returns(project):
@@ -169,7 +169,8 @@ def test_there_is_no_code_while_settings_are_missing(project):
 
 def begin(run):
     """As if the run had trained."""
-    run.record_file.write_text(json.dumps({"config": training_settings(read_config(run))}))
+    record = {"config": training_settings(read_config(run)), "precision": "fp32", "base": {}, "data": {}}
+    run.record_file.write_text(json.dumps(record))
 
 
 def test_a_trained_run_takes_free_settings_and_refuses_others(project):

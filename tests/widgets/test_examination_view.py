@@ -1,4 +1,4 @@
-"""The doctor's report in a cell: what it shows, what its buttons do, both languages, and how much is kept of it."""
+"""The dataset check in a cell: what it shows, what its buttons do, both languages, and the size of its output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def project(tmp_path):
     return project
 
 
-def shown(view: Examination) -> str:
+def text_of(view: Examination) -> str:
     """All text in the widget, as HTML."""
     return "".join(w.value for w in _all(view.widget) if isinstance(w, ipywidgets.HTML))
 
@@ -62,33 +62,33 @@ def opened(project: Project) -> Examination:
 def test_findings_stand_worst_first_with_their_images_and_the_settings_of_the_next_run(project):
     data, model, loop = _chosen(project)
     assert (data.trigger, data.resolution, model.source, loop.batch_size) == ("mofurin", 128, "demo", 4)
-    told = shown(opened(project))
+    report = text_of(opened(project))
     titles = ["Unreadable images: 1", "Captions without the trigger word mofurin: 1"]
     titles += ["Duplicates: 2", "Tags used only once"]
-    assert sorted(titles, key=told.index) == titles
+    assert sorted(titles, key=report.index) == titles
     assert (
-        told.count("data:image/jpeg") >= 4
-        and "&lt;b&gt;bold" in told
-        and "<b>bold" not in told
-        and "co&lt;i&gt;py" in told
-        and "co<i>" not in told
+        report.count("data:image/jpeg") >= 4
+        and "&lt;b&gt;bold" in report
+        and "<b>bold" not in report
+        and "co&lt;i&gt;py" in report
+        and "co<i>" not in report
     )
 
 
-def test_a_button_mends_tells_and_looks_again_and_files_can_be_brought_back(project):
+def test_a_button_fixes_reports_and_checks_again_and_files_can_be_restored(project):
     view = opened(project)
     press(view, "Exclude from dataset")
-    assert "Done: Exclude from dataset, 2." in view.status.value and "Unreadable" not in shown(view)
-    assert "2 files excluded, kept in set-aside/001-unreadable" in shown(view)
+    assert "Done: Exclude from dataset, 2." in view.status.value and "Unreadable" not in text_of(view)
+    assert "2 files excluded, kept in set-aside/001-unreadable" in text_of(view)
     press(opened(project), "Restore")
-    assert not excluded.batches(project) and "Unreadable images" in shown(opened(project))
+    assert not excluded.batches(project) and "Unreadable images" in text_of(opened(project))
     press(view, "Move trigger word to front")
     assert (project.dataset / "10_mofurin" / "03.txt").read_text().startswith("mofurin, 1girl")
 
 
-def test_a_data_set_that_cannot_be_trained_on_is_a_finding(tmp_path):
-    told = shown(opened(Project(tmp_path)))
-    assert "This dataset cannot be trained on" in told and "does not exist" in told
+def test_a_dataset_that_cannot_be_trained_on_is_a_finding(tmp_path):
+    report = text_of(opened(Project(tmp_path)))
+    assert "This dataset cannot be trained on" in report and "does not exist" in report
 
 
 def test_a_report_of_everything_stays_small(project):
@@ -103,21 +103,21 @@ def test_a_report_of_everything_stays_small(project):
         )
     view = opened(project)
     assert len(view.rows.children) > 8
-    kept = sum(len(json.dumps(widget.get_state(), default=str)) for widget in _all(view.widget))
-    assert kept / len(view.rows.children) * len(CHECKS) < MOST
+    size = sum(len(json.dumps(widget.get_state(), default=str)) for widget in _all(view.widget))
+    assert size / len(view.rows.children) * len(CHECKS) < MOST
 
 
 def test_every_finding_and_fix_has_its_chinese_and_none_is_left_over():
-    there = i18n.translations()["examine"]
-    wanted = {text for check in CHECKS.values() for text in (check.text, check.reason)}
-    wanted |= {text for fix in FIXES.values() for text in (fix.label, fix.help)}
-    assert set(there) == wanted
+    translated = i18n.translations()["examine"]
+    texts = {text for check in CHECKS.values() for text in (check.text, check.reason)}
+    texts |= {text for fix in FIXES.values() for text in (fix.label, fix.help)}
+    assert set(translated) == texts
 
 
-def test_the_report_is_chinese_for_those_who_chose_that(project):
+def test_the_report_is_in_the_chosen_language(project):
     i18n.use("zh")
     try:
-        told = html.unescape(shown(opened(project)))
+        report = html.unescape(text_of(opened(project)))
     finally:
         i18n.use("en")
-    assert "无法读取的图片：1 张" in told and "缺少触发词 mofurin 的标注：1 条" in told and "移出训练集" in told
+    assert "无法读取的图片：1 张" in report and "缺少触发词 mofurin 的标注：1 条" in report and "移出训练集" in report

@@ -1,4 +1,4 @@
-"""Promise: more epochs are shown before they are added; resuming and starting a new run have a button each."""
+"""More epochs are shown before they are added; resuming and starting a new run have a button each."""
 
 from __future__ import annotations
 
@@ -104,16 +104,16 @@ def test_epochs_that_are_done_are_shown_and_nothing_happens(run, cell, epochs, w
     assert run.config_file.read_bytes() == before
 
 
-def test_holding_a_rate_that_is_next_to_nothing_is_warned_of(run, trained, tmp_path):
+def test_holding_a_learning_rate_near_zero_is_warned_of(run, trained, tmp_path):
     assert "close to zero" not in view.render(run, 5, "hold")  # linear ends at an eighth
-    again = new_run(
+    longer = new_run(
         tmp_path / "again", Path(read_config(run).model.source), {"schedule": {"name": "cosine"}, "loop": {"epochs": 5}}
     )
-    list(train(again))  # the last of its 20 steps has 0.6 % of the rate
-    assert "close to zero" in view.render(again, 40, "hold")
+    list(train(longer))  # the last of its 20 steps has 0.6 % of the rate
+    assert "close to zero" in view.render(longer, 40, "hold")
 
 
-def test_the_two_buttons_have_two_names_and_begin_two_things(run, cell, monkeypatch):
+def test_resuming_and_starting_a_new_run_are_two_buttons(run, cell, monkeypatch):
     started = []
     monkeypatch.setattr(view.jobs, "start", lambda run: started.append(run.name) or True)
     view.continue_run(run)
@@ -141,7 +141,7 @@ def test_a_new_run_has_the_settings_of_the_old_and_its_own_steps(run):
     assert config.stages == () and saved_step(new) == 0
 
 
-def test_files_that_cannot_be_begun_from_are_refused(run, tmp_path):
+def test_files_that_no_run_can_start_from_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="like="):
         view.new_run_from(run.lora_file(8), "again")
     with pytest.raises(LoraFileError):

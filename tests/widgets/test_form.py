@@ -1,4 +1,4 @@
-"""The form: form from the configs, on disk at every change, and the same run as its code."""
+"""The form is made from the configs, is on disk at every change, and makes the same run as its code."""
 
 import json
 import re
@@ -351,7 +351,8 @@ def test_the_number_of_images_chooses_the_size_and_the_epochs(form, project):
 
 def test_a_field_that_differs_from_its_trained_run_says_so_until_it_is_changed_back(form):
     begun = form.run()
-    begun.record_file.write_text(json.dumps({"config": training_settings(form.value)}))
+    record = {"config": training_settings(form.value), "precision": "fp32", "base": {}, "data": {}}
+    begun.record_file.write_text(json.dumps(record))
     form.set("sample.prompts", ("free",))
     assert "complete" in form.end.value
     form.set("adapter.rank", 20)

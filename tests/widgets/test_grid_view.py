@@ -1,4 +1,4 @@
-"""Grids in a cell: seen while they grow, interrupted without an error, chosen in a form."""
+"""Grids in a cell: shown while they grow, interrupted without an error, chosen in a form."""
 
 import base64
 import io

@@ -56,8 +56,8 @@ def fields(text: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
 def test_every_sentence_of_a_module_has_its_chinese(module):
-    there = i18n.translations().get(module, {})
-    assert not sorted(sentences(SOURCES[module]) - set(there)), f"missing in section {module!r} of zh/"
+    translated = i18n.translations().get(module, {})
+    assert not sorted(sentences(SOURCES[module]) - set(translated)), f"missing in section {module!r} of zh/"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])

@@ -61,11 +61,11 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch):
-    made = Cell()
-    monkeypatch.setattr(ipython_display, "DisplayHandle", made.handle)
+    fake = Cell()
+    monkeypatch.setattr(ipython_display, "DisplayHandle", fake.handle)
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=SimpleNamespace(_shutdown_message=None)))
     monkeypatch.setattr(live, "ENDING", 0.05)
-    return made
+    return fake
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def standing(tmp_path, run, monkeypatch):
 
     def shown(trouble="", *, since=0.0, confirmed=0, seen=0.0, is_running=True):
         now = time.time()
-        found = service.Standing(
+        state = service.Standing(
             confirmed={"r": confirmed},
             files_left=3,
             bytes_left=120_000_000,
@@ -225,7 +225,7 @@ def standing(tmp_path, run, monkeypatch):
             seen=now - seen,
             is_running=is_running,
         )
-        monkeypatch.setattr(service, "standing", lambda _: found)
+        monkeypatch.setattr(service, "standing", lambda _: state)
         return live.render(Project(run.project.folder).run("r"))
 
     return shown
@@ -265,8 +265,8 @@ def test_a_run_that_is_not_trained_is_shown_and_left_at_once(run, cell):
 
 
 def test_the_interrupt_button_stops_once_and_watches_until_all_is_saved(run, cell, later, monkeypatch):
-    asked, stop = [], jobs.stop
-    monkeypatch.setattr(jobs, "stop", lambda run: asked.append(run) or stop(run))
+    stopped, stop = [], jobs.stop
+    monkeypatch.setattr(jobs, "stop", lambda run: stopped.append(run) or stop(run))
     run = write(run)
     with Trainer(run, saving=1.5) as trainer:
         later(2.5, interrupt)
@@ -274,7 +274,7 @@ def test_the_interrupt_button_stops_once_and_watches_until_all_is_saved(run, cel
         assert trainer.process.wait(10) == 0
     assert any("Finishing this step and saving" in html for _, html in cell.updates)
     assert "stopped" in cell.text and "Finishing" not in cell.text
-    assert asked == [run]
+    assert stopped == [run]
     times = [at for at, html in cell.updates if "training" in html and "Finishing" not in html]
     assert times and all(b - a >= 0.9 for a, b in zip(times, times[1:], strict=False)), "one drawing a second"
 

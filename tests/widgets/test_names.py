@@ -15,8 +15,8 @@ NOTEBOOKS = sorted((Path(widgets.__file__).parents[1] / "notebooks").glob("*.ipy
 
 @pytest.mark.parametrize("name", widgets.NAMES)
 def test_every_name_is_a_function_or_a_form(name):
-    found = getattr(widgets, name)
-    assert callable(found) and found.__doc__
+    loaded = getattr(widgets, name)
+    assert callable(loaded) and loaded.__doc__
 
 
 def test_names_are_loaded_on_first_use_only():

@@ -172,11 +172,11 @@ def test_a_new_project_speaks_the_machines_language(variables, language, cell, t
 
 
 def test_a_chosen_mirror_is_in_force_here_and_in_what_is_started_and_is_taken_back(cell, monkeypatch):
-    asked = []
-    monkeypatch.setattr(doctor, "check_machine", lambda folder: asked.append(os.environ.get("HF_ENDPOINT")) or WELL)
+    addresses = []
+    monkeypatch.setattr(doctor, "check_machine", lambda folder: addresses.append(os.environ.get("HF_ENDPOINT")) or WELL)
     project = entry.open_project()
     cell.choices()[1].value = preferences.MIRROR
-    assert os.environ["HF_ENDPOINT"] == preferences.MIRROR and asked == [None, preferences.MIRROR]
+    assert os.environ["HF_ENDPOINT"] == preferences.MIRROR and addresses == [None, preferences.MIRROR]
     assert json.loads((project.folder / "preferences.json").read_text())["hf_endpoint"] == preferences.MIRROR
     entry.open_project()
     assert os.environ["HF_ENDPOINT"] == preferences.MIRROR

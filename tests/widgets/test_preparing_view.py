@@ -1,4 +1,4 @@
-"""Bringing images in, boxes, preparing and buckets as widgets: what is clicked is on disk, what is wrong is told."""
+"""Importing images, boxes, preparing and buckets as widgets: clicks are on disk at once, errors are shown."""
 
 import io
 import json
@@ -32,24 +32,24 @@ def no_mirror(monkeypatch):
 @pytest.fixture
 def project(tmp_path):
     """Four images of the demo, of 128 px."""
-    made = Project(tmp_path / "project")
+    result = Project(tmp_path / "project")
     for name in ("01", "02", "03", "04"):
         for end in (".png", ".txt"):
-            file = made.dataset / "10_mofurin" / f"{name}{end}"
+            file = result.dataset / "10_mofurin" / f"{name}{end}"
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(DATASET / "10_mofurin" / file.name, file)
-    return made
+    return result
 
 
 @pytest.fixture
 def displayed(monkeypatch):
-    """What cells show, as HTML."""
-    found = []
-    monkeypatch.setattr("IPython.display.display", lambda thing, **_: found.append(getattr(thing, "data", thing)))
-    return found
+    """Everything that cells display, as HTML."""
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda thing, **_: outputs.append(getattr(thing, "data", thing)))
+    return outputs
 
 
-# ---- getting images in ---------------------------------------------------------------------------------------------
+# ---- importing images ----------------------------------------------------------------------------------------------
 
 
 def test_an_upload_is_the_same_in_ipywidgets_7_and_8():
@@ -65,11 +65,11 @@ def upload(form: IntakeForm, files: dict[str, bytes]) -> None:
         form.upload.metadata, form.upload.data = [{"name": name} for name in files], list(files.values())
         form.upload._counter = len(files)
     else:
-        told = {"type": "", "last_modified": datetime(2026, 1, 1)}
-        form.upload.value = tuple({"name": n, "size": len(d), "content": d, **told} for n, d in files.items())
+        details = {"type": "", "last_modified": datetime(2026, 1, 1)}
+        form.upload.value = tuple({"name": n, "size": len(d), "content": d, **details} for n, d in files.items())
 
 
-def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_path):
+def test_uploaded_images_are_in_the_dataset_and_no_longer_in_the_kernel(tmp_path):
     form = IntakeForm(Project(tmp_path))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -82,7 +82,7 @@ def test_what_is_uploaded_is_in_the_data_set_and_no_longer_in_the_kernel(tmp_pat
     assert (tmp_path / "dataset/5_mofu/c.png").read_bytes() == b"c"
 
 
-def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, project):
+def test_a_path_is_added_by_the_button_and_errors_are_shown(tmp_path, project):
     form = IntakeForm(Project(tmp_path / "other"))
     form.button.click()
     assert "Enter a path" in form.status.value
@@ -97,13 +97,13 @@ def test_a_path_is_added_by_the_button_and_what_is_wrong_is_told(tmp_path, proje
     assert "8 files were there already" in form.status.value
 
 
-def test_what_is_added_beside_prepared_images_is_said_not_to_be_trained_yet(project, tmp_path):
-    form, told = IntakeForm(project), "Prepare them again"
+def test_images_added_beside_prepared_ones_are_reported_as_not_trained_yet(project, tmp_path):
+    form, hint = IntakeForm(project), "Prepare them again"
     (tmp_path / "more").mkdir()
     for name in ("new1.png", "new2.png"):
         shutil.copy(next(project.dataset.rglob("*.png")), tmp_path / "more" / name)
         form.add(tmp_path / "more")
-        assert (told in form.status.value) == (name == "new2.png")
+        assert (hint in form.status.value) == (name == "new2.png")
         Draft(project).set("data.folder", FOLDER)
 
 
@@ -117,7 +117,7 @@ def test_a_source_in_code_is_added_at_once(project, tmp_path, displayed):
 
 
 def drag(form: BoxForm, *shares: float, number: int = 1) -> None:
-    """What the page tells when a rectangle was drawn."""
+    """What the page sends when a rectangle was drawn."""
     form.canvas.clicks.widget.value = json.dumps([str(number), {"drag": str(number), "box": shares}])
 
 
@@ -149,13 +149,13 @@ def test_a_box_that_slides_out_of_the_image_is_refused_and_the_sliders_go_back(p
     assert Boxes(project).of(FIRST) == (Box(32, 64, 64, 32),)
 
 
-def test_several_boxes_are_chosen_named_taken_away_and_brought_back(project):
+def test_several_boxes_are_chosen_named_deleted_and_restored(project):
     form = BoxForm(project)
     form.add()
     form.add()
     drag(form, 0, 0, 0.5, 0.5)
     assert Boxes(project).of(FIRST) == (Box(32, 32, 64, 64), Box(0, 0, 64, 64)), "the newest is the chosen one"
-    chooser, name, away = form.rows.children[0].children
+    chooser, name, delete = form.rows.children[0].children
     chooser.click()
     drag(form, 0.5, 0.5, 0.5, 0.5)
     form.rows.children[0].children[1].value = "face"
@@ -186,7 +186,7 @@ def test_a_change_elsewhere_is_kept_by_the_next_one_here(project):
     assert Boxes(project).names() == [FIRST, SECOND]
 
 
-def test_without_images_or_with_a_damaged_list_that_is_told(project, tmp_path, displayed):
+def test_missing_images_and_a_damaged_list_are_explained(project, tmp_path, displayed):
     draw_boxes(Project(tmp_path / "none"))
     (project.folder / "boxes.yaml").write_text("a.png: [1]")
     draw_boxes(project)
@@ -196,7 +196,7 @@ def test_without_images_or_with_a_damaged_list_that_is_told(project, tmp_path, d
 # ---- preparing -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_chosen_is_on_disk_and_the_button_makes_it(project):
+def test_choices_are_on_disk_and_the_button_prepares_the_images(project):
     form = PrepareForm(project)
     form.rows["pad"].control.widget.value = "2x3"
     form.rows["resize"].control.widget.value = "none"
@@ -221,7 +221,7 @@ def test_the_next_run_trains_on_the_prepared_images_and_on_the_originals_again(p
     assert Draft(project).data.folder == str(project.dataset)
 
 
-def test_a_wrong_colour_is_told_beside_its_field_and_the_last_right_one_holds(project):
+def test_a_wrong_colour_is_shown_beside_its_field_and_the_last_right_one_holds(project):
     form = PrepareForm(project)
     form.rows["background"].control.widget.value = "mauvish"
     assert "mauvish" in form.rows["background"].problem and read_prepare_config(project).background == "white"
@@ -229,7 +229,7 @@ def test_a_wrong_colour_is_told_beside_its_field_and_the_last_right_one_holds(pr
     assert not form.rows["background"].problem and read_prepare_config(project).background == "#000000"
 
 
-def test_an_image_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(project, tmp_path):
+def test_an_image_that_fails_is_not_counted_and_every_problem_is_shown(project, tmp_path):
     Boxes(project).add(FIRST, Box(500, 500, 50, 50))
     form = PrepareForm(project)
     form.button.click()
@@ -242,7 +242,7 @@ def test_an_image_that_fails_is_not_counted_and_what_is_wrong_with_all_is_told(p
 # ---- buckets ---------------------------------------------------------------------------------------------------------
 
 
-def test_buckets_tell_how_many_images_they_have_what_is_cut_off_and_what_is_enlarged(project, displayed):
+def test_buckets_show_their_number_of_images_what_is_cropped_and_what_is_upscaled(project, displayed):
     Image.new("RGB", (900, 300), "red").save(project.dataset / "10_mofurin/wide.png")
     Image.new("RGB", (40, 40), "blue").save(project.dataset / "10_mofurin/tiny.png")
     Draft(project).set("data.resolution", 128)
@@ -275,6 +275,6 @@ def test_all_of_it_speaks_the_reader_s_language(project, language):
         form, boxes, intake = PrepareForm(project), BoxForm(project), IntakeForm(project)
     finally:
         i18n.use(before)
-    told = form.button.description + boxes.text.value + intake.button.description
-    assert ("图" in told) == (language == "zh")
+    text = form.button.description + boxes.text.value + intake.button.description
+    assert ("图" in text) == (language == "zh")
     assert Path(project.folder).exists()

@@ -1,4 +1,4 @@
-"""Regularization images in a cell: told before, shown while they are made, stopped and gone on with."""
+"""Regularization images in a cell: announced, shown while they are generated, stopped and continued."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ DATA = {"resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 64, "bucket_
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    """Every page that the cell showed, as HTML; the interrupt button is pressed when the second image is there."""
-    found = []
+def pages(monkeypatch):
+    """Every page that the cell showed, as HTML; the interrupt button is pressed after the second image."""
+    pages = []
 
     def update(page):
-        found.append(page.data)
-        if "image 2 / 3" in page.data and not any("Stopped" in earlier for earlier in found):
+        pages.append(page.data)
+        if "image 2 / 3" in page.data and not any("Stopped" in earlier for earlier in pages):
             raise KeyboardInterrupt
 
     def display(thing, display_id):
-        found.append(thing.data)
+        pages.append(thing.data)
         return SimpleNamespace(update=update)
 
     monkeypatch.setattr(ipython_display, "display", display)
     monkeypatch.setattr(widget, "REDRAW", 0.0)
-    return found
+    return pages
 
 
 @pytest.fixture
@@ -45,27 +45,27 @@ def project(tmp_path):
     return project
 
 
-def test_the_cell_says_what_is_made_shows_the_newest_and_goes_on_where_it_was_stopped(project, shown):
+def test_the_cell_shows_the_plan_and_the_newest_image_and_continues_where_it_was_stopped(project, pages):
     widget.regularize(project)
-    assert "3 regularization images" in shown[1] and "64 × 64 px" in shown[1] and "loading" in shown[1]
-    assert "Stopped. Finished images are kept" in shown[-1] and "image 2 / 3" in shown[-1]
-    assert "data:image/jpeg" in shown[-1] and "girl, blue hair" in shown[-1]
+    assert "3 regularization images" in pages[1] and "64 × 64 px" in pages[1] and "loading" in pages[1]
+    assert "Stopped. Finished images are kept" in pages[-1] and "image 2 / 3" in pages[-1]
+    assert "data:image/jpeg" in pages[-1] and "girl, blue hair" in pages[-1]
     widget.regularize(project)
-    assert "3 regularization images, 1 of them new" in shown[-1]
+    assert "3 regularization images, 1 of them new" in pages[-1]
     assert len(list((project.dataset / "reg/1_1girl").glob("*.png"))) == 3
 
 
-def test_nothing_is_generated_before_it_is_requested(project, shown):
+def test_nothing_is_generated_before_it_is_requested(project, pages):
     widget.regularize(project, generate=False)
-    assert "3 regularization images" in shown[-1] and "generate=True" in shown[-1]
+    assert "3 regularization images" in pages[-1] and "generate=True" in pages[-1]
     assert not (project.dataset / "reg").exists()
 
 
-def test_what_cannot_be_made_is_told(tmp_path, project, shown):
+def test_wrong_settings_are_explained(tmp_path, project, pages):
     widget.regularize(project, "a/b")
-    assert "class_name is" in shown[-1]
+    assert "class_name is" in pages[-1]
     Draft(project).set("model.source", str(tmp_path / "nothing"))
     widget.regularize(project)
-    assert "No file or folder" in shown[-1]
+    assert "No file or folder" in pages[-1]
     widget.regularize(Project(tmp_path / "empty"))
-    assert "model.source" in shown[-1] or "does not exist" in shown[-1]
+    assert "“Base model” is missing" in pages[-1]

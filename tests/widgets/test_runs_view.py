@@ -18,19 +18,19 @@ from widgets.evaluate.runs import RunList, row
 @pytest.fixture
 def runs(tmp_path):
     """A project with a run that is new, one that was stopped and one that is complete."""
-    made = project(tmp_path)
-    write(made.run("new"))
-    run = made.run("stopped")
+    three_runs = project(tmp_path)
+    write(three_runs.run("new"))
+    run = three_runs.run("stopped")
     steps = [stepped(i) for i in (1, 2, 3)]
     write(
         run, started(0, 9), *steps, saved(run, 3, exports=True), *sampled(run, 3), Stopped(step=3, reason=""), ago=300
     )
-    run = made.run("complete")
+    run = three_runs.run("complete")
     write(run, started(0, 3), *steps, saved(run, 3, exports=True), Finished(step=3, lora="lora/x.safetensors"))
-    return made
+    return three_runs
 
 
-def shown(runs: RunList, name: str) -> set[str]:
+def visible_buttons(runs: RunList, name: str) -> set[str]:
     """The buttons of a run that can be seen."""
     return {what for what, button in runs.buttons[name].items() if button.layout.display != "none"}
 
@@ -49,12 +49,14 @@ def test_a_row_of_a_long_run_is_small(tmp_path):
 
 def test_every_run_has_the_buttons_that_make_sense_for_it(runs):
     view = RunList(runs)
-    assert shown(view, "new") == {"view", "continue"} and view.buttons["new"]["continue"].description == "Start"
-    assert shown(view, "stopped") == {"view", "continue", "download"}
-    assert shown(view, "complete") == {"view", "download"}
+    assert (
+        visible_buttons(view, "new") == {"view", "continue"} and view.buttons["new"]["continue"].description == "Start"
+    )
+    assert visible_buttons(view, "stopped") == {"view", "continue", "download"}
+    assert visible_buttons(view, "complete") == {"view", "download"}
     with Trainer(runs.run("new")):
         view.refresh()
-        assert shown(view, "new") == {"view", "stop"}
+        assert visible_buttons(view, "new") == {"view", "stop"}
 
 
 def test_view_shows_the_whole_run_below(runs):
@@ -79,7 +81,7 @@ def test_stop_stops_the_trainer_of_another_process(runs):
         view.buttons["stopped"]["stop"].click()
         assert trainer.process.wait(10) == 0
     view.refresh()
-    assert shown(view, "stopped") == {"view", "continue", "download"}
+    assert visible_buttons(view, "stopped") == {"view", "continue", "download"}
 
 
 def test_an_error_after_a_click_is_shown_in_the_list(runs, monkeypatch):

@@ -31,8 +31,8 @@ def test_thumbnails_are_made_once_and_anew_for_a_changed_image(project):
     thumbnails = Thumbnails(project)
 
     def small() -> tuple[list[str], dict[Path, int]]:
-        found = thumbnails.sources(samples(project))
-        return found, {file: file.stat().st_mtime_ns for file in thumbnails.folder.iterdir()}
+        sources = thumbnails.sources(samples(project))
+        return sources, {file: file.stat().st_mtime_ns for file in thumbnails.folder.iterdir()}
 
     sources, files = small()
     assert all(src.startswith("data:image/jpeg") for src in sources) and len(files) == 4
@@ -42,7 +42,7 @@ def test_thumbnails_are_made_once_and_anew_for_a_changed_image(project):
     assert changed[0] != sources[0] and changed[1:] == sources[1:] and len(more) == 5
 
 
-def test_thumbnails_are_not_sent_home(project):
+def test_thumbnails_are_not_uploaded_to_the_remote_copy(project):
     thumbnails = Thumbnails(project)
     assert all(thumbnails.sources(samples(project))) and any(thumbnails.folder.iterdir())
     assert not packs.stamps(project.cache)
@@ -61,7 +61,7 @@ def test_thumbnails_that_cannot_be_kept_are_shown_all_the_same(project):
 
 
 def test_a_thumbnail_that_a_power_cut_emptied_is_made_again(project):
-    found = Thumbnails(project).sources(samples(project))
+    sources = Thumbnails(project).sources(samples(project))
     for file in Thumbnails(project).folder.iterdir():
         file.write_bytes(b"")
-    assert Thumbnails(project).sources(samples(project)) == found
+    assert Thumbnails(project).sources(samples(project)) == sources
