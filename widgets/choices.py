@@ -40,6 +40,8 @@ LABELS = {
     "dpmpp_2m": "DPM++ 2M",
     "kohya": "kohya",
     "comfy": "ComfyUI",
+    "one": "One caption",
+    "alternatives": "Alternatives, one per line",
     # copies of images
     "background": "Fill with the background color",
     "longest": "Longest side",

@@ -185,7 +185,7 @@ def _editor(options: argparse.Namespace) -> CaptionEditor:
 
 def _selected(options: argparse.Namespace) -> tuple[CaptionEditor, list[str]]:
     """The editor, and the names of the images that --with and --images select."""
-    from lorakit.data.captions import tags_of
+    from lorakit.data.caption_parts import tags_of
     from lorakit.errors import UserError
 
     editor = _editor(options)

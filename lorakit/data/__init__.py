@@ -25,8 +25,19 @@ class DataConfig(Config):
         help="trigger word (activation tag) of the character or style; put first in every caption that lacks it",
         ui=Field(label="trigger word", basic=True),
     )
+    triggers: dict[str, str] = setting(
+        {},
+        help="trigger words of single concept folders, e.g. 10_miku: miku; the others have the trigger word above",
+        ui=Field(label="trigger words by folder"),
+    )
     repeats: int = setting(1, help="how often each image of a plain folder is used per epoch", range=(1, 10_000))
     caption_extension: str = setting(".txt", help="file extension of captions", choices=(".txt", ".caption"))
+    caption_lines: str = setting(
+        "one",
+        help="what several lines in a caption file are: one caption, or alternatives, of which each step takes one",
+        choices=("one", "alternatives"),
+        ui=Field(label="caption lines"),
+    )
     # Only the area counts for buckets: with 1024 px, 832 x 1216 is one (within max_bucket_reso).
     resolution: int = setting(
         512,
@@ -63,7 +74,8 @@ class DataConfig(Config):
     )
     alpha_mask: bool = setting(
         False,
-        help="use transparency as loss mask: transparent parts are not learned",
+        help="use transparency and mask files (a-masklabel.png) as loss mask: transparent and black parts are not "
+        "learned",
         ui=Field(label="alpha mask"),
     )
     shuffle_caption: bool = setting(
@@ -74,6 +86,17 @@ class DataConfig(Config):
         help="number of first tags that stay in place and are never dropped",
         range=(0, 64),
         ui=Field(label="keep tokens"),
+    )
+    keep_tokens_separator: str = setting(
+        "|||",
+        help="tags before this in a caption stay in place, whatever “keep tokens” says; tags after a second one stay "
+        "last",
+        ui=Field(label="keep tokens separator"),
+    )
+    secondary_separator: str = setting(
+        ";;;",
+        help="tags that this separates instead of a comma are shuffled and dropped together",
+        ui=Field(label="secondary separator"),
     )
     # A limit: with text caching each variant is one more encoding on disk.
     caption_variants: int = setting(
@@ -101,6 +124,12 @@ class DataConfig(Config):
         True,
         help="encode each caption once while the text encoder is not trained; frees the text encoder",
         ui=Field(label="cache text"),
+    )
+    reading: int = setting(
+        2,
+        help="how images and captions are read: 1 as version 0.2 did, for runs that began with it; set by the run",
+        range=(1, 2),
+        ui=Field(hidden=True),
     )
 
     def conflicts(self) -> list[str]:

@@ -1,8 +1,10 @@
-"""Reading captions: text files in any encoding that is certain, kohya's metadata, captions.json."""
+"""Reading captions: text files in any encoding that is certain, JSON and CSV files of captions."""
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 import re
 import unicodedata
@@ -29,6 +31,11 @@ ADVICE = "save it as UTF-8"
 MARK = "\ufeff"
 # kohya's metadata files, the latest step of its scripts first.
 METADATA = ("meta_lat.json", "meta_clean.json", "meta_cap.json")
+# Files with the captions of images.
+BOOK_EXTENSIONS = (".json", ".jsonl", ".csv")
+# In a table of captions: names of the column with the image, and of those with its caption.
+IMAGE_KEYS = ("file_name", "filename", "file", "image", "image_path", "path", "img")
+TEXT_KEYS = ("caption", "text", "tags")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Caption:
     source: Path | None = None
     encoding: str = ""
     error: str = ""
+    lines: tuple[str, ...] = ()  # of the file, without empty ones; "" where an empty line parts others
 
 
 class UnknownEncoding(ValueError):
@@ -65,7 +73,8 @@ def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
         return Caption("", file, "", f"it cannot be read ({error.strerror})")
     except UnknownEncoding as error:
         return Caption("", file, "", str(error))
-    return Caption(one_line(text.splitlines()), file, encoding)
+    lines = [line.strip().rstrip(",") for line in text.strip().splitlines()]
+    return Caption(one_line(lines), file, encoding, lines=tuple(lines))
 
 
 def one_line(parts: Iterable[str]) -> str:
@@ -205,11 +214,16 @@ def _around(text: str) -> str:
 
 @dataclass(frozen=True)
 class CaptionJson:
-    """The captions of one JSON file by key (path, name or stem of an image); `error` if it cannot be read."""
+    """The captions of one JSON, JSON lines or CSV file by key (path, name or stem of an image); `error` if it cannot be
+    read.
+
+    unread   key -> what it has instead of a caption
+    """
 
     file: Path
     entries: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 class ImageNames:
@@ -245,15 +259,20 @@ def _spelled(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
-def read_caption_json(file: Path) -> CaptionJson:
-    """A JSON file of captions: {path or stem: a caption, a list of tags, or kohya's {"caption": ..., "tags": ...}}.
+def read_caption_json(file: Path, image: str = "", reading: int = 2) -> CaptionJson:
+    """A file of captions: JSON, {path or stem: a caption, a list of tags, or {"caption": ..., "tags": ...}}; JSON lines
+    or CSV, a row for each image with its name and those.
 
-    Values that are something else are no entries. Source of the format: finetune/ in kohya's sd-scripts.
+    image     the only image that it is about, by which it is named
+    reading   `DataConfig.reading`; 1 knows fewer shapes
+
+    Source of the formats: finetune/ in kohya's sd-scripts; metadata.jsonl and .csv of Hugging Face's ImageFolder.
     """
     try:
         if file.stat().st_size > MAX_BOOK:
             return CaptionJson(file, error=f"it has more than {MAX_BOOK / 1e6:.0f} MB")
-        content = json.loads(decode(file.read_bytes())[0])
+        text = decode(file.read_bytes())[0]
+        content = _table(text, file.suffix.lower()) if file.suffix.lower() != ".json" else json.loads(text)
     except OSError as error:
         return CaptionJson(file, error=f"it cannot be read ({error.strerror})")
     except UnknownEncoding as error:
@@ -261,19 +280,51 @@ def read_caption_json(file: Path) -> CaptionJson:
     # Thousands of nested brackets, as in a file made to break parsers.
     except RecursionError:
         return CaptionJson(file, error="it is nested too deep")
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         return CaptionJson(file, error=f"it is broken ({error})")
-    entries = {key: _entry_text(value) for key, value in content.items()} if isinstance(content, dict) else {}
-    return CaptionJson(file, {key: text for key, text in entries.items() if text})
+    if image and reading > 1:
+        content = {image: content}
+    if not isinstance(content, dict):
+        return CaptionJson(file)
+    entries = {key: _entry_text(value, reading) for key, value in content.items()}
+    unread = {key: _shape(value) for key, value in content.items() if not entries[key] and reading > 1}
+    return CaptionJson(file, {key: text for key, text in entries.items() if text}, unread=unread)
 
 
-def _entry_text(value: Any) -> str:
+def _table(text: str, ending: str) -> dict[str, Any]:
+    """Image -> its row, of JSON lines or CSV. Raises ValueError, csv.Error."""
+    if ending == ".csv":
+        rows: list[Any] = list(csv.DictReader(io.StringIO(text.removeprefix(MARK)), strict=True))
+    else:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    table: dict[str, Any] = {}
+    for row in rows:
+        named = [row[key] for key in IMAGE_KEYS if isinstance(row, dict) and isinstance(row.get(key), str)]
+        if named:
+            table.setdefault(named[0], row)
+    if rows and not table:
+        raise ValueError(f"no column names the image: one of {', '.join(IMAGE_KEYS)} does")
+    return table
+
+
+def _entry_text(value: Any, reading: int) -> str:
     """The caption in an entry's value; "" if there is none."""
     if isinstance(value, dict):
-        value = [value[name] for name in ("caption", "tags") if isinstance(value.get(name), str)]
+        keys = TEXT_KEYS if reading > 1 else ("caption", "tags")
+        texts = {key: value[key] for key in keys if isinstance(value.get(key), str | list if reading > 1 else str)}
+        # a caption and a text are two names of the same
+        texts.pop("text" if "caption" in texts else "", None)
+        value = [part for item in texts.values() for part in (item if isinstance(item, list) else [item])]
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return ""
     text = one_line(line for part in parts for line in part.splitlines())
     # A lone surrogate such as "\\ud800" is valid JSON, but cannot be written to a file or tokenized.
     return text if text.encode("utf-8", "replace").decode() == text else ""
+
+
+def _shape(value: Any) -> str:
+    """What an entry is instead of a caption, in words."""
+    if isinstance(value, dict):
+        return f"a table with {', '.join(map(repr, list(value)[:5]))}"
+    return "nothing" if value in ("", None, []) else f"{json.dumps(value)[:40]}"

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit.data.caption_files import METADATA, Caption, CaptionJson, ImageNames, read_caption_json, read_captions
+from lorakit.data.caption_files import (
+    BOOK_EXTENSIONS,
+    METADATA,
+    TEXT_KEYS,
+    Caption,
+    CaptionJson,
+    ImageNames,
+    read_caption_json,
+    read_captions,
+)
 from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note
 
 
@@ -13,8 +22,8 @@ class CaptionSources:
     extension over the other.
     """
 
-    def __init__(self, listing: Listing, extension: str):
-        self.listing, self.extension = listing, extension
+    def __init__(self, listing: Listing, extension: str, reading: int = 2):
+        self.listing, self.extension, self._reading = listing, extension, reading
         # image -> its caption; images without one have no entry
         self.captions: dict[Path, Caption] = {}
         self.notes: list[Note] = []
@@ -22,11 +31,23 @@ class CaptionSources:
             self._read_files(concept)
         files = [path for concept in listing.concepts for path in concept.files]
         files += [path for path in listing.others if path.parent == listing.root]
-        self.books = [read_caption_json(path) for path in sorted(files, key=_order) if path.suffix.lower() == ".json"]
         images = [path for concept in listing.concepts for path in concept.images]
+        endings = BOOK_EXTENSIONS if reading > 1 else (".json",)
+        # a.json and a.png.json are of a.png alone
+        own = {*images, *(path.with_suffix("") for path in images)} if reading > 1 else set()
+        beside = {path: path.with_suffix("") for path in files if path.suffix.lower() == ".json"}
+        beside = {path: image for path, image in beside.items() if image in own}
+        self.books = [
+            read_caption_json(path, beside[path].name if path in beside else "", reading)
+            for path in sorted(files, key=lambda path: (path not in beside, _order(path)))
+            if path.suffix.lower() in endings
+            and (path in beside or path.suffix.lower() != ".csv" or _is_named_so(path))
+        ]
         names = {folder: ImageNames(folder, images) for folder in {book.file.parent for book in self.books}}
         for book in self.books:
-            self._take(book, {key: names[book.file.parent].find(key) for key in book.entries})
+            images_of = {key: names[book.file.parent].find(key) for key in {**book.entries, **book.unread}}
+            self._note_unread(book, images_of, book.file in beside)
+            self._take(book, {key: images_of[key] for key in book.entries})
 
     def _note(self, kind: str, path: Path, text: str) -> None:
         self.notes.append(Note(kind, self.listing.name(path), text))
@@ -53,11 +74,24 @@ class CaptionSources:
             if first.suffix.lower() != self.extension:
                 self._note("caption choice", first, f"is read, as there is no {self.extension} file.")
 
+    def _note_unread(self, book: CaptionJson, images_of: dict[str, list[Path]], is_beside: bool) -> None:
+        """A note on a file of captions that is not understood, and on entries that are none though they name images."""
+        is_ours = is_beside or (self._reading > 1 and _is_named_so(book.file))
+        if book.error:
+            return self._note("unread captions" if is_ours else "caption json", book.file, f"left out, {book.error}.")
+        lost = [key for key in book.unread if images_of[key] and images_of[key][0] not in self.captions]
+        if lost and book.unread[lost[0]] != "nothing":
+            what = book.unread[lost[0]] if is_beside else f"of {lost[0][:80]!r} it has {book.unread[lost[0]]}"
+            text = f"the captions of {len(lost)} images are not understood: {what}; {', '.join(TEXT_KEYS)} are."
+            self._note("unread captions", book.file, text)
+
     def _take(self, book: CaptionJson, images_of: dict[str, list[Path]]) -> None:
         """The captions of a JSON file for images that have none yet."""
         if book.error:
-            return self._note("caption json", book.file, f"left out, {book.error}.")
+            return
         lost, strangers = 0, [key for key, images in images_of.items() if not images]
+        if not images_of and any(note.name == self.listing.name(book.file) for note in self.notes):
+            return
         # A JSON file without any matching key is something else, e.g. a tool's settings.
         if len(strangers) == len(images_of) and not _is_named_so(book.file):
             return self._note("foreign", book.file, "left out, no captions of the images here are in it.")
@@ -77,7 +111,7 @@ class CaptionSources:
 
 def _is_named_so(file: Path) -> bool:
     """Whether a JSON file has the name of a caption file; captions-2.json is a second upload."""
-    return file.name.startswith("captions") or file.name in METADATA
+    return file.name.startswith(("captions", "metadata")) or file.name in METADATA
 
 
 def _order(file: Path) -> tuple:

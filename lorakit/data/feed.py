@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.data import DataConfig, buckets, captions
 from lorakit.data.cache import Cache, Tensors
-from lorakit.data.images import alpha_of, open_rgb, to_tensor
+from lorakit.data.images import open_rgb, to_tensor
+from lorakit.data.masks import learned_parts
 from lorakit.data.scan import DataError, Sample
 from lorakit.diffusion.prompts import Prompt, literal
 from lorakit.events import Progress
@@ -141,6 +142,8 @@ class Feed:
         how = buckets.fit(sample.width, sample.height, self.config)
         # white without masks adds nothing to the key: caches of before there were backgrounds stay valid
         of_alpha = [self.config.background] * (self.config.background != "white") + [MASK] * self.config.alpha_mask
+        # other readings of the same bytes
+        of_alpha += [sample.mask_digest] * bool(sample.mask) + ["sRGB"] * bool(sample.profile)
         made_from = (sample.digest, how.size, how.resized, how.crop, flip, *of_alpha)
         return self.latents.path(*self.model.image_key(), *made_from)
 
@@ -148,14 +151,15 @@ class Feed:
         import torch
 
         how = buckets.fit(sample.width, sample.height, self.config)
-        image = buckets.resize_and_crop(open_rgb(sample.path, self.config.background), how, flip=flip)
+        rgb = open_rgb(sample.path, self.config.background, by_profile=self.config.reading > 1)
+        image = buckets.resize_and_crop(rgb, how, flip=flip)
         encoded: dict[str, torch.Tensor] = self.model.encode_image(to_tensor(image))
         # SDXL's original VAE overflows in fp16.
         if not all(torch.isfinite(tensor).all() for tensor in encoded.values()):
             raise DataError(
                 f"{sample.name} becomes not-a-number in the VAE, which is broken or overflows in its precision."
             )
-        alpha = alpha_of(sample.path) if self.config.alpha_mask else None
+        alpha = learned_parts(sample.path, sample.mask) if self.config.alpha_mask else None
         if alpha is None:
             return encoded
         # (h, w) of the latents: the mask has one value per latent.
@@ -180,8 +184,8 @@ def _mask(alpha: Image.Image, grid: tuple[int, int], sample: Sample) -> torch.Te
     mask = torch.nn.functional.interpolate(opacity, size=grid, mode="area")[0]
     if not mask.any():
         raise DataError(
-            f"{sample.name} is transparent wherever it is trained on, so that with data.alpha_mask nothing would be "
-            "learned from it: take it out of the dataset, or turn alpha_mask off."
+            f"{sample.name} is transparent wherever it is trained on, or its mask is black there, so that with "
+            "data.alpha_mask nothing would be learned from it: take it out of the dataset, or turn alpha_mask off."
         )
     return mask
 

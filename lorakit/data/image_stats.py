@@ -17,7 +17,7 @@ from pathlib import Path
 import PIL
 
 from lorakit.data import measures
-from lorakit.data.images import ImageError, decoded, flattened, header, transparency
+from lorakit.data.images import ImageError, decoded, flattened, header, profile_of, transparency
 from lorakit.files import write_atomic
 
 # bytes of a file; no image within MAX_PIXELS has more
@@ -58,6 +58,9 @@ class ImageStats:
     border_colour: str = ""
     # share 0..1 of the opaque pixels near each of measures.COLOURS
     colours: dict[str, float] = field(default_factory=dict)
+    profile: str = ""  # colour profile from which its colours are converted; "" when they are taken as they are
+    profile_error: str = ""  # what is wrong with its colour profile
+    is_turned: bool = False  # upright only by its EXIF
     error: str = ""
 
 
@@ -142,6 +145,7 @@ class StatsCache:
         opened = decoded(stored)
         alpha, rgb = transparency(opened.image), flattened(opened.image)
         border, border_colour = measures.border(rgb)
+        profile, profile_error = profile_of(opened.image)
         # Reduced once, for all measures that need no more.
         small = measures.reduced(rgb, measures.SHARP)
         return ImageStats(
@@ -158,6 +162,9 @@ class StatsCache:
             border=border,
             border_colour=border_colour,
             colours=measures.colours(small, alpha and measures.reduced(alpha, measures.SHARP)),
+            profile=profile,
+            profile_error=profile_error,
+            is_turned=opened.is_turned,
         )
 
     def _write(self) -> None:
@@ -174,7 +181,7 @@ class StatsCache:
 def _version() -> str:
     """Version of the measurements: other versions and packages give other numbers."""
     # The number is raised when a measure changes.
-    return f"3, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
+    return f"4, Pillow {PIL.__version__}{', ImageHash' * measures.can_hash()}"
 
 
 def _stamp(path: Path) -> list[int]:

@@ -5,24 +5,34 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.images import EXTENSIONS
+from lorakit.data.images import EXTENSIONS, FIRST_EXTENSIONS
+from lorakit.data.masks import is_mask_folder, masks_among
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
+# Folders of regularization images, of kohya's scripts and of those that follow them.
+REG_FOLDERS = ("reg", "reg_data", "reg_img", "reg_images", "regs", "regularization", "regularisation")
+# Folders of kohya's projects that hold no data.
+PROJECT_FOLDERS = ("log", "logs", "model", "models", "output", "outputs", "sample", "samples")
 # Per epoch. A larger number in front of a folder's name is a date, not repeats.
 MAX_REPEATS = 10_000
 # In the order in which they are shown: skipped files come first.
 NOTE_KINDS = (
     "overlooked folder",  # files beside kohya's folders, counted
+    "deep folder",  # <repeats>_<name>/ folders where they are not understood
+    "unread format",  # an image in a format that is not read: left out
+    "unread captions",  # a JSON, JSON lines or CSV file of captions that is not understood
     "unreadable",  # an image or folder that cannot be read: left out
     "foreign",  # no image: left out
     "not a file",  # a pipe, a socket, a device: never opened
     "link",  # to nothing, to itself, or to a folder: not followed
     "hidden",  # names that begin with a dot, counted
     "wrong ending",  # an image of another format than its name says: used
+    "mask",  # of an image: left out, or why it cannot be used
+    "colour profile",  # it is broken, and the colours are taken as they are
     "animated",  # its first frame is used
     "shared caption",  # two images of one stem
     "no caption",
@@ -32,6 +42,7 @@ NOTE_KINDS = (
     "caption without image",
     "caption json",  # a JSON file that is broken, or entries of it that match no image, counted
     "chinese commas",
+    "project folder",  # of kohya's, without images
     "memory",  # what was measured cannot be remembered
 )
 
@@ -51,53 +62,86 @@ class Note:
 
 @dataclass(frozen=True)
 class Concept:
-    """One folder of images, and its files in order; the data folder itself when there are no kohya folders."""
+    """One folder of images, and its files in order; the data folder itself when there are no kohya folders.
+
+    images   files that are images by their names
+    masks    image -> its mask, also one in a folder of masks
+    """
 
     folder: Path
     repeats: int
     name: str
     is_reg: bool
     files: tuple[Path, ...] = ()
-
-    @property
-    def images(self) -> list[Path]:
-        """Those that are images by their names."""
-        return [path for path in self.files if path.suffix.lower() in EXTENSIONS]
+    images: tuple[Path, ...] = ()
+    masks: dict[Path, Path] = field(default_factory=dict)
 
 
 class Listing:
     """Every file below a data folder: in `concepts`, in `others` or in `notes`. Nothing is opened, no link to a folder
     followed but that of a concept.
+
+    reading   `DataConfig.reading`; 1 knows neither masks, nor concept folders one level down
     """
 
-    def __init__(self, root: Path, repeats: int):
-        self.root = root
+    def __init__(self, root: Path, repeats: int, reading: int = 2):
+        self.root, self._reading = root, reading
         self.notes: list[Note] = []
         self._hidden: list[str] = []
         # links to folders
         self._links: list[Path] = []
-        by_folder = self._walked(root, deep=True)
-        concepts, reg = [], root / "reg"
-        for concept in _concepts(root, repeats):
-            if concept.folder == root:
-                # Without kohya folders every image below the root counts, except those of reg/.
-                files = [path for own in by_folder.values() for path in own if reg not in path.parents]
-            elif concept.folder in by_folder:
-                files = by_folder[concept.folder]
-            else:
-                files = self._walked(concept.folder, deep=False)[concept.folder]
-            concepts.append(
-                Concept(concept.folder, concept.repeats, concept.name, concept.is_reg, tuple(sorted(files)))
-            )
-        self.concepts = tuple(concepts)
-        used = {path for concept in concepts for path in concept.files}
-        self.others = sorted(path for own in by_folder.values() for path in own if path not in used)
-        self._note_links({concept.folder for concept in concepts})
+        self._by_folder = self._walked(root, deep=True)
+        self.concepts = tuple(self._filled(concept) for concept in _concepts(root, repeats, reading))
+        used = {path for concept in self.concepts for path in (*concept.files, *concept.masks.values())}
+        self.others = sorted(path for own in self._by_folder.values() for path in own if path not in used)
+        self._note_links({concept.folder for concept in self.concepts})
+        if reading > 1:
+            self._note_folders()
         self.notes.sort(key=lambda note: (note.name, note.kind))
         if self._hidden:
             names = ", ".join(self._hidden[:3]) + ", …" * (len(self._hidden) > 3)
             text = f"{len(self._hidden)} hidden files and folders are skipped ({names})."
             self.notes.append(Note("hidden", self.name(root), text))
+
+    def _filled(self, concept: Concept) -> Concept:
+        """A concept with its files, its images and their masks."""
+        if concept.folder == self.root:
+            reg = [self.root / name for name in (REG_FOLDERS if self._reading > 1 else ("reg",))]
+            files = [path for own in self._by_folder.values() for path in own if not {*reg} & {*path.parents}]
+        elif concept.folder in self._by_folder:
+            files = self._by_folder[concept.folder]
+        else:
+            files = self._walked(concept.folder, deep=False)[concept.folder]
+        endings = EXTENSIONS if self._reading > 1 else FIRST_EXTENSIONS
+        images, masks = sorted(path for path in files if path.suffix.lower() in endings), {}
+        if self._reading > 1:
+            masks, left = self._masks(images, files, concept.folder)
+            images = [path for path in images if path not in {*masks.values(), *left}]
+            for path in left:
+                self.notes.append(Note("mask", self.name(path), "left out, a mask of no image here."))
+        return replace(concept, files=tuple(sorted(files)), images=tuple(images), masks=masks)
+
+    def _masks(self, images: list[Path], files: list[Path], folder: Path) -> tuple[dict[Path, Path], list[Path]]:
+        """Image -> its mask, and what is neither an image nor a mask that can be used."""
+        aside = [path for inside, own in self._by_folder.items() for path in own if inside.parent == folder]
+        aside = [path for path in aside if is_mask_folder(path.parent) and path.suffix.lower() in EXTENSIONS]
+        captioned = {path.with_suffix("") for path in files if path.suffix.lower() in CAPTION_EXTENSIONS}
+        return masks_among(dict.fromkeys([*images, *sorted(aside)]), captioned)
+
+    def _note_folders(self) -> None:
+        """Notes on folders whose names say something that is not understood where they are."""
+        used = {concept.folder for concept in self.concepts}
+        for folder in sorted(self._by_folder):
+            inside = folder.relative_to(self.root)
+            has_images = any(path.suffix.lower() in EXTENSIONS for path in self._by_folder[folder])
+            if repeats_of(folder.name) and has_images and folder not in used:
+                text = "its repeats and its name are not read here; move it into the data folder, or set that to where "
+                self.notes.append(Note("deep folder", self.name(folder), text + "it is."))
+            elif inside.parts and inside.parts[0].lower() in PROJECT_FOLDERS and len(used - {self.root}):
+                files = [path for path in self.others if folder in path.parents]
+                if len(inside.parts) == 1 and files and not any(_is_data(path) for path in files):
+                    self.notes.append(Note("project folder", self.name(folder), f"{len(files)} files left out."))
+                    self.others = [path for path in self.others if path not in files]
 
     def name(self, path: Path) -> str:
         """The path inside the data folder, always valid text: bytes of a name that is not UTF-8 are spelled out."""
@@ -178,14 +222,40 @@ def folder_of(config: DataConfig, project: Path) -> Path:
     return Path(project, Path(config.folder).expanduser())
 
 
-def _concepts(root: Path, repeats: int) -> list[Concept]:
-    """kohya's concept folders and those of reg/, their files not listed yet; without any, the root and reg's."""
+def _is_data(path: Path) -> bool:
+    return path.suffix.lower() in (*EXTENSIONS, *CAPTION_EXTENSIONS)
+
+
+def _concepts(root: Path, repeats: int, reading: int) -> list[Concept]:
+    """kohya's concept folders and those of reg/, their files not listed yet; without any, the root and reg's.
+
+    In a whole project of kohya's they lie one level down, in img/ or train_data/, and in reg/ or reg_data/.
+    """
+    inside = [path for path in _folders(root) if reading > 1 and not is_mask_folder(path)]
+    reg = [path for path in inside if path.name.lower() in REG_FOLDERS] if reading > 1 else [root / "reg"]
+    of_reg = [concept for folder in reg for concept in _in(folder, is_reg=True)]
+    own = _in(root, is_reg=False)
+    if not own:
+        below = [path for path in inside if path not in reg and path.name.lower() not in PROJECT_FOLDERS]
+        own = [concept for folder in below for concept in _in(folder, is_reg=False)]
+    return [*own, *of_reg] if own else [Concept(root, repeats, "", False), *of_reg]
+
+
+def _in(parent: Path, is_reg: bool) -> list[Concept]:
+    """The concept folders of a folder."""
     concepts = []
-    for parent, is_reg in ((root, False), (root / "reg", True)):
-        for folder in sorted(parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) and parent.is_dir() else []:
-            if (repeats_here := repeats_of(folder.name)) and folder.is_dir():
-                name = os.fsencode(folder.name.partition("_")[2]).decode("utf-8", "backslashreplace")
-                concepts.append(Concept(folder, repeats_here, name, is_reg))
-    return (
-        concepts if any(not concept.is_reg for concept in concepts) else [Concept(root, repeats, "", False), *concepts]
-    )
+    for folder in _folders(parent):
+        if repeats := repeats_of(folder.name):
+            name = os.fsencode(folder.name.partition("_")[2]).decode("utf-8", "backslashreplace")
+            concepts.append(Concept(folder, repeats, name, is_reg))
+    return concepts
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in a folder, in order, links to folders among them; none where it cannot be read."""
+    try:
+        with os.scandir(parent) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # noted where its files are listed
+        return []
+    return [parent / name for name in names]

@@ -8,26 +8,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_files import Caption
+from lorakit.data.caption_files import BOOK_EXTENSIONS, Caption
+from lorakit.data.caption_parts import tags_of
 from lorakit.data.caption_sources import CaptionSources
-from lorakit.data.captions import tags_of, with_trigger
+from lorakit.data.captions import trained_caption, trigger_of
 from lorakit.data.image_stats import ImageStats, StatsCache
-from lorakit.data.images import ENDINGS, EXTENSIONS
+from lorakit.data.images import ENDINGS, EXTENSIONS, UNREAD, how_to_convert
 from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note, folder_of
 from lorakit.errors import UserError
 
 # The settings that a scan depends on.
-SCAN_SETTINGS = ("folder", "repeats", "trigger", "caption_extension")
+SCAN_SETTINGS = (
+    *("folder", "repeats", "trigger", "triggers", "caption_extension", "caption_lines", "keep_tokens_separator"),
+    *("secondary_separator", "alpha_mask", "reading"),
+)
+# Where captions in an encoding that is not certain were all that there is.
+ENCODING_ADVICE = "The dataset check (lorakit data check) names the encoding, and saves the captions as UTF-8."
 
 
 class DataError(UserError):
-    """The dataset cannot be trained on; the message says what was found, where and what to do."""
+    """The dataset cannot be trained on; the message says what was found, where and what to do.
+
+    notes   what was noticed of its files before that
+    """
+
+    def __init__(self, message: str, notes: tuple[Note, ...] = ()):
+        super().__init__(message)
+        self.notes = notes
 
 
 @dataclass(frozen=True)
 class Sample:
     """One usable image. `name` is its path inside the dataset, `digest` the SHA-256 of its bytes; `is_captioned`
-    when its caption was written for it, in a caption file or a JSON file: `written` is what that says.
+    when its caption was written for it, in a caption file or a JSON file: `written` is what that says, on one line.
+
+    caption   what it is trained with; an alternative on each line when `caption_lines` is "alternatives"
+    lines     what its caption file says, line by line
+    mask      file that says which parts are learned, where that is used, and its digest
+    profile   name of the colour profile from which its colours are converted; "" when they are taken as they are
     """
 
     name: str
@@ -42,6 +60,12 @@ class Sample:
     written: str = ""
     # where its caption is written: beside the image, with the chosen extension
     caption_file: Path = Path()
+    # of its concept folder
+    trigger: str = ""
+    lines: tuple[str, ...] = ()
+    mask: Path | None = None
+    mask_digest: str = ""
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,19 +91,21 @@ def scan(config: DataConfig, project: Path) -> Scan:
     root = folder_of(config, project)
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist: put the images there or set data.folder.")
-    listing, stats_cache = Listing(root, config.repeats), StatsCache.of(Path(project))
-    sources = CaptionSources(listing, config.caption_extension)
+    listing, stats_cache = Listing(root, config.repeats, config.reading), StatsCache.of(Path(project))
+    sources = CaptionSources(listing, config.caption_extension, config.reading)
+    masks = [mask for concept in listing.concepts for mask in concept.masks.values()] * config.alpha_mask
     # All images of all concepts at once, so that threads share the work.
-    stats = dict(stats_cache.measure(path for concept in listing.concepts for path in concept.images))
+    stats = dict(stats_cache.measure([*(path for concept in listing.concepts for path in concept.images), *masks]))
     samples: list[Sample] = []
     notes: list[Note] = []
     for concept in listing.concepts:
         notes += _notes_on_names(concept, listing)
+        notes += _notes_on_masks(concept, listing, stats if config.alpha_mask else {})
         for path in concept.images:
             name, caption = listing.name(path), sources.captions.get(path, Caption())
             notes += [Note(kind, name, text) for kind, text in _notes_on_image(path, stats[path])]
             if not stats[path].error:
-                sample = _sample(path, name, stats[path], caption.text, concept, config)
+                sample = _sample(path, listing, stats, caption, concept, config)
                 notes += [Note(kind, name, text) for kind, text in _notes_on_caption(sample, caption)]
                 # An image whose caption cannot be read is left out: it would be trained with a wrong one.
                 samples += [sample] * (not caption.error)
@@ -87,44 +113,71 @@ def scan(config: DataConfig, project: Path) -> Scan:
     if stats_cache.error:
         notes.append(Note("memory", "cache/.looks.json", f"{stats_cache.error}."))
     if not any(not sample.is_reg for sample in samples):
+        unread = f"\n{ENCODING_ADVICE}" if any(note.kind == "caption encoding" for note in notes) else ""
         raise DataError(
             f"No usable image in {root}: {', '.join(EXTENSIONS)} files are expected, directly inside or in "
-            "<repeats>_<name>/ folders." + "".join(f"\n{note}" for note in notes[:10])
+            "<repeats>_<name>/ folders." + "".join(f"\n{note}" for note in notes[:10]) + unread,
+            tuple(notes),
         )
     return Scan(tuple(samples), tuple(notes))
 
 
-def _sample(path: Path, name: str, stats: ImageStats, written: str, concept: Concept, config: DataConfig) -> Sample:
+def _sample(
+    path: Path, listing: Listing, stats: dict[Path, ImageStats], caption: Caption, concept: Concept, config: DataConfig
+) -> Sample:
     # Images without a caption in 10_white_cat/ are trained as "white cat".
-    caption = written or concept.name.replace("_", " ")
+    text = caption.text or concept.name.replace("_", " ")
+    trigger = "" if concept.is_reg else trigger_of(listing.name(concept.folder), config)
+    lines = [line for line in caption.lines if line and config.caption_lines == "alternatives"] or [text]
+    mask = concept.masks.get(path) if config.alpha_mask else None
+    mask = mask if mask and not stats[mask].error else None
     return Sample(
-        name=name,
+        name=listing.name(path),
         path=path,
-        digest=stats.digest,
-        width=stats.width,
-        height=stats.height,
-        caption=caption if concept.is_reg else with_trigger(caption, config.trigger),
+        digest=stats[path].digest,
+        width=stats[path].width,
+        height=stats[path].height,
+        caption=trained_caption(lines, trigger, config),
         repeats=concept.repeats,
         is_reg=concept.is_reg,
-        is_captioned=bool(written),
-        written=written,
+        is_captioned=bool(caption.text),
+        written=caption.text,
         caption_file=path.with_suffix(config.caption_extension),
+        trigger=trigger,
+        lines=caption.lines,
+        mask=mask,
+        mask_digest=stats[mask].digest if mask else "",
+        profile=stats[path].profile if config.reading > 1 else "",
     )
 
 
 def _notes_on_names(concept: Concept, listing: Listing) -> Iterator[Note]:
     """Notes on a concept's files by their names alone."""
     first: dict[Path, Path] = {}
+    images = set(concept.images)
     for path in concept.files:
         ending, stem = path.suffix.lower(), path.with_suffix("")
-        if ending in EXTENSIONS:
+        if path in images:
             # a.png and a.jpg both read a.txt.
             if stem in first:
                 text = f"shares its caption file with {listing.name(first[stem])}; rename one of them."
                 yield Note("shared caption", listing.name(path), text)
             first[stem] = path
-        elif ending not in (*CAPTION_EXTENSIONS, ".json"):
+        elif ending in UNREAD:
+            kind = UNREAD[ending]
+            yield Note("unread format", listing.name(path), f"left out, a {kind} image: {how_to_convert(kind)}.")
+        elif ending not in (*CAPTION_EXTENSIONS, *BOOK_EXTENSIONS, *EXTENSIONS):
             yield Note("foreign", listing.name(path), f"left out, not an image ({', '.join(EXTENSIONS)} are).")
+
+
+def _notes_on_masks(concept: Concept, listing: Listing, stats: dict[Path, ImageStats]) -> Iterator[Note]:
+    """Notes on masks that are not used; `stats` is empty when none are."""
+    for image, mask in concept.masks.items():
+        if not stats:
+            yield Note("mask", listing.name(mask), f"left out, the mask of {image.name}.")
+        elif stats[mask].error:
+            text = f"left out, {image.name} is trained without it: {stats[mask].error}."
+            yield Note("mask", listing.name(mask), text)
 
 
 def _notes_on_image(path: Path, stats: ImageStats) -> Iterator[tuple[str, str]]:
@@ -133,6 +186,8 @@ def _notes_on_image(path: Path, stats: ImageStats) -> Iterator[tuple[str, str]]:
         yield "unreadable", f"left out, {stats.error}."
     elif stats.format != ENDINGS[path.suffix.lower()]:
         yield "wrong ending", f"is a {stats.format} image, whatever its name says; used as what it is."
+    if stats.profile_error:
+        yield "colour profile", f"its colours are taken as sRGB, as its colour profile {stats.profile_error}."
     if stats.frames > 1:
         yield "animated", f"moves ({stats.frames} images); the first is used."
 

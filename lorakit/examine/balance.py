@@ -16,6 +16,8 @@ from lorakit.examine.finding import CheckResult
 
 # One concept may be shown this many times as often as another.
 UNEQUAL = 2.0
+# Repeats that guides give even to a handful of images; more are a year or another number.
+MOST_REPEATS = 500
 # A bucket with fewer images than TINY is tiny; it is reported from TINY_BUCKETS tiny buckets on that together hold
 # at least TINY_SHARE of the images.
 TINY, TINY_BUCKETS, TINY_SHARE = 4, 4, 0.25
@@ -42,14 +44,27 @@ def _least(facts: Facts) -> tuple[int, str]:
     return FEWEST, guide_tables.FAQ
 
 
+def repeats(facts: Facts) -> CheckResult:
+    """Folders whose number is hardly meant as repeats: a year, or so large that an epoch would never end."""
+    by_folder: dict[str, list[Sample]] = {}
+    for sample in facts.scan.samples:
+        if sample.repeats > MOST_REPEATS:
+            by_folder.setdefault(str(PurePosixPath(sample.name).parent), []).append(sample)
+    details = {
+        folder: f"{samples[0].repeats} × {len(samples)} = {samples[0].repeats * len(samples)}"
+        for folder, samples in by_folder.items()
+    }
+    return CheckResult(details=details, fields={"folders": len(details), "most": MOST_REPEATS})
+
+
 def concepts(facts: Facts) -> CheckResult | None:
     """Concept folders (<repeats>_<name>) that are shown far more often per epoch than others."""
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
-        folder = sample.name.partition("/")[0]
+        folder = PurePosixPath(sample.name).parent
         # Only folders with repeats in their names are concepts.
-        if repeats_of(folder):
-            by_folder.setdefault(folder, []).append(sample)
+        if repeats_of(folder.name):
+            by_folder.setdefault(str(folder), []).append(sample)
     per_epoch = {folder: sum(sample.repeats for sample in samples) for folder, samples in by_folder.items()}
     if len(per_epoch) < 2 or max(per_epoch.values()) <= UNEQUAL * min(per_epoch.values()):
         return None

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Container
+from pathlib import PurePosixPath
 
-from lorakit.data.captions import too_long_captions
+from lorakit.data.caption_parts import KEEP_SEPARATOR, is_sentence, parts_of, tags_of
+from lorakit.data.captions import has_word, spelled_out, too_long_captions
+from lorakit.data.listing import repeats_of
+from lorakit.data.scan import Sample
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import CheckResult
+from lorakit.examine.spelling import QUALITY, same_tag
 from lorakit.tags import suspects
 
 # With fewer captions, tags in just one or in nearly all of them mean nothing.
 FEW = 10
+# Captions that must have a tag before it is taken for the trigger word.
+MIN_CAPTIONS = 4
+# Signs in a row that part tags for other trainers: |||, ;;;, &&&, ###
+SEPARATOR = re.compile(r"(?<![^\s,\w])(?<!_)(?:\|{2,}|;{2,}|&{2,}|#{2,}|\${2,}|%{2,}|~{2,})(?![^\s,\w]|_)")
 SHOWN_EXCESS = 160  # characters
 # Danbooru's tags that count persons: 1girl, 2boys, 6+girls, multiple girls.
 PERSON = re.compile(r"solo|(\d+\+?|multiple )(girl|boy|other)s?")
@@ -41,27 +51,122 @@ def _trained_as(facts: Facts, kind: str) -> CheckResult:
 
 
 def trigger_missing(facts: Facts) -> CheckResult:
-    """Captions without the trigger word (training adds it by itself)."""
-    trigger = facts.config.trigger
-    captions = {name: facts.captions[name] for name, tags in facts.tags.items() if trigger and trigger not in tags}
-    return CheckResult(tuple(captions), captions, fields={"trigger": trigger})
+    """Captions without the trigger word (training adds it by itself), but for folders that have another one."""
+    others = {name for names in _foreign_folders(facts).values() for name in names}
+    captions = {}
+    for sample in facts.samples:
+        text = ", ".join(facts.tags.get(sample.name, []))
+        if text and sample.name not in others and not all(has_word(text, tag) for tag in tags_of(sample.trigger)):
+            captions[sample.name] = sample.written
+    return CheckResult(tuple(captions), captions, fields={"trigger": _triggers(facts, captions)})
 
 
 def trigger_late(facts: Facts) -> CheckResult:
-    """Captions with other tags before the trigger word."""
-    trigger = facts.config.trigger
-    captions = {name: facts.captions[name] for name, tags in facts.tags.items() if trigger in tags[1:]}
-    return CheckResult(tuple(captions), captions, fields={"trigger": trigger})
+    """Captions with other tags before those of the trigger word."""
+    captions = {}
+    for sample in facts.samples:
+        triggers, tags = tags_of(sample.trigger), facts.tags.get(sample.name, [])
+        first = len(triggers)
+        if KEEP_SEPARATOR in (text := spelled_out(sample.written, sample.trigger, facts.config)):
+            first = len(tags_of(text.partition(KEEP_SEPARATOR)[0]))
+        if set(triggers) & set(tags[first:]):
+            captions[sample.name] = sample.written
+    return CheckResult(tuple(captions), captions, fields={"trigger": _triggers(facts, captions)})
+
+
+def _triggers(facts: Facts, names: Container[str]) -> str:
+    """The trigger words of some images, to be shown."""
+    return " / ".join(dict.fromkeys(sample.trigger for sample in facts.samples if sample.name in names))
+
+
+def trigger_shared(facts: Facts) -> CheckResult | None:
+    """Concept folders that get the trigger word although all of their captions begin with another tag."""
+    folders = _foreign_folders(facts)
+    details = {folder: f"→ {facts.tags[names[0]][0]}" for folder, names in folders.items()}
+    return CheckResult(details=details, fields={"folders": len(folders), "trigger": facts.config.trigger})
+
+
+def _foreign_folders(facts: Facts) -> dict[str, list[str]]:
+    """Concept folder -> its captioned images, of folders whose captions all begin with one tag that is not the trigger
+    word that they would get, while other folders do have it.
+    """
+    by_folder: dict[str, list[Sample]] = {}
+    for sample in facts.samples:
+        if facts.tags.get(sample.name):
+            by_folder.setdefault(PurePosixPath(sample.name).parent.name, []).append(sample)
+    if len(by_folder) < 2:
+        return {}
+    foreign = {}
+    for folder, samples in by_folder.items():
+        first = {facts.tags[sample.name][0] for sample in samples}
+        own = min(first)
+        named = folder not in facts.config.triggers and samples[0].trigger
+        if named and len(first) == 1 and len(samples) > 1 and own != samples[0].trigger and not PERSON.fullmatch(own):
+            if not any(has_word(sample.written, samples[0].trigger) for sample in samples):
+                foreign[folder] = [sample.name for sample in samples]
+    own_tags = {facts.tags[names[0]][0] for names in foreign.values()}
+    return foreign if len(foreign) < len(by_folder) or len(own_tags) > 1 else {}
 
 
 def trigger_unset(facts: Facts) -> CheckResult | None:
-    """All captions start with the same tag, but no trigger word is set."""
-    first = {tags[0] for tags in facts.tags.values() if tags}
-    # At least two captioned images: one alone always has one first tag.
-    if facts.config.trigger or len(first) != 1 or len(facts.captions) < len(facts.samples) or len(facts.samples) < 2:
+    """No trigger word is set, and one tag or name is most likely meant as one."""
+    if facts.triggers or len(facts.samples) < 2:
         return None
-    # "1girl" in front of all captions is common and no trigger word.
-    return CheckResult(details={first.pop(): ""}) if not PERSON.fullmatch(min(first)) else None
+    tag = _likely_trigger(facts)
+    count = sum(has_word(caption, tag) for caption in facts.captions.values()) if tag else 0
+    return CheckResult(details={tag: f"{count} / {len(facts.samples)}"}, fields={"tag": tag}) if tag else None
+
+
+def _likely_trigger(facts: Facts) -> str:
+    """The first tag of all captions; else the name of the only concept folder; else the tag that nearly all have and
+    that is neither a number of people, nor praise, nor what changes from image to image; "" for none of these.
+    """
+    first = {tags[0] for tags in facts.tags.values() if tags}
+    if len(first) == 1 and not _is_usual(min(first)) and len(facts.captions) == len(facts.samples):
+        return first.pop()
+    folders = {PurePosixPath(sample.name).parent.name for sample in facts.samples}
+    name = min(folders).partition("_")[2] if len(folders) == 1 and repeats_of(min(folders)) else ""
+    if name and not _is_usual(name):
+        return name.replace("_", " ")
+    counts = Counter(tag for tags in facts.tags.values() for tag in set(tags) if not is_sentence(tag))
+    least = max(MIN_CAPTIONS, suspects.ALWAYS * len(facts.samples))
+    always = [tag for tag, count in counts.most_common() if count >= least and not _is_usual(tag)]
+    # a word that no tagger writes: without spaces, and no colour or thing
+    return next((tag for tag in always if " " not in tag), "")
+
+
+def _is_usual(tag: str) -> bool:
+    """Whether a tag stands in captions of many subjects, so that it is hardly a trigger word."""
+    plain = same_tag(tag)
+    return bool(PERSON.fullmatch(plain) or plain in QUALITY or suspects.group(plain) or is_sentence(plain))
+
+
+def several_lines(facts: Facts) -> CheckResult | None:
+    """Caption files whose lines look like alternatives, while all of them are read as one caption."""
+    if facts.config.caption_lines != "one":
+        return None
+    details = {sample.name: " ⏎ ".join(sample.lines) for sample in facts.samples if _are_alternatives(sample.lines)}
+    return CheckResult(tuple(details), details)
+
+
+def _are_alternatives(lines: tuple[str, ...]) -> bool:
+    """Whether each line may be a caption of its own: no paragraphs, no list of single tags, not sentences alone."""
+    if len(lines) < 2 or not all(lines):
+        return False
+    parts = [parts_of(line) for line in lines]
+    is_list = all(len(own) == 1 and not is_sentence(own[0]) for own in parts)
+    return not is_list and not all(line.endswith((".", "!", "?", "。")) for line in lines)
+
+
+def separators(facts: Facts) -> CheckResult:
+    """Captions with separators of other trainers that are not the ones that are set."""
+    chosen = {facts.config.keep_tokens_separator, facts.config.secondary_separator}
+    details = {}
+    for name, caption in facts.captions.items():
+        marks = {mark for mark in SEPARATOR.findall(caption) if mark not in chosen}
+        if marks:
+            details[name] = f"{' '.join(sorted(marks))}  in  {caption}"
+    return CheckResult(tuple(details), details)
 
 
 def too_long(facts: Facts) -> CheckResult | None:
@@ -95,9 +200,9 @@ def once(facts: Facts) -> CheckResult | None:
 
 def always(facts: Facts) -> CheckResult | None:
     """Tags of nearly all images, which the trigger word could stand for."""
-    if len(facts.tags) < FEW or not facts.config.trigger:
+    if len(facts.tags) < FEW or not facts.triggers:
         return None
-    suggestions = suspects.tags_for_trigger(facts.captions, facts.config.trigger)
+    suggestions = suspects.tags_for_trigger(facts.captions, facts.triggers)
     details = {suggestion.tag: f"{suggestion.count} / {suggestion.total}" for suggestion in suggestions}
     return CheckResult(details=details, fields={"tags": len(suggestions)})
 
@@ -113,7 +218,7 @@ def other_colour(facts: Facts) -> CheckResult:
     """Captions with a colour that hardly any pixel has."""
     colours = {name: stats.colours for name, stats in facts.stats.items() if stats.colours}
     tags: dict[str, list[str]] = {}
-    for suspect in suspects.suspicious_tags(facts.captions, None, colours, facts.config.trigger):
+    for suspect in suspects.suspicious_tags(facts.captions, None, colours, facts.triggers):
         if suspect.kind == "colour":
             tags.setdefault(suspect.image, []).append(suspect.tag)
     return CheckResult(tuple(tags), {name: ", ".join(own) for name, own in tags.items()})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorakit.data.listing import NOTE_KINDS
-from lorakit.examine import balance, captions, files, images
+from lorakit.examine import balance, captions, files, images, spelling
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import CheckResult, DatasetFinding
 
@@ -91,9 +91,42 @@ FILES = (
         "error",
         "Caption files in an unknown encoding: {n}",
         "Read in the wrong encoding they would become garbled text, so their images are skipped. Choose the "
-        "encoding they were written in to save them as UTF-8.",
+        "encoding they were written in to save them as UTF-8; all together they are most likely {encoding}.",
         fix="to_utf8",
+        find=files.caption_encoding,
         notes=("caption encoding",),
+    ),
+    Check(
+        "unread-captions",
+        "error",
+        "Caption files that are not understood: {n}",
+        "Their images are trained without these captions. Understood are JSON with caption, text or tags beside an "
+        "image, and metadata.jsonl, metadata.csv or captions.json with an entry for each image.",
+        notes=("unread captions",),
+    ),
+    Check(
+        "unread-format",
+        "error",
+        "Images in a format that is not read: {n}",
+        "They are skipped in training. Convert them to PNG or JPEG and add them again.",
+        fix="exclude",
+        notes=("unread format",),
+    ),
+    Check(
+        "deep-folders",
+        "error",
+        "Concept folders that are not understood: {n}",
+        "Repeats and names are read from <repeats>_<name>/ folders in the data folder, or one level down as in "
+        "kohya's projects (img/, train_data/, reg/). These lie elsewhere, so their images count once, without a name.",
+        notes=("deep folder",),
+    ),
+    Check(
+        "repeats",
+        "error",
+        "Folders with more than {most} repeats: {folders}",
+        "The number before a folder's name says how often its images are trained in an epoch. A year is no number "
+        "of repeats: rename the folder, e.g. to 1_2024 summer.",
+        find=balance.repeats,
     ),
     Check(
         "overlooked",
@@ -161,6 +194,81 @@ CAPTIONS = (
         find=captions.trigger_late,
     ),
     Check(
+        "trigger-shared",
+        "warning",
+        "Concept folders with another trigger word: {folders}",
+        "Training puts {trigger} in front of these captions too, though all of them begin with a tag of their own "
+        "(shown below). Give these folders their own trigger words (“Trigger words by folder”).",
+        find=captions.trigger_shared,
+    ),
+    Check(
+        "placeholders",
+        "error",
+        "Captions with [trigger] or [name], but no trigger word: {n}",
+        "Other trainers write the trigger word there, and so does this one once it is set. Until then the "
+        "placeholder itself would be learned.",
+        find=spelling.placeholders,
+    ),
+    Check(
+        "separators",
+        "warning",
+        "Captions with separators that are not set: {n}",
+        "They would be learned as text. Set them (“Keep tokens separator”, “Secondary separator”), or write "
+        "commas instead.",
+        find=captions.separators,
+    ),
+    Check(
+        "several-lines",
+        "warning",
+        "Caption files whose lines look like alternatives: {n}",
+        "All lines of a file are read as one caption. If each line is a caption of its own, set “Caption lines” to "
+        "alternatives: each step then trains one of them.",
+        find=captions.several_lines,
+    ),
+    Check(
+        "prompt-syntax",
+        "warning",
+        "Captions with prompt syntax: {n}",
+        "Weights, escapes such as \\(, BREAK, LoRA names, wildcards and pasted settings are learned as letters. A "
+        "caption is plain text, as shown behind the arrow.",
+        fix="plain_text",
+        find=spelling.prompt_syntax,
+    ),
+    Check(
+        "doubled-tags",
+        "warning",
+        "Captions in which a tag stands twice: {n}",
+        "Upper case and underscores make no other tag. A doubled tag takes tokens, and teaches nothing more.",
+        fix="single_tags",
+        find=spelling.doubled_tags,
+    ),
+    Check(
+        "mixed-spelling",
+        "warning",
+        "Tags that are spelled in several ways: {tags}",
+        "Each spelling is learned as a word of its own, so that each is learned less. Most captions have the "
+        "spelling behind the arrow.",
+        fix="one_spelling",
+        find=spelling.mixed_spelling,
+    ),
+    Check(
+        "quality-tags",
+        "tip",
+        "Captions with quality tags: {n}",
+        "They bind the look of these images to words that belong to the base model. Remove them, unless your guide "
+        "asks for them.",
+        fix="remove_listed",
+        find=spelling.quality_tags,
+    ),
+    Check(
+        "watermarks",
+        "tip",
+        "Images with a watermark or signature: {n}",
+        "It is learned along with the image. Keep these tags, so that it can be left out of prompts; better, crop it "
+        "away or retouch the image.",
+        find=spelling.watermarks,
+    ),
+    Check(
         "two-colours",
         "warning",
         "Captions with two colours for one thing: {n}",
@@ -177,7 +285,7 @@ CAPTIONS = (
     Check(
         "trigger-unset",
         "tip",
-        "All captions start with the same tag, but no trigger word is set",
+        "No trigger word is set; most likely it is {tag}",
         "Set it as the trigger word: images without a caption then get it too, and so do sample and grid prompts.",
         find=captions.trigger_unset,
     ),
@@ -226,6 +334,14 @@ IMAGES = (
         find=images.small,
     ),
     Check(
+        "cropped",
+        "warning",
+        "Images that lose 10 % or more to cropping: {n}",
+        "No bucket has their shape. Crop them yourself, prepare them with crop boxes, or widen the bucket range "
+        "(“Min bucket side”, “Max bucket side”).",
+        find=images.cropped,
+    ),
+    Check(
         "enlarged",
         "warning",
         "Upscaled images: {n}",
@@ -257,6 +373,29 @@ IMAGES = (
         "They are placed on {colour} (“Background colour”), which is learned as their background: tag it, or "
         "turn on “Alpha mask” to learn the opaque parts only.",
         find=files.alpha,
+    ),
+    Check(
+        "masks",
+        "tip",
+        "Masks that are not used: {n}",
+        "They are never trained as images. Turn on “Alpha mask” to learn only what they show in white.",
+        notes=("mask",),
+    ),
+    Check(
+        "colour-profile",
+        "warning",
+        "Images with a broken colour profile: {n}",
+        "Their colours are trained as they are stored, which may look pale. Open them in an image editor and save "
+        "them as sRGB.",
+        notes=("colour profile",),
+    ),
+    Check(
+        "sideways",
+        "tip",
+        "Images that are stored sideways: {n}",
+        "They are trained upright, as their EXIF says. Programs that ignore EXIF show and train them sideways; "
+        "prepared copies are upright everywhere.",
+        find=images.sideways,
     ),
     Check(
         "animated",

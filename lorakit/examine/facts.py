@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from lorakit import models
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
+from lorakit.data.captions import spelled_out
 from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.listing import Listing, Note, folder_of
 from lorakit.data.plan import Plan
@@ -25,6 +27,7 @@ from lorakit.run.config import LoopConfig
 class Facts:
     """A dataset as training reads it; images are identified by `Sample.name`.
 
+    root         the data folder
     stats        training image -> measurements of its file
     boxed        images with a crop box, applied when images are prepared
     error        why the dataset cannot be read, "" if it can; everything else is empty then
@@ -34,6 +37,7 @@ class Facts:
     config: DataConfig
     model: Config | None
     loop: LoopConfig
+    root: Path
     scan: Scan
     stats: dict[str, ImageStats]
     boxed: frozenset[str] = frozenset()
@@ -54,7 +58,13 @@ class Facts:
     @cached_property
     def tags(self) -> dict[str, list[str]]:
         """Training image -> tags of its caption; images without one are left out."""
-        return {name: tags_of(caption) for name, caption in self.captions.items()}
+        terms = {s.name: spelled_out(s.written, s.trigger, self.config) for s in self.samples if s.written}
+        return {name: tags_of(caption) for name, caption in terms.items()}
+
+    @cached_property
+    def triggers(self) -> str:
+        """The trigger words of all concept folders, as a list of tags."""
+        return ", ".join(dict.fromkeys([self.config.trigger, *(sample.trigger for sample in self.samples)])).strip(", ")
 
     @cached_property
     def fits(self) -> dict[str, buckets.Fit]:
@@ -100,16 +110,17 @@ def measure_images(project: Project, config: DataConfig) -> Iterator[Progress]:
 
 
 def gather(project: Project, config: DataConfig, model: Config | None, loop: LoopConfig) -> Facts:
-    """Read a dataset. One that cannot be read gives `Facts` with an `error`."""
+    """Read a dataset. One that cannot be read gives `Facts` with an `error`, and the notes on its files."""
+    root = folder_of(config, project.folder)
     try:
         result = scan(config, project.folder)
     except DataError as error:
-        return Facts(config, model, loop, Scan((), ()), {}, error=str(error))
+        return Facts(config, model, loop, root, Scan((), error.notes), {}, error=str(error))
     names = {sample.path: sample.name for sample in result.samples if not sample.is_reg}
     # From the cache: `scan` has measured the same files.
     stats = {names[path]: measured for path, measured in StatsCache.of(project.folder).measure(names)}
     excess, unmeasured = _excess(model)
-    return Facts(config, model, loop, result, stats, _boxed(project), "", excess, unmeasured)
+    return Facts(config, model, loop, root, result, stats, _boxed(project), "", excess, unmeasured)
 
 
 def _boxed(project: Project) -> frozenset[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
+from lorakit.data.caption_files import MAX_CAPTION_BYTES
 from lorakit.data.listing import Note
+from lorakit.examine.encodings import likely_encoding, unread_captions
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import CheckResult
 
@@ -32,6 +35,23 @@ def shared_caption(facts: Facts) -> CheckResult:
     stems = {PurePosixPath(note.name).with_suffix("") for note in facts.notes("shared caption")}
     names = [s.name for s in facts.samples if PurePosixPath(s.name).with_suffix("") in stems]
     return CheckResult(tuple(names), {name: facts.captions.get(name, "") for name in names})
+
+
+def caption_encoding(facts: Facts) -> CheckResult:
+    """Caption files that cannot be read for certain, and the encoding that all of them most likely have."""
+    result = from_notes(facts.notes("caption encoding"))
+    if not result.images:
+        return result
+    files = [caption.source for caption in unread_captions(facts.root, facts.config).values() if caption.source]
+    texts = [text for file in dict.fromkeys(files) if (text := _bytes(file))]
+    return replace(result, fields={"encoding": likely_encoding(texts) or "?"})
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes() if file.stat().st_size <= MAX_CAPTION_BYTES else b""
+    except OSError:
+        return b""
 
 
 def alpha(facts: Facts) -> CheckResult:

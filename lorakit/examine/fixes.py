@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_sources import CaptionSources
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import pieces_of, tags_of
+from lorakit.data.captions import trigger_first
 from lorakit.data.image_stats import StatsCache
-from lorakit.data.listing import Listing
 from lorakit.data.scan import scan
 from lorakit.errors import UserError
-from lorakit.examine import examine, excluded
+from lorakit.examine import examine, excluded, spelling
+from lorakit.examine.encodings import ENCODINGS, unread_captions
 from lorakit.examine.finding import DatasetFinding
 from lorakit.prepare.boxes import Box, Boxes
 from lorakit.project import Project
 from lorakit.tags.authors import DOCTOR, PERSON
 from lorakit.tags.editor import CaptionEditor
-from lorakit.tags.rules import Remove
+from lorakit.tags.rules import Remove, Rename
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ def _exclude(project: Project, config: DataConfig, finding: DatasetFinding, answ
 
 
 def _to_utf8(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    listing = Listing(excluded.editable_folder(project, config), config.repeats)
-    captions = CaptionSources(listing, config.caption_extension).captions
-    files = {listing.name(image): caption.source for image, caption in captions.items() if caption.error}
+    unread = unread_captions(excluded.editable_folder(project, config), config)
+    files = {name: caption.source for name, caption in unread.items()}
     texts: dict[Path, str] = {}
     kept = [f"{name}: its caption is readable now, not changed." for name in finding.images if name not in files]
     for name, file in ((name, files[name]) for name in finding.images if name in files):
@@ -109,19 +108,48 @@ def _write_captions(project: Project, config: DataConfig, finding: DatasetFindin
 
 
 def _trigger_first(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
-    def trigger_first(caption: str) -> str:
-        # Removed and put in front, so it does not occur twice.
-        others = [tag for tag in tags_of(caption) if tag != config.trigger]
-        return ", ".join([config.trigger, *others])
-
-    return _change_each(CaptionEditor(project, config), finding, trigger_first)
+    editor = CaptionEditor(project, config)
+    captions = {name: editor.captions[name] for name in finding.images if name in editor.captions}
+    new = {name: trigger_first(text, editor.samples[name].trigger) for name, text in captions.items() if text}
+    return _change(editor, finding, new)
 
 
 def _ascii_commas(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     def with_ascii_commas(caption: str) -> str:
-        return ", ".join(tags_of(caption.replace("，", ",").replace("、", ",")))
+        return ", ".join(pieces_of(caption.replace("，", ",").replace("、", ",")))
 
     return _change_each(CaptionEditor(project, config), finding, with_ascii_commas)
+
+
+def _plain_text(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    return _change_each(CaptionEditor(project, config), finding, spelling.without_syntax)
+
+
+def _single_tags(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    return _change_each(CaptionEditor(project, config), finding, spelling.without_doubles)
+
+
+def _one_spelling(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    editor = CaptionEditor(project, config)
+    triggers = ", ".join({sample.trigger: "" for sample in editor.samples.values()})
+    rules = [
+        Rename(old, new) for old, new in spelling.one_spelling(map(tags_of, editor.captions.values()), triggers).items()
+    ]
+
+    def with_one_spelling(caption: str) -> str:
+        for rule in rules:
+            caption = rule.apply(caption)
+        return caption
+
+    return _change_each(editor, finding, with_one_spelling)
+
+
+def _remove_listed(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
+    """Remove the tags that stand beside each image in the finding."""
+    editor = CaptionEditor(project, config)
+    listed = {name: tags_of(finding.details[name]) for name in finding.images if name in editor.captions}
+    kept = {name: [tag for tag in tags_of(editor.captions[name]) if tag not in tags] for name, tags in listed.items()}
+    return _change(editor, finding, {name: ", ".join(tags) for name, tags in kept.items()})
 
 
 def _remove_tags(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
@@ -151,8 +179,6 @@ def _change(editor: CaptionEditor, finding: DatasetFinding, captions: dict[str, 
     return FixResult(len(done), tuple(kept))
 
 
-# Python's names of encodings; shown as they are, since editors use nearly the same names.
-ENCODINGS = ("utf-8", "gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "utf-16")
 UNDO = "Undo it in the tag editor."
 ROWS = (
     Fix(
@@ -192,6 +218,25 @@ ROWS = (
         "Replace with ASCII commas",
         f"Separates the tags of these captions with ASCII commas. {UNDO}",
         _ascii_commas,
+    ),
+    Fix(
+        "plain_text",
+        "Remove prompt syntax",
+        f"Removes weights, escapes, LoRA names, wildcards and pasted settings from these captions. {UNDO}",
+        _plain_text,
+    ),
+    Fix("single_tags", "Remove doubled tags", f"Keeps the first of each tag in these captions. {UNDO}", _single_tags),
+    Fix(
+        "one_spelling",
+        "Use one spelling",
+        f"Spells each tag as most captions do, in all of these captions. {UNDO}",
+        _one_spelling,
+    ),
+    Fix(
+        "remove_listed",
+        "Remove these tags",
+        f"Removes the tags that are shown beside each image from its caption. {UNDO}",
+        _remove_listed,
     ),
     Fix("remove_tags", "Remove these tags", f"Removes the tags below from all captions. {UNDO}", _remove_tags),
 )

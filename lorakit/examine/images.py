@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from statistics import median
 
 from lorakit.data import measures
-from lorakit.data.captions import tags_of
+from lorakit.data.buckets import FittedImage
+from lorakit.data.caption_parts import tags_of
 from lorakit.data.image_stats import ImageStats
 from lorakit.data.scan import Sample
 from lorakit.examine.facts import Facts
@@ -14,6 +15,8 @@ from lorakit.examine.finding import CheckResult
 
 # Share of the training area; a quarter of the pixels is half of each side.
 SMALL = 0.25
+# Share of the area.
+CROPPED = 0.1
 # Factor of a side.
 ENLARGED = 1.5
 # An image is blurred below this share of the dataset's median sharpness, but never above the second of the limits
@@ -57,6 +60,19 @@ def blurred(facts: Facts) -> CheckResult | None:
     return CheckResult(tuple(details), details)
 
 
+def cropped(facts: Facts) -> CheckResult:
+    """Images of which the bucket cuts off a tenth or more."""
+    fitted = (FittedImage(sample, facts.fits[sample.name]) for sample in facts.samples)
+    lost = sorted((image for image in fitted if image.lost >= CROPPED), key=lambda image: -image.lost)
+    details = {image.sample.name: f"{_size(image.sample)}: −{image.lost:.0%}" for image in lost}
+    return CheckResult(tuple(details), details)
+
+
+def sideways(facts: Facts) -> CheckResult:
+    """Images that stand upright only by their EXIF."""
+    return CheckResult(tuple(name for name, stats in facts.stats.items() if stats.is_turned))
+
+
 def framed(facts: Facts) -> CheckResult | None:
     """Images with a border or bars of one colour on opposite sides."""
     stats = {sample.name: facts.stats[sample.name] for sample in facts.samples if _is_framed(facts, sample)}
@@ -91,12 +107,16 @@ def duplicates(facts: Facts) -> CheckResult | None:
     images: list[str] = []
     targets: list[str] = []
     details: dict[str, str] = {}
-    sizes = {sample.name: f"{sample.width} × {sample.height} px" for sample in facts.samples}
+    sizes = {sample.name: _size(sample) for sample in facts.samples}
     for best, *others in _groups(facts):
         images += [best, *others]
         targets += others
         details |= {best: sizes[best], **{name: f"{sizes[name]} ≈ {best}" for name in others}}
     return CheckResult(tuple(images), details, tuple(targets))
+
+
+def _size(sample: Sample) -> str:
+    return f"{sample.width} × {sample.height} px"
 
 
 def unhashed(facts: Facts) -> CheckResult | None:

@@ -15,7 +15,7 @@ from typing import Any
 from lorakit.config import Config, Field, choices_of, for_hash, setting, to_dict
 from lorakit.data import buckets
 from lorakit.data.cache import Cache, Tensors
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.data.images import ImageError, header
 from lorakit.data.listing import Note, folder_of
 from lorakit.data.scan import Sample, scan
@@ -98,7 +98,7 @@ def plan(project: Project, config: RunConfig, how: RegularizeConfig) -> list[Pla
         if file in files:
             file = file.with_stem(f"{file.stem}-{sample.digest[:6]}")
         files[file] = sample
-        prompt = prompt_of(sample, config.data.trigger, how)
+        prompt = prompt_of(sample, sample.trigger, how)
         width, height = buckets.fit(sample.width, sample.height, config.data).size
         # equal prompts on equal noise would be equal images
         seed = seed_of(how.seed, file.name) % 2**32 if (prompt, width, height) in taken else how.seed
@@ -111,10 +111,12 @@ def prompt_of(sample: Sample, trigger: str, how: RegularizeConfig) -> str:
     """The caption without the trigger word, in sentences replaced by the class; the class for an uncaptioned image."""
     if not how.use_captions or not sample.is_captioned:
         return how.class_name
-    tags = [tag for tag in tags_of(sample.caption) if tag != trigger]
-    if trigger:
-        # A function as replacement, so that the class name is not read as a pattern.
-        tags = [re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)", lambda _: how.class_name, tag) for tag in tags]
+    triggers = tags_of(trigger)
+    # of alternatives the first
+    tags = [tag for tag in tags_of(sample.caption.partition("\n")[0]) if tag not in triggers]
+    # A function as replacement, so that the class name is not read as a pattern.
+    for word in triggers:
+        tags = [re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: how.class_name, tag) for tag in tags]
     return ", ".join(tags) or how.class_name
 
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
-from lorakit.data.images import EXTENSIONS
+from lorakit.data.caption_files import BOOK_EXTENSIONS
+from lorakit.data.images import EXTENSIONS, UNREAD, how_to_convert
 from lorakit.data.listing import CAPTION_EXTENSIONS, MAX_REPEATS, Note, repeats_of
 from lorakit.errors import UserError
 from lorakit.events import Progress
@@ -24,7 +25,7 @@ from lorakit.files.copying import is_abandoned, temporary_path
 from lorakit.files.disk import DiskFull, is_full, reason_of
 from lorakit.project import Project
 
-METADATA = (".json",)
+METADATA = BOOK_EXTENSIONS
 USED = (*EXTENSIONS, *CAPTION_EXTENSIONS, *METADATA)
 # Files read at once: an online disk takes a while for each, however small.
 READERS = 8
@@ -186,6 +187,8 @@ def _useless(path: Path, is_hidden: bool) -> str:
         return "it is hidden, as what systems keep for themselves"
     if is_archive(path):
         return "an archive inside: add it by itself"
+    if kind := UNREAD.get(path.suffix.lower()):
+        return f"a {kind} image, which is not read: {how_to_convert(kind)}"
     if path.suffix.lower() not in USED:
         return f"no image or caption of a kind that is used ({', '.join(USED)})"
     return ""

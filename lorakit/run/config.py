@@ -192,7 +192,14 @@ def read_config(run: Run) -> RunConfig:
             f"There is no run {run.name!r} in {run.project.folder}"
             + (f"; its runs are {names}." if names else ", which has no runs yet.")
         )
-    return configure(read_yaml(run.config_file))
+    settings = read_yaml(run.config_file)
+    return configure(read_as_begun(settings) if run.record_file.exists() else settings)
+
+
+def read_as_begun(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that has trained: those of version 0.2 and before do not say how they read the dataset."""
+    data = settings.get("data", {})
+    return {**settings, "data": {"reading": 1, **data}} if isinstance(data, dict) else settings
 
 
 def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
@@ -205,6 +212,8 @@ def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
     family, gpu_presets = config.model, config.model.gpu_presets
     settings = to_dict(config)
     stages = settings.pop("stages")
+    # A run that resumes keeps its own; a new one has today's.
+    del settings["data"]["reading"]
     if not run.record_file.exists():
         # Set by hand is what differs from the family's defaults.
         plain = to_dict(configure({"model": {"family": family.family, "source": family.source}}))

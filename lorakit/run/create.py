@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def save_config(run: Run, config: RunConfig) -> RunConfig:
     if recorded is None:
         config = _without_past(config)
     else:
+        # A run keeps its way of reading the dataset, which nobody sets.
+        config = replace(config, data=replace(config.data, reading=recorded.data.reading))
         refuse_changes(run, training_settings(recorded), training_settings(config))
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(run.config_file, to_yaml(config))

@@ -13,7 +13,7 @@ from lorakit.files import write_atomic, write_json
 from lorakit.files.disk import DamagedFile, read_json
 from lorakit.project import ProjectError, Run
 from lorakit.run import checkpoint
-from lorakit.run.config import RunConfig, configure
+from lorakit.run.config import RunConfig, configure, read_as_begun
 
 # Keys of the record that are not compared.
 NOT_INPUTS = ("steps_per_epoch", "history")
@@ -56,7 +56,11 @@ def current_inputs(config: RunConfig, scans: Sequence[Scan], base: dict[str, str
     """What a run would be trained with now: settings, precision, base files and data (a scan for each stage)."""
     data = [
         # 16 digits of the SHA-256 still show every change, and keep the messages readable.
-        {s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}" for s in scan.samples}
+        {
+            s.name: f"sha256 {s.digest[:16]}, {s.repeats}x, caption {s.caption!r}"
+            + (f", mask {s.mask_digest[:16]}" if s.mask else "")
+            for s in scan.samples
+        }
         for scan in scans
     ]
     # Stages mostly share their data; what is the same is recorded once.
@@ -111,7 +115,7 @@ def recorded_config(run: Run) -> RunConfig | None:
     record = load_record(run)
     if not record:
         return None
-    config = record["config"]
+    config = read_as_begun(record["config"])
     return configure({**config, "stages": list(config["stages"].values())} if "stages" in config else config)
 
 

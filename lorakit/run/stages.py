@@ -74,11 +74,11 @@ class Stage:
 
 def stages(config: RunConfig, project: Path) -> tuple[Stage, ...]:
     """All stages of a run; each dataset is read once. Raises DataError when there is nothing to train on."""
-    scans: dict[tuple, Scan] = {}
+    scans: dict[tuple[str, ...], Scan] = {}
     complete: list[Stage] = []
     for number, own in enumerate(config.stage_configs, 1):
         # Stages whose data settings differ only in augmentation share a scan.
-        key = tuple(getattr(own.data, name) for name in SCAN_SETTINGS)
+        key = tuple(repr(getattr(own.data, name)) for name in SCAN_SETTINGS)
         if key not in scans:
             scans[key] = scan(own.data, project)
         # Steps and epochs are counted through all stages.

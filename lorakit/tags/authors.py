@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import pieces_of
 from lorakit.tags.edits import SEPARATOR, Change, Edit, Entry
 from lorakit.tags.files import caption_content
 
@@ -108,12 +108,12 @@ class EditHistory:
         return bool(self.first[name])
 
     def authors(self, name: str) -> tuple[dict[str, str], set[str]]:
-        """Tag -> its author, and the tags that a person removed and nobody put back."""
+        """What stands between two commas -> its author, and what of that a person removed and nobody put back."""
         if name not in self._authors:
-            set_by, removed_tags = dict.fromkeys(tags_of(self.first[name]), PERSON), set()
+            set_by, removed_tags = dict.fromkeys(pieces_of(self.first[name]), PERSON), set()
             for entry in (self.changes[number] for number in self._changes_of.get(name, ())):
                 edit = entry.edits.get(name, Edit(0, (), ()))
-                out, into = (tags_of(SEPARATOR.join(parts)) for parts in (edit.removed, edit.inserted))
+                out, into = (pieces_of(SEPARATOR.join(parts)) for parts in (edit.removed, edit.inserted))
                 for tag in set(out) - set(into):
                     set_by.pop(tag, None)
                     removed_tags |= {tag} if entry.by == PERSON else set()

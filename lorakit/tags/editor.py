@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from lorakit.data import DataConfig
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import pieces_of, tags_of
 from lorakit.data.scan import Sample
 from lorakit.project import Project
 from lorakit.tags.authors import PERSON
@@ -58,7 +58,9 @@ class CaptionEditor:
     def authors(self, name: str) -> dict[str, str]:
         """Tag -> "person" or the name of the tagger that wrote it, in the caption's order."""
         set_by, _ = self._store.history.authors(name)
-        return {tag: set_by.get(tag, PERSON) for tag in tags_of(self.captions[name])}
+        # A sentence may have commas; a person has changed one whose pieces are of several authors.
+        writers = {tag: {set_by.get(piece, PERSON) for piece in pieces_of(tag)} for tag in tags_of(self.captions[name])}
+        return {tag: by.pop() if len(by) == 1 else PERSON for tag, by in writers.items()}
 
     def removed_tags(self, name: str) -> set[str]:
         """Tags that a person removed from this caption, and that nobody put back."""

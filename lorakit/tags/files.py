@@ -29,7 +29,7 @@ class CaptionFiles:
     """The caption files of all training images (no regularization images) of a dataset.
 
     samples      image -> its sample, of the last `scan`
-    unreadable   images whose caption file holds something that cannot be read as a caption; never written
+    unreadable   images whose caption file holds something that cannot be read as one caption; never written
     """
 
     samples: dict[str, Sample]
@@ -83,6 +83,9 @@ class CaptionFiles:
                 self.unreadable.add(name)
             # a file that is not empty although the scan found no caption in it: an unknown encoding, for example
             if (contents[name] or "").strip(BLANK) and not sample.written:
+                self.unreadable.add(name)
+            # a file of alternatives would become one caption
+            if self._config.caption_lines == "alternatives" and len(sample.lines) > 1:
                 self.unreadable.add(name)
         return contents
 

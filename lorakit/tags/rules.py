@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Add:
             return caption
         if self.place == "end":
             return _joined([*tags, self.tag])
-        begin = 1 if tags and tags[0] == self.trigger else 0
+        triggers = tags_of(self.trigger)
+        begin = len(triggers) if triggers and tags[: len(triggers)] == triggers else 0
         return _joined([*tags[:begin], self.tag, *tags[begin:]])
 
 
@@ -81,8 +82,8 @@ def matcher(pattern: str, trigger: str = "") -> Callable[[str], bool]:
     if "*" not in pattern:
         return lambda tag: tag == pattern
     # everything but * is literal: tags are full of brackets, as in (o)_(o)
-    regex = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
-    return lambda tag: tag != trigger and regex.fullmatch(tag) is not None
+    regex, triggers = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL), tags_of(trigger)
+    return lambda tag: tag not in triggers and regex.fullmatch(tag) is not None
 
 
 def merged(base: str, edited: str, current: str) -> str:

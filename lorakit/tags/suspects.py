@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import is_sentence, tags_of
 from lorakit.tags.vocabulary import implied
 
 # kind -> (severity, sentence), the most severe first. "warning": probably a mistake, "tip": worth a look.
@@ -33,8 +33,6 @@ SURE = 0.9
 ALWAYS = 0.9
 # Share of an image's pixels below which a colour counts as absent.
 MIN_COLOUR_SHARE = 0.004
-# Of a tag; longer ones are sentences.
-MAX_WORDS = 5
 # In smaller datasets it shows nothing how many images have a tag.
 MIN_IMAGES = 4
 
@@ -203,8 +201,8 @@ def group(tag: str) -> str:
 
 def _tags(caption: str, trigger: str) -> list[str]:
     """The tags of a caption without the trigger word and without sentences."""
-    tags = [tag for tag in tags_of(caption) if tag != trigger]
-    return [tag for tag in tags if len(tag.split()) <= MAX_WORDS and not tag.endswith(".")]
+    triggers = tags_of(trigger)
+    return [tag for tag in tags_of(caption) if tag not in triggers and not is_sentence(tag)]
 
 
 def _counted(captions: Mapping[str, str], trigger: str) -> list[tuple[str, int]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from lorakit.config import Config, ConfigError, Field, Slider, from_dict, read_yaml, setting, to_dict
 from lorakit.data import DataConfig
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import END, pieces_of, tags_of
 from lorakit.data.images import ImageError, open_rgb
 from lorakit.errors import UserError
 from lorakit.events import Progress
@@ -144,14 +144,14 @@ def tag(project: Project, data_config: DataConfig, tagger: Tagger, config: Taggi
     if config.mix in ("tags", "sentence") and config.mix != tagger.output:
         raise ConfigError(f"mix is {config.mix!r}, but {tagger.name} gives {tagger.output}: choose both, or that.")
     editor = CaptionEditor(project, data_config)
-    names = images_to_tag(project, editor, data_config.trigger, tagger.output, config.which)
+    names = images_to_tag(project, editor, tagger.output, config.which)
     results = _results_of(project, tagger)
     failure = yield from _run_tagger(editor, names, tagger, results)
     # that took long: captions may have been written elsewhere, and images may be gone
     editor.refresh()
     present = [name for name in names if name in editor.samples]
     names = [name for name in present if results.get(editor.samples[name].digest) is not None]
-    yield _write_captions(project, editor, names, data_config.trigger, results, config)
+    yield _write_captions(project, editor, names, results, config)
     if failure:
         raise failure
 
@@ -167,7 +167,7 @@ def score(project: Project, data_config: DataConfig, tagger: Tagger) -> Iterator
         raise failure
 
 
-def images_to_tag(project: Project, editor: CaptionEditor, trigger: str, output: str, which: str) -> list[str]:
+def images_to_tag(project: Project, editor: CaptionEditor, output: str, which: str) -> list[str]:
     """The images that get a caption from a tagger with this output ("tags" or "sentence").
 
     which   "unlocked": all that are not locked; "missing": only those of them without this kind of caption
@@ -178,7 +178,8 @@ def images_to_tag(project: Project, editor: CaptionEditor, trigger: str, output:
 
     # the trigger word alone is no caption, nor is what the doctor wrote for an image without one
     def has_caption(name: str) -> bool:
-        authors = [by for tag, by in editor.authors(name).items() if tag != trigger and by != DOCTOR]
+        triggers = tags_of(editor.samples[name].trigger)
+        authors = [by for tag, by in editor.authors(name).items() if tag not in triggers and by != DOCTOR]
         return any((by in captioners) == (output == "sentence") for by in authors)
 
     return [name for name in names if not has_caption(name)]
@@ -219,7 +220,7 @@ def tags_from(scores: Mapping[str, float], categories: Mapping[str, str], config
 
 def compose(
     authors: Mapping[str, str],
-    removed: Collection[str],
+    removed: Set[str],
     result: Mapping[str, str] | str,
     config: TaggingConfig,
     trigger: str = "",
@@ -228,19 +229,21 @@ def compose(
     """The new caption of an image, made of its present one and a tagger's result.
 
     authors      tag of the present caption -> who wrote it
-    removed      tags that a person removed: they stay out
+    removed      tags that a person removed, a sentence by the pieces between its commas: they stay out
     result       the tags of `tags_from`, or a sentence
-    captioners   taggers that write sentences; their "tags" are the comma-separated parts of these
+    captioners   taggers that write sentences, which stay whole
     """
-    own = [tag for tag, by in authors.items() if by == PERSON and tag != trigger]
-    sentence = [tag for tag, by in authors.items() if by in captioners and tag != trigger]
-    tagged = [tag for tag, by in authors.items() if by != PERSON and by not in captioners and tag != trigger]
+    triggers = tags_of(trigger)
+    own = [tag for tag, by in authors.items() if by == PERSON and tag not in triggers]
+    sentence = [tag for tag, by in authors.items() if by in captioners and tag not in triggers]
+    tagged = [tag for tag, by in authors.items() if by != PERSON and by not in captioners and tag not in triggers]
     if isinstance(result, str):
         # a new sentence replaces the old one; the tags stay as they are
-        sentence = [part for part in tags_of(" ".join(result.split())) if part not in (trigger, *own, *removed)]
+        sentence = [part for part in tags_of(_sentence(result)) if part not in (*triggers, *own)]
+        sentence = [part for part in sentence if not removed >= set(pieces_of(part))]
         tags = [tag for tag in authors if tag in own or tag in tagged]
     else:
-        tags = _ordered(own, [tag for tag in result if tag not in (trigger, *own, *removed)], result, config)
+        tags = _ordered(own, [tag for tag in result if tag not in (*triggers, *own, *removed)], result, config)
     parts = {"tags": tags, "sentence": sentence}
     order = config.mix.split(", ")
     if "tags" not in order:
@@ -248,7 +251,14 @@ def compose(
         parts["tags"], order = own, ["tags", *order]
     chosen = [tag for part in order for tag in parts[part]]
     # dict.fromkeys: each tag once, at its first place
-    return ", ".join(dict.fromkeys([trigger, *chosen] if trigger else chosen))
+    return ", ".join(dict.fromkeys([*triggers, *chosen]))
+
+
+def _sentence(result: str) -> str:
+    """A captioner's answer on one line; with commas it begins and ends as a sentence, so that it is read as one."""
+    text = " ".join(result.split())
+    whole = text[:1].upper() + text[1:] + "." * (not END.search(text[-3:]))
+    return whole if len(tags_of(whole)) == 1 < len(tags_of(text)) else text
 
 
 def _ordered(own: list[str], tagged: list[str], kinds: Mapping[str, str], config: TaggingConfig) -> list[str]:
@@ -339,7 +349,6 @@ def _write_captions(
     project: Project,
     editor: CaptionEditor,
     names: list[str],
-    trigger: str,
     results: ScoreFile | SentenceFile,
     config: TaggingConfig,
 ) -> Progress:
@@ -348,6 +357,7 @@ def _write_captions(
         result = results.get(editor.samples[name].digest)
         if isinstance(results, ScoreFile):
             result = tags_from(result, results.categories, config)
+        trigger = editor.samples[name].trigger
         captions[name] = compose(editor.authors(name), editor.removed_tags(name), result, config, trigger, captioners)
     change = editor.change(f"tagged with {results.tagger}", captions, by=results.tagger)
     return Progress(what="captions", done=len(change.new) if change else 0, total=len(names))

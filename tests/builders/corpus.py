@@ -142,7 +142,14 @@ def wrong(corpus: Corpus) -> None:
     for name, data in others.items():
         for ending in ENDINGS.values():
             corpus.put(f"no images {ending}/{name}.{ending}", data, UNREADABLE)
-    endings = "gif tif tiff heic jxl psd svg ico mp4 webm pdf zip py npz safetensors db".split()
+    for ending in ("heic", "HEIF", "jxl"):
+        corpus.put(f"unread/a.{ending}", WHOLE["GIF"], "", "unread format")
+    for ending in ("png", "jpg", "heic"):
+        data = b"\0\0\0\x18ftypheic" if ending != "jpg" else b"\xff\x0a"
+        corpus.put(f"unread/inside {ending}.png", data + bytes(90), UNREADABLE)
+    for ending, kind in {"gif": "GIF", "tif": "TIFF", "TIFF": "TIFF", "jfif": "JPEG", "jpe": "JPEG"}.items():
+        corpus.put(f"more formats/{ending}.{ending}", WHOLE[kind], USED)
+    endings = "psd svg ico mp4 webm pdf zip py npz safetensors db".split()
     for name in [*(f"a.{ending}" for ending in endings), "README", "Thumbs.DB", "a.png.bak", "a.jpg~", "a.png.part"]:
         corpus.put(f"foreign/{name}", WHOLE["GIF"], "", "foreign")
 
@@ -212,9 +219,11 @@ def marked(corpus: Corpus) -> None:
     for name, profile in {"bad": b"no profile", "cut": srgb[:200], "zeros": bytes(500), "srgb": srgb}.items():
         for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
             ending = ENDINGS.get(kind, "png")
-            notes = [] if kind in ENDINGS else ["wrong ending"]
+            notes = ["colour profile"] * (name != "srgb") + ["wrong ending"] * (kind not in ENDINGS)
             corpus.put(f"icc {kind}/{name}.{ending}", encoded(NOISE, kind, icc_profile=profile), USED, *notes)
-        corpus.put(f"icc CMYK/{name}.jpg", encoded(NOISE.convert("CMYK"), "JPEG", icc_profile=profile), USED)
+        corpus.put(
+            f"icc CMYK/{name}.jpg", encoded(NOISE.convert("CMYK"), "JPEG", icc_profile=profile), USED, *notes[:-1]
+        )
     corpus.put("icc CMYK/whole.jpg", encoded(NOISE.convert("CMYK"), "JPEG", icc_profile=all_green()), USED)
 
 
@@ -275,7 +284,8 @@ def chunks(corpus: Corpus) -> None:
         "frames": ([(b"acTL", struct.pack(">II", 2**31 - 1, 0))], EITHER),
     }
     for name, (found, fate) in cases.items():
-        corpus.put(f"chunks/{name}.png", png(4, 4, *found, data=row), fate)
+        notes = ["colour profile"] * (name == "many profiles")
+        corpus.put(f"chunks/{name}.png", png(4, 4, *found, data=row), fate, *notes)
     whole = png(4, 4, data=row)
     for name, data in {
         "after the end": whole + bytes(5000),

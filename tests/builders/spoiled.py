@@ -86,6 +86,36 @@ def caption_encoding(set: Healthy, _) -> list[str]:
     return ["03.png"]
 
 
+def unread_captions(set: Healthy, _) -> list[str]:
+    (set.folder / "03.txt").unlink()
+    (set.folder / "03.json").write_text('{"count": "1girl", "nl": "She stands."}')
+    (set.folder / "metadata.csv").write_text("a;b\n1;2\n")
+    return ["03.json", "metadata.csv"]
+
+
+def unread_format(set: Healthy, _) -> list[str]:
+    (set.folder / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (set.folder / "b.jxl").write_bytes(b"\xff\x0a")
+    return ["a.HEIC", "b.jxl"]
+
+
+def deep_folders(set: Healthy, _) -> list[str]:
+    set.add("more/of it/5_mofu/a.png", make_image(99), "mofu, smile")
+    return ["more/of it/5_mofu"]
+
+
+def _moved(set: Healthy, numbers: range, folder: str) -> None:
+    (set.folder / folder).mkdir()
+    for i in numbers:
+        for ending in (".png", ".txt"):
+            (set.folder / f"{i:02d}{ending}").rename(set.folder / folder / f"{i:02d}{ending}")
+
+
+def repeats(set: Healthy, _) -> list[str]:
+    _moved(set, range(COUNT), "2024_summer")
+    return []
+
+
 def overlooked(set: Healthy, _) -> list[str]:
     shutil.copytree(set.folder, set.folder / "1_mofu")
     return ["the data folder"]
@@ -118,6 +148,63 @@ def trigger_missing(set: Healthy, _) -> list[str]:
 
 def trigger_late(set: Healthy, _) -> list[str]:
     set.caption(3, "1girl, mofu, smile")
+    return ["03.png"]
+
+
+def trigger_shared(set: Healthy, _) -> list[str]:
+    for i in range(8):
+        set.caption(i, f"rin, 1girl, {WORDS[i % 6]}, {WORDS[(i + 1) % 6]}")
+    _moved(set, range(8), "2_rin")
+    _moved(set, range(8, COUNT), "2_mofu")
+    return []
+
+
+def placeholders(set: Healthy, _) -> list[str]:
+    set.data["trigger"] = ""
+    set.caption(3, "[trigger], 1girl, smile")
+    set.caption(4, "A girl called [Name] smiles, and sits.")
+    return ["03.png", "04.png"]
+
+
+def separators(set: Healthy, _) -> list[str]:
+    set.data["secondary_separator"] = ""
+    set.caption(3, "mofu &&& 1girl, smile")
+    set.caption(4, "mofu, 1girl, smile;;;hat")
+    set.caption(5, "mofu ||| 1girl, smile, ||_||")
+    return ["03.png", "04.png"]
+
+
+def several_lines(set: Healthy, _) -> list[str]:
+    set.caption(3, "mofu, smile, hat\nmofu\na drawing of mofu who wears a hat\n")
+    set.caption(4, "A portrait of mofu.\n\nShe smiles. Behind her, it is night.\n")
+    set.caption(5, "mofu\n1girl\nsmile\n")
+    return ["03.png"]
+
+
+def prompt_syntax(set: Healthy, _) -> list[str]:
+    set.caption(3, "mofu, (smile:1.3), hat <lora:old:0.8>")
+    set.caption(4, r"mofu, \(^o^)/, ^_^, (o)_(o), saber (fate), smile")
+    return ["03.png"]
+
+
+def doubled_tags(set: Healthy, _) -> list[str]:
+    set.caption(3, "mofu, smile, hat, Smile")
+    set.caption(4, "mofu, ^_^, smile, o_o, O_o")
+    return ["03.png"]
+
+
+def mixed_spelling(set: Healthy, _) -> list[str]:
+    set.caption(3, "mofu, Smile, hat")
+    return ["03.png"]
+
+
+def quality_tags(set: Healthy, _) -> list[str]:
+    set.caption(3, "mofu, masterpiece, Best_Quality, smile")
+    return ["03.png"]
+
+
+def watermarks(set: Healthy, _) -> list[str]:
+    set.caption(3, "mofu, artist_name, smile")
     return ["03.png"]
 
 
@@ -166,6 +253,30 @@ def duplicates(set: Healthy, _) -> list[str]:
 
 def small(set: Healthy, _) -> list[str]:
     set.add("03.png", make_image(3, (30, 30)))
+    return ["03.png"]
+
+
+def cropped(set: Healthy, _) -> list[str]:
+    set.add("03.png", make_image(3, (20, 200)))
+    return ["03.png"]
+
+
+def masks(set: Healthy, _) -> list[str]:
+    for name in ("03-masklabel", "04_mask", "mask/05", "none-masklabel"):
+        set.add(f"{name}.png", Image.new("L", (SIDE, SIDE), 255))
+    set.add("06_mask.png", make_image(60), "mofu, 1girl, smile, hat")  # an image, as it has a caption
+    return ["03-masklabel.png", "04_mask.png", "mask/05.png", "none-masklabel.png"]
+
+
+def colour_profile(set: Healthy, _) -> list[str]:
+    set.add("03.png", make_image(3), icc_profile=b"none")
+    return ["03.png"]
+
+
+def sideways(set: Healthy, _) -> list[str]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    set.add("03.png", make_image(3), exif=exif)
     return ["03.png"]
 
 

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from lorakit.data import DataConfig
-from lorakit.data.captions import possible_captions, tags_of, training_caption, variant, variant_count, with_trigger
+from lorakit.data.caption_parts import tags_of
+from lorakit.data.captions import possible_captions, training_caption, variant, variant_count, with_trigger
 
 CAPTION = "mofu, girl, hat, red scarf, smile, 帽子, outdoors, looking at viewer"
 TAGS = tags_of(CAPTION)

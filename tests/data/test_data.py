@@ -216,7 +216,7 @@ def test_an_image_damaged_anywhere_is_read_or_refused_and_never_a_crash(kind):
 
 
 def test_other_files_are_named_unless_they_belong_to_an_image(tmp_path):
-    others = {"film.mp4": b"x", "a.psd": b"x", "b.gif": PNG, "noextension": b"x"}
+    others = {"film.mp4": b"x", "a.psd": b"x", "b.mpg": PNG, "noextension": b"x"}
     found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", **others})
     assert sorted(note.name for note in found.notes) == sorted(others)
     assert all(

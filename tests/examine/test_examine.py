@@ -199,7 +199,8 @@ def test_a_folder_of_nothing_but_broken_files_is_a_finding(healthy):
     for file in healthy.folder.glob("*.png"):
         file.write_bytes(b"\x89PNG broken")
     report = healthy.examine()
-    assert [f.kind for f in report.findings] == ["unusable"] and "No usable image" in str(report.findings[0].details)
+    assert [f.kind for f in report.findings] == ["unusable", "unreadable"]
+    assert "No usable image" in str(report.findings[0].details)
     assert report.numbers == {}
 
 

@@ -291,8 +291,8 @@ def test_images_beside_concept_folders_are_told(project, tmp_path):
 
 
 def test_a_moving_image_is_not_said_to_be_none(project, tmp_path):
-    told = notes(import_images(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.gif": b"x"})))
-    assert told["left out"] == [f"wave.gif: left out, no image or caption of a kind that is used ({', '.join(USED)})."]
+    told = notes(import_images(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.mpg": b"x"})))
+    assert told["left out"] == [f"wave.mpg: left out, no image or caption of a kind that is used ({', '.join(USED)})."]
 
 
 def test_what_a_killed_process_left_is_removed(project, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lorakit.data import DataConfig
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.project import Project
 from lorakit.tags.editor import CaptionEditor, tag_counts
 from lorakit.tags.edits import CaptionEditError, Edit

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.tags.rules import Add, Merge, Remove, Rename, merged
 
 WORDS = ["mofurin", "boots", "red boots", "red footwear", "blue footwear", "smile", "a*b", "1girl"]

@@ -10,7 +10,7 @@ from lorakit import taggers
 from lorakit.cli import tags as _tag_verbs
 from lorakit.config import ConfigError
 from lorakit.data import DataConfig
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.data.scan import scan
 from lorakit.demo import DATASET, TRIGGER
 from lorakit.errors import UserError
@@ -164,7 +164,7 @@ def test_two_taggings_at_once_write_one_sentence(project):
     list(tag(project, CONFIG, second, TaggingConfig()))
     list(work)
     sentences = [tags_of(caption) for caption in written(project).values() if "An image" in caption]
-    assert [len(parts) for parts in sentences] == 5 * [len([TRIGGER, "An image", "512 pixels wide."])]
+    assert [len(parts) for parts in sentences] == 5 * [len([TRIGGER, "An image, 512 pixels wide."])]
 
 
 def test_a_tagger_named_like_a_person_is_refused(project):
@@ -221,7 +221,7 @@ def test_tags_and_a_sentence_are_mixed_as_set(project, demo):
     sentence = sentence.replace("512", str(editor.samples[names[0]].width))
     mixed = CaptionEditor(project, CONFIG)
     assert mixed.captions[names[0]] == f"{editor.captions[names[0]]}, {sentence}" and writer.count == len(names)
-    assert taggers_with_sentences(project) == ["writer"] and mixed.authors(names[0])["An image"] == "writer"
+    assert taggers_with_sentences(project) == ["writer"] and mixed.authors(names[0])[sentence] == "writer"
     list(tag(project, CONFIG, writer, TaggingConfig(which="unlocked", mix="sentence, tags")))
     begin = CaptionEditor(project, CONFIG).captions[names[0]]
     assert begin.startswith(f"{TRIGGER}, {sentence}, 1girl")
@@ -281,7 +281,7 @@ def test_the_trigger_stands_once_whichever_tagger_ran_first(profile):
     config = TaggingConfig(profile=profile)
     origin = dict.fromkeys(tags_of("Miku, A girl, smiling."), "writer")
     caption = compose(origin, set(), {"1girl": "count", "smiling.": "general"}, config, "Miku", ["writer"])
-    assert caption == "Miku, 1girl, smiling., A girl"
+    assert caption == "Miku, 1girl, smiling., A girl, smiling."
     origin = {tag: "wd" for tag in ("Miku", "1girl", "smile")}
     assert compose(origin, set(), "Miku, smile", config, "Miku", ["writer"]) == "Miku, 1girl, smile"
 

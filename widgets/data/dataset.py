@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.data.listing import NOTE_KINDS, Note
 from lorakit.data.scan import Sample, Scan, scan
 from lorakit.project import Project
@@ -119,11 +119,17 @@ def _trained(scanned: Scan) -> int:
     return sum(not sample.is_reg for sample in scanned.samples)
 
 
+def _begins_with(caption: str, trigger: str) -> bool:
+    """Whether the trigger word stands in front, or in a sentence as one of its words."""
+    triggers, tags = tags_of(trigger), tags_of(caption)
+    return tags[: len(triggers)] == triggers or not {*triggers} & {*tags}
+
+
 def _captions(scanned: Scan, trigger: str) -> str:
     """Some captions as they are trained, and how many images have none or lack the trigger."""
     samples = [sample for sample in scanned.samples if not sample.is_reg]
     uncaptioned = sum(not sample.is_captioned for sample in samples)
-    late = sum(tags_of(sample.caption)[:1] != [trigger] for sample in samples) if trigger else 0
+    late = sum(bool(s.trigger) and not _begins_with(s.caption, s.trigger) for s in samples)
     texts = [say("Every image has a caption.")]
     if uncaptioned:
         texts = [say("Images without a caption: {n}.", n=uncaptioned)]

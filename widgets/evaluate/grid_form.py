@@ -9,7 +9,8 @@ from typing import Any
 import ipywidgets
 
 from lorakit.config import ConfigError
-from lorakit.data.captions import tags_of, with_trigger
+from lorakit.data.caption_parts import tags_of
+from lorakit.data.captions import trained_caption, without_separators
 from lorakit.diffusion.prompts import escaped
 from lorakit.errors import UserError
 from lorakit.generation.generator import OFF
@@ -50,8 +51,9 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     seen = [
         file.read_text(encoding="utf-8", errors="replace").strip() for file in files[:: len(files) // CAPTIONS or 1]
     ]
-    seen = [with_trigger(caption, trigger) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
-    without = [", ".join(tag for tag in tags_of(caption) if tag != trigger) for caption in seen[:1]]
+    seen = [trained_caption([caption], trigger, data) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
+    triggers, seen = tags_of(trigger), [without_separators(caption) for caption in seen]
+    without = [", ".join(tag for tag in tags_of(caption) if tag not in triggers) for caption in seen[:1]]
     unseen = [f"{trigger}, {UNSEEN}"] if trigger else []
     # Brackets are letters in captions, and weights in prompts.
     first, last = ([escaped(text) for text in texts] for texts in ([trigger, *seen], [*unseen, *without]))

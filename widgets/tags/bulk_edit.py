@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets
 
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.tags.edits import Change
 from lorakit.tags.rules import Add, Merge, Remove, Rename, Rule
 from widgets.i18n import say

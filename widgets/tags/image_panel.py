@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import ipywidgets
 
-from lorakit.data.captions import tags_of
+from lorakit.data.caption_parts import tags_of
 from lorakit.tags.authors import PERSON
 from lorakit.tags.edits import Change
 from lorakit.tags.suspects import ABSENT

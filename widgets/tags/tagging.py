@@ -75,7 +75,7 @@ def _run(project: Project, preview: bool, timer: Timer) -> Iterator[str]:
     data = Draft(project).data
     editor = CaptionEditor(project, data)
     # Asked before the tagger is loaded: downloading a model for nothing would take minutes.
-    if not preview and not images_to_tag(project, editor, data.trigger, taggers.output(name), config.which):
+    if not preview and not images_to_tag(project, editor, taggers.output(name), config.which):
         locked = _locked(editor)
         hint = aside(say("Hand-written captions are locked; the tag editor unlocks them.")) if locked else ""
         yield aside(say("No image needs a caption.")) + facts([say("{n} locked", n=locked)]) + hint

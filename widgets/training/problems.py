@@ -61,7 +61,8 @@ def changes_since_start(draft: Draft) -> dict[str, str]:
             "This run was started with “{old}”. Change it back, or choose another run name.", old=value_text(value)
         )
         for path, value in started_with.items()
-        if path in now and now[path] != value
+        # how the run reads its dataset is its own, and no field of the form
+        if path in now and now[path] != value and path != "data.reading"
     }
 
 
