@@ -314,7 +314,7 @@ def _placed(line: str, path: str, fields: dict[str, Any]) -> str:
 def _unknown(name: str, config_class: type[Config], path: str) -> str:
     if name in config_class.unsupported:
         return f"{path}{name} cannot be set: {config_class.unsupported[name]}"
-    if elsewhere := other_trainers.answer(str(name)):
+    if elsewhere := other_trainers.answer(str(name), path):
         return f"{path}{name} {elsewhere}"
     fields = dataclasses.fields(config_class)
     kinds = types_of(config_class)

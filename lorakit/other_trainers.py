@@ -234,14 +234,15 @@ ABSENT = {
 }
 
 
-def answer(name: str) -> str:
+def answer(name: str, path: str = "") -> str:
     """What a setting of another trainer is called here, or why there is none, as the end of a sentence that begins
-    with its name; "" for a name that is not known.
+    with its name; "" for a name that is not known, and for a setting that has this name behind `path`.
 
     >>> answer("network_dim")
     'is called adapter.rank here.'
     """
     if name in CALLED:
         setting, _, remark = CALLED[name].partition(": ")
-        return f"is called {setting} here{f': {remark}' if remark else ''}."
+        # a setting of another family
+        return "" if setting == path + name else f"is called {setting} here{f': {remark}' if remark else ''}."
     return f"cannot be set: {ABSENT[name]}" if name in ABSENT else ""

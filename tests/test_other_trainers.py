@@ -50,6 +50,16 @@ def test_a_name_of_another_trainer_is_answered_wherever_it_stands(name):
         assert lines and lines[0].endswith(answer(name)) and "Did you mean" not in lines[0]
 
 
+def test_a_setting_of_another_family_is_not_answered_with_itself():
+    for name in ("text_encoder", "text_conditioner"):
+        with pytest.raises(ConfigError) as caught:
+            configure({"model": {**BASE["model"], name: "x"}})
+        assert f"model.{name} is not a setting." in str(caught.value)
+    with pytest.raises(ConfigError, match="zero_terminal_snr cannot be set: the noise of a flow model"):
+        configure({"model": {"family": "anima", "source": "x", "zero_terminal_snr": "enabled"}})
+    assert answer("vae") and answer("vae", "model.") == ""
+
+
 def test_a_setting_without_its_part_is_answered_with_it():
     with pytest.raises(ConfigError, match="rank is called adapter.rank here"):
         from_dict(RunConfig, {**BASE, "rank": 3})

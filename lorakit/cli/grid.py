@@ -24,7 +24,9 @@ def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--y", default="strength=0.6,0.8,1", metavar="AXIS[=VALUES]", help="as --x")
     verb.add_argument(
-        "--prompt", help="used where no axis is prompt (default: the first sample prompt, or the trigger)"
+        "--prompt",
+        help="used where no axis is prompt, with weights and kohya's flags, e.g. 'a (hat:1.2) --w 832' (default: the "
+        "first sample prompt, or the trigger)",
     )
     verb.add_argument("--name", default="grid", help="folder of the grid inside the run (default: grid)")
     verb.add_argument("--set", **SET, help="a sampling setting, e.g. steps=30")

@@ -36,7 +36,9 @@ def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     # Shared by `train` and `start`.
     settings = argparse.ArgumentParser(add_help=False, parents=[run_options()])
     settings.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
-    settings.add_argument("--set", **SET, help="one setting, e.g. adapter.rank=32")
+    settings.add_argument(
+        "--set", **SET, help='one setting, e.g. adapter.rank=32; a text as it stands, a list as [a, "b, c"]'
+    )
     settings.add_argument(
         "--gpu-preset",
         default="",

@@ -40,6 +40,8 @@ LETTERS = {
     re.compile(r"\{[^{}]*\|[^{}]*\}"): "nothing is chosen at random",
     re.compile(r"(?<!\w)__[\w/*-]+?__(?!\w)"): "wildcard files are not read",
     re.compile(r"\bembedding:[\w.-]+"): "textual inversion embeddings are not loaded",
+    # lines of the generation data that A1111 puts into images
+    re.compile(r"^Negative prompt:|^Steps: \d+, Sampler:", re.MULTILINE): "write --n, --s and other flags instead",
 }
 
 Segment = tuple[str, float]

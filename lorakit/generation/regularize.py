@@ -25,7 +25,7 @@ from lorakit.generation.generator import BaseGenerator
 from lorakit.project import Project
 from lorakit.randomness import seed_of
 from lorakit.run.config import RunConfig
-from lorakit.run.sampling import SamplingConfig, requested, save_image
+from lorakit.run.sampling import SamplingConfig, prompt_notes, prompts_of, requested, save_image
 
 # key in an image's metadata: it was generated here, for the training image of that name
 MARK = "regularization of"
@@ -143,10 +143,11 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
             missing.append(one)
         else:
             yield Note(KIND, _name(one.file), "was not generated here, so it is kept and used as it is.")
-    texts = dict.fromkeys(text for one in missing for text in (escaped(one.prompt), one.sampling.negative_prompt))
-    for text in texts:
-        yield from (Note(KIND, shorten(text, 60), note) for note in parse(text).notes)
-    generator.read(map(parse, texts))
+    # Their sampling settings differ in size and seed only.
+    prompts, sampling = dict.fromkeys(escaped(one.prompt) for one in missing), config.sample
+    for text, note in prompt_notes(prompts, sampling, config.model) if missing else ():
+        yield Note(KIND, shorten(text, 60), note)
+    generator.read(prompts_of(prompts, sampling, config.model))
     # Existing images first, so that the progress begins with what is done.
     for done, one in enumerate([*there, *missing], 1):
         if is_new := done > len(there):

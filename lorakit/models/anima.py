@@ -95,6 +95,7 @@ class Config(configs.Config):
     unsupported: ClassVar = {
         "clip_skip": "the text encoder of Anima is Qwen3, whose last layer is used; remove this setting.",
         "prediction_type": "Anima always predicts velocities (rectified flow); remove this setting.",
+        "zero_terminal_snr": "the noise of a flow model always ends with pure noise; remove this setting.",
         "optimizer.text_encoder_lr": "the text encoder of Anima stays frozen; optimizer.text_conditioner_lr trains the "
         "LLM adapter after it.",
         "loss.weighting": "SNR weights are for SD 1.5 and SDXL; use loss.timestep_sampling to choose the times "

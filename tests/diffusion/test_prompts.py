@@ -172,6 +172,7 @@ NAMED = [
     ("{a|b} c", "{a|b} is read as letters", "{a|b} c"),
     ("__hair__ c", "__hair__ is read as letters", "__hair__ c"),
     ("embedding:easynegative", "embedding:easynegative is read as letters", "embedding:easynegative"),
+    ("Negative prompt: bad", "Negative prompt: is read as letters: write --n", "Negative prompt: bad"),
     ("a --cn pose.png", "--cn is not known and left out; the flags here are --n, --w", "a"),
     ("a --w wide", "--w wide is left out: it needs a number", "a"),
     ("a --l nan", "--l nan is left out: it needs a number", "a"),

@@ -16,8 +16,10 @@ from PIL import Image
 from sessions import new_run
 from tiny import save_sd15
 
-from lorakit.config import ConfigError
+from lorakit.config import ConfigError, to_dict
+from lorakit.data.listing import Note
 from lorakit.generation.grid import Axis, Cell, Done, Rendered
+from lorakit.run.config import configure
 from lorakit.training.loop import train
 from widgets.evaluate import grid as view
 from widgets.evaluate.grid_form import GridForm, suggested
@@ -78,6 +80,16 @@ def test_the_sheet_grows_with_empty_places_and_ends_whole(tmp_path, drawn):
     assert [re.search(r"image (\d) / 6", html)[1] for html in growing] == ["1", "2", "3", "4", "5"]
     assert len({image.size for html in growing[2:] for image in images(html)}) <= 2, "it keeps its shape"
     assert str(tmp_path / "grid.png") in drawn[-1] and len(images(drawn[-1])) == 1
+
+
+def test_what_is_not_done_in_a_prompt_is_shown_before_the_first_image_and_at_the_end(tmp_path, drawn):
+    def events():
+        yield Note("prompt", "a <lora:x:1>", "<lora:x:1> is left out: no other LoRA is loaded.")
+        yield from fake(tmp_path, 1, 2, 64)
+
+    view.show_grid(events())
+    shown = ["&lt;lora:x:1&gt; is left out" in html for html in drawn]
+    assert shown[1] and shown[-1] and not images(drawn[1]) and images(drawn[-1])
 
 
 def test_axes_that_are_known_label_the_sheet_from_the_first_image(tmp_path, drawn):
@@ -169,6 +181,9 @@ def test_suggested_prompts_test_what_was_learned_and_what_leaks(trained):
     assert prompts[0] == "mofu", "the trigger word alone"
     assert any("moon" in prompt for prompt in prompts) and "mofu" not in prompts[-1], "far from the images; a leak"
     assert len(prompts) == len(set(prompts)) >= 5
+    # brackets of a trigger or a caption are letters, not weights
+    named = configure({**to_dict(form.config), "data": {**to_dict(form.config.data), "trigger": "mofu (x)"}})
+    assert suggested(trained, named)[0] == "mofu \\(x\\)"
 
 
 def test_a_run_without_files_can_only_be_compared_without_them(tmp_path, trained):

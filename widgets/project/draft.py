@@ -341,7 +341,8 @@ def _sound(values: dict[str, Any], allowed: dict[str, tuple[type[Config], str]])
 def checked(path: str, value: Any, allowed: dict[str, tuple[type[Config], str]]) -> Any:
     """A setting as its Config holds it. Raises ConfigError when it is unknown or its value is wrong by itself."""
     if path not in allowed:
-        if elsewhere := other_trainers.answer(path.rpartition(".")[2]):
+        part, dot, name = path.rpartition(".")
+        if elsewhere := other_trainers.answer(name, part + dot):
             raise ConfigError(f"{path} {elsewhere}")
         hint = difflib.get_close_matches(path, allowed, n=1)
         raise ConfigError(f"{path} is not a setting here." + (f" Did you mean {hint[0]}?" if hint else ""))

@@ -18,7 +18,11 @@ LAYOUT = Layout(
 MARKS = Marks(
     title="SD 1.5",
     load_gb=3,
-    parts={"unet": IN_CHECKPOINT, "text encoder": IN_CHECKPOINT, "VAE": "stabilityai/sd-vae-ft-mse"},
+    parts={
+        "unet": IN_CHECKPOINT,
+        "text encoder": IN_CHECKPOINT,
+        "VAE": "set model.vae, e.g. to stabilityai/sd-vae-ft-mse",
+    },
     kinds=(
         FileKind(
             name=LAYOUT.kind,

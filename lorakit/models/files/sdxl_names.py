@@ -21,7 +21,11 @@ FLAGS = {"v_pred": "with v prediction", "ztsnr": "with zero terminal SNR"}
 MARKS = Marks(
     title="SDXL",
     load_gb=6,
-    parts={"unet": IN_CHECKPOINT, "text encoder": IN_CHECKPOINT, "VAE": "madebyollin/sdxl-vae-fp16-fix"},
+    parts={
+        "unet": IN_CHECKPOINT,
+        "text encoder": IN_CHECKPOINT,
+        "VAE": "set model.vae, e.g. to madebyollin/sdxl-vae-fp16-fix",
+    },
     kinds=(
         FileKind(name=LAYOUT.kind, starts=("conditioner.embedders.",), holds=HOLDS, is_base=True, flags=FLAGS),
         FileKind(
