@@ -61,8 +61,8 @@ def main() -> None:
     source = checkout()
     content = Path(tempfile.mkdtemp())
     shutil.make_archive(str(content / "lorakit"), "zip", source)
-    wanted = f"{source}[{EXTRAS}]"
-    planned = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report(wanted)]
+    requirement = f"{source}[{EXTRAS}]"
+    planned = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report(requirement)]
     print("to be installed:", ", ".join(f"{name} {version}" for name, version in planned))
     assert not {name.lower().replace("_", "-") for name, _ in planned} & set(before), (
         "a preinstalled package is replaced"
@@ -98,16 +98,16 @@ def checkout() -> Path:
     return copy
 
 
-def report(wanted: str) -> list[dict]:
+def report(requirement: str) -> list[dict]:
     """What pip would install."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        pip("install", "--quiet", "--dry-run", "--report", file.name, wanted)
+        pip("install", "--quiet", "--dry-run", "--report", file.name, requirement)
         return json.load(file)["install"]
 
 
 def freeze() -> dict[str, str]:
-    told = subprocess.check_output([PYTHON, "-m", "pip", "list", "--format", "json"], env=environment(), text=True)
-    return {item["name"].lower().replace("_", "-"): item["version"] for item in json.loads(told)}
+    packages = subprocess.check_output([PYTHON, "-m", "pip", "list", "--format", "json"], env=environment(), text=True)
+    return {item["name"].lower().replace("_", "-"): item["version"] for item in json.loads(packages)}
 
 
 def run_cell(folder: Path, content: Path | None = None) -> str:

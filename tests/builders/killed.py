@@ -78,7 +78,7 @@ def often(folder: str, name: str, kills: int, seed: int) -> dict:
         run = runs[-1]
         if random.random() < 0.2:
             shutil.rmtree(run.project.cache, ignore_errors=True)
-        known = run.log.stat().st_size if run.log.exists() else 0
+        log_bytes = run.log.stat().st_size if run.log.exists() else 0
         child = fork(lambda run=run: list(train(run)) and 0)
         time.sleep(random.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
@@ -86,18 +86,18 @@ def often(folder: str, name: str, kills: int, seed: int) -> dict:
         assert (hit, status) in ((signal.SIGKILL, 0), (0, 0))
         finished = not hit
         if hit:
-            phases[under_way(run, known)] += 1
+            phases[under_way(run, log_bytes)] += 1
     finish(runs[-1])
     return {"runs": [str(run.project.folder) for run in runs], "phases": phases, "seconds": time.time() - begun}
 
 
-def under_way(run: Run, known: int) -> str:
-    """What a killed session was doing; `known` is the length of the log before it."""
+def under_way(run: Run, log_bytes: int) -> str:
+    """What a killed session was doing; `log_bytes` is the length of the log before it."""
     if any(run.loras.glob("*.part")):
         return "exporting"
     if any(run.states.glob(".*.part")):
         return "saving"
-    log = run.log.read_bytes()[known:] if run.log.exists() else b""
+    log = run.log.read_bytes()[log_bytes:] if run.log.exists() else b""
     kinds = {line.split(b'"')[3].decode() for line in log.splitlines() if line.count(b'"') > 3}
     for kind, phase in ((Stepped, "stepping"), (Started, "started"), (Progress, "encoding")):
         if kind.__name__.lower() in kinds:

@@ -79,41 +79,41 @@ def opened(remote: Path, root: Path) -> Project:
 
 def serving(project: Project, pace: Pace = QUICK, **changes) -> subprocess.Popen:
     """A sync service in a process of its own."""
-    told = {**vars(pace), **changes}
+    intervals = {**vars(pace), **changes}
     code = (
         "import json, sys; from lorakit.sync.service import Pace, serve; from lorakit.project import Project\n"
         "serve(Project(sys.argv[1]), Pace(**json.loads(sys.argv[2])))"
     )
-    command = [sys.executable, "-c", code, str(project.folder), json.dumps(told)]
+    command = [sys.executable, "-c", code, str(project.folder), json.dumps(intervals)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def until(project: Project, true, seconds: float = 20.0) -> Standing:
     """The first standing for which `true` is."""
     end = time.time() + seconds
-    while not ((found := service.standing(project)).seen and true(found)):
-        assert time.time() < end, f"never came true: {found}"
+    while not ((standing := service.standing(project)).seen and true(standing)):
+        assert time.time() < end, f"never came true: {standing}"
         time.sleep(0.02)
-    return found
+    return standing
 
 
 def whole_states(remote: Path, name: str = "r") -> list[int]:
     """The steps of the states on the remote that look complete; fails for one that is not."""
-    found = []
+    steps = []
     for mark in sorted((remote / "runs" / name / "states").glob("*/COMPLETE.json")):
-        told = json.loads(mark.read_bytes())
+        entry = json.loads(mark.read_bytes())
         data = (mark.parent / "state.pt").read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (told["bytes"], told["sha256"]), f"{mark.parent} lies"
-        found.append(told["step"])
-    return found
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"]), f"{mark.parent} lies"
+        steps.append(entry["step"])
+    return steps
 
 
 def plain_remote(tmp_path: Path) -> Project:
     """A fixture's function: a project whose remote copy is a plain folder, with a run that has begun."""
     (tmp_path / "drive/lorakit").mkdir(parents=True)
-    found = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")
-    begin(found)
-    return found
+    project = opened(tmp_path / "drive/lorakit/mofu", tmp_path / "local")
+    begin(project)
+    return project
 
 
 def served() -> Iterator[Callable]:

@@ -46,11 +46,11 @@ TEXT = {"optimizer": {"text_encoder_lr": 1e-2, "text_encoder_stop_step": 3}}  # 
 
 def merged(*changes: dict) -> dict:
     """Settings by part, the later ones over the earlier ones; of stages, the last list of them."""
-    found: dict = {}
+    result: dict = {}
     for change in changes:
         for part, values in change.items():
-            found[part] = values if part == "stages" else {**found.get(part, {}), **values}
-    return found
+            result[part] = values if part == "stages" else {**result.get(part, {}), **values}
+    return result
 
 
 def rates(name: str) -> dict:
@@ -127,34 +127,34 @@ def tensors(data: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, data
 
 
-def assert_same_bits(found: object, wanted: object) -> None:
+def assert_same_bits(actual: object, expected: object) -> None:
     """Nested data with tensors: the same names, types, shapes and bits."""
-    found, wanted = dict(tensors(found)), dict(tensors(wanted))
-    assert found.keys() == wanted.keys()
-    for path, value in wanted.items():
+    actual, expected = dict(tensors(actual)), dict(tensors(expected))
+    assert actual.keys() == expected.keys()
+    for path, value in expected.items():
         if isinstance(value, torch.Tensor):
-            same = found[path].dtype == value.dtype and torch.equal(found[path], value)
+            same = actual[path].dtype == value.dtype and torch.equal(actual[path], value)
         else:
-            same = type(found[path]) is type(value) and found[path] == value
-        assert same, f"{path} differs: {found[path]} instead of {value}"
+            same = type(actual[path]) is type(value) and actual[path] == value
+        assert same, f"{path} differs: {actual[path]} instead of {value}"
 
 
 def assert_same_end(run: Run, uncut: Run) -> None:
     """The run ended where the uncut one did: trace, adapter, optimizer, scaler and LoRA file, bit for bit."""
-    mine, whole = trace(run), trace(uncut)
-    assert mine.keys() == whole.keys()
+    lines, whole = trace(run), trace(uncut)
+    assert lines.keys() == whole.keys()
     for step, line in whole.items():
-        assert mine[step] == line, f"step {step} of the log is {mine[step]} instead of {line}"
-    state, wanted = checkpoint.newest(run.states).state, checkpoint.newest(uncut.states).state
+        assert lines[step] == line, f"step {step} of the log is {lines[step]} instead of {line}"
+    state, expected = checkpoint.newest(run.states).state, checkpoint.newest(uncut.states).state
     assert state["step"] == max(whole)
-    assert_same_bits(state, wanted)
+    assert_same_bits(state, expected)
     assert run.lora_steps() == uncut.lora_steps()
     for step in uncut.lora_steps():
         assert_same_bits(load_file(run.lora_file(step)), load_file(uncut.lora_file(step)))
 
 
 def killed(verb: str, **arguments: object) -> dict | list:
-    """What `killed.py VERB` found."""
+    """The output of `killed.py VERB`."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("killed.py"), verb, json.dumps(arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
