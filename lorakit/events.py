@@ -124,6 +124,7 @@ _FIELDS = {
     for kind in EVENT_TYPES.values()
 }
 LINE_BYTES = 1 << 22  # a longer line is read in pieces, none of which is an event
+LOG_BYTES = 1 << 30  # a million steps have a quarter of that
 LAST_TIME = 1e11  # s since 1970; beyond, a time is damage, and no calendar has it
 
 
@@ -167,6 +168,8 @@ class Tail:
             # Opening a pipe would wait for a writer.
             if not stat.S_ISREG(status.st_mode):
                 raise DamagedFile(f"{self.log} is a folder or a pipe, not a log: move it away, then run this again.")
+            if status.st_size > LOG_BYTES:
+                raise DamagedFile(f"{self.log} has {status.st_size / 1e9:.0f} GB, which no log has: move it away.")
             with open(self.log, "rb") as file:
                 # A run that was deleted and created again, or a log that was restored, is read from its beginning.
                 if file.read(len(self._head)) != self._head or status.st_size < self._offset:

@@ -12,6 +12,7 @@ VARIABLE = "LORAKIT_ADDRESSES"
 _NAME = (
     r"(?:[\w.-]*[_.-])?(?:api|access|auth|app|private|secret)?"
     r"(?:token|key|secret|sign?|signature|passw(?:or)?d|pwd|auth|credentials?)(?:[_.-]?id)?|x-(?:amz|goog|oss)-[\w-]+"
+    r"|(?:oss|aws)accesskeyid|googleaccessid"
 )
 _QUERY = re.compile(rf"(?i)(?<=[?&;])({_NAME})=[^&;\s\"'<>#)]*")
 _LOGIN = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s\"'<>?#]+@")

@@ -10,7 +10,7 @@ import pytest
 from lorakit import models
 
 _cache = tempfile.TemporaryDirectory()
-os.environ["HF_HOME"] = _cache.name
+os.environ["HF_HOME"] = os.environ["XDG_STATE_HOME"] = _cache.name
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: a hidden call to the hub fails at once
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads wait for each other ten times as long

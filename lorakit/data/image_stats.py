@@ -19,6 +19,7 @@ import PIL
 from lorakit.data import measures
 from lorakit.data.images import ImageError, decoded, flattened, header, profile_of, transparency
 from lorakit.files import write_atomic
+from lorakit.files.disk import read_json
 
 # bytes of a file; no image within MAX_PIXELS has more
 MAX_BYTES = 512_000_000
@@ -200,7 +201,7 @@ def _sum(rows: dict[str, list]) -> str:
 def _read(file: Path) -> dict[str, list]:
     """The rows of a cache file; none if it is missing, damaged or of another version."""
     try:
-        stored = json.loads(file.read_bytes())
+        stored = read_json(file)
         # "looks" and "made by" are stored names.
         is_valid = stored["made by"] == _version() and stored["sum"] == _sum(stored["looks"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

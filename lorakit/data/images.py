@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from lorakit.errors import UserError
+from lorakit.files.disk import read_file
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ def header(source: Path | bytes) -> Image.Image:
     """An image that is opened but not decoded, its dimensions known and small enough. Raises ImageError."""
     with _explained():
         # Read at once: Pillow's lazy file handle would stay open.
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source)
         if not data:
             raise ImageError("the file is empty")
         if "AVIF" not in _readable_formats() and data[4:12] in (b"ftypavif", b"ftypavis"):

@@ -18,6 +18,7 @@ from lorakit.data.images import EXTENSIONS
 from lorakit.data.listing import CAPTION_EXTENSIONS, Listing, folder_of
 from lorakit.errors import UserError
 from lorakit.files import write_atomic, write_json
+from lorakit.files.disk import read_file
 from lorakit.project import Project
 
 # Names on disk, which projects of earlier versions have, too.
@@ -54,11 +55,11 @@ def batches(project: Project) -> list[Batch]:
 
 def _read(file: Path) -> Batch | None:
     try:
-        record = json.loads(file.read_bytes().decode("utf-8", "surrogatepass"))
+        record = json.loads(read_file(file).decode("utf-8", "surrogatepass"))
         # a record edited by hand must not move files outside of the two folders
         inside = (name for name in record["files"] if not {"..", "/"} & set(PurePosixPath(name).parts))
         return Batch(file.parent, record["source"], tuple(inside), dict(record["rewritten"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lorakit.files.disk import disk_errors
+from lorakit.files.disk import DamagedFile, disk_errors
 
 MACHINE = "".join(c if c.isalnum() or c == "-" else "_" for c in socket.gethostname())[:40]
 
@@ -61,17 +62,28 @@ def short_name(name: str) -> str:
     return name if len(raw) <= 160 else hashlib.sha256(raw).hexdigest()
 
 
+def open_lock(lock: Path) -> BinaryIO:
+    """A file that is locked with flock, opened to append, unbuffered; made with its folder if need be.
+
+    It is never emptied here and never deleted: another process could hold a lock on the deleted file while a third one
+    locks a new file of the same name. Raises DiskError, and DamagedFile for a pipe or a folder.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    with disk_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedFile(f"{lock} is a pipe or a device, not a file: remove it, then run this again.")
+    return open(descriptor, "ab+", buffering=0)
+
+
 @contextmanager
 def try_lock(lock: Path) -> Iterator[bool]:
     """Hold the flock on a file while this lasts; False when it is held already. Where a file system has no locks, one
     process at a time has to do.
     """
-    with disk_errors(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        # "ab" creates the file and never empties it. It is not deleted afterwards: another process could
-        # hold a lock on the deleted file while a third one locks a new file of the same name.
-        file = open(lock, "ab")
-    with file:
+    with open_lock(lock) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = True
@@ -84,13 +96,16 @@ def try_lock(lock: Path) -> Iterator[bool]:
 def is_locked(lock: Path) -> bool:
     """Whether a living process holds the flock on this file; it is gone when its holder dies, however it dies."""
     try:
-        with open(lock, "rb") as file:
-            # A shared lock: two processes that only look do not see each other as holders.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    try:
+        # A shared lock: two processes that only look do not see each other as holders.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lorakit.files import write_json
+from lorakit.files.disk import read_json
 
 # Bytes that are read at a time.
 BLOCK = 1 << 22
@@ -22,7 +23,7 @@ def file_digest(files: list[Path]) -> str:
     """One SHA-256 for the contents of several files in their order, in hexadecimal."""
     memo = memo_file()
     try:
-        digest_of = json.loads(memo.read_text(encoding="utf-8"))
+        digest_of = read_json(memo)
     # A damaged file costs time only: the digests are computed again.
     except (FileNotFoundError, ValueError):
         digest_of = {}
@@ -33,9 +34,11 @@ def file_digest(files: list[Path]) -> str:
         key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in digest_of:
             digest_of[key] = _sha256(file)
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            # After each file, as the next one may take minutes and be interrupted.
-            write_json(memo, digest_of)
+            # After each file, as the next one may take minutes and be interrupted. A home that cannot be written costs
+            # time only.
+            with suppress(OSError):
+                memo.parent.mkdir(parents=True, exist_ok=True)
+                write_json(memo, digest_of)
         digests.append(digest_of[key])
     return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 

@@ -11,6 +11,7 @@ import yaml
 from lorakit.config import load_yaml
 from lorakit.errors import UserError
 from lorakit.files import write_atomic
+from lorakit.files.disk import read_file
 from lorakit.project import Project
 
 # px; a smaller box is a slip of the mouse.
@@ -111,7 +112,7 @@ class Boxes:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             # First the copy for undo: when the second write fails, the boxes are still unchanged.
-            write_atomic(self._before, self.file.read_bytes() if self.file.exists() else HEAD)
+            write_atomic(self._before, read_file(self.file) if self.file.exists() else HEAD)
             write_atomic(self.file, _text(boxes))
         except OSError as error:
             raise BoxError(f"The box was not saved: {self.file} cannot be written ({error}).") from error
@@ -137,7 +138,7 @@ def _text(boxes: dict[str, tuple[Box, ...]]) -> str:
 
 def _read(file: Path) -> dict[str, tuple[Box, ...]]:
     try:
-        content = load_yaml(file.read_text(encoding="utf-8"), str(file))
+        content = load_yaml(read_file(file).decode("utf-8"), str(file))
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:

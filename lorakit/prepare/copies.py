@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from lorakit.data.listing import Note
 from lorakit.files import write_atomic
 from lorakit.files.copying import sha256_of
+from lorakit.files.disk import read_file
 
 
 class Copies:
@@ -24,11 +25,11 @@ class Copies:
         self.keys: dict[str, str] = {}
         # file -> digests that it may have, the newest last
         self._written: dict[str, list[str]] = {}
-        text = record.read_text(encoding="utf-8") if record.exists() else ""
+        text = read_file(record).decode("utf-8", "replace") if record.exists() else ""
         for line in text.splitlines():
             try:
-                name, key, content = json.loads(line)
-            except ValueError:
+                name, key, content = map(str, json.loads(line))
+            except (ValueError, TypeError, RecursionError):
                 # A line torn by a kill: its file was not begun yet.
                 continue
             self.keys[name] = key

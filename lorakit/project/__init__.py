@@ -73,7 +73,9 @@ class Run:
         """Steps that have a LoRA file, in ascending order."""
         # Six digits or more: foreign files and `.part` files in the folder do not match.
         matches = (
-            re.fullmatch(rf"{re.escape(self.name)}-(\d{{6,}})", p.stem) for p in self.loras.glob("*.safetensors")
+            re.fullmatch(rf"{re.escape(self.name)}-(\d{{6,}})", file.stem)
+            for file in self.loras.glob("*.safetensors")
+            if file.is_file()
         )
         return sorted(int(match[1]) for match in matches if match)
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from lorakit.errors import UserError
-from lorakit.files import NO_LOCKS, is_locked, write_json
+from lorakit.files import NO_LOCKS, is_locked, open_lock, write_json
+from lorakit.files.disk import read_json
 from lorakit.machine import host
 from lorakit.project import ProjectError, Run
 
@@ -49,10 +50,13 @@ class Trainer:
     memory_kills: int
     # Offset in trainer.log (bytes) at which its output begins; -1: it prints to a terminal or a notebook.
     log: int
+    # Bytes of the run's events when it began: what it logged lies behind, however the clock jumps. -1: of an earlier
+    # version.
+    logged: int = -1
 
     @classmethod
-    def of(cls, pid: int, log: int = -1) -> Trainer:
-        """A process of this machine that starts to train now."""
+    def of(cls, pid: int, run: Run, log: int = -1) -> Trainer:
+        """A process of this machine that starts to train a run now."""
         return cls(
             pid=pid,
             process=host.process_start(pid),
@@ -61,6 +65,7 @@ class Trainer:
             begun=round(time.time(), 3),
             memory_kills=host.memory_kills(),
             log=log,
+            logged=run.log.stat().st_size if run.log.exists() else 0,
         )
 
     @property
@@ -80,7 +85,7 @@ def lock_run(run: Run) -> Iterator[None]:
     with inherited or locked(run) as lock:
         # `jobs.start` signs for the process that it starts; any other trainer signs for itself.
         if inherited is None or last_trainer(run) is None:
-            sign(lock, Trainer.of(os.getpid()))
+            sign(lock, Trainer.of(os.getpid(), run))
         ended = threading.Event()
         heart = threading.Thread(target=_beat, args=(run, ended), daemon=True)
         heart.start()
@@ -100,7 +105,7 @@ def locked(run: Run) -> BinaryIO:
         raise ProjectError(f"There is no run {run.name!r} in {run.project.folder}: it has no config yet.")
     with contextlib.ExitStack() as unless_taken:
         # The file is never removed: another process may have it open, and would then lock a file nobody sees.
-        lock = open(run.lock, "ab+", buffering=0)
+        lock = open_lock(run.lock)
         unless_taken.enter_context(lock)
         _take(run, lock)
         lock.truncate(0)
@@ -118,7 +123,7 @@ def sign(lock: BinaryIO, trainer: Trainer) -> None:
 def last_trainer(run: Run) -> Trainer | None:
     """Who signed the run's lock last; None when nobody did yet."""
     try:
-        return Trainer(**json.loads(run.lock.read_bytes()))
+        return Trainer(**read_json(run.lock))
     # TypeError: signed by another version, which has other fields.
     except (FileNotFoundError, ValueError, TypeError):
         return None
@@ -205,23 +210,29 @@ class Heartbeat:
     pid: int
     memory: host.Memory | None  # of the host
     memory_kills: int
+    # Start time of the process; "": of an earlier version.
+    process: str = ""
 
 
 def last_heartbeat(run: Run, trainer: Trainer) -> Heartbeat | None:
     """The newest heartbeat of this trainer; None when it died before its first."""
     try:
-        stored = json.loads((run.folder / HEARTBEAT).read_bytes())
+        stored = read_json(run.folder / HEARTBEAT)
         beat = Heartbeat(**{**stored, "memory": stored["memory"] and host.Memory(**stored["memory"])})
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
-    # An earlier trainer may have had the same process number.
-    return beat if beat.pid == trainer.pid and beat.time >= trainer.begun else None
+    # An earlier trainer may have had the same process number; times are no proof, as clocks jump.
+    is_same = beat.process == trainer.process if beat.process else beat.time >= trainer.begun
+    return beat if beat.pid == trainer.pid and is_same else None
 
 
 def _beat(run: Run, ended: threading.Event) -> None:
     """Write a heartbeat every few seconds: the last one shows how much memory was left when the trainer died."""
+    pid = os.getpid()
+    process = host.process_start(pid)
     while True:
-        beat = Heartbeat(time=time.time(), pid=os.getpid(), memory=host.memory(), memory_kills=host.memory_kills())
+        kills = host.memory_kills()
+        beat = Heartbeat(time=time.time(), pid=pid, memory=host.memory(), memory_kills=kills, process=process)
         # A full disk is no reason to stop training.
         with contextlib.suppress(OSError):
             write_json(run.folder / HEARTBEAT, dataclasses.asdict(beat))

@@ -193,7 +193,10 @@ def read_config(run: Run) -> RunConfig:
             + (f"; its runs are {names}." if names else ", which has no runs yet.")
         )
     settings = read_yaml(run.config_file)
-    return configure(read_as_begun(settings) if run.record_file.exists() else settings)
+    try:
+        return configure(read_as_begun(settings) if run.record_file.exists() else settings)
+    except ConfigError as error:
+        raise ConfigError(f"{run.config_file}: {error}") from None
 
 
 def read_as_begun(settings: dict[str, Any]) -> dict[str, Any]:

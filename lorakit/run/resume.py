@@ -16,7 +16,7 @@ from lorakit.run import checkpoint
 from lorakit.run.config import RunConfig, configure, read_as_begun
 
 # Keys of the record that are not compared.
-NOT_INPUTS = ("steps_per_epoch", "history")
+NOT_INPUTS = ("steps_per_epoch", "history", "threads")
 # Differences that a message lists; a new dataset would fill the screen.
 SHOWN = 20
 

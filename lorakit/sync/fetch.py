@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lorakit.files import write_json
 from lorakit.files.copying import copy_verified
+from lorakit.files.disk import read_file, read_json
 from lorakit.hub.files import ModelFileError, verify_safetensors
 from lorakit.project import Project
 
@@ -24,7 +25,7 @@ def enqueue(project: Project, files: dict[str, int]) -> None:
 def queued(project: Project) -> dict[str, int]:
     """Files still to download, and their bytes."""
     try:
-        files = json.loads((project.sync / "wanted.json").read_bytes())
+        files = read_json(project.sync / "wanted.json")
     except (FileNotFoundError, ValueError):
         return {}
     done = downloaded(project)
@@ -34,10 +35,10 @@ def queued(project: Project) -> dict[str, int]:
 def downloaded(project: Project) -> dict[str, list[int]]:
     """Downloaded files: name -> [bytes, mtime in ns] of the local copy; [] for one that was skipped."""
     file, entries = project.sync / "brought.jsonl", {}
-    for line in file.read_bytes().splitlines() if file.exists() else []:
+    for line in read_file(file).splitlines() if file.exists() else []:
         try:
             name, stamp = json.loads(line)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             # A line torn by a kill: that file is downloaded again.
             continue
         entries[name] = stamp

@@ -16,6 +16,7 @@ from typing import Any
 from lorakit.files import write_atomic
 from lorakit.files.archive import tar_bytes
 from lorakit.files.copying import sha256_of, wipe, write_verified
+from lorakit.files.disk import read_json
 from lorakit.project import Project
 
 # folder on the remote
@@ -102,7 +103,7 @@ def new_record() -> dict[str, Any]:
 def record(project: Project, folder: str) -> dict[str, Any]:
     """What this machine knows about a folder's archives."""
     try:
-        return json.loads((project.sync / f"{folder}.json").read_bytes())
+        return read_json(project.sync / f"{folder}.json")
     except (FileNotFoundError, ValueError):
         return new_record()
 

@@ -17,6 +17,7 @@ from typing import Any
 from lorakit.files import write_json
 from lorakit.files.archive import ArchiveError
 from lorakit.files.copying import append_verified, blocks, copy_verified, is_abandoned, wipe, write_verified
+from lorakit.files.disk import read_json
 from lorakit.project import Project, Run
 from lorakit.run.checkpoint import COMPLETE, STATE
 from lorakit.sync import packs
@@ -45,7 +46,7 @@ class Sent:
     def of(cls, project: Project) -> Sent:
         """Read the record; an empty one if it is damaged: then everything is uploaded or verified again."""
         try:
-            stored = json.loads((project.sync / "sent.json").read_bytes())
+            stored = read_json(project.sync / "sent.json")
             sent = cls(stored["files"], stored["states"], stored["home"])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             sent = cls()
@@ -131,7 +132,7 @@ def states(run: Run) -> dict[str, tuple[str, int]]:
     for folder in sorted(run.states.glob("[0-9]*"), reverse=True):
         # The trainer may have rotated it away just now, or its mark is damaged.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            mark = json.loads((folder / COMPLETE).read_bytes())
+            mark = read_json(folder / COMPLETE)
             by_step[folder.name] = (mark["sha256"], mark["bytes"])
     return by_step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 
 from lorakit.files import write_json
 from lorakit.files.copying import CorruptCopy, copy_verified
+from lorakit.files.disk import read_json
 from lorakit.project import Run
 from lorakit.run.checkpoint import COMPLETE, STATE
 from lorakit.sync import fetch, pending
@@ -169,7 +169,7 @@ class Restore:
 def _mark(folder: Path) -> tuple[dict[str, Any], str]:
     """The mark of a remote state, and why the state cannot be used, or ""."""
     try:
-        mark = json.loads((folder / COMPLETE).read_bytes())
+        mark = read_json(folder / COMPLETE)
         size, _ = mark["bytes"], mark["sha256"]
     except FileNotFoundError:
         return {}, f"{COMPLETE} is missing, so it was not written to the end"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from lorakit.errors import UserError
 from lorakit.files import is_locked, write_json
+from lorakit.files.disk import read_json
 from lorakit.machine.host import child_environment
 from lorakit.project import Project, Run
 from lorakit.sync import packs
@@ -99,7 +99,7 @@ def standing(project: Project) -> Standing | None:
     if project.remote is None:
         return None
     try:
-        stored = json.loads((project.sync / "standing.json").read_bytes())
+        stored = read_json(project.sync / "standing.json")
         current = Standing(**{**stored, "notes": tuple(stored["notes"])})
     except (FileNotFoundError, ValueError, TypeError, LookupError):
         current = Standing(_confirmed(project, Sent.of(project)), *left(project, Sent.of(project)), "", 0.0, 0.0, False)
@@ -115,14 +115,14 @@ def settle(project: Project, timeout: float) -> Iterator[Standing]:
 
     Ends after `timeout` seconds at the latest. All is safe if the last standing has files_left == 0.
     """
-    started = time.time()
+    started, until = time.time(), time.monotonic() + timeout
     while (state := standing(project)) is not None:
         start(project)
         project.sync.mkdir(parents=True, exist_ok=True)
         # The service reads this file's mtime; touched twice a second while somebody waits.
         (project.sync / "hurry").touch()
         yield state
-        if time.time() - started >= timeout or (state.files_left == 0 and state.seen > started and not state.trouble):
+        if time.monotonic() >= until or (state.files_left == 0 and state.seen > started and not state.trouble):
             return
         time.sleep(0.5)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lorakit.data import DataConfig
 from lorakit.data.caption_files import MAX_CAPTION_BYTES, with_bom
 from lorakit.data.scan import Sample, scan
+from lorakit.files.disk import read_file
 from lorakit.tags.edits import SEPARATOR, CaptionEditError
 
 # A caption that is being written; one at a time in a folder.
@@ -125,7 +126,7 @@ def caption_content(text: str) -> str:
 def read_content(file: Path) -> str | None:
     """The whole content of a caption file, bytes that are not UTF-8 as surrogates; None when there is no file."""
     try:
-        return file.read_bytes().decode("utf-8", "surrogateescape")
+        return read_file(file).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorakit.files import NO_LOCKS, write_atomic
+from lorakit.files import NO_LOCKS, open_lock, write_atomic
+from lorakit.files.disk import DamagedFile, read_file, read_json
 from lorakit.tags.edits import CaptionEditError, Edit, Entry
 from lorakit.tags.files import caption_content, fsync
 
@@ -44,9 +45,7 @@ class HistoryFile:
     def new(self) -> list[Entry]:
         """The finished entries since the last call, oldest first; a line torn by a killed process is skipped."""
         try:
-            with open(self.file, "rb") as lines:
-                lines.seek(self._offset)
-                data = lines.read()
+            data = read_file(self.file)[self._offset :]
         except FileNotFoundError:
             return []
         # we hold the lock, so the process that wrote half a line is dead: end the line before adding others
@@ -105,7 +104,7 @@ class HistoryFile:
             self.last = max(self.last, record["number"])
             if record["of"] == self.dataset:
                 self.pending = _entry(record)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             # Torn or damaged: the caption files themselves show what they hold.
             pass
         return None
@@ -158,10 +157,10 @@ class FirstCaptions:
 
     def _read(self) -> dict:
         try:
-            return json.loads(self.file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return read_json(self.file)
+        except DamagedFile as error:
             raise CaptionEditError(
-                f"{self.file} is damaged ({error}). It holds the first captions of all images: restore it from a "
+                f"{error} It holds the first captions of all images: restore it from a "
                 f"copy, or move the folder {self.file.parent} away, which ends the history; the captions stay."
             ) from None
 
@@ -173,13 +172,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises CaptionEditError when another process holds the lock for LOCK_TIMEOUT, and where nothing can be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # the name is fixed: other versions of lorakit lock the same file
-        lock = open(folder / "book.lock", "ab")
+        lock = open_lock(folder / "book.lock")
     except OSError as error:
         raise CaptionEditError(
-            f"{folder} cannot be written ({error.strerror}): the edit history is stored there. Allow writing, or free "
-            "some space."
+            f"{folder / 'book.lock'} cannot be written ({error.strerror}): the edit history is stored there. Allow "
+            "writing, or free some space."
         ) from error
     deadline = time.monotonic() + LOCK_TIMEOUT
     with lock:

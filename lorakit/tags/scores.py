@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorakit.errors import UserError
+from lorakit.files.disk import read_file
 from lorakit.project import Project
 
 # Lower scores are not stored: thresholds begin here, and a tagger has ten thousand tags.
@@ -102,12 +103,13 @@ def _lines(file: Path) -> Iterator[dict]:
     """The whole lines of a file, none if it is missing; lines torn by a killed process are skipped."""
     if not file.exists():
         return
-    with open(file, "rb") as lines:
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+    for line in read_file(file).splitlines():
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(content, dict):
+            yield content
 
 
 def _append(file: Path, lines: list[dict]) -> None:

@@ -88,7 +88,7 @@ def start(run: Run) -> bool:
                 trainer = subprocess.Popen(
                     command, stdin=lock, stdout=log, stderr=log, env=host.child_environment(), start_new_session=True
                 )
-                sign(lock, Trainer.of(trainer.pid, log=begin))
+                sign(lock, Trainer.of(trainer.pid, run, log=begin))
             # waits for the process, so that it leaves no zombie
             threading.Thread(target=trainer.wait, daemon=True).start()
     except RunBusy:
@@ -193,11 +193,18 @@ def history(run: Run) -> tuple[str, list[tuple[float, Event]]]:
     if was_alive or is_alive(run):
         return "running", log
     time_of_last, last = log[-1] if log else (0.0, None)
-    if trainer is not None and trainer.begun > time_of_last:
+    if trainer is not None and _logged_nothing(run, trainer, time_of_last):
         # it died before its first event; those in the log are of a trainer before it
         return "cut", log
     ends = {type(None): "new", Stopped: "stopped", Finished: "finished", Failed: "failed"}
     return ends.get(type(last), "cut"), log
+
+
+def _logged_nothing(run: Run, trainer: Trainer, time_of_last: float) -> bool:
+    """Whether a trainer ended before its first event: by the size of the log, as clocks jump."""
+    if trainer.logged < 0:
+        return trainer.begun > time_of_last
+    return (run.log.stat().st_size if run.log.exists() else 0) <= trainer.logged
 
 
 def fate(run: Run) -> str:

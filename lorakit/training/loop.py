@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ def train(run: Run) -> Iterator[Event]:
     >>> [type(event).__name__ for event in train(open_run("my-project"))]
     ['Started', 'Finished']
     """
+    _refuse_several_processes()
     with lock_run(run), stop_signals() as stop:
         try:
             with run_disk_errors(run):
@@ -60,6 +62,15 @@ def train(run: Run) -> Iterator[Event]:
             with suppress(OSError):
                 events.append(run.log, Failed(reason=str(error)), time=time.time())
             raise
+
+
+def _refuse_several_processes() -> None:
+    """Raise UserError in a process that torchrun or accelerate started with others: one process trains a run."""
+    if (count := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+        raise UserError(
+            f"{count} processes were started to train together (WORLD_SIZE={count}), and a run is trained by one, on "
+            "one GPU. Start it without torchrun or accelerate launch: lorakit train PROJECT."
+        )
 
 
 class Session:
@@ -106,6 +117,7 @@ class Session:
         inputs = self._inputs()
         # Before any encoding, which may take minutes.
         check_unchanged(self.run, inputs, self.stage.number)
+        yield from _other_threads(self.run, inputs, self.precision.device, self.latest.folder is not None)
         # prompts may change between sessions, what else is warned of may not
         per_epoch = [stage.plan.steps_per_epoch for stage in self.stages]
         doubts = prompt_warnings(self.config) if self.latest.folder else setting_warnings(self.config, per_epoch)
@@ -329,6 +341,22 @@ class Session:
 
     def _explained(self, doing: str, otherwise: str = "") -> AbstractContextManager[None]:
         return explained(self.stage.config, self.precision.device, doing, otherwise=otherwise)
+
+
+def _other_threads(run: Run, inputs: dict[str, Any], device: Any, has_state: bool) -> Iterator[Warned]:
+    """Add the number of CPU threads to the inputs; a warning, once, when the run was trained with another one."""
+    import torch
+
+    if device.type != "cpu":
+        return
+    inputs["threads"] = now = torch.get_num_threads()
+    before = load_record(run).get("threads", now)
+    if has_state and now != before:
+        yield Warned(
+            text=f"This session computes with {now} CPU threads, the one before it with {before}: sums are rounded in "
+            "another order, so the last digits of the result may differ. For the same bits stop, set "
+            f"OMP_NUM_THREADS={before} and train again."
+        )
 
 
 def _dataset_notes(stages: Sequence[Stage], model: Any) -> Iterator[Warned]:

@@ -22,6 +22,7 @@ from lorakit import __version__
 from lorakit.errors import UserError
 from lorakit.events import Event, Finished, Progress, Sampled, Saved, Started, Stepped
 from lorakit.files import write_json
+from lorakit.files.disk import read_json
 from lorakit.machine import host
 from lorakit.machine.host import child_environment
 from lorakit.optimizers import RATES
@@ -115,7 +116,7 @@ def remembered(config: RunConfig, project: Project) -> Probed | None:
 
 def _results(project: Project) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads((project.folder / "probes.json").read_text(encoding="utf-8"))
+        return read_json(project.folder / "probes.json")
     # a damaged file costs a minute for another probe
     except (FileNotFoundError, ValueError):
         return {}

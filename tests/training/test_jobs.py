@@ -263,7 +263,7 @@ def test_a_kill_for_memory_is_known_by_the_kernels_count(gone, monkeypatch):
 
 def test_the_heartbeat_of_another_trainer_is_not_believed(gone):
     gone("heartbeat.json", memory={"available": 0, "total": 12_700_000_000})
-    assert "was killed by another program" in jobs.fate(gone("heartbeat.json", time=0.0))
+    assert "was killed by another program" in jobs.fate(gone("heartbeat.json", process="another"))
 
 
 @pytest.mark.parametrize("change", [{"boot": "another"}, {"host": "another"}])

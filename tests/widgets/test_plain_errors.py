@@ -50,3 +50,24 @@ def test_a_cell_that_showed_such_an_error_has_failed():
     )
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="no"):
         nbclient.NotebookClient(notebook, timeout=60).execute()
+
+
+def test_an_error_of_a_click_or_a_field_is_shown_below_its_form():
+    kit = "import lorakit.project, ipywidgets\nfrom widgets.plain import show\n"
+    kit += "text, button = ipywidgets.Text(), ipywidgets.Button()\nshow(ipywidgets.VBox([text, button]))\n"
+    kit += "def full(*_):\n    raise OSError(28, 'No space left on device', '/p/settings.yaml')\n"
+    kit += "def fault(*_):\n    raise KeyError('a fault')\n"
+    kit += "text.observe(full, 'value'); button.on_click(fault)"
+    look = "from widgets import plain\nprint([line.value for line in plain._LINES.values()])"
+    field = "text._handle_msg({'content': {'data': {'method': 'update', 'state': {'value': 'x'}}}})"
+    *_, [after_field], _, [after_click] = outputs_of(FIRST, kit, field, look, "button.click()", look)
+    assert "/p/settings.yaml cannot be written: the disk is full" in after_field.text
+    assert "Fault of lorakit" in after_click.text and "lorakit-error-" in after_click.text
+
+
+def test_a_full_disk_in_a_cell_is_a_sentence_and_a_fault_of_the_kit_a_report():
+    full = "import lorakit.files\nfrom pathlib import Path\nlorakit.files.write_atomic(Path('/dev/null/x'), 'x')"
+    fault = "from lorakit.data.captions import tags_of\ntags_of(5)"
+    _, [shown], [report] = outputs_of(FIRST, full, fault)
+    assert "/dev/null/x cannot be used" in shown.data["text/html"]
+    assert "Fault of lorakit" in report.data["text/html"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from lorakit import events
 from lorakit.events import Event, Failed, Finished, Progress, Sampled, Saved, Started, Stepped, Stopped, Warned
 from lorakit.training.status import smoothed
 
 PACE = 500  # newest steps, from which the time left is estimated
+JUMP = 3600.0  # s between two steps, beyond which the clock was set
 RATE = 20  # newest steps, over which images/s are averaged
 
 
@@ -96,17 +98,21 @@ class History:
 
     def images_per_second(self) -> float:
         """Mean over the newest steps, 0.0 before the first."""
-        recent = [self.steps[step] for _, step in list(self.pace)[-RATE:] if step in self.steps]
+        recent = [self.steps[step].images_per_second for _, step in list(self.pace)[-RATE:] if step in self.steps]
+        recent = [rate for rate in recent if rate > 0]
         # The harmonic mean: steps hold equally many images, so that times are averaged and not speeds.
-        return len(recent) / sum(1 / event.images_per_second for event in recent) if recent else 0.0
+        return len(recent) / sum(1 / rate for rate in recent) if recent else 0.0
 
     def seconds_left(self) -> float | None:
         """Until the last step at the pace of this session, with saves and samples; None before its second step."""
         # The start and two steps: the first step alone is slow and would say little.
         if len(self.pace) < 3:
             return None
-        (start, first), (now, last) = self.pace[0], self.pace[-1]
-        return (now - start) / max(1, last - first) * (self.total - last)
+        times, (last,) = [time for time, _ in self.pace], self.pace[-1][1:]
+        spans = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        # a clock that is set jumps by hours, forwards or backwards; saves and samples take less
+        spans = [span for span in spans if 0 <= span <= max(JUMP, 100 * median(spans))]
+        return sum(spans) / len(spans) * (self.total - last) if spans else None
 
     def epoch_of(self, step: int) -> int | None:
         """The epoch that a step belongs to, as logged."""
