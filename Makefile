@@ -1,7 +1,7 @@
 # Each target makes .venv if it has to, and says what it does. `make PYTHON=python3.12 test` picks the Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint map slow gpu browser colab clean install packages notebooks zip
+.PHONY: help demo test lab lint map slow gpu pretended browser colab clean install packages notebooks zip
 
 # On Linux PyPI's torch brings gigabytes of CUDA; without an NVIDIA driver the CPU build does. A mirror can be named here.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -29,6 +29,7 @@ help:
 	@echo "make map     write the lists of rooms and files in ARCHITECTURE.md"
 	@echo "make slow    run the tests that take minutes"
 	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small GPUs"
+	@echo "make pretended  run every GPU path on a device that calls itself CUDA and computes in host memory (needs g++)"
 	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in screenshots/"
 	@echo "make colab   install on top of what Colab has preinstalled, check that none of it changes, and test there"
 	@echo "make zip     pack the kit into lorakit.zip, for Colab: upload it to Google Drive or to Colab's Files"
@@ -64,6 +65,12 @@ gpu: install
 	@$(RUN) -m pytest -m "gpu or not slow"
 	@$(RUN) benchmarks/train_step.py --device cuda --precision bf16 --model sd15 --px 512
 	@$(RUN) benchmarks/memory.py --fp16-steps 300
+
+pretended: install
+	@echo "Running every GPU path on a pretended CUDA device (2 minutes, and 20 s once to compile it)."
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests/pretended $(RUN) -m pytest -p pretended_cuda -m pretended \
+		--numprocesses=auto --maxprocesses=4 --dist=worksteal \
+		tests/pretended
 
 browser: install
 	@echo "Running the notebooks in JupyterLab in a headless Chromium; screenshots go to screenshots/ (minutes)."
