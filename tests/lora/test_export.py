@@ -418,7 +418,8 @@ def of_diffusers(base: Path):
     """diffusers' own pipeline of a base, modular or not."""
     if (base / "modular_model_index.json").exists():
         pipeline = ModularPipeline.from_pretrained(str(base))
-        pipeline.load_components()
+        # diffusers before 0.40 writes the folder's own path into its index, where a copy of the folder is not found.
+        pipeline.load_components(pretrained_model_name_or_path=str(base))
         return pipeline
     return DiffusionPipeline.from_pretrained(base)
 

@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from sittings import assert_same_end, at, family_settings, new_run, rates, until
+from sessions import assert_same_end, at, family_settings, new_run, rates, until
 
 from lorakit import optimizers
 from lorakit.diffusion import ddpm
