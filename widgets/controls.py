@@ -202,8 +202,9 @@ def control(layouts: Layouts, setting: tuple[type[Config], str], options: Iterab
         area = ipywidgets.Textarea(rows=3, placeholder=say("one per line"), **wide)
         return Plain(area, "\n".join, lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
     # tables, and lists of tables, are written as YAML
+    kind = typing.get_origin(value_type) or value_type
     area = ipywidgets.Textarea(rows=2, placeholder="YAML", continuous_update=False, **wide)
-    return Plain(area, _yaml, lambda text: _structured(text, dict if value_type is dict else tuple))
+    return Plain(area, _yaml, lambda text: _structured(text, kind))
 
 
 def number_text(value: Any, scientific: bool) -> str:
