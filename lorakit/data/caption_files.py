@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorakit.files.disk import DamagedFile, read_file
+from lorakit.files.disk import read_file
 
 # bytes of one caption file
 MAX_CAPTION_BYTES = 1_000_000
@@ -71,8 +71,8 @@ def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
         if file.stat().st_size > MAX_CAPTION_BYTES:
             return Caption("", file, "", f"it has more than {MAX_CAPTION_BYTES / 1e6:.0f} MB, too much for a caption")
         text, encoding = decode(read_file(file), among_chinese=among_chinese)
-    except (OSError, DamagedFile) as error:
-        return Caption("", file, "", f"it cannot be read ({getattr(error, 'strerror', error)})")
+    except OSError as error:
+        return Caption("", file, "", f"it cannot be read ({error.strerror or error})")
     except UnknownEncoding as error:
         return Caption("", file, "", str(error))
     lines = [line.strip().rstrip(",") for line in text.strip().splitlines()]
@@ -275,8 +275,8 @@ def read_caption_json(file: Path, image: str = "", reading: int = 2) -> CaptionJ
             return CaptionJson(file, error=f"it has more than {MAX_BOOK / 1e6:.0f} MB")
         text = decode(read_file(file))[0]
         content = _table(text, file.suffix.lower()) if file.suffix.lower() != ".json" else json.loads(text)
-    except (OSError, DamagedFile) as error:
-        return CaptionJson(file, error=f"it cannot be read ({getattr(error, 'strerror', error)})")
+    except OSError as error:
+        return CaptionJson(file, error=f"it cannot be read ({error.strerror or error})")
     except UnknownEncoding as error:
         return CaptionJson(file, error=str(error))
     # Thousands of nested brackets, as in a file made to break parsers.

@@ -64,7 +64,7 @@ class DiskFull(DiskError):
     """The disk is full."""
 
 
-class DamagedFile(UserError):
+class DamagedFile(DiskError):
     """A file is not what it should be: no plain file, far too large, or not of its format."""
 
 
@@ -135,7 +135,9 @@ def read_file(path: Path, most: int = MOST) -> bytes:
 
 
 def _no_file(path: Path, what: str) -> DamagedFile:
-    return DamagedFile(f"{path} cannot be read: it is {what}, not a file. Move it away, then run this again.")
+    damaged = DamagedFile(f"{path} cannot be read: it is {what}, not a file. Move it away, then run this again.")
+    damaged.strerror, damaged.reason = f"it is {what}", f"{path}: it is {what}"
+    return damaged
 
 
 def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
