@@ -116,7 +116,8 @@ def _text(report: Report, fix_command: str) -> str:
         lines += [f"    {name}  {finding.details.get(name, '')}".rstrip() for name in names[:SHOWN]]
         lines += [f"    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
         if finding.fix:
-            answer = " --answer ENCODING" * bool(FIXES[finding.fix].answers)
+            likely = finding.fields.get("encoding", "ENCODING")
+            answer = f" --answer {likely}" * bool(FIXES[finding.fix].answers)
             lines.append(f"  → {fix_command} {finding.kind}{answer}\n    {FIXES[finding.fix].help}")
     return "\n".join([*lines, "", _verdict(report)]).strip()
 

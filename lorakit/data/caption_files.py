@@ -194,6 +194,7 @@ def _perhaps(data: bytes) -> str:
         "cp932": "Shift-JIS",
         "cp949": "Korean",
         "cp1252": "Latin-1",
+        "cp1251": "Cyrillic",
     }
     candidates = []
     for encoding, name in names.items():

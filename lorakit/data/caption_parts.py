@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # kohya's separators: everything before the first stays in place under shuffling, the second holds tags together.
 KEEP_SEPARATOR, TAG_SEPARATOR = "|||", ";;;"
@@ -59,6 +60,15 @@ def tags_of(caption: str) -> list[str]:
 def is_sentence(part: str) -> bool:
     """Whether a part of a caption is no tag but a sentence: it ends as one, or has many words."""
     return part.endswith((".", "。")) or len(part.split()) > MAX_WORDS
+
+
+def are_alternatives(lines: Sequence[str]) -> bool:
+    """Whether each line may be a caption of its own: no paragraphs, no list of single tags, not sentences alone."""
+    if len(lines) < 2 or not all(lines):
+        return False
+    parts = [parts_of(line) for line in lines]
+    is_list = all(len(own) == 1 and not is_sentence(own[0]) for own in parts)
+    return not is_list and not all(line.endswith((".", "!", "?", "。")) for line in lines)
 
 
 def _beginning(text: str) -> int | None:

@@ -81,8 +81,8 @@ class CaptionSources:
             return self._note("unread captions" if is_ours else "caption json", book.file, f"left out, {book.error}.")
         lost = [key for key in book.unread if images_of[key] and images_of[key][0] not in self.captions]
         if lost and book.unread[lost[0]] != "nothing":
-            what = book.unread[lost[0]] if is_beside else f"of {lost[0][:80]!r} it has {book.unread[lost[0]]}"
-            text = f"the captions of {len(lost)} images are not understood: {what}; {', '.join(TEXT_KEYS)} are."
+            place = "" if is_beside else f" for {lost[0][:80]!r} (of {len(lost)} such images)"
+            text = f"left out, it has {book.unread[lost[0]]}{place}; {', '.join(TEXT_KEYS)} would be read."
             self._note("unread captions", book.file, text)
 
     def _take(self, book: CaptionJson, images_of: dict[str, list[Path]]) -> None:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import PurePosixPath
 
-from lorakit.data.caption_parts import KEEP_SEPARATOR, is_sentence, parts_of, tags_of
+from lorakit.data.caption_parts import KEEP_SEPARATOR, is_sentence, tags_of
 from lorakit.data.captions import has_word, spelled_out, too_long_captions
 from lorakit.data.listing import repeats_of
 from lorakit.data.scan import Sample
 from lorakit.examine.facts import Facts
 from lorakit.examine.finding import CheckResult
-from lorakit.examine.spelling import QUALITY, same_tag
+from lorakit.examine.spelling import QUALITY, same_tag, without_syntax
 from lorakit.tags import suspects
 
 # With fewer captions, tags in just one or in nearly all of them mean nothing.
@@ -69,7 +69,7 @@ def trigger_late(facts: Facts) -> CheckResult:
         first = len(triggers)
         if KEEP_SEPARATOR in (text := spelled_out(sample.written, sample.trigger, facts.config)):
             first = len(tags_of(text.partition(KEEP_SEPARATOR)[0]))
-        if set(triggers) & set(tags[first:]):
+        if set(triggers) & set(tags[first:]) and sample.name not in facts.alternatives:
             captions[sample.name] = sample.written
     return CheckResult(tuple(captions), captions, fields={"trigger": _triggers(facts, captions)})
 
@@ -80,32 +80,39 @@ def _triggers(facts: Facts, names: Container[str]) -> str:
 
 
 def trigger_shared(facts: Facts) -> CheckResult | None:
-    """Concept folders that get the trigger word although all of their captions begin with another tag."""
+    """Concept folders that get the trigger word although it is another's."""
     folders = _foreign_folders(facts)
-    details = {folder: f"→ {facts.tags[names[0]][0]}" for folder, names in folders.items()}
+    details = {folder: f"→ {_own_tag(facts, names)}" for folder, names in folders.items()}
     return CheckResult(details=details, fields={"folders": len(folders), "trigger": facts.config.trigger})
 
 
 def _foreign_folders(facts: Facts) -> dict[str, list[str]]:
-    """Concept folder -> its captioned images, of folders whose captions all begin with one tag that is not the trigger
-    word that they would get, while other folders do have it.
+    """Concept folder -> its images, of folders whose captions lack the trigger word that they get: they all begin with
+    another tag, or there are none, and the trigger word is the name of another folder.
     """
     by_folder: dict[str, list[Sample]] = {}
     for sample in facts.samples:
-        if facts.tags.get(sample.name):
-            by_folder.setdefault(PurePosixPath(sample.name).parent.name, []).append(sample)
-    if len(by_folder) < 2:
-        return {}
+        if repeats_of(folder := PurePosixPath(sample.name).parent.name):
+            by_folder.setdefault(folder, []).append(sample)
     foreign = {}
     for folder, samples in by_folder.items():
-        first = {facts.tags[sample.name][0] for sample in samples}
-        own = min(first)
-        named = folder not in facts.config.triggers and samples[0].trigger
-        if named and len(first) == 1 and len(samples) > 1 and own != samples[0].trigger and not PERSON.fullmatch(own):
-            if not any(has_word(sample.written, samples[0].trigger) for sample in samples):
-                foreign[folder] = [sample.name for sample in samples]
-    own_tags = {facts.tags[names[0]][0] for names in foreign.values()}
+        names, trigger = [sample.name for sample in samples], samples[0].trigger
+        is_set = folder in facts.config.triggers or any(has_word(sample.written, trigger or " ") for sample in samples)
+        is_captioned = any(name in facts.tags for name in names)
+        is_named_elsewhere = trigger in {other.partition("_")[2] for other in by_folder if other != folder}
+        if trigger and not is_set and _own_tag(facts, names) != trigger and (is_captioned or is_named_elsewhere):
+            foreign[folder] = names
+    foreign = {folder: names for folder, names in foreign.items() if _own_tag(facts, names)}
+    own_tags = {_own_tag(facts, names) for names in foreign.values()}
     return foreign if len(foreign) < len(by_folder) or len(own_tags) > 1 else {}
+
+
+def _own_tag(facts: Facts, names: list[str]) -> str:
+    """The first tag of all captions of a folder's images; without captions the folder's name; "" for no such tag."""
+    first = {facts.tags[name][0] for name in names if facts.tags.get(name)}
+    if not first:
+        return PurePosixPath(names[0]).parent.name.partition("_")[2].replace("_", " ")
+    return first.pop() if len(first) == 1 and not PERSON.fullmatch(min(first)) else ""
 
 
 def trigger_unset(facts: Facts) -> CheckResult | None:
@@ -141,21 +148,12 @@ def _is_usual(tag: str) -> bool:
     return bool(PERSON.fullmatch(plain) or plain in QUALITY or suspects.group(plain) or is_sentence(plain))
 
 
-def several_lines(facts: Facts) -> CheckResult | None:
+def several_lines(facts: Facts) -> CheckResult:
     """Caption files whose lines look like alternatives, while all of them are read as one caption."""
-    if facts.config.caption_lines != "one":
-        return None
-    details = {sample.name: " ⏎ ".join(sample.lines) for sample in facts.samples if _are_alternatives(sample.lines)}
-    return CheckResult(tuple(details), details)
-
-
-def _are_alternatives(lines: tuple[str, ...]) -> bool:
-    """Whether each line may be a caption of its own: no paragraphs, no list of single tags, not sentences alone."""
-    if len(lines) < 2 or not all(lines):
-        return False
-    parts = [parts_of(line) for line in lines]
-    is_list = all(len(own) == 1 and not is_sentence(own[0]) for own in parts)
-    return not is_list and not all(line.endswith((".", "!", "?", "。")) for line in lines)
+    lines = {sample.name: " ⏎ ".join(sample.lines) for sample in facts.samples if sample.name in facts.alternatives}
+    # a pasted prompt has several lines, too
+    lines = {name: text for name, text in lines.items() if without_syntax(facts.captions[name]) == facts.captions[name]}
+    return CheckResult(tuple(lines), lines)
 
 
 def separators(facts: Facts) -> CheckResult:

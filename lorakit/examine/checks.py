@@ -197,7 +197,7 @@ CAPTIONS = (
         "trigger-shared",
         "warning",
         "Concept folders with another trigger word: {folders}",
-        "Training puts {trigger} in front of these captions too, though all of them begin with a tag of their own "
+        "Training puts {trigger} in front of their captions too, though these have a name or a first tag of their own "
         "(shown below). Give these folders their own trigger words (“Trigger words by folder”).",
         find=captions.trigger_shared,
     ),

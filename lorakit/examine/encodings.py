@@ -49,7 +49,9 @@ def _sense(data: bytes, encoding: str) -> float:
     if encoding in COMMON:
         characters = [char.encode(encoding) for char in text if ord(char) > 127]
         usual = [len(own) > 1 and any(own[0] in rows for rows in COMMON[encoding]) for own in characters]
-        return sum(usual) / max(1, len(usual))
+        # one sign at the end of an English word is an apostrophe with the letter behind it: “doesn稚 smile”
+        swallowed = len(re.findall(r"(?<=[A-Za-z])[^\x00-\x7f](?![^\x00-\x7f])", text))
+        return max(0.0, (sum(usual) - swallowed) / max(1, len(usual)))
     words = re.findall(r"[^\W\d_]+", text)
     strange = [word for word in words if not word.isascii() and not _is_word(word)]
     beyond = [char for char in text if ord(char) > 127]

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorakit import models
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
-from lorakit.data.caption_parts import tags_of
+from lorakit.data.caption_parts import are_alternatives, tags_of
 from lorakit.data.captions import spelled_out
 from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.listing import Listing, Note, folder_of
@@ -60,6 +60,13 @@ class Facts:
         """Training image -> tags of its caption; images without one are left out."""
         terms = {s.name: spelled_out(s.written, s.trigger, self.config) for s in self.samples if s.written}
         return {name: tags_of(caption) for name, caption in terms.items()}
+
+    @cached_property
+    def alternatives(self) -> frozenset[str]:
+        """Images whose caption files have lines that look like a caption each, while they are read as one."""
+        if self.config.caption_lines != "one":
+            return frozenset()
+        return frozenset(sample.name for sample in self.samples if are_alternatives(sample.lines))
 
     @cached_property
     def triggers(self) -> str:

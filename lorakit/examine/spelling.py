@@ -79,15 +79,24 @@ def same_tag(tag: str) -> str:
 
 def without_doubles(caption: str) -> str:
     """A caption in which each tag stands once, at its first place."""
-    seen: set[str] = set()
-    kept = [tag for tag in parts_of(caption) if same_tag(tag) not in seen and not seen.add(same_tag(tag))]
-    return ", ".join(kept) if len(kept) < len(parts_of(caption)) else caption
+    parts = parts_of(caption)
+    kept: dict[str, str] = {}
+    for tag in parts:
+        # at the first place, in the spelling that captions mostly have
+        kept[same_tag(tag)] = max(kept.get(same_tag(tag), tag), tag, key=_plainness)
+    return ", ".join(kept.values()) if len(kept) < len(parts) else caption
+
+
+def _plainness(tag: str) -> tuple[bool, bool]:
+    return "_" not in tag, tag == tag.lower()
 
 
 def doubled_tags(facts: Facts) -> CheckResult:
-    """Captions in which a tag stands twice, also in another spelling."""
+    """Captions in which a tag stands twice, also in another spelling; not where lines may be alternatives."""
     details = {}
     for name, tags in facts.tags.items():
+        if name in facts.alternatives:
+            continue
         counts = Counter(map(same_tag, tags))
         twice = [tag for tag in tags if counts[same_tag(tag)] > 1]
         if twice:
@@ -97,14 +106,16 @@ def doubled_tags(facts: Facts) -> CheckResult:
 
 def one_spelling(captions: Iterable[list[str]], trigger: str = "") -> dict[str, str]:
     """Tag -> the spelling that most captions have, for every tag that is spelled in several ways."""
-    counts = Counter(tag for tags in captions for tag in set(tags) if not is_sentence(tag))
+    # what stands twice in one caption is no custom of the others
+    once = ({same_tag(tag): tag for tag in reversed(tags)} for tags in captions)
+    counts = Counter(tag for tags in once for tag in tags.values() if not is_sentence(tag))
     groups: dict[str, list[str]] = {}
     for tag in counts:
         groups.setdefault(same_tag(tag), []).append(tag)
     chosen = {}
     for tags in (tags for tags in groups.values() if len(tags) > 1):
         # of equals the trigger word's, then the one with spaces, then in lower case
-        best = max(tags, key=lambda tag: (tag in tags_of(trigger), counts[tag], "_" not in tag, tag == tag.lower()))
+        best = max(tags, key=lambda tag: (tag in tags_of(trigger), counts[tag], *_plainness(tag)))
         chosen |= {tag: best for tag in tags if tag != best}
     return chosen
 

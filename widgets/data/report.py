@@ -81,6 +81,8 @@ class Examination:
         fix = FIXES[finding.fix]
         # Some fixes need an answer of the user, such as the encoding of a caption file.
         answer = ipywidgets.Dropdown(options=fix.answers, layout=ipywidgets.Layout(width="110px"))
+        if (likely := finding.fields.get("encoding")) in fix.answers:
+            answer.value = likely
         button = _button(
             say(fix.label),
             "",
