@@ -25,6 +25,8 @@ WIDGETS = """
     bootstrap
 """.split()
 MOST_FILES = 15  # in a room
+MOST_METHODS = 16  # in a class
+MOST_LINES = 60  # in a function
 HEAVY = ["torch", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "ipywidgets", "IPython"]
 
 
@@ -86,6 +88,20 @@ def test_imports_point_down_only():
 def test_no_room_is_overfull():
     rooms = Counter(path.parent.relative_to(ROOT) for path in modules().values() if path.stem != "__init__")
     assert not {str(room): files for room, files in rooms.items() if files > MOST_FILES}
+
+
+def test_no_class_and_no_function_is_overfull():
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    wrong = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                count = sum(isinstance(each, functions) for each in node.body)
+                wrong += [f"{name}.{node.name}: {count} methods"] if count > MOST_METHODS else []
+            elif isinstance(node, functions):
+                lines = node.end_lineno - node.lineno + 1
+                wrong += [f"{name}.{node.name}: {lines} lines"] if lines > MOST_LINES else []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_two_modules_import_each_other_even_by_a_detour():

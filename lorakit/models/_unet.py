@@ -198,41 +198,15 @@ class UNetModel(Parts):
         0.99 on the demo base), that of a v model is about -x0. As random weights give no noise either, v must also be
         seen halfway, where a v model's output is more like v than like the noise. x0 and eps are [1, 4, h, w].
         """
-        noise, _ = self._likeness(x0, eps, 999, text)
+        noise, _ = _likeness(self, x0, eps, 999, text)
         if noise >= 0.9:
             return "epsilon"
         if noise > 0.5:
             return ""
-        noise, velocity = self._likeness(x0, eps, 500, text)
+        noise, velocity = _likeness(self, x0, eps, 500, text)
         return "v_prediction" if velocity >= 0.4 and velocity > noise else ""
 
-    def _likeness(
-        self, x0: torch.Tensor, eps: torch.Tensor, step: int, text: dict[str, torch.Tensor]
-    ) -> tuple[float, float]:
-        """Correlation of the UNet's output at timestep `step` with eps and with v."""
-        t = torch.full((len(x0),), step, device=self.device)
-        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)  # [B, 1, 1, 1]
-        predicted = self.predict(ddpm.add_noise(x0, eps, abar).to(self.dtype), t, text).float()
-        rows = torch.stack([predicted, eps, ddpm.target(x0, eps, abar, "v_prediction")]).flatten(1)
-        return tuple(torch.corrcoef(rows)[0, 1:].tolist())
-
     # ---- sampling ----------------------------------------------------------------------------------------------
-
-    def run_pipeline(self, pipeline: Any, embeddings: dict[str, torch.Tensor], sampling: Any, seed: int) -> Image.Image:
-        """The image that a pipeline of diffusers samples from embeddings; `sampling` is a SamplingConfig."""
-        pipeline.set_progress_bar_config(disable=True)
-        embeddings = {**embeddings, **_of_one_length(embeddings)}
-        latents = pipeline(
-            **embeddings,
-            width=sampling.width,
-            height=sampling.height,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            output_type="latent",
-            # A CPU generator: the same seed starts from the same noise on every device.
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images
-        return self.decode(latents)
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         """The image of latents [1, 4, h, w]."""
@@ -254,6 +228,35 @@ class UNetModel(Parts):
                 # images are encoded whole
                 vae.disable_tiling()
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+
+
+def run_pipeline(
+    model: UNetModel, pipeline: Any, embeddings: dict[str, torch.Tensor], sampling: Any, seed: int
+) -> Image.Image:
+    """The image that a pipeline of diffusers samples from embeddings; `sampling` is a SamplingConfig."""
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline(
+        **{**embeddings, **_of_one_length(embeddings)},
+        width=sampling.width,
+        height=sampling.height,
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        output_type="latent",
+        # A CPU generator: the same seed starts from the same noise on every device.
+        generator=torch.Generator("cpu").manual_seed(seed),
+    ).images
+    return model.decode(latents)
+
+
+def _likeness(
+    model: UNetModel, x0: torch.Tensor, eps: torch.Tensor, step: int, text: dict[str, torch.Tensor]
+) -> tuple[float, float]:
+    """Correlation of the UNet's output at timestep `step` with eps and with v."""
+    t = torch.full((len(x0),), step, device=model.device)
+    abar = model.alphas_cumprod[t].view(-1, 1, 1, 1)  # [B, 1, 1, 1]
+    predicted = model.predict(ddpm.add_noise(x0, eps, abar).to(model.dtype), t, text).float()
+    rows = torch.stack([predicted, eps, ddpm.target(x0, eps, abar, "v_prediction")]).flatten(1)
+    return tuple(torch.corrcoef(rows)[0, 1:].tolist())
 
 
 def _of_one_length(embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -259,7 +259,7 @@ class Model(Parts):
             tokenizer(caption, truncation=True, max_length=self.config.max_token_length)["input_ids"]
             for tokenizer in self.files.tokenizers
         )
-        return self._encoded(ids, t5_ids)
+        return _encoded(self, ids, t5_ids)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: Prompt) -> dict[str, torch.Tensor]:
@@ -280,24 +280,11 @@ class Model(Parts):
         # T5's end token, which every text has
         ends = [(token, 1.0) for token in t5("")["input_ids"]]
         tokens = [*tokens[: limit - len(ends)], *ends]
-        encoded = self._encoded(ids[:limit], [token for token, _ in tokens])
+        encoded = _encoded(self, ids[:limit], [token for token, _ in tokens])
         weights = torch.tensor([weight for _, weight in tokens])
         if "hidden" not in encoded:
             return {**encoded, "weights": weights}
         return {"hidden": encoded["hidden"] * weights.to(encoded["hidden"])[:, None]}
-
-    def _encoded(self, ids: list[int], t5_ids: list[int]) -> dict[str, torch.Tensor]:
-        """What is cached of one caption, from its token ids for Qwen3 and for T5."""
-        if ids:
-            encoder = self.load("text_encoder")
-            # a single caption has no padding, so no mask is needed
-            states = encoder(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]  # [tokens, width]
-        else:
-            # an empty caption: one state of zeros, as in diffusers
-            width = self.files.text_conditioner_config()["source_dim"]
-            states = torch.zeros(1, width, dtype=self.part_dtype("text_encoder"))
-        inputs = {"states": states, "ids": torch.tensor(t5_ids)}
-        return inputs if "text_conditioner" in self.trained else {"hidden": conditioned(self, **inputs)}
 
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, tokens, width] in the transformer's precision.
@@ -312,11 +299,8 @@ class Model(Parts):
 
     # ---- training ------------------------------------------------------------------------------------------------
 
-    def sample_noise(
-        self, x0: torch.Tensor, generator: torch.Generator, loss: LossConfig
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and times for a batch, see `flow.sample_noise`."""
-        return flow.sample_noise(x0, generator, loss)
+    # noise and times for a batch
+    sample_noise = staticmethod(flow.sample_noise)
 
     def loss(
         self,
@@ -358,6 +342,20 @@ class Model(Parts):
         centre, width = _qwen_vae.channels(self.files.vae_config(), latents)
         pixels = _qwen_vae.decode(self.load("vae"), latents * width + centre)
         return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+
+
+def _encoded(model: Model, ids: list[int], t5_ids: list[int]) -> dict[str, torch.Tensor]:
+    """What is cached of one caption, from its token ids for Qwen3 and for T5."""
+    if ids:
+        encoder = model.load("text_encoder")
+        # a single caption has no padding, so no mask is needed
+        states = encoder(input_ids=torch.tensor([ids], device=model.device)).last_hidden_state[0]  # [tokens, width]
+    else:
+        # an empty caption: one state of zeros, as in diffusers
+        width = model.files.text_conditioner_config()["source_dim"]
+        states = torch.zeros(1, width, dtype=model.part_dtype("text_encoder"))
+    inputs = {"states": states, "ids": torch.tensor(t5_ids)}
+    return inputs if "text_conditioner" in model.trained else {"hidden": conditioned(model, **inputs)}
 
 
 def conditioned(

@@ -154,4 +154,4 @@ class Model(_unet.UNetModel):
             scheduler=ddpm.scheduler(sampling.sampler, self.scheduler_config),
         )
         embeddings = {"prompt_embeds": text["hidden"], "negative_prompt_embeds": negative["hidden"]}
-        return self.run_pipeline(pipeline, embeddings, sampling, seed)
+        return _unet.run_pipeline(self, pipeline, embeddings, sampling, seed)

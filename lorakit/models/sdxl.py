@@ -240,4 +240,4 @@ class Model(_unet.UNetModel):
             "pooled_prompt_embeds": text["pooled"],
             "negative_pooled_prompt_embeds": negative["pooled"],
         }
-        return self.run_pipeline(pipeline, embeddings, sampling, seed)
+        return _unet.run_pipeline(self, pipeline, embeddings, sampling, seed)

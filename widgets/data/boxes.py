@@ -202,21 +202,22 @@ class BoxForm:
         with_boxes = sum(name in self.samples for name in self.stored.names())
         self.text.value = _help_html(self._sample, bool(boxes), with_boxes, len(self.samples))
         self.canvas.draw(boxes, self.chosen)
-        self.rows.children = [self._row(index, one) for index, one in enumerate(boxes)]
+        self.rows.children = [_row(self, index, one) for index, one in enumerate(boxes)]
 
-    def _row(self, index: int, one: Box) -> Any:
-        """One box of the list: choose, name or delete it."""
-        label = f"{index + 1} · {one.width} × {one.height} px"
-        chooser = _button(label, "check" if index == self.chosen else "", lambda: self.choose(index), "", "160px")
-        name = ipywidgets.Text(
-            one.name,
-            placeholder=say("name (optional)"),
-            continuous_update=False,
-            layout=ipywidgets.Layout(flex="1 1 80px", width="auto", min_width="60px"),
-        )
-        name.observe(lambda change: self._act(lambda: self.rename(index, change["new"])), "value")
-        delete = _button("", "trash", lambda: self._act(lambda: self.remove(index)), say("delete this box"), "38px")
-        return ipywidgets.HBox([chooser, name, delete], layout=ipywidgets.Layout(width="100%", align_items="center"))
+
+def _row(form: BoxForm, index: int, one: Box) -> Any:
+    """One box of the list: choose, name or delete it."""
+    label = f"{index + 1} · {one.width} × {one.height} px"
+    chooser = _button(label, "check" if index == form.chosen else "", lambda: form.choose(index), "", "160px")
+    name = ipywidgets.Text(
+        one.name,
+        placeholder=say("name (optional)"),
+        continuous_update=False,
+        layout=ipywidgets.Layout(flex="1 1 80px", width="auto", min_width="60px"),
+    )
+    name.observe(lambda change: form._act(lambda: form.rename(index, change["new"])), "value")
+    delete = _button("", "trash", lambda: form._act(lambda: form.remove(index)), say("delete this box"), "38px")
+    return ipywidgets.HBox([chooser, name, delete], layout=ipywidgets.Layout(width="100%", align_items="center"))
 
 
 def _labels() -> tuple[str, ...]:
