@@ -23,7 +23,8 @@ from lorakit.hub.download import (
     downloading_nothing,
     refuse,
 )
-from lorakit.hub.files import INDEXES, ModelFileError, folder_files, is_whole, verify_folder, verify_safetensors
+from lorakit.hub.files import INDEXES, folder_files, is_whole, verify_folder
+from lorakit.hub.header import ModelFileError, verify_safetensors
 from lorakit.secrets import hidden, with_secret, without_secret
 
 __all__ = ["SourceError", "downloading_nothing", "endpoint", "fetch"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.hub import fetch
-from lorakit.hub.files import verify_safetensors
 from lorakit.hub.fingerprint import file_digest
+from lorakit.hub.header import verify_safetensors
 from lorakit.lora import file as lora_file
 from lorakit.lora import variants
 from lorakit.lora.file import LoraFileError

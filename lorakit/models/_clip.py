@@ -10,6 +10,7 @@ from lorakit.diffusion.prompts import Prompt
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
 from lorakit.models.files.sd_sources import CLIP_VOCABULARY
+from lorakit.models.files.tokenizers import open_tokenizer
 
 # Caption tokens in each of CLIP's windows of 77, besides the begin and end tokens.
 CHUNK = 75
@@ -80,15 +81,13 @@ def weighted(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def excess(source: str, max_token_length: int) -> Callable[[str], str]:
     """A family's `excess`, by the tokenizer in the base model's folder, else by CLIP's, which these families share."""
-    from transformers import CLIPTokenizer
-
     try:
         with downloading_nothing():
             own = fetch(source) / "tokenizer"
     except UserError:
         # not downloaded yet, or unusable, which loading the model reports
         own = CLIP_VOCABULARY
-    tokenizer = CLIPTokenizer.from_pretrained(own if own.is_dir() else CLIP_VOCABULARY, local_files_only=True)
+    tokenizer = open_tokenizer("CLIPTokenizer", own if own.is_dir() else CLIP_VOCABULARY)
 
     def cut(caption: str) -> str:
         spans = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lorakit.files import write_json
 from lorakit.files.copying import copy_verified
 from lorakit.files.disk import read_file, read_json
-from lorakit.hub.files import ModelFileError, verify_safetensors
+from lorakit.hub.header import ModelFileError, verify_safetensors
 from lorakit.project import Project
 
 # File in every remote. Without it the disk is not mounted, or the folder is not a remote.

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from lorakit.config import from_dict
 from lorakit.data.images import to_tensor
 from lorakit.diffusion.weightings import LossConfig
+from lorakit.hub.settings import read_settings
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.models import Size, _qwen_vae, anima
 from lorakit.models.files.anima import ANIMA_CONFIG
-from lorakit.models.files.weights import read_json
 
 CPU = torch.device("cpu")
 SIZE = Size.whole(64, 64)
@@ -296,7 +296,9 @@ def test_every_module_of_a_full_size_model_has_the_name_that_hosts_know(base):
     model, names = opened(base), {}
     with torch.device("meta"):
         full = {
-            "transformer": CosmosTransformer3DModel.from_config(read_json(ANIMA_CONFIG / "transformer/config.json")),
+            "transformer": CosmosTransformer3DModel.from_config(
+                read_settings(ANIMA_CONFIG / "transformer" / "config.json")
+            ),
             "text_conditioner": AnimaTextConditioner(),
         }
     model.load = full.__getitem__

@@ -326,4 +326,4 @@ def test_v_prediction_is_reported(tmp_path):
 )
 def test_a_strange_index_is_reported(index, tmp_path):
     (tmp_path / "model_index.json").write_text(index)
-    assert "model_index.json is n" in check([tmp_path])[0].problem
+    assert "model_index.json" in check([tmp_path])[0].problem

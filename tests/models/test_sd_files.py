@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from original_layout import PARTS, SDXL_PARTS, original_names, original_state
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_sd15
 
 from lorakit.hub import fetch
-from lorakit.hub.files import ModelFileError, verify_safetensors
+from lorakit.hub.header import ITEM_BITS, ModelFileError, verify_safetensors
 from lorakit.models.files.sd import open_sd, open_vae
 from lorakit.models.files.sd15_names import LAYOUT as SD15
 from lorakit.models.files.sdxl_names import LAYOUT as SDXL
@@ -266,10 +268,16 @@ CRAFTED = {
     "a shape below zero": {"a": ENTRY | {"shape": [-1, -2]}},
     "a number as dtype": {"a": ENTRY | {"dtype": 5}},
     "a shape of another size": {"a": ENTRY | {"shape": [3]}},
-    "an unknown dtype that ends before its start": {
-        "a": ENTRY,
-        "b": {"dtype": "X", "shape": [], "data_offsets": [8, 0]},
-    },
+    "an unknown dtype": {"a": ENTRY, "b": {"dtype": "X", "shape": [], "data_offsets": [8, 8]}},
+    "an overlap": {"a": ENTRY, "b": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}},
+    "the same bytes twice": {"a": ENTRY, "b": ENTRY},
+    "a hole at the start": {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+    "a hole": {name: {"dtype": "U8", "shape": [2], "data_offsets": [at, at + 2]} for name, at in (("a", 0), ("b", 6))},
+    "a tensor of a hundred dimensions": {"a": ENTRY | {"shape": [2] + [1] * 100}},
+    "elements beyond any number": {"a": ENTRY | {"shape": [10**9] * 8}},
+    "a name twice": f'{{"a": {json.dumps(ENTRY)}, "a": {json.dumps(ENTRY)}}}',
+    "half a character as name": {"\ud800": ENTRY},
+    "numbers in the metadata": {"a": ENTRY, "__metadata__": {"step": 5}},
     "metadata null": {"a": ENTRY, "__metadata__": None},
 }
 
@@ -283,14 +291,31 @@ def save_crafted(path: Path, header: str | dict | list) -> Path:
 
 @pytest.mark.parametrize("how", CRAFTED)
 def test_a_crafted_header_is_refused_in_one_sentence(how, tmp_path):
-    with pytest.raises(ModelFileError, match="model.safetensors has no readable .safetensors header"):
+    with pytest.raises(ModelFileError, match="model.safetensors(:| has no readable .safetensors header)"):
         verify_safetensors(save_crafted(tmp_path / "model.safetensors", CRAFTED[how]))
 
 
-@pytest.mark.parametrize("more", ({}, {"__metadata__": {"format": "pt"}}, {"b": ENTRY | {"dtype": "X", "shape": [9]}}))
-def test_a_header_with_metadata_or_a_type_of_the_future_is_read(more, tmp_path):
-    header = {"a": ENTRY} | more
-    assert verify_safetensors(save_crafted(tmp_path / "model.safetensors", header)) == header
+@pytest.mark.parametrize("dtype", ITEM_BITS)
+def test_a_header_of_every_type_that_the_library_knows_is_read_in_any_order(dtype, tmp_path):
+    entry = {"dtype": dtype, "shape": [32 // ITEM_BITS[dtype] or 0, 1], "data_offsets": [0, 0]}
+    entry["data_offsets"] = [4, 4 + entry["shape"][0] * ITEM_BITS[dtype] // 8]
+    if ITEM_BITS[dtype] == 6:
+        entry |= {"shape": [4, 1], "data_offsets": [4, 7]}
+    end = entry["data_offsets"][1]
+    rest = {"a": {"dtype": "U8", "shape": [8 - end], "data_offsets": [end, 8]}, "__metadata__": {"format": "pt"}}
+    header = {"b": entry, **rest, "c": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    path = save_crafted(tmp_path / "model.safetensors", header)
+    assert verify_safetensors(path) == header
+    with safe_open(path, "np") as opened:
+        assert set(opened.keys()) == header.keys() - {"__metadata__"}
+
+
+def test_a_pipe_and_a_folder_are_refused_as_a_file_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    for name, what in (("pipe", "a pipe"), ("folder", "a folder")):
+        with pytest.raises(ModelFileError, match=f"{name}.safetensors is {what}"):
+            verify_safetensors(tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("how", ("empty", "cut", "garbage", "HTML", "code inside"))

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
-from lorakit.hub.files import ModelFileError, part_weights, read_index, verify_safetensors
+from lorakit.hub.files import ModelFileError, part_weights, read_index
+from lorakit.hub.header import verify_safetensors
+from lorakit.hub.settings import read_settings
 from lorakit.models.files.anima_names import ACCEPTED, DIT, HUB_FILES, MEASURED, RENAMED, encoder_names
 from lorakit.models.files.kinds import kind_of, quantised
-from lorakit.models.files.weights import Tensors, frozen, read_json, read_tensors
+from lorakit.models.files.tokenizers import open_tokenizer
+from lorakit.models.files.weights import Tensors, frozen, read_tensors
 
 ANIMA_CONFIG = Path(__file__).parents[1] / "anima_config"
 CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline names them
@@ -22,6 +25,13 @@ CLASSES = {  # of each part that has weights, as diffusers' AnimaModularPipeline
 }
 # The same weights with a head that predicts words, which is not loaded.
 WITH_HEAD = {"text_encoder": "Qwen3ForCausalLM"}
+# Settings that config.json of a part must have, as they are read here.
+NEEDED = {
+    "transformer": ("text_embed_dim", "in_channels"),
+    "text_conditioner": ("source_dim", "target_dim"),
+    "text_encoder": ("hidden_size",),
+    "vae": ("z_dim", "latents_mean", "latents_std"),
+}
 # Parts without weights.
 PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")
 
@@ -41,6 +51,8 @@ class FolderPart:
         name = self.config.get("_class_name") or (self.config.get("architectures") or ["nothing known here"])[0]
         if name not in (CLASSES[part], WITH_HEAD.get(part)):
             raise ModelFileError(f"{folder} holds {name}; for the {part} expected was {CLASSES[part]}.")
+        if lacking := [needed for needed in NEEDED[part] if self.config.get(needed) is None]:
+            raise ModelFileError(f"{self.settings} lacks {', '.join(lacking)}: download it again.")
 
     @property
     def files(self) -> list[Path]:
@@ -50,7 +62,7 @@ class FolderPart:
     @cached_property
     def config(self) -> dict:
         """config.json."""
-        return read_json(self.settings)
+        return read_settings(self.settings)
 
     def tensors(self) -> Tensors:
         """The weights under the names of the library's class, as views of the mapped files."""
@@ -94,7 +106,7 @@ class FilePart:
         """The settings that config.json of a diffusers folder would have, measured from the shapes."""
         shapes = {own: tuple(self.header[name]["shape"]) for own, name in self.names.items()}
         try:
-            return {**read_json(self.settings), **MEASURED[self.part](shapes)}
+            return {**read_settings(self.settings), **MEASURED[self.part](shapes)}
         except (LookupError, ValueError, ZeroDivisionError) as error:
             raise ModelFileError(
                 f"The {self.part} in {self.files[0]} cannot be measured ({error}): it is incomplete or of another kind."
@@ -251,7 +263,7 @@ class AnimaFiles:
 
     def scheduler_config(self) -> dict:
         """Of FlowMatchEulerDiscreteScheduler; `shift` is always in it."""
-        return {"shift": 1.0, **read_json(self._plain["scheduler"] / "scheduler_config.json")}
+        return {"shift": 1.0, **read_settings(self._plain["scheduler"] / "scheduler_config.json")}
 
     def _module(
         self, part: str, build: Callable[[dict], torch.nn.Module], dtype: torch.dtype, device: torch.device
@@ -268,16 +280,12 @@ def tokenizers_at(source: Path) -> tuple:
 
 
 def _qwen(folder: Path):
-    from transformers import Qwen2TokenizerFast
-
     # The package has only merges.txt of it (the vocabulary follows from that), which from_pretrained cannot read.
-    return bundled_qwen() if folder.parent == ANIMA_CONFIG else Qwen2TokenizerFast.from_pretrained(folder)
+    return bundled_qwen() if folder.parent == ANIMA_CONFIG else open_tokenizer("Qwen2TokenizerFast", folder)
 
 
 def _t5(folder: Path):
-    from transformers import T5TokenizerFast
-
-    return T5TokenizerFast.from_pretrained(folder)
+    return open_tokenizer("T5TokenizerFast", folder)
 
 
 def bundled_qwen():
@@ -292,7 +300,7 @@ def bundled_qwen():
     letters = [chr(code) for code in plain] + [chr(256 + i) for i in range(256 - len(plain))]
     words = [*letters, *map("".join, merges)]
     tokenizer = Qwen2TokenizerFast(vocab={word: i for i, word in enumerate(words)}, merges=merges)
-    added = read_json(folder / "added_tokens.json")
+    added = read_settings(folder / "added_tokens.json")
     tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in added["special"]])
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in added["plain"]])
     return tokenizer

@@ -13,14 +13,14 @@ from typing import Any
 from lorakit.hub.files import (
     INDEXES,
     WEIGHTS,
-    ModelFileError,
     part_folders,
     part_weights,
     read_index,
     verify_folder,
-    verify_safetensors,
+    verify_part,
     weight_files,
 )
+from lorakit.hub.header import ModelFileError, verify_safetensors
 from lorakit.lora.file import LoraFileError, describe
 from lorakit.models.files.kinds import LORA, file_kind, lora_family, lora_title, quantised, title_of_folder
 from lorakit.models.files.marks import PREFIX, FileKind, all_marks
@@ -247,6 +247,7 @@ def _header_of(weights: Path) -> dict[str, Any]:
 
 
 def _part_folder(path: Path) -> ModelFile:
+    verify_part(path)
     weights = part_weights(path)
     size = sum(file.stat().st_size for file in weights)
     return _described(path, size, {key: entry for file in weights for key, entry in _header_of(file).items()})

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from lorakit.hub.files import ModelFileError, part_weights, read_index, verify_safetensors
+from lorakit.hub.files import ModelFileError, part_weights, read_index
+from lorakit.hub.header import verify_safetensors
+from lorakit.hub.settings import read_settings
 from lorakit.models.files.kinds import hint, kind_of
 from lorakit.models.files.marks import Layout
-from lorakit.models.files.weights import SPARE, Tensors, read_json, read_pickle, read_tensors
+from lorakit.models.files.tokenizers import open_tokenizer
+from lorakit.models.files.weights import SPARE, Tensors, read_pickle, read_tensors
 
 CLIP_VOCABULARY = Path(__file__).parents[1] / "sd15_config" / "tokenizer"
 # How the tensors of a file begin that is a VAE alone.
@@ -39,17 +42,15 @@ class Source:
 
     def config(self, part: str) -> dict:
         """The configuration of a part."""
-        return read_json(self.folder(part) / "config.json")
+        return read_settings(self.folder(part) / "config.json")
 
     def scheduler_config(self) -> dict:
         """The noise schedule the model was trained with."""
-        return read_json(self.folder("scheduler") / "scheduler_config.json")
+        return read_settings(self.folder("scheduler") / "scheduler_config.json")
 
     def tokenizer(self):
         """The CLIPTokenizer, from local files alone."""
-        from transformers import CLIPTokenizer
-
-        return CLIPTokenizer.from_pretrained(self.vocabulary, local_files_only=True)
+        return open_tokenizer("CLIPTokenizer", self.vocabulary)
 
     @property
     def vocabulary(self) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from lorakit.hub.files import ModelFileError, verify_safetensors
+from lorakit.hub.header import ModelFileError, verify_safetensors
 
 # Tensors that some files have besides the weights: computed buffers, and parts of CLIP that encode no text.
 SPARE = ("position_ids", "text_projection.weight", "logit_scale")
@@ -27,13 +26,19 @@ def frozen(
     """A frozen module built from `config`, with the weights that `read` returns for it, in `dtype` on `device`.
 
     Host memory holds one converted weight at a time besides the mapped file. Raises ModelFileError, which names
-    `where`, when the weights do not fit the configuration.
+    `where`, when the configuration is of no model or the weights do not fit it.
     """
     from accelerate import init_empty_weights
 
     # weights take no memory and no random numbers until they are loaded; buffers are computed
-    with init_empty_weights(include_buffers=False):
-        model = build(config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = build(config)
+    # what diffusers and transformers raise for settings that do not go together; each is checked before by itself
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise ModelFileError(
+            f"{where}: no model follows from its settings ({' '.join(str(error).split())[:160]}); download it again."
+        ) from error
     weights = fitting(model, read(model), where)
     for name, tensor in weights.items():
         # Each replaces its mapped original at once, which may then leave memory.
@@ -69,16 +74,6 @@ def fitting(model: torch.nn.Module, tensors: Tensors, where: str) -> Tensors:
                 f"{tuple(expected[name].shape)}; it is a model of another size or kind."
             )
     return weights
-
-
-def read_json(path: Path) -> dict:
-    """A configuration file of a model. Raises ModelFileError when it is missing or no JSON."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ModelFileError(f"There is no {path}: the folder is incomplete; download it again.") from error
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not readable JSON ({error}): download it again.") from error
 
 
 def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> Tensors:
