@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -19,11 +20,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.fixture(scope="module", autouse=True)
+_frozen = 0  # modules that were imported when objects were last left out of garbage collection
+
+
+@pytest.fixture(autouse=True)
 def frozen_imports():
     """Objects of torch and its friends are left out of garbage collection, which each run asks for several times."""
-    gc.collect()
-    gc.freeze()
+    global _frozen
+    yield
+    # most of them are imported by the first test that trains, not with its file
+    if len(sys.modules) > _frozen + 50:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
 
 @pytest.fixture(scope="module", params=models.names())
