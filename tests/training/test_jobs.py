@@ -29,7 +29,7 @@ from lorakit.training.status import run_status
 
 pytestmark = pytest.mark.usefixtures("forked")
 ROOT = Path(__file__).parents[2]
-LONG = merged(HARD, TEXT, {"loop": {"epochs": 16}, "save": {"every_steps": 3}})  # 32 steps
+LONG = merged(HARD, TEXT, {"loop": {"epochs": 10}, "save": {"every_steps": 3}})  # 20 steps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,7 +143,7 @@ def test_a_run_that_is_complete_has_no_fate(orphan):
 
 def test_names_in_any_script_get_into_the_trainers_log_whatever_the_terminals_encoding(orphan):
     run, _ = orphan
-    assert f"finished after step 32: lora/{run.lora_file(32).name}" in (run.folder / "trainer.log").read_text("utf-8")
+    assert f"finished after step 20: lora/{run.lora_file(20).name}" in (run.folder / "trainer.log").read_text("utf-8")
 
 
 def test_a_trainer_lets_go_of_its_run_when_its_process_is_gone(orphan):
@@ -176,7 +176,7 @@ def journey(tmp_path_factory, base):
     stopped = copy_of(run, folder / "stopped")
     jobs.start(run)
     for event in jobs.follow(run):
-        if isinstance(event, Stepped) and event.step > 10:
+        if isinstance(event, Stepped) and event.step > 4:
             break
     kill(run)
     cut = copy_of(run, folder / "cut")

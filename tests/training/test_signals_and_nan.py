@@ -30,7 +30,7 @@ from lorakit.events import Finished, Progress, Saved, Started, Stepped, Stopped
 from lorakit.project import Project
 from lorakit.run import checkpoint
 from lorakit.training.loop import Session, train
-from lorakit.training.nonfinite import MAX_NONFINITE_STEPS, TrainingDiverged
+from lorakit.training.nonfinite import TrainingDiverged
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -50,33 +50,33 @@ def uncut(tmp_path_factory, base):
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_finishes_the_step_saves_it_and_leaves(tmp_path, base, uncut, number):
+def test_a_signal_finishes_the_step_saves_it_and_leaves(tmp_path, base, uncut):
     run = new_run(tmp_path, base, HARD, TEXT)
     before = [signal.getsignal(number) for number in SIGNALS]
-    seen = []
-    for event in train(run):
-        seen.append(event)
-        if isinstance(event, Stepped) and event.step == 3:  # HARD saves after steps 2, 4 and 6
-            signal.raise_signal(number)
-    assert [(type(event), event.step) for event in seen[-3:]] == [(Stepped, 3), (Saved, 3), (Stopped, 3)]
-    assert [signal.getsignal(number) for number in SIGNALS] == before
-    assert checkpoint.newest(run.states).state["step"] == 3
-    assert isinstance(list(events.read(run.log))[-1][1], Stopped)
+    for number, step in zip(SIGNALS, (1, 3, 5), strict=True):  # HARD saves after steps 2, 4 and 6
+        seen = []
+        for event in train(run):
+            seen.append(event)
+            if isinstance(event, Stepped) and event.step == step:
+                signal.raise_signal(number)
+        assert [(type(event), event.step) for event in seen[-3:]] == [(Stepped, step), (Saved, step), (Stopped, step)]
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+        assert checkpoint.newest(run.states).state["step"] == step
+        assert isinstance(list(events.read(run.log))[-1][1], Stopped)
     list(train(run))
     assert_same_end(run, uncut)
 
 
-@pytest.mark.parametrize("kind, step", [(Progress, 0), (Started, 0), (Saved, 2)])
-def test_a_signal_between_steps_is_heeded_too(tmp_path, base, uncut, kind, step):
+def test_a_signal_between_steps_is_heeded_too(tmp_path, base, uncut):
     run = new_run(tmp_path, base, HARD, TEXT)
-    seen, sent = [], False
-    for event in train(run):
-        seen.append(event)
-        if isinstance(event, kind) and getattr(event, "step", 0) == step and not sent:
-            sent = signal.raise_signal(signal.SIGINT) is None
-    assert isinstance(seen[-1], Stopped)
-    assert len([event for event in seen if isinstance(event, Stepped)]) <= step + 1
+    for kind, step, most in ((Progress, 0, 0), (Started, 0, 1), (Saved, 2, 1)):
+        seen, sent = [], False
+        for event in train(run):
+            seen.append(event)
+            if isinstance(event, kind) and getattr(event, "step", 0) == step and not sent:
+                sent = signal.raise_signal(signal.SIGINT) is None
+        assert isinstance(seen[-1], Stopped)
+        assert len([event for event in seen if isinstance(event, Stepped)]) <= most, kind
     list(train(run))
     assert_same_end(run, uncut)
 
@@ -90,21 +90,22 @@ def test_a_signal_during_the_last_step_ends_with_finished(tmp_path, base, uncut)
     assert_same_end(run, uncut)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_second_signal_is_not_swallowed(tmp_path, base, uncut, number):
-    run, got = new_run(tmp_path, base, HARD, TEXT), []
-    mine = signal.signal(number, lambda *_: got.append(number))
-    try:
-        for event in train(run):
-            if isinstance(event, Stepped) and event.step == 3:
-                signal.raise_signal(number)
-                assert got == []
-                signal.raise_signal(number)
-                assert got == [number]
-        signal.raise_signal(number)
-        assert got == [number, number]
-    finally:
-        signal.signal(number, mine)
+def test_a_second_signal_is_not_swallowed(tmp_path, base):
+    run = new_run(tmp_path, base, HARD, TEXT)
+    for number, step in zip(SIGNALS, (1, 2, 3), strict=True):
+        got = []
+        mine = signal.signal(number, lambda number, _, got=got: got.append(number))
+        try:
+            for event in train(run):
+                if isinstance(event, Stepped) and event.step == step:
+                    signal.raise_signal(number)
+                    assert got == []
+                    signal.raise_signal(number)
+                    assert got == [number]
+            signal.raise_signal(number)
+            assert got == [number, number]
+        finally:
+            signal.signal(number, mine)
 
 
 def test_handlers_are_restored_when_a_session_is_closed_or_fails(tmp_path, base):
@@ -130,7 +131,7 @@ def test_training_outside_of_the_main_thread_needs_no_signals(tmp_path, base, un
 def stopped(tmp_path_factory, base):
     """The folder in which `killed.py stop` worked, and what it found."""
     folder = tmp_path_factory.mktemp("stopped")
-    new_run(folder / "p", base, HARD, TEXT, {"loop": {"epochs": 15}})
+    new_run(folder / "p", base, HARD, TEXT, {"loop": {"epochs": 6}})
     return folder, killed("stop", folder=str(folder / "p"), name="r")
 
 
@@ -155,6 +156,13 @@ EACH_STEP = {
     "loop": {"gradient_accumulation_steps": 3},
     "save": {"every_steps": 1, "every_epochs": 0, "keep_states": 99},
 }
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """So many steps in a row without a finite gradient end a run; fewer than usual."""
+    monkeypatch.setattr("lorakit.training.nonfinite.MAX_NONFINITE_STEPS", 6)
+    return 6
 
 
 class SpoiledSession:
@@ -236,7 +244,7 @@ def test_a_bad_micro_batch_is_left_out_and_the_gradient_is_the_mean_over_the_oth
 
 
 def test_one_bad_sample_among_many_steps_is_counted_and_reported_once(tmp_path, base):
-    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 8}}, sizes=SQUARES)
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 4}}, sizes=SQUARES)
     spoiled = SpoiledSession(run, lambda losses, number: losses * math.nan if number % 3 == 1 else losses)
     assert all(
         step.skipped in (1, 2) and step.loss is not None and step.grad_norm is not None for step in spoiled.steps()
@@ -258,34 +266,34 @@ def test_a_step_without_any_finite_gradient_changes_nothing(tmp_path, base, spoi
 
 
 @pytest.mark.parametrize("spoil", [spoil_all, spoil_gradient])
-def test_many_bad_steps_in_a_row_end_the_run_with_the_likely_causes(tmp_path, base, spoil):
+def test_many_bad_steps_in_a_row_end_the_run_with_the_likely_causes(tmp_path, base, spoil, limit):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 40}, "save": {"every_steps": 5}}, sizes=SQUARES)
-    spoiled = SpoiledSession(run, lambda losses, number: spoil(losses, number) if number >= 3 * 10 else losses)
+    spoiled = SpoiledSession(run, lambda losses, number: spoil(losses, number) if number >= 3 * 2 else losses)
     assert isinstance(spoiled.failed_with, TrainingDiverged)
-    assert spoiled.steps()[-1].step == 10 + MAX_NONFINITE_STEPS
+    assert spoiled.steps()[-1].step == 2 + limit
     for cause in ("learning rate is too high", "base or VAE", "last saved state is kept"):
         assert cause in str(spoiled.failed_with)
     assert len(warnings(spoiled.events)) == 1
     assert_all_files_are_finite(run)
 
 
-def test_bad_steps_with_good_ones_between_them_do_not_end_the_run(tmp_path, base):
-    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 42}, "save": {"every_steps": 0}}, sizes=SQUARES)
+def test_bad_steps_with_good_ones_between_them_do_not_end_the_run(tmp_path, base, limit):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 2 * limit + 2}, "save": {"every_steps": 0}}, sizes=SQUARES)
     # of every 2 steps one is bad as a whole, and the other in one of its micro-batches
     spoiled = SpoiledSession(run, lambda losses, number: losses * (math.nan if number % 6 in (0, 1, 2, 3) else 1.0))
     assert spoiled.failed_with is None and isinstance(spoiled.events[-1], Finished)
 
 
-def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base):
+def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base, limit):
     settings = merged(EACH_STEP, {"loop": {"epochs": 40}})
     run = new_run(tmp_path, base, settings, sizes=SQUARES)
     session = Session(run)
     session.model.loss = lambda *inputs: inputs[0].new_full((len(inputs[0]),), math.nan)
     for event in session.events(threading.Event()):
-        if at(Saved, 12)(event):
+        if at(Saved, 4)(event):
             break
     spoiled = SpoiledSession(run, spoil_all)
-    assert isinstance(spoiled.failed_with, TrainingDiverged) and spoiled.steps()[-1].step == MAX_NONFINITE_STEPS
+    assert isinstance(spoiled.failed_with, TrainingDiverged) and spoiled.steps()[-1].step == limit
 
 
 @pytest.mark.parametrize("exports", [True, False], ids=["with a LoRA file", "the state alone"])
