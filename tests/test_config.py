@@ -11,6 +11,7 @@ from dataclasses import MISSING, FrozenInstanceError
 
 import pytest
 import yaml
+from each import each
 
 import lorakit
 from lorakit import models
@@ -70,13 +71,13 @@ def test_all_parts_of_a_run_are_among_the_configs_tested_here():
     assert {models.config_class(name) for name in models.names()} < set(CONFIGS)
 
 
-@pytest.mark.parametrize(("config_class", "f"), FIELDS, ids=FIELD_IDS)
+@each(FIELDS, FIELD_IDS)
 def test_a_misspelt_setting_is_refused_with_the_right_one(config_class, f):
     message = refusal(config_class, {**least(config_class), f.name + f.name[-1]: 1})
     assert f"{f.name}{f.name[-1]} is not a setting. Did you mean {f.name}?" in message
 
 
-@pytest.mark.parametrize(("config_class", "f"), FIELDS, ids=FIELD_IDS)
+@each(FIELDS, FIELD_IDS)
 def test_a_setting_has_a_line_of_help_and_refuses_another_type_with_value_and_help(config_class, f):
     assert f.metadata["help"].strip() and "\n" not in f.metadata["help"]
     wanted = typing.get_type_hints(config_class)[f.name]
@@ -89,7 +90,7 @@ def test_a_setting_has_a_line_of_help_and_refuses_another_type_with_value_and_he
 NUMBERS = [(c, f) for c, f in FIELDS if typing.get_type_hints(c)[f.name] in (int, float)]
 
 
-@pytest.mark.parametrize(("config_class", "f"), NUMBERS, ids=[f"{c.__module__}.{f.name}" for c, f in NUMBERS])
+@each(NUMBERS, [f"{c.__module__}.{f.name}" for c, f in NUMBERS])
 def test_a_number_has_a_closed_range_that_the_refusal_names(config_class, f):
     low, high = f.metadata["range"]
     wrong = [limit + beyond for limit, beyond in ((low, -1), (high, 1)) if limit is not None]
@@ -112,7 +113,7 @@ def test_a_number_has_a_closed_range_that_the_refusal_names(config_class, f):
 CHOICES = [(c, f) for c, f in FIELDS if choices_of(f)]
 
 
-@pytest.mark.parametrize(("config_class", "f"), CHOICES, ids=[f"{c.__module__}.{f.name}" for c, f in CHOICES])
+@each(CHOICES, [f"{c.__module__}.{f.name}" for c, f in CHOICES])
 def test_a_choice_names_what_is_allowed(config_class, f):
     allowed = choices_of(f)
     wrong = 10**9 if isinstance(allowed[0], int) else allowed[0] + "x"

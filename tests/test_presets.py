@@ -1,6 +1,8 @@
 """The guides' advice makes runs that can be started, in the family that it speaks of."""
 
-import pytest
+from itertools import product
+
+from each import each
 
 from lorakit import guide_tables, models, presets
 from lorakit.presets import PRESETS, PURPOSES, SIZES
@@ -17,7 +19,7 @@ def named(row):
     return f"{row.family} {row.purpose} {row.size}"
 
 
-@pytest.mark.parametrize("row", PRESETS, ids=named)
+@each(PRESETS, map(named, PRESETS))
 def test_a_preset_is_a_config_of_its_family_with_every_gpu_preset(row):
     for gpu_preset in ("", *models.config_class(row.family).gpu_presets):
         config = configured(row.family, presets.settings_for(row, 100), gpu_preset)
@@ -25,14 +27,14 @@ def test_a_preset_is_a_config_of_its_family_with_every_gpu_preset(row):
         assert set(config.rates) <= set(config.model.rates)
 
 
-@pytest.mark.parametrize("row", PRESETS, ids=named)
+@each(PRESETS, map(named, PRESETS))
 def test_a_preset_changes_nothing_that_a_gpu_preset_sets(row):
     given = presets.settings_for(row, 100)
     for settings in models.config_class(row.family).gpu_presets.values():
         assert not [(part, name) for part in settings for name in settings[part] if name in given.get(part, {})]
 
 
-@pytest.mark.parametrize("row", PRESETS, ids=named)
+@each(PRESETS, map(named, PRESETS))
 def test_epochs_follow_from_what_is_to_be_seen_and_the_images(row):
     for count in (1, 30, 333, row.seen, 10 * row.seen):
         loop = presets.settings_for(row, count)["loop"]
@@ -42,7 +44,7 @@ def test_epochs_follow_from_what_is_to_be_seen_and_the_images(row):
     assert repeated == -(-once // 10)
 
 
-@pytest.mark.parametrize("row", PRESETS, ids=named)
+@each(PRESETS, map(named, PRESETS))
 def test_a_long_run_leaves_about_ten_files_not_one_for_each_epoch(row):
     settings = presets.settings_for(row, 30)
     epochs, every = settings["loop"]["epochs"], settings["save"]["every_epochs"]
@@ -55,8 +57,7 @@ def test_every_family_that_is_spoken_of_exists_and_has_a_preset_for_every_purpos
         assert [(row.purpose, row.size) for row in presets.presets(family)] == [(p, s) for p in PURPOSES for s in SIZES]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("purpose", PURPOSES)
+@each(product(FAMILIES, PURPOSES))
 def test_sizes_follow_each_other_without_a_gap_and_the_number_of_images_finds_its_own(family, purpose):
     rows = [row for row in presets.presets(family) if row.purpose == purpose]
     assert rows[0].images[0] == 1 and rows[-1].images[1] is None
@@ -80,8 +81,7 @@ def test_a_family_without_a_guide_has_no_presets():
     assert presets.find("unheard", "style", "small") is None
 
 
-@pytest.mark.parametrize("topic", guide_tables.TOPICS)
-@pytest.mark.parametrize("family", FAMILIES)
+@each(product(FAMILIES, guide_tables.TOPICS))
 def test_every_row_of_a_table_has_all_its_columns_and_every_table_its_source(family, topic):
     assert guide_tables.tables(family, topic)
     for table in guide_tables.tables(family, topic):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
+from each import each
 
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.weightings import WEIGHTINGS
@@ -15,31 +18,29 @@ def curve(steps: int, **settings) -> list[float]:
     return [factor(config, step, steps) for step in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("warmup", [0, 0.1, 7, 0.999, 500])
-@pytest.mark.parametrize("steps", [1, 2, 10, 333])
+@each(product(SCHEDULES, [0, 0.1, 7, 0.999, 500], [1, 2, 10, 333]))
 def test_every_factor_is_above_zero_and_at_most_one(name, warmup, steps):
     assert all(0 < value <= 1 for value in curve(steps, name=name, warmup=warmup, cycles=3))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@each(SCHEDULES)
 def test_without_warmup_a_run_begins_at_the_full_rate(name):
     assert curve(100, name=name)[0] == 1
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("warmup", "risen"), [(20, 20), (0.1, 10), (0.25, 25), (1, 1), (99, 99)])
-def test_warmup_rises_evenly_to_the_full_rate_in_steps_or_as_a_share(name, warmup, risen):
+@each(product(SCHEDULES, [(20, 20), (0.1, 10), (0.25, 25), (1, 1), (99, 99)]))
+def test_warmup_rises_evenly_to_the_full_rate_in_steps_or_as_a_share(name, warmup_and_risen):
+    warmup, risen = warmup_and_risen
     rates = curve(100, name=name, warmup=warmup)
     assert rates[: risen + 1] == pytest.approx([(i + 1) / (risen + 1) for i in range(risen + 1)])
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@each(SCHEDULES)
 def test_after_the_warmup_the_whole_shape_follows(name):
     assert curve(120, name=name, warmup=20)[20:] == pytest.approx(curve(100, name=name))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@each(SCHEDULES)
 def test_a_schedule_moves_in_small_steps_but_for_its_restarts(name):
     rates = curve(300, name=name, cycles=3, warmup=0.1)
     jumps = [i for i, (a, b) in enumerate(zip(rates, rates[1:], strict=False)) if abs(a - b) > 0.04]

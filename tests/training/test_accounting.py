@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from each import each
 from sessions import new_run
 from tiny import save_images, save_sd15
 
@@ -46,7 +47,7 @@ def random_case(seed):
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each(SEEDS)
 def test_every_sample_is_seen_exactly_repeats_times_an_epoch(seed):
     samples, config, plan = random_case(seed)
     seen: dict[int, Counter] = {}
@@ -57,7 +58,7 @@ def test_every_sample_is_seen_exactly_repeats_times_an_epoch(seed):
         assert counts == {i: sample.repeats for i, sample in enumerate(samples)}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each(SEEDS)
 def test_a_step_has_full_batches_of_one_shape_and_the_leftover_is_stepped_too(seed):
     samples, config, plan = random_case(seed)
     for step in range(1, plan.steps + 1):

@@ -50,7 +50,10 @@ def sizes_of(folder: Path, pattern: str) -> list[int]:
 
 @pytest.mark.parametrize(
     "family, optimizer",
-    [*((family, next(iter(OPTIMIZERS))) for family in models.names() if family != "sd15"), *product(["sd15"], OPTIMIZERS)],
+    [
+        *((family, next(iter(OPTIMIZERS))) for family in models.names() if family != "sd15"),
+        *product(["sd15"], OPTIMIZERS),
+    ],
     indirect=["family"],
 )
 def test_states_and_files_are_as_large_as_was_told(family, base, optimizer, tmp_path):

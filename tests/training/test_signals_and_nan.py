@@ -278,7 +278,9 @@ def test_many_bad_steps_in_a_row_end_the_run_with_the_likely_causes(tmp_path, ba
 
 
 def test_bad_steps_with_good_ones_between_them_do_not_end_the_run(tmp_path, base, limit):
-    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 2 * limit + 2}, "save": {"every_steps": 0}}, sizes=SQUARES)
+    run = new_run(
+        tmp_path, base, EACH_STEP, {"loop": {"epochs": 2 * limit + 2}, "save": {"every_steps": 0}}, sizes=SQUARES
+    )
     # of every 2 steps one is bad as a whole, and the other in one of its micro-batches
     spoiled = SpoiledSession(run, lambda losses, number: losses * (math.nan if number % 6 in (0, 1, 2, 3) else 1.0))
     assert spoiled.failed_with is None and isinstance(spoiled.events[-1], Finished)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from each import each
 
 from lorakit.config import check
 from lorakit.errors import UserError
@@ -54,26 +55,26 @@ def fields(text: str) -> set[str]:
     return set(re.findall(r"\{(\w+)", text))
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
+@each([name for name in SOURCES if name != "i18n"])
 def test_every_sentence_of_a_module_has_its_chinese(module):
     translated = i18n.translations().get(module, {})
     assert not sorted(sentences(SOURCES[module]) - set(translated)), f"missing in section {module!r} of zh/"
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if name != "i18n"])
+@each([name for name in SOURCES if name != "i18n"])
 def test_no_sentence_is_put_together_before_it_is_translated(module):
     composed = [ast.unparse(c) for c in calls(SOURCES[module]) if isinstance(c.args[0], (ast.JoinedStr, ast.BinOp))]
     assert not composed, "give say() the sentence with {fields} in it, and the fields by name"
 
 
-@pytest.mark.parametrize("section", sorted(set(i18n.translations()) - DATA))
+@each(sorted(set(i18n.translations()) - DATA))
 def test_no_translation_is_left_over(section):
     assert section in SOURCES, "a section is named like a file of widgets/"
     left = set(i18n.translations()[section]) - literals(SOURCES[section])
     assert not left, f"section {section!r} of zh/ translates what that file does not say"
 
 
-@pytest.mark.parametrize("section", sorted(set(i18n.translations()) - set(i18n.BY_PATH)))
+@each(sorted(set(i18n.translations()) - set(i18n.BY_PATH)))
 def test_a_translation_has_the_fields_of_its_sentence(section):
     entries = i18n.translations()[section]
     # a message may leave a field out, such as a setting's English help, which the form shows in Chinese already
