@@ -20,6 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """The browser's tests import for seconds what only they need: not unless they are asked for."""
+    if collection_path.name == "browser" and "not browser" in config.option.markexpr:
+        return True
+
+
 _frozen = 0  # modules that were imported when objects were last left out of garbage collection
 
 
