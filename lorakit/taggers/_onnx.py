@@ -1,4 +1,4 @@
-"""Runs a WD tagger's `model.onnx` with onnxruntime."""
+"""Runs a tagger's ONNX model with onnxruntime."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lorakit.taggers import TaggerError
+from lorakit.taggers import TaggerError, _layouts
 
-FILE = "model.onnx"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -29,12 +28,13 @@ class Onnx:
     """A loaded model.
 
     side      px of the square images that it takes
+    layout    how it takes them; a WD tagger whose input has its channels first is a PixAI tagger
     on_gpu    whether it runs on the GPU; `runs_on` says so in words
 
-    Raises TaggerError when onnxruntime is missing, or the file is damaged or no WD tagger.
+    Raises TaggerError when onnxruntime is missing, or the file is damaged or no such tagger.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, file: Path, layout: _layouts.Layout = _layouts.WD):
         if not is_installed():
             raise TaggerError("onnxruntime is not installed: pip install onnxruntime (onnxruntime-gpu for the GPU).")
         import onnxruntime
@@ -43,7 +43,7 @@ class Onnx:
 
         # onnxruntime's exceptions have no common base class
         self._errors = tuple(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception))
-        self._file = folder / FILE
+        self._file = file
         options = onnxruntime.SessionOptions()
         # Only fatal errors; the others are raised as exceptions.
         options.log_severity_level = 4
@@ -57,9 +57,21 @@ class Onnx:
             ) from error
         self._input = self._session.get_inputs()[0]
         shape = self._input.shape
-        if len(shape) != 4 or shape[1] != shape[2] or not isinstance(shape[1], int) or shape[3] != 3:
-            raise TaggerError(f"{self._file} takes {shape}, but a WD tagger takes (images, side, side, 3).")
-        self.side: int = shape[1]
+        if layout is _layouts.WD and len(shape) == 4 and shape[1] == 3:
+            layout = _layouts.PIXAI
+        self.layout = layout
+        sides = shape[2:] if layout.channels_first else shape[1:3]
+        if len(shape) != 4 or shape[1 if layout.channels_first else 3] != 3 or sides[0] != sides[1]:
+            raise TaggerError(
+                f"{self._file} takes {shape}, but a WD tagger takes (images, side, side, 3), others (images, 3, side, "
+                "side)."
+            )
+        # some models take squares of any size, and were trained on one
+        self.side: int = sides[0] if isinstance(sides[0], int) else layout.side
+        names = [output.name for output in self._session.get_outputs()]
+        wanted = [name for name in names if layout.output and layout.output in name]
+        # CamieTagger's refined scores follow its first ones
+        self._output = (wanted or names[-1:] if layout is _layouts.CAMIE else wanted or names)[0]
         # some models take a fixed number of images, 0: any number
         self._fixed_batch = shape[0] if isinstance(shape[0], int) else 0
         # onnxruntime falls back to the CPU without an error; the first provider is the one in use.
@@ -68,16 +80,16 @@ class Onnx:
 
     def scores(self, squares: np.ndarray) -> np.ndarray:
         """Scores (n, tags) float32 of images (n, side, side, 3) uint8 RGB."""
-        # WD models take float32 BGR, 0 to 255
-        bgr = np.ascontiguousarray(squares[..., ::-1], dtype=np.float32)
-        step = self._fixed_batch or len(bgr)
-        return np.concatenate([self._run(bgr[i : i + step], step) for i in range(0, len(bgr), step)])
+        pixels = self.layout.tensor(squares)
+        step = self._fixed_batch or len(pixels)
+        scores = np.concatenate([self._run(pixels[i : i + step], step) for i in range(0, len(pixels), step)])
+        return 1 / (1 + np.exp(-scores)) if self.layout.is_logits else scores
 
     def _run(self, images: np.ndarray, size: int) -> np.ndarray:
         """Scores of up to `size` images; black images pad the batch, their scores are dropped."""
         padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
         try:
-            return self._session.run(None, {self._input.name: padded})[0][: len(images)]
+            return self._session.run([self._output], {self._input.name: padded})[0][: len(images)]
         except self._errors as error:
             raise TaggerError(
                 f"{self._file} failed on {len(images)} images ({self.runs_on}); if memory is short, lower batch_size. "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorakit.taggers import TaggerError
+from lorakit.taggers import TaggerError, _layouts
 
 FILES = ("model.safetensors", "config.json")
 
@@ -28,6 +28,8 @@ class Timm:
     Source of the preprocessing: config.json of the v3 taggers, in timm's format. Raises TaggerError when timm (or
     torchvision, which it imports) is missing, or the files make no model.
     """
+
+    layout = _layouts.WD
 
     def __init__(self, folder: Path):
         try:

@@ -17,8 +17,13 @@ SIDE = 8  # px
 TAGS = (("1girl", 0), ("long_hair", 0), ("^_^", 0), ("hatsune_miku", 4), ("general", 9))
 
 
-def save_wd(folder: Path, batch: int | str = "n", tags=TAGS, shape=(SIDE, SIDE, 3), last: str = "Sigmoid") -> Path:
-    """A tagger whose every score depends on every pixel; its input is (batch, *shape). Returns the folder."""
+def save_wd(
+    folder: Path, batch: int | str = "n", tags=TAGS, shape=(SIDE, SIDE, 3), last: str = "Sigmoid", second: str = ""
+) -> Path:
+    """A tagger whose every score depends on every pixel; its input is (batch, *shape). Returns the folder.
+
+    second   operator of a second output, "refined_predictions", on the same values
+    """
     folder.mkdir(parents=True, exist_ok=True)
     size = int(np.prod(shape))
     weights = np.random.default_rng(0).normal(0, 1 / 255 / size**0.5, (size, len(tags))).astype(np.float32)
@@ -29,12 +34,47 @@ def save_wd(folder: Path, batch: int | str = "n", tags=TAGS, shape=(SIDE, SIDE, 
         _field(1, "flat") + _field(1, "w") + _field(2, "y") + _field(4, "MatMul"),
         _field(1, "y") + _field(2, "out") + _field(4, last),
     ]
+    outputs = ["out"]
+    if second:
+        outputs.append("refined_predictions")
+        nodes.append(_field(1, "y") + _field(2, outputs[-1]) + _field(4, second))
     graph = b"".join(_field(1, node) for node in nodes) + _field(2, "tiny") + _field(5, tensor)
-    graph += _field(11, _value("x", (batch, *shape))) + _field(12, _value("out", (batch, len(tags))))
+    graph += _field(11, _value("x", (batch, *shape)))
+    graph += b"".join(_field(12, _value(name, (batch, len(tags)))) for name in outputs)
     model = _field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13))
     (folder / "model.onnx").write_bytes(model)
     lines = ["tag_id,name,category,count", *(f"{i},{name},{kind},9" for i, (name, kind) in enumerate(tags))]
     (folder / "selected_tags.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+NAMED = (("1girl", "General"), ("hatsune_miku", "Character"), ("safe", "Rating"), ("safe", "Quality"), ("x", "Model"))
+
+
+def save_pixai(folder: Path) -> Path:
+    """A tagger in the files of deepghs' PixAI: as WD, but for its input."""
+    return save_wd(folder, shape=(3, SIDE, SIDE))
+
+
+def save_cl(folder: Path) -> Path:
+    """A tagger in the files of cl_tagger: logits, and a list by number in tag_mapping.json."""
+    save_wd(folder, tags=NAMED, shape=(3, SIDE, SIDE), last="Identity")
+    (folder / "selected_tags.csv").unlink()
+    rows = {str(number): {"tag": tag, "category": kind} for number, (tag, kind) in enumerate(NAMED)}
+    (folder / "tag_mapping.json").write_text(json.dumps(rows))
+    return folder
+
+
+def save_camie(folder: Path) -> Path:
+    """A tagger in the files of CamieTagger v2: two outputs of logits, the second refined; ratings with a prefix."""
+    tags = ("1girl", "hatsune_miku", "rating_general", "year_2023")
+    kinds = dict(zip(tags, ("general", "character", "rating", "year"), strict=True))
+    save_wd(folder, tags=[(tag, 0) for tag in tags], shape=(3, SIDE, SIDE), last="Identity", second="Neg")
+    (folder / "model.onnx").rename(folder / "camie-tagger-v2.onnx")
+    (folder / "selected_tags.csv").unlink()
+    mapping = {"idx_to_tag": {str(i): tag for i, tag in enumerate(tags)}, "tag_to_category": kinds}
+    content = {"dataset_info": {"total_tags": len(tags), "tag_mapping": mapping}}
+    (folder / "camie-tagger-v2-metadata.json").write_text(json.dumps(content))
     return folder
 
 

@@ -15,7 +15,7 @@ from tiny_taggers import SIDE, TAGS, chat_server, save_blip, save_wd
 from lorakit import taggers
 from lorakit.config import ConfigError, from_dict
 from lorakit.taggers import TaggerError
-from lorakit.taggers.wd14 import read_tags, squared
+from lorakit.taggers._layouts import read_tags, squared
 
 
 def make_image(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -219,7 +219,7 @@ def test_a_damaged_model_is_explained(share, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": (3, SIDE, SIDE)}, r"a WD tagger takes \(images, side, side, 3\)"),
+        ({"shape": (5, SIDE, SIDE)}, r"a WD tagger takes \(images, side, side, 3\)"),
         ({"shape": (SIDE, SIDE, 4)}, r"takes \['n', 8, 8, 4\]"),
         ({"last": "Neg"}, "no probabilities"),
     ],
