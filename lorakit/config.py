@@ -18,7 +18,7 @@ from lorakit import other_trainers
 from lorakit.errors import UserError
 from lorakit.files.disk import DamagedFile, DiskError, read_file
 from lorakit.secrets import without_secrets
-from lorakit.typed import Typed, plain, typed_value
+from lorakit.typed import Typed, resolved
 
 SETTINGS_BYTES = 1 << 24  # a file of settings has a few kilobytes
 # Settings that had another name in an earlier version -> their name now, dotted. What earlier versions stored
@@ -331,11 +331,9 @@ def _unknown(name: str, config_class: type[Config], path: str) -> str:
 
 def _parse(value: Any, f: dataclasses.Field, expected: Any, path: str) -> Any:
     try:
-        if isinstance(value, Typed):
-            value = typed_value(value, expected)
         # settings of a part are read there, where their types are known
-        elif "variants" not in f.metadata:
-            value = plain(value)
+        if "variants" not in f.metadata or isinstance(value, Typed):
+            value = resolved(value, expected)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; {f.metadata['help']}.") from None
     if "variants" in f.metadata:

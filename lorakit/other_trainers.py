@@ -50,6 +50,7 @@ CALLED = {
     "cache_text_encoder_outputs": "data.cache_text",
     "cache_text_encoder_outputs_to_disk": "data.cache_text: they are always kept on disk",
     "cache_text_embeddings": "data.cache_text",
+    "enable_wildcard": "data.caption_lines: alternatives",
     "token_dropout_rate": "data.caption_tag_dropout_rate",
     # ---- adapter
     "network_module": "adapter.type",
@@ -146,6 +147,8 @@ ABSENT = {
     "dataset_config": "datasets are folders: <repeats>_<name>/ in the data folder.",
     "concepts": "concepts are folders: <repeats>_<name>/ in the data folder.",
     "in_json": "captions of a metadata file beside the images are read by themselves.",
+    "conditioning_data_dir": "masks are files beside the images; data.alpha_mask uses them.",
+    "mask_path": "masks are files beside the images; data.alpha_mask uses them.",
     "crop_aug": AUGMENTATION,
     "random_crop": AUGMENTATION,
     "face_crop_aug_range": AUGMENTATION,

@@ -21,7 +21,7 @@ def typed_value(text: str, expected: Any) -> Any:
     str         the text as it stands, nothing of it is YAML: `@name`, `2b #nier`, `yes`, `C:\\x`
     int, float  a number, also as 1e3; bool: true, yes, on, false, no, off
     tuple       of texts: `[a, "b, c"]`, an item with a comma in quotes; a text without brackets is the only item
-    others      (tables, lists of tables) YAML
+    others      (tables, lists of tables) YAML; in a table of texts all values are texts
 
     Raises ValueError for broken YAML.
     """
@@ -31,12 +31,23 @@ def typed_value(text: str, expected: Any) -> Any:
         return FLAGS.get(text.strip().lower(), str(text))
     if expected in (int, float):
         return _number(text, expected)
+    if typing.get_args(expected) == (str, str):
+        return _table_of_texts(text)
     if typing.get_origin(expected) is tuple and typing.get_args(expected)[0] is str:
         inside = text.strip()
         if not (inside.startswith("[") and inside.endswith("]")):
             return (str(text),) if inside else ()
         return tuple(_items(inside[1:-1]))
     return plain(text)
+
+
+def resolved(value: Any, expected: Any) -> Any:
+    """A value of this type with what each typed text in it means. Raises ValueError for broken YAML."""
+    if isinstance(value, Typed):
+        return typed_value(value, expected)
+    if isinstance(value, dict) and typing.get_args(expected) == (str, str):
+        return {name: str(item) if isinstance(item, Typed) else item for name, item in value.items()}
+    return plain(value)
 
 
 def plain(value: Any) -> Any:
@@ -57,6 +68,16 @@ def plain(value: Any) -> Any:
         return yaml.safe_load(value) if value else ""
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{value!r} is not YAML: {error}") from None
+
+
+def _table_of_texts(text: str) -> Any:
+    import yaml
+
+    try:
+        # BaseLoader keeps every value a text
+        return yaml.load(text, Loader=yaml.BaseLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not YAML: {error}") from None
 
 
 def _number(text: str, expected: type) -> Any:

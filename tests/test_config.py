@@ -197,6 +197,8 @@ TYPED = [
         ("a, b", "it's, x", "2b #nier", "@c", "yes", "C:\\x"),
     ),
     (OptimizerConfig, "args", "{betas: [0.9, 0.95], eps: 1e-8}", {"betas": (0.9, 0.95), "eps": 1e-8}),
+    (DataConfig, "triggers", "{10_miku: miku, a: 1e3}", {"10_miku": "miku", "a": "1e3"}),
+    (DataConfig, "triggers.10_miku", "@miku #1", {"10_miku": "@miku #1"}),
     (OptimizerConfig, "args.weight_decay", "1e-2", {"weight_decay": 1e-2}),
 ]
 
