@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image, ImageChops
 
@@ -17,9 +17,14 @@ FOLDERS = ("mask", "masks", "mask_images", "masklabel", "masklabels")
 CONDITIONS = ("-condlabel",)
 
 
-def is_mask_folder(path: Path) -> bool:
+def is_mask_folder(path: PurePath) -> bool:
     """Whether a folder holds masks, by its name."""
     return path.name.lower() in FOLDERS
+
+
+def is_mask_name(path: PurePath) -> bool:
+    """Whether a file's name says that it is a mask: `01-masklabel.png`, `01_mask.png`."""
+    return bool(_ending(path, (*CERTAIN, *LIKELY)))
 
 
 def masks_among(images: Iterable[Path], captioned: set[Path]) -> tuple[dict[Path, Path], list[Path]]:
@@ -51,7 +56,7 @@ def masks_among(images: Iterable[Path], captioned: set[Path]) -> tuple[dict[Path
     return masks, left
 
 
-def _ending(path: Path, endings: tuple[str, ...]) -> str:
+def _ending(path: PurePath, endings: tuple[str, ...]) -> str:
     """The ending of a mask's name that this one has, "" for none."""
     stem = path.stem.lower()
     return next((ending for ending in endings if stem.endswith(ending) and stem != ending), "")

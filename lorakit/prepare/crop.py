@@ -21,6 +21,7 @@ from lorakit.data import DataConfig, measures
 from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.images import ImageError, alpha_of, open_rgb
 from lorakit.data.listing import Note, folder_of
+from lorakit.data.masks import CERTAIN
 from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
@@ -121,17 +122,19 @@ class PrepareConfig(Config):
 
 @dataclass(frozen=True)
 class _Copy:
-    """One prepared image to write; `name` is its path inside the folder."""
+    """One prepared image to write, or the mask of one; `name` is its path inside the folder."""
 
     name: str
     sample: Sample
     box: Box | None
+    is_mask: bool = False
 
     def key(self, how: PrepareConfig) -> str:
         """Hash of everything that decides its pixels."""
         settings = {name: value for name, value in to_dict(how).items() if name in PIXELS}
         # Not the name: a renamed original gives the same pixels.
-        inputs = [VERSION, self.sample.digest, self.box and self.box.edges, settings]
+        digest = self.sample.mask_digest if self.is_mask else self.sample.digest
+        inputs = [VERSION, digest, self.box and self.box.edges, settings]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
@@ -177,7 +180,8 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
             if not is_alone:
                 raise PrepareError("Another process or cell is preparing the images: wait until it has finished.")
             copies = Copies(root, project.folder / RECORD)
-            yield from _write_copies(copies, _planned([*samples.values()], boxes, how), config, how)
+            planned = _planned([*samples.values()], boxes, how)
+            yield from _write_copies(copies, [*planned, *_masks(planned)], config, how)
             # Only after all copies: until then the record also has the digests of before.
             copies.close()
     except OSError as error:
@@ -246,6 +250,13 @@ def _planned(samples: list[Sample], boxes: Boxes, how: PrepareConfig) -> list[_C
     return list(by_name.values())
 
 
+def _masks(planned: list[_Copy]) -> list[_Copy]:
+    """The masks that go with images, each beside its image."""
+    names = {one.name: str(PurePosixPath(one.name).with_suffix("")) for one in planned if one.sample.mask}
+    masked = (one for one in planned if one.name in names)
+    return [replace(one, name=f"{names[one.name]}{CERTAIN[0]}.png", is_mask=True) for one in masked]
+
+
 # ---- one image -----------------------------------------------------------------------------------------------------
 
 
@@ -255,9 +266,21 @@ def prepare_image(path: Path, box: Box | None, how: PrepareConfig) -> Image.Imag
     mask = alpha_of(path) if how.transparency == "keep" else None
     if mask is not None:
         image.putalpha(mask)
+    return _fitted(image, box, how)
+
+
+def _fitted(image: Image.Image, box: Box | None, how: PrepareConfig) -> Image.Image:
+    """Cropped to its box, padded and resized."""
     if box is not None:
         image = image.crop(box.within(*image.size).edges)
     return _resized(_padded(image, how), how)
+
+
+def _prepared_mask(copy: _Copy, how: PrepareConfig) -> Image.Image:
+    """The mask of a prepared image, of the same size; what is added at the sides is not learned."""
+    mask, size = open_rgb(copy.sample.mask, by_profile=False), (copy.sample.width, copy.sample.height)
+    mask = mask.resize(size, Image.Resampling.BILINEAR)
+    return _fitted(mask, copy.box, replace(how, background="black")).convert("L")
 
 
 def _padded(image: Image.Image, how: PrepareConfig) -> Image.Image:
@@ -292,7 +315,8 @@ def _png(copy: _Copy, how: PrepareConfig) -> bytes | str:
     packed = io.BytesIO()
     try:
         # Level 3 instead of Pillow's 6: a third of the time.
-        prepare_image(copy.sample.path, copy.box, how).save(packed, "PNG", compress_level=3)
+        image = _prepared_mask(copy, how) if copy.is_mask else prepare_image(copy.sample.path, copy.box, how)
+        image.save(packed, "PNG", compress_level=3)
     except (ImageError, BoxError) as error:
         return str(error)
     except OSError as error:
@@ -316,7 +340,7 @@ def _write_copies(
             yield Note("kept", f"{FOLDER}/{one.name}", "was changed there and is kept; delete it to rebuild it.")
         elif state != "made" or copies.keys[one.name] != one.key(how):
             missing.append(one)
-        yield from _captioned(copies, captions[one.name], one.sample.written)
+        yield from _captioned(copies, captions[one.name], "" if one.is_mask else one.sample.written)
     done = len(planned) - len(missing)
     yield Progress(what="images prepared", done=done, total=len(planned))
     with ThreadPoolExecutor(min(AHEAD, os.cpu_count() or 1)) as makers:

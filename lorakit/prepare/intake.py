@@ -17,7 +17,8 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from lorakit.data.caption_files import BOOK_EXTENSIONS
 from lorakit.data.images import EXTENSIONS, UNREAD, how_to_convert
-from lorakit.data.listing import CAPTION_EXTENSIONS, MAX_REPEATS, Note, repeats_of
+from lorakit.data.listing import CAPTION_EXTENSIONS, MAX_REPEATS, REG_FOLDERS, Note, repeats_of
+from lorakit.data.masks import CERTAIN, is_mask_folder, is_mask_name
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.files.archive import is_archive, unpack
@@ -205,6 +206,7 @@ def _says_repeats(folder: str) -> bool:
 def _adding(project: Project, files: list[_File], concept: str, temporary: Path | None) -> Iterator[Progress | Note]:
     """Put files in their places. They are copied into the folder `temporary` first; None: they are moved themselves."""
     # An image and its captions move together; a metadata file is alone.
+    files = [replace(file, name=_understood(file.name, bool(concept))) for file in files]
     groups: dict[PurePosixPath, list[_File]] = {}
     for file in files:
         key = file.name if file.name.suffix.lower() in METADATA else file.name.with_suffix("")
@@ -228,6 +230,19 @@ def _adding(project: Project, files: list[_File], concept: str, temporary: Path 
                 done += len(group)
                 yield Progress(what="files", done=done, total=len(files))
     yield from folders.notes()
+
+
+def _understood(name: PurePosixPath, is_placed: bool) -> PurePosixPath:
+    """The name of a file of a whole project of kohya's (img/10_mofu/, reg_data/1_girl/) without the folder around it;
+    that of a mask in a folder of masks, when all files come into one folder, as of a mask beside its image.
+    """
+    if len(name.parts) > 2 and repeats_of(name.parts[1]) and not repeats_of(name.parts[0]):
+        is_reg = name.parts[0].lower() in REG_FOLDERS
+        name = PurePosixPath(*(["reg"] * is_reg), *name.parts[1:])
+    if is_placed and is_mask_folder(name.parent) and name.suffix.lower() in EXTENSIONS:
+        stem = name.stem if is_mask_name(name) else f"{name.stem}{CERTAIN[0]}"
+        return name.parent.parent / f"{stem}{name.suffix}"
+    return name
 
 
 def _copied(file: _File, folder: Path, temporary: Path | None) -> Path | str:

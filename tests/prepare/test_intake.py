@@ -314,3 +314,11 @@ def test_a_full_disk_is_told_as_such(project, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(DiskFull, match="to resume"):
         list(import_images(project, fill(tmp_path / "x", {"a.png": b"a"})))
+
+
+def test_a_whole_project_of_kohyas_and_masks_in_a_folder_come_in_as_what_they_are(project, tmp_path):
+    pile = {"p/img/10_mofu/a.png": b"a", "p/reg_data/1_girl/b.png": b"b", "p/img/10_mofu/mask/a.png": b"m"}
+    list(import_images(project, fill(tmp_path / "kohya", pile)))
+    assert set(dataset(project)) == {"10_mofu/a.png", "reg/1_girl/b.png", "10_mofu/mask/a.png"}
+    list(import_images(project, fill(tmp_path / "plain", {"c.png": b"c", "mask/c.png": b"m"}), into="5_rin"))
+    assert {"5_rin/c.png", "5_rin/c-masklabel.png"} <= set(dataset(project))

@@ -444,3 +444,23 @@ def test_a_damaged_list_of_boxes_is_told_and_left_as_it_is(project, text):
     with pytest.raises((BoxError, ConfigError), match="boxes.yaml"):
         Boxes(project)
     assert file.read_bytes() == (text if isinstance(text, bytes) else text.encode())
+
+
+def test_a_mask_goes_with_its_image_through_crop_and_padding_and_what_is_added_is_not_learned(tmp_path):
+    project = Project(tmp_path / "p")
+    project.dataset.mkdir(parents=True)
+    make_image(40, 20).save(project.dataset / "a.png")
+    mask = Image.new("L", (20, 10), 255)
+    mask.paste(0, (0, 0, 10, 10))
+    mask.save(project.dataset / "a-masklabel.png")
+    Boxes(project).update({"a.png": (Box(10, 0, 20, 20),)})
+    how = PrepareConfig(crop=True, pad="3x2", resize="none")
+    list(prepare(project, DataConfig(alpha_mask=True), how))
+    prepared = Image.open(project.folder / "prepared" / "a-masklabel.png")
+    assert prepared.size == opened(project, "a.png").size == (30, 20) and prepared.mode == "L"
+    # padded, masked, learned, padded
+    assert [prepared.getpixel((x, 10)) for x in (2, 10, 20, 28)] == [0, 0, 255, 0]
+    (sample,) = scan(DataConfig(folder="prepared", alpha_mask=True), project.folder).samples
+    assert sample.mask and sample.mask.name == "a-masklabel.png"
+    list(prepare(project, DataConfig(), how))
+    assert not (project.folder / "prepared" / "a-masklabel.png").exists()

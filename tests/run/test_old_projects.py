@@ -24,8 +24,9 @@ from lorakit.prepare.boxes import Box, Boxes
 from lorakit.prepare.crop import read_prepare_config
 from lorakit.project import Project, Run
 from lorakit.run import checkpoint
-from lorakit.run.config import read_config
+from lorakit.run.config import configure, read_config, settings_of
 from lorakit.run.create import save_config
+from lorakit.run.resume import recorded_config
 from lorakit.tags.editor import CaptionEditor
 from lorakit.tags.tagging import read_tagging
 from lorakit.training.loop import train
@@ -65,6 +66,16 @@ def test_a_cut_run_of_version_0_1_ends_as_its_uncut_twin(project):
     assert lora.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(lora[name], weight, rtol=0, atol=tolerance)
+
+
+def test_its_runs_read_their_captions_and_images_as_they_did_and_new_ones_as_today(project):
+    cut = project.run("cut")
+    assert read_config(cut).data.reading == 1 and read_config(cut).data == recorded_config(cut).data
+    # a form knows nothing of it
+    assert save_config(cut, configure({**settings_of(cut)})).data.reading == 1
+    assert "reading: 1" in cut.config_file.read_text()
+    assert configure(settings_of(cut)).data.reading == 2
+    assert save_config(project.run("anew"), configure(settings_of(cut))).data.reading == 2
 
 
 def test_its_runs_and_logs_are_read(project):

@@ -495,3 +495,20 @@ def test_an_edit_leads_from_any_text_to_any_other_and_back(seed):
     old, new = (", ".join(rng.choices(["a", "b", "", "a,b", " c"], k=rng.randrange(5))) for _ in range(2))
     edit = Edit.between(old, new)
     assert edit.apply(old) == new and edit.reversed().apply(new) == old and edit.is_empty == (old == new)
+
+
+def test_a_file_of_alternatives_is_never_made_one_caption_and_a_sentence_has_one_author(tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for name, text in (("a", "girl, hat\na girl in a hat\n"), ("b", "girl, boots")):
+        Image.new("RGB", (16, 16), name == "a" and "red" or "blue").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(text)
+    editor = CaptionEditor(Project(tmp_path), DataConfig(caption_lines="alternatives"))
+    assert editor.is_locked("a.png")
+    sentence = "A girl, who wears boots, stands in the rain."
+    editor.unlock(["b.png"])
+    editor.change("x", {"a.png": "girl, hat, shoes", "b.png": f"girl, boots, {sentence}"}, by="writer")
+    assert (folder / "a.txt").read_text() == "girl, hat\na girl in a hat\n"
+    assert editor.authors("b.png") == {"girl": "person", "boots": "person", sentence: "writer"}
+    editor.change("y", {"b.png": f"girl, boots, {sentence.replace('boots', 'shoes')}"})
+    assert editor.authors("b.png")[sentence.replace("boots", "shoes")] == "person"
