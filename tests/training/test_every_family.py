@@ -236,7 +236,7 @@ def test_what_a_family_starts_from_is_a_run_that_works_untouched(family):
         for name, value in values.items():
             assert getattr(getattr(config, part), name) == value
     assert list(config.rates) == [models.family(family).Model.denoiser]  # text parts stay frozen
-    assert config.key_layout == config.model.forms[0]
+    assert config.key_layout == config.model.key_layouts[0]
 
 
 def test_what_a_family_refuses_is_refused_with_the_reason(family):
