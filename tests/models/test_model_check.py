@@ -221,7 +221,7 @@ def test_weights_in_8_bits_do_not_count(parts, tmp_path):
     dit = save_files(tmp_path, parts)["transformer"]
     rewrite(dit, lambda state: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()})
     (finding,) = check([dit])
-    assert "too coarse to train on" in finding.kind and finding.dtypes == ("fp8",) and not finding.holds
+    assert "too coarse to train on" in finding.unfit and finding.dtypes == ("fp8",) and not finding.holds
 
 
 def test_only_headers_are_read(parts, tmp_path):

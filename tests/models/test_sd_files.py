@@ -377,15 +377,6 @@ def test_missing_unknown_and_misshapen_weights_are_reported(change, told, single
         open_sd(tmp_path / "model.safetensors", replace(SD15, settings=tiny)).unet(torch.float32, CPU)
 
 
-def test_a_file_without_vae_is_refused_only_when_the_vae_is_used(single, tiny, tmp_path):
-    state = {name: tensor for name, tensor in load_file(single).items() if not name.startswith("first_stage_model.")}
-    save_file(state, tmp_path / "pruned.safetensors")
-    files = open_sd(tmp_path / "pruned.safetensors", replace(SD15, settings=tiny))
-    assert files.unet(torch.float32, CPU)
-    with pytest.raises(ModelFileError, match="holds no vae"):
-        files.vae(torch.float32, CPU)
-
-
 def test_a_folder_that_lacks_a_shard_or_is_of_another_family_is_refused(tiny, tmp_path):
     folder = make_form("sharded folder", tiny, tmp_path / "model")
     next((folder / "unet").glob("*-00002-*")).unlink()

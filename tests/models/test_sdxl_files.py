@@ -65,7 +65,6 @@ def test_a_file_that_is_not_sdxl_is_named_and_refused(kind, tmp_path):
 @pytest.mark.parametrize(
     ("part", "change", "told"),
     (
-        ("unet", {"in_channels": 9}, "9 input channels: it is for inpainting"),
         ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "schedule of EDM"),
         ("scheduler", {"prediction_type": "sample"}, "prediction type sample"),
     ),
@@ -76,7 +75,7 @@ def test_folders_of_models_that_train_in_another_way_are_refused(part, change, t
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     files = open_sd(folder, SDXL)
     with pytest.raises(ModelFileError, match=told):
-        files.unet(torch.float32, CPU) if part == "unet" else files.scheduler_config()
+        files.scheduler_config()
 
 
 def test_a_refiner_folder_is_refused(tiny_xl, tmp_path):

@@ -42,12 +42,16 @@ def check_models(paths: Iterable[str | Path]) -> None:
     display(HTML(render(check(paths))))
 
 
+def _about(file: ModelFile) -> str:
+    return file.problem or "; ".join(filter(None, (file.kind, file.unfit)))
+
+
 def render(findings: list[ModelFile]) -> str:
     """Findings as a table, with what is missing below."""
     rows = "".join(
         f"<tr><td style='color:{RED if file.problem else GREEN}'>{'✗' if file.problem else '✓'}</td>"
         f"<td style='text-align:left'><b>{html.escape(file.path.name)}</b></td>"
-        f"<td style='text-align:left'>{html.escape(file.problem or file.kind)}</td>"
+        f"<td style='text-align:left'>{html.escape(_about(file))}</td>"
         f"<td style='text-align:left'>{f'{size(file.size)} · ' if file.size else ''}"
         f"{html.escape(' '.join(file.dtypes))}</td></tr>"
         for file in findings

@@ -11,8 +11,9 @@ import torch
 from lorakit.hub.files import ModelFileError, part_weights, read_index
 from lorakit.hub.header import verify_safetensors
 from lorakit.hub.settings import read_settings
-from lorakit.models.files.anima_names import ACCEPTED, DIT, HUB_FILES, MEASURED, RENAMED, encoder_names
-from lorakit.models.files.kinds import kind_of, quantised
+from lorakit.models.files.anima_names import ACCEPTED, DIT, HUB_FILES, MARKS, MEASURED, RENAMED, encoder_names
+from lorakit.models.files.fitness import CANNOT, unfit_folder, unfit_weights
+from lorakit.models.files.kinds import kind_of
 from lorakit.models.files.tokenizers import open_tokenizer
 from lorakit.models.files.weights import Tensors, frozen, read_tensors
 
@@ -53,6 +54,8 @@ class FolderPart:
             raise ModelFileError(f"{folder} holds {name}; for the {part} expected was {CLASSES[part]}.")
         if lacking := [needed for needed in NEEDED[part] if self.config.get(needed) is None]:
             raise ModelFileError(f"{self.settings} lacks {', '.join(lacking)}: download it again.")
+        if reason := unfit_folder(folder, MARKS):
+            raise ModelFileError(f"{folder} {CANNOT}: {reason}.")
 
     @property
     def files(self) -> list[Path]:
@@ -90,11 +93,8 @@ class FilePart:
             raise ModelFileError(
                 f"{path} is {self.kind}; for the {part} expected was {' or '.join(expected)} ({example})."
             )
-        if quantised(self.header):
-            raise ModelFileError(
-                f"{path} holds weights in 8 bits or fewer (such as fp8), which are too coarse to train on: use the "
-                f"file in bf16 or fp16; {example}."
-            )
+        if reason := unfit_weights(self.header):
+            raise ModelFileError(f"{path} {CANNOT}: {reason}; {example}.")
 
     @cached_property
     def names(self) -> dict[str, str]:

@@ -20,13 +20,13 @@ from lorakit.hub.files import (
     verify_part,
     weight_files,
 )
-from lorakit.hub.header import ModelFileError, verify_safetensors
+from lorakit.hub.header import ModelFileError
 from lorakit.lora.file import LoraFileError, describe
-from lorakit.models.files.kinds import LORA, file_kind, lora_family, lora_title, quantised, title_of_folder
+from lorakit.models.files.fitness import CANNOT, unfit_file, unfit_folder, unfit_weights, without
+from lorakit.models.files.kinds import LORA, file_kind, lora_family, lora_title, title_of_folder
 from lorakit.models.files.marks import PREFIX, FileKind, all_marks
-from lorakit.models.files.weights import read_pickle
+from lorakit.models.files.weights import PICKLED, tensor_header
 
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 SEARCHED = (".safetensors", ".gguf", *PICKLED)
 # Files of trainers that have the suffix of a model.
 STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states|rng_state).*")
@@ -48,6 +48,8 @@ class ModelFile:
     blocks   number of transformer blocks, 0 when there are none
     holds    title of a family -> the parts of it in this file
     problem  why it cannot be used, "" when it is complete
+    unfit    why no run can start from it although it is whole: "cannot be trained on: ..."; "" when that is its use or
+             nobody expects it
     """
 
     path: Path
@@ -57,11 +59,13 @@ class ModelFile:
     blocks: int = 0
     holds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problem: str = ""
+    unfit: str = ""
 
     def __str__(self) -> str:
         facts = [_size_text(self.size), *self.dtypes]
         facts += [f"{self.blocks} blocks"] if self.blocks else []
-        return f"{self.path}: {self.kind}, {', '.join(facts)}" + (f"\n  ! {self.problem}" if self.problem else "")
+        notes = "".join(f"\n  ! {note}" for note in (self.problem, self.unfit) if note)
+        return f"{self.path}: {self.kind}, {', '.join(facts)}{notes}"
 
 
 def _size_text(size: int) -> str:
@@ -138,23 +142,12 @@ def _examine(path: Path) -> ModelFile:
         if path.suffix == ".gguf":
             kind = "a GGUF file, which is too coarse to train on: use the .safetensors of that model"
             return ModelFile(path=path, kind=kind, size=size)
-        return _described(path, size, _header(path))
+        return _described(path, size, tensor_header(path))
     except ModelFileError as error:
         # what is wrong with one file must not hide the others
         return ModelFile(path=path, kind="no usable model", size=size, problem=str(error))
     except OSError as error:
         return ModelFile(path=path, kind="no usable model", size=size, problem=f"It cannot be read: {error}.")
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """name -> {dtype, shape} of the tensors in a file, by name."""
-    if path.suffix not in PICKLED:
-        return {name: entry for name, entry in verify_safetensors(path).items() if name != "__metadata__"}
-    names = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float64": "F64"}
-    return {
-        name: {"dtype": names.get(str(tensor.dtype), str(tensor.dtype)), "shape": list(tensor.shape)}
-        for name, tensor in read_pickle(path).items()
-    }
 
 
 def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
@@ -170,10 +163,18 @@ def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
         text += f" of width {width}"
         if width != expected:
             text, holds = f"{text} ({' and '.join(holds)}'s has {expected})", {}
-    if quantised(header) and not is_lora:
-        text, holds = f"{text}, in 8 bits or fewer: too coarse to train on", {}
-    blocks = _blocks(header, kind.inner if kind else "")
-    return ModelFile(path=path, kind=text, size=size, dtypes=_dtypes(header), blocks=blocks, holds=holds)
+    reason = "" if is_lora else unfit_file(name, kind, header)
+    if unfit_weights(header):
+        holds = {}
+    return ModelFile(
+        path=path,
+        kind=text,
+        size=size,
+        dtypes=_dtypes(header),
+        blocks=_blocks(header, kind.inner if kind else ""),
+        holds=holds,
+        unfit=reason and f"{CANNOT}: {reason}",
+    )
 
 
 def _holds(name: str, kind: FileKind | None, header: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -229,6 +230,7 @@ def _diffusers_folder(path: Path) -> ModelFile:
                 weights = part_weights(path / inner)
                 if part in ("unet", "transformer"):
                     header = {key: entry for file in weights for key, entry in _header_of(file).items()}
+        reason = _unfit_folder(path, index)
     except ModelFileError as error:
         return ModelFile(path=path, kind=kind, size=size, problem=str(error))
     return ModelFile(
@@ -237,13 +239,24 @@ def _diffusers_folder(path: Path) -> ModelFile:
         size=size,
         dtypes=_dtypes(header),
         blocks=_blocks(header, ""),
-        holds={marks.title: tuple(marks.parts) for marks in all_marks().values() if marks.title == family},
+        holds={m.title: tuple(m.parts) for m in all_marks().values() if m.title == family and not reason},
+        unfit=reason and f"{CANNOT}: {reason}",
     )
 
 
+def _unfit_folder(path: Path, index: Mapping[str, Any]) -> str:
+    """Why no run can start from a folder of a family; "" of another model's."""
+    family = next((marks for marks in all_marks().values() if marks.folder == index.get("_class_name")), None)
+    parts = part_folders(index)
+    denoiser = next((parts[part] for part in ("unet", "transformer") if part in parts), None)
+    if family is None or denoiser is None:
+        return ""
+    return unfit_folder(path / denoiser, family) or ("" if "vae" in parts else without(family, "VAE"))
+
+
 def _header_of(weights: Path) -> dict[str, Any]:
-    """As `_header`, but nothing for .bin files, which have to be read whole."""
-    return _header(weights) if weights.suffix == ".safetensors" else {}
+    """As `tensor_header`, but nothing for .bin files, which have to be read whole."""
+    return tensor_header(weights) if weights.suffix == ".safetensors" else {}
 
 
 def _part_folder(path: Path) -> ModelFile:

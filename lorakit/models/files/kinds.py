@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lorakit.lora.file import is_adapter_tensor
-from lorakit.models.files.marks import PREFIX, VAE_ALONE, FileKind, all_marks
+from lorakit.models.files.marks import PREFIX, VAE_ALONE, FileKind, Marks, all_marks
 
 LORA = "a LoRA (an adapter, not a base model)"
 # Files that no family trains on: (what it is, what a tensor's name of it is like). The first match counts.
@@ -67,6 +67,11 @@ def hint(kind: str) -> str:
         if kind in (family.folder, *(row.name for row in family.kinds if row.is_base)):
             return f" To train on it set model.family={name}."
     return ""
+
+
+def family_of_kind(name: str) -> Marks | None:
+    """The marks of the family whose base a kind of file is, by the kind's name."""
+    return next((m for m in all_marks().values() if any(k.is_base and k.name == name for k in m.kinds)), None)
 
 
 def quantised(header: Mapping[str, Mapping]) -> bool:

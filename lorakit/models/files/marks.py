@@ -14,6 +14,9 @@ from lorakit import models
 PREFIX = re.compile(r"^(?:(?:model\.)?diffusion_model\.)?(?:net\.)?")
 IN_CHECKPOINT = "it is inside the whole checkpoint of that model"
 VAE_ALONE = "a VAE alone"
+# First convolutions of the UNets of Stable Diffusion, in single files and in folders: they take the 4 channels of a
+# latent, for inpainting also a mask and the masked image.
+UNET_INPUTS = {"model.diffusion_model.input_blocks.0.0.weight": 4, "conv_in.weight": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ class Marks:
     title          as people call it
     parts          part in words -> where it comes from, as `hub.fetch` takes it, or a sentence
     kinds          its single files
+    inputs         name of the denoiser's first convolution in a file -> channels that it takes, where models for
+                   inpainting and editing take more
     shared         kind of file that other families use, too -> the part of this family in it
     folder         `_class_name` in the index of its diffusers folders
     lora_keys      regular expression: beginnings of its modules' names in LoRA files (see `lora.file`), of no other
@@ -93,6 +98,7 @@ class Marks:
     title: str
     parts: Mapping[str, str]
     kinds: tuple[FileKind, ...]
+    inputs: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     folder: str
     lora_keys: str = ""

@@ -21,13 +21,14 @@ def open_sd(path: Path, layout: Layout, vae: Path | None = None) -> SDFiles:
     vae       a VAE that replaces the model's: its folder, one with a folder `vae`, a file in diffusers' or the original
               layout, or a whole checkpoint
 
-    Raises ModelFileError for a damaged file, another kind of file, or a model of another family.
+    Raises ModelFileError for a damaged file, another kind of file, a model of another family, and one that no run can
+    start from (see `fitness`).
     """
     path = Path(path)
     if path.is_dir():
-        base = Folder(path).check(layout)
+        base = Folder(path).check(layout, has_vae=vae is not None)
     elif path.is_file():
-        base = SingleFile(path, layout).check(layout.kind)
+        base = SingleFile(path, layout).check(layout.kind, replaced=("VAE",) if vae else ())
     else:
         raise ModelFileError(f"There is no {path}; give a diffusers folder, a .safetensors or a .ckpt file.")
     return SDFiles(base, open_vae(Path(vae), layout) if vae else base)
@@ -140,9 +141,4 @@ class SDFiles:
     ) -> torch.nn.Module:
         source = self._source(part)
         where = f"The {part} in {', '.join(map(str, source.files(part)))}"
-        config = source.config(part)
-        if part == "unet" and (channels := config.get("in_channels", 4)) != 4:
-            raise ModelFileError(
-                f"{where} has {channels} input channels: it is for inpainting or editing; use the plain base model."
-            )
-        return frozen(build, config, lambda model: source.tensors(part, model), where, dtype, device)
+        return frozen(build, source.config(part), lambda model: source.tensors(part, model), where, dtype, device)

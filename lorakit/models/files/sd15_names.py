@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit.models.files.marks import IN_CHECKPOINT, VAE_ALONE, FileKind, Layout, Marks
+from lorakit.models.files.marks import IN_CHECKPOINT, UNET_INPUTS, VAE_ALONE, FileKind, Layout, Marks
 
 LAYOUT = Layout(
     kind="a Stable Diffusion 1.x checkpoint",
@@ -35,6 +35,7 @@ MARKS = Marks(
         ),
     ),
     # the VAEs of SD 1.5 and SDXL have the same tensors: a file does not say whose it is
+    inputs=UNET_INPUTS,
     shared={VAE_ALONE: "VAE"},
     folder="StableDiffusionPipeline",
     # SDXL's UNet and first text encoder have such names, too

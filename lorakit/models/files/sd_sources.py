@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from lorakit.hub.files import ModelFileError, part_weights, read_index
 from lorakit.hub.header import verify_safetensors
 from lorakit.hub.settings import read_settings
-from lorakit.models.files.kinds import hint, kind_of
+from lorakit.models.files.fitness import CANNOT, unfit_file, unfit_folder, without
+from lorakit.models.files.kinds import family_of_kind, file_kind, hint
 from lorakit.models.files.marks import Layout
 from lorakit.models.files.tokenizers import open_tokenizer
-from lorakit.models.files.weights import SPARE, Tensors, read_pickle, read_tensors
+from lorakit.models.files.weights import SPARE, Tensors, read_pickle, read_tensors, tensor_entries
 
 CLIP_VOCABULARY = Path(__file__).parents[1] / "sd15_config" / "tokenizer"
 # How the tensors of a file begin that is a VAE alone.
@@ -64,8 +66,10 @@ class Folder(Source):
     def __init__(self, path: Path):
         self.settings = path
 
-    def check(self, layout: Layout) -> Folder:
-        """Raises ModelFileError when the folder has other parts than the family's models."""
+    def check(self, layout: Layout, has_vae: bool = False) -> Folder:
+        """Raises ModelFileError when the folder has other parts than the family's models, or a run cannot start from
+        it; with `has_vae` the VAE comes from elsewhere.
+        """
         index = read_index(self.settings)
         name = index.get("_class_name", "model without a class")
         parts = {part for part, value in index.items() if isinstance(value, list) and value[0] is not None}
@@ -76,6 +80,10 @@ class Folder(Source):
                 f"{self.settings} holds a {name} with {', '.join(sorted(present)) or 'no parts'}; expected was "
                 f"{layout.model} with {', '.join(sorted(expected))}.{hint(name)}"
             )
+        family = family_of_kind(layout.kind)
+        reason = "" if has_vae or "vae" in parts else without(family, "VAE")
+        if reason := reason or unfit_folder(self.folder("unet"), family):
+            raise ModelFileError(f"{self.settings} {CANNOT}: {reason}.")
         return self
 
     def files(self, part: str) -> list[Path]:
@@ -109,19 +117,32 @@ class SingleFile(Source):
         return read_pickle(self.path)
 
     @cached_property
+    def shapes(self) -> dict[str, dict]:
+        """name -> {dtype, shape} of all tensors in the file."""
+        header = self._header or tensor_entries(self._pickle)
+        return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of all tensors in the file."""
-        return tuple(name for name in self._header or self._pickle if name != "__metadata__")
+        return tuple(self.shapes)
 
-    def check(self, *kinds: str) -> SingleFile:
-        """Raises ModelFileError when the file is of none of these kinds."""
-        kind = kind_of(self.names)
-        if kind not in kinds:
-            # not where a VAE is expected: setting another family would not help there
-            advice = hint(kind) if kinds == (self.layout.kind,) else ""
+    def check(self, *kinds: str, replaced: Collection[str] = ()) -> SingleFile:
+        """Raises ModelFileError when the file is of none of these kinds, or a base that no run can start from; parts in
+        `replaced` (see `fitness.unfit_file`) it may lack.
+        """
+        name, kind = file_kind(self.names)
+        # not where a VAE is expected: only that part of the file is used, and another family would not help
+        is_base = kinds == (self.layout.kind,)
+        reason = unfit_file(name, kind, self.shapes, replaced) if is_base else ""
+        if name not in kinds:
+            advice = hint(name) if is_base else ""
+            because = f" It {CANNOT}: {reason}." if reason and not advice else ""
             raise ModelFileError(
-                f"{self.path} is {kind}; expected was {' or '.join(kinds)} or a diffusers folder.{advice}"
+                f"{self.path} is {name}; expected was {' or '.join(kinds)} or a diffusers folder.{advice}{because}"
             )
+        if reason:
+            raise ModelFileError(f"{self.path} {CANNOT}: {reason}.")
         return self
 
     def files(self, part: str) -> list[Path]:
@@ -179,12 +200,10 @@ class SingleFile(Source):
         else:
             tensors = {name: tensor for name, tensor in self._pickle.items() if name.startswith(prefix)}
         if not tensors:
-            where = f"{self.path} holds no {part} (no {self.layout.prefixes[part]}*)"
-            if part == "vae":
-                raise ModelFileError(
-                    f"{where}: set model.vae to a VAE for {self.layout.model}, or use a file that has one."
-                )
-            raise ModelFileError(f"{where}: use a file that has one, or a diffusers folder.")
+            raise ModelFileError(
+                f"{self.path} holds no {part} (no {self.layout.prefixes[part]}*): use a file that has one, or a "
+                "diffusers folder."
+            )
         return tensors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorakit.models.files.marks import IN_CHECKPOINT, VAE_ALONE, FileKind, Layout, Marks
+from lorakit.models.files.marks import IN_CHECKPOINT, UNET_INPUTS, VAE_ALONE, FileKind, Layout, Marks
 
 LAYOUT = Layout(
     kind="a Stable Diffusion XL checkpoint",
@@ -16,7 +16,12 @@ LAYOUT = Layout(
     },
     settings=Path(__file__).parents[1] / "sdxl_config",
 )
-HOLDS = {"unet": "model.diffusion_model.", "text encoder": "conditioner.embedders.0.", "VAE": "first_stage_model."}
+HOLDS = {
+    "unet": "model.diffusion_model.",
+    "text encoder": "conditioner.embedders.0.",
+    "second text encoder": "conditioner.embedders.1.",
+    "VAE": "first_stage_model.",
+}
 FLAGS = {"v_pred": "with v prediction", "ztsnr": "with zero terminal SNR"}
 MARKS = Marks(
     title="SDXL",
@@ -24,6 +29,7 @@ MARKS = Marks(
     parts={
         "unet": IN_CHECKPOINT,
         "text encoder": IN_CHECKPOINT,
+        "second text encoder": IN_CHECKPOINT,
         "VAE": "set model.vae, e.g. to madebyollin/sdxl-vae-fp16-fix",
     },
     kinds=(
@@ -37,6 +43,7 @@ MARKS = Marks(
             flags=FLAGS,
         ),
     ),
+    inputs=UNET_INPUTS,
     shared={VAE_ALONE: "VAE"},
     folder="StableDiffusionXLPipeline",
     # the second text encoder, the original names of the UNet, and levels with more than one transformer block

@@ -12,6 +12,18 @@ from lorakit.hub.header import ModelFileError, verify_safetensors
 
 # Tensors that some files have besides the weights: computed buffers, and parts of CLIP that encode no text.
 SPARE = ("position_ids", "text_projection.weight", "logit_scale")
+# Suffixes of files that PyTorch wrote.
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+DTYPES = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -85,6 +97,24 @@ def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> Tensors:
     verify_safetensors(path)
     with safe_open(path, framework="pt", device="cpu") as file:
         return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+
+
+def tensor_header(path: Path) -> dict[str, dict]:
+    """name -> {dtype, shape} of the tensors in a file, .safetensors or one of PyTorch, dtypes as safetensors has them.
+
+    Raises ModelFileError for a damaged file.
+    """
+    if path.suffix not in PICKLED:
+        return {name: entry for name, entry in verify_safetensors(path).items() if name != "__metadata__"}
+    return tensor_entries(read_pickle(path))
+
+
+def tensor_entries(tensors: Tensors) -> dict[str, dict]:
+    """name -> {dtype, shape} of tensors that are loaded."""
+    return {
+        name: {"dtype": DTYPES.get(tensor.dtype, str(tensor.dtype)), "shape": list(tensor.shape)}
+        for name, tensor in tensors.items()
+    }
 
 
 def read_pickle(path: Path) -> Tensors:
