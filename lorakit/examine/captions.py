@@ -97,21 +97,27 @@ def _foreign_folders(facts: Facts) -> dict[str, list[str]]:
     foreign = {}
     for folder, samples in by_folder.items():
         names, trigger = [sample.name for sample in samples], samples[0].trigger
-        is_set = folder in facts.config.triggers or any(has_word(sample.written, trigger or " ") for sample in samples)
-        is_captioned = any(name in facts.tags for name in names)
-        is_named_elsewhere = trigger in {other.partition("_")[2] for other in by_folder if other != folder}
-        if trigger and not is_set and _own_tag(facts, names) != trigger and (is_captioned or is_named_elsewhere):
-            foreign[folder] = names
-    foreign = {folder: names for folder, names in foreign.items() if _own_tag(facts, names)}
+        own = _own_tag(facts, names)
+        is_given = not trigger or folder in facts.config.triggers or trigger in (own, _concept(folder))
+        is_captioned = sum(name in facts.tags for name in names) > 1
+        is_elsewhere = any(_concept(other) == trigger for other in by_folder if other != folder)
+        if not is_given and own and (is_captioned or is_elsewhere):
+            if not any(has_word(sample.written, trigger) for sample in samples):
+                foreign[folder] = names
     own_tags = {_own_tag(facts, names) for names in foreign.values()}
     return foreign if len(foreign) < len(by_folder) or len(own_tags) > 1 else {}
+
+
+def _concept(folder: str) -> str:
+    """The name of a concept folder without its repeats."""
+    return folder.partition("_")[2].replace("_", " ")
 
 
 def _own_tag(facts: Facts, names: list[str]) -> str:
     """The first tag of all captions of a folder's images; without captions the folder's name; "" for no such tag."""
     first = {facts.tags[name][0] for name in names if facts.tags.get(name)}
     if not first:
-        return PurePosixPath(names[0]).parent.name.partition("_")[2].replace("_", " ")
+        return _concept(PurePosixPath(names[0]).parent.name)
     return first.pop() if len(first) == 1 and not PERSON.fullmatch(min(first)) else ""
 
 

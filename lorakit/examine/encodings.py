@@ -11,9 +11,10 @@ from lorakit.data.caption_files import Caption
 from lorakit.data.caption_sources import CaptionSources
 from lorakit.data.listing import Listing
 
-# Python's names of encodings, the first of equally likely ones is taken; editors use nearly the same names.
+# Python's names of encodings; editors use nearly the same. The first of equally likely ones is taken: the common signs
+# of Korean are among those of Chinese.
 ENCODINGS = (
-    *("utf-8", "gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "koi8-r", "cp1250", "cp1253", "cp1254"),
+    *("utf-8", "cp949", "gb18030", "big5", "cp932", "cp1252", "cp1251", "koi8-r", "cp1250", "cp1253", "cp1254"),
     *("cp1255", "cp1256", "cp1257", "cp874", "cp866", "mac-roman", "utf-16"),
 )
 # The bytes that begin the common characters of double-byte encodings: levels one of their standards, and kana.
