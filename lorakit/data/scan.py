@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.caption_files import BOOK_EXTENSIONS, Caption
-from lorakit.data.caption_parts import tags_of
+from lorakit.data.caption_parts import is_sentence, parts_of, tags_of
 from lorakit.data.caption_sources import CaptionSources
 from lorakit.data.captions import trained_caption, trigger_of
 from lorakit.data.image_stats import ImageStats, StatsCache
@@ -76,16 +76,17 @@ class Scan:
     notes: tuple[Note, ...]
 
     def tag_frequency(self) -> dict[str, int]:
-        """How many images have each tag, most frequent first."""
-        counts = Counter(tag for sample in self.samples if not sample.is_reg for tag in tags_of(sample.caption))
+        """How many images have each tag, most frequent first; sentences are no tags."""
+        tags = (tag for sample in self.samples if not sample.is_reg for tag in tags_of(sample.caption))
+        counts = Counter(tag for tag in tags if not is_sentence(tag))
         return dict(counts.most_common())
 
 
 def scan(config: DataConfig, project: Path) -> Scan:
     """Read a dataset. Raises DataError when the folder is missing or holds no usable image.
 
-    Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts; otherwise every image
-    below the folder, with the config's repeats. An image without caption is called by its concept folder's name.
+    Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts, also one level down as in
+    whole projects of theirs (img/, train_data/, reg_data/); otherwise every image below the folder, with the config's repeats. An image without caption is called by its concept folder's name.
     Images that were read before are not read again until they change.
     """
     root = folder_of(config, project)
@@ -201,7 +202,8 @@ def _notes_on_caption(sample: Sample, caption: Caption) -> Iterator[tuple[str, s
         yield "empty caption", f"nothing is in {file}; trained as {sample.caption!r}."
     elif not caption.text:
         yield "no caption", f"no {ending} file with a caption; trained as {sample.caption!r}."
-    if "，" in caption.text or "、" in caption.text:
+    # a sentence in Chinese has its own commas
+    if any(("，" in part or "、" in part) and not is_sentence(part) for part in parts_of(caption.text)):
         yield "chinese commas", "its caption has Chinese commas (， or 、); only ordinary ones (,) part tags."
 
 

@@ -196,7 +196,9 @@ def once(facts: Facts) -> CheckResult | None:
         return None
     # set(): a tag that one caption repeats still counts once.
     counts = Counter(tag for tags in facts.tags.values() for tag in set(tags))
-    rare = {name: [tag for tag in tags if counts[tag] == 1] for name, tags in facts.tags.items()}
+    rare = {
+        name: [tag for tag in tags if counts[tag] == 1 and not is_sentence(tag)] for name, tags in facts.tags.items()
+    }
     rare = {name: tags for name, tags in rare.items() if tags}
     details = {name: ", ".join(tags) for name, tags in rare.items()}
     return CheckResult(tuple(rare), details, fields={"tags": sum(map(len, rare.values()))})

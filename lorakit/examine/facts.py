@@ -10,7 +10,7 @@ from pathlib import Path
 from lorakit import models
 from lorakit.config import Config
 from lorakit.data import DataConfig, buckets
-from lorakit.data.caption_parts import are_alternatives, tags_of
+from lorakit.data.caption_parts import are_alternatives, is_sentence, tags_of
 from lorakit.data.captions import spelled_out
 from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.listing import Listing, Note, folder_of
@@ -100,7 +100,7 @@ class Facts:
             "images_per_epoch": sum(map(len, all_buckets)),
             "steps_per_epoch": plan.steps_per_epoch,
             "buckets": len(by_size),
-            "tags": len({tag for tags in self.tags.values() for tag in tags}),
+            "tags": len({tag for tags in self.tags.values() for tag in tags if not is_sentence(tag)}),
         }
 
 

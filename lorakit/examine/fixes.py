@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.data import DataConfig
-from lorakit.data.caption_parts import pieces_of, tags_of
+from lorakit.data.caption_parts import is_sentence, parts_of, pieces_of, tags_of
 from lorakit.data.captions import trigger_first
 from lorakit.data.image_stats import StatsCache
 from lorakit.data.scan import scan
@@ -116,9 +116,14 @@ def _trigger_first(project: Project, config: DataConfig, finding: DatasetFinding
 
 def _ascii_commas(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:
     def with_ascii_commas(caption: str) -> str:
-        return ", ".join(pieces_of(caption.replace("，", ",").replace("、", ",")))
+        parts = parts_of(caption)
+        return ", ".join(part if is_sentence(part) else _parted(part) for part in parts)
 
     return _change_each(CaptionEditor(project, config), finding, with_ascii_commas)
+
+
+def _parted(tags: str) -> str:
+    return ", ".join(pieces_of(tags.replace("，", ",").replace("、", ",")))
 
 
 def _plain_text(project: Project, config: DataConfig, finding: DatasetFinding, answer: str) -> FixResult:

@@ -173,7 +173,13 @@ def test_a_missing_an_empty_and_a_useless_folder_are_refused_with_the_reasons(tm
 
 
 def test_tags_are_counted_over_the_images_that_are_not_regularization(tmp_path):
-    files = {"1_a/a.png": PNG, "1_a/a.txt": "hat, red", "1_a/b.png": PNG, "1_a/b.txt": "red", "reg/1_g/c.png": PNG}
+    files = {
+        "1_a/a.png": PNG,
+        "1_a/a.txt": "A girl, in a hat, smiles. hat, red",
+        "1_a/b.png": PNG,
+        "1_a/b.txt": "red",
+        "reg/1_g/c.png": PNG,
+    }
     assert scanned(tmp_path, files).tag_frequency() == {"red": 2, "hat": 1}
 
 

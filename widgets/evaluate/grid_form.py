@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets
 
 from lorakit.config import ConfigError
+from lorakit.data.caption_files import one_line
 from lorakit.data.caption_parts import tags_of
 from lorakit.data.captions import trained_caption, without_separators
 from lorakit.diffusion.prompts import escaped
@@ -48,8 +49,11 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     folder = run.project.folder / data.folder
     # captions of regularization images say nothing about the subject
     files = sorted(file for file in folder.rglob(f"*{data.caption_extension}") if "reg" not in file.parts)
+    # of alternatives the first
+    is_one = data.caption_lines == "one"
     seen = [
-        file.read_text(encoding="utf-8", errors="replace").strip() for file in files[:: len(files) // CAPTIONS or 1]
+        one_line(file.read_text(encoding="utf-8", errors="replace").splitlines()[: None if is_one else 1])
+        for file in files[:: len(files) // CAPTIONS or 1]
     ]
     seen = [trained_caption([caption], trigger, data) for caption in dict.fromkeys(seen) if caption][:CAPTIONS]
     triggers, seen = tags_of(trigger), [without_separators(caption) for caption in seen]
