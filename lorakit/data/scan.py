@@ -86,8 +86,9 @@ def scan(config: DataConfig, project: Path) -> Scan:
     """Read a dataset. Raises DataError when the folder is missing or holds no usable image.
 
     Layouts: `<repeats>_<name>/` folders and `reg/<repeats>_<name>/` as in kohya's scripts, also one level down as in
-    whole projects of theirs (img/, train_data/, reg_data/); otherwise every image below the folder, with the config's repeats. An image without caption is called by its concept folder's name.
-    Images that were read before are not read again until they change.
+    whole projects of theirs (img/, train_data/, reg_data/); otherwise every image below the folder, with the config's
+    repeats. An image without caption is called by its concept folder's name. Images that were read before are not read
+    again until they change.
     """
     root = folder_of(config, project)
     if not root.is_dir():

@@ -12,6 +12,7 @@ from lorakit.config import ConfigError
 from lorakit.data.caption_files import one_line
 from lorakit.data.caption_parts import tags_of
 from lorakit.data.captions import trained_caption, without_separators
+from lorakit.data.listing import REG_FOLDERS
 from lorakit.diffusion.prompts import escaped
 from lorakit.errors import UserError
 from lorakit.generation.generator import OFF
@@ -48,7 +49,7 @@ def suggested(run: Run, config: RunConfig) -> list[str]:
     data, trigger = config.data, config.data.trigger
     folder = run.project.folder / data.folder
     # captions of regularization images say nothing about the subject
-    files = sorted(file for file in folder.rglob(f"*{data.caption_extension}") if "reg" not in file.parts)
+    files = sorted(file for file in folder.rglob(f"*{data.caption_extension}") if not {*REG_FOLDERS} & {*file.parts})
     # of alternatives the first
     is_one = data.caption_lines == "one"
     seen = [
