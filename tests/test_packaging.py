@@ -242,7 +242,7 @@ HOSTS = {
     "semver.org": "documentation",
 }
 OURS = re.compile(
-    r"127\.0\.0\.1|localhost|(\d+\.){3}\d+|example\.(org|com)|[\w.-]+\.(example|invalid)|[\w.-]*\{.*|\[.*|…|127.*|git-lfs|h|host|me|x"
+    r"127\.0\.0\.1|localhost|(\d+\.){3}\d+|example\.(org|com)|[\w.-]+\.(example|invalid)|[\w.-]*\{.*|\[.*|…|127.*|git-lfs|h|host|me|x|\*{3}@host|me@host"
 )
 MAKERS = ("tests/test_packaging.py", "notebooks/first_cell.py")  # their addresses are patterns
 # Named to say where a format or a list comes from; nothing is fetched from them.
@@ -258,7 +258,7 @@ def texts() -> dict[str, str]:
 
 
 def test_no_file_names_an_address_that_others_could_own():
-    address = re.compile(r"(?:https?|git|ssh)(?:\+\w+)?://([^\s/\"'`<>)\]:,;，。）]+)")
+    address = re.compile(r"(?:https?|git|ssh)(?:\+\w+)?://([^\s/\"'`<>)\]:,;，。（）]+)")
     unknown = {
         f"{name}: {host}"
         for name, text in texts().items()

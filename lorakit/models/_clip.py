@@ -9,6 +9,7 @@ import torch
 from lorakit.diffusion.prompts import Prompt
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
+from lorakit.hub.files import ModelFileError
 from lorakit.models.files.sd_sources import CLIP_VOCABULARY
 from lorakit.models.files.tokenizers import open_tokenizer
 
@@ -84,6 +85,9 @@ def excess(source: str, max_token_length: int) -> Callable[[str], str]:
     try:
         with downloading_nothing():
             own = fetch(source) / "tokenizer"
+    except ModelFileError:
+        # a damaged file in the folder, which may be the tokenizer's
+        raise
     except UserError:
         # not downloaded yet, or unusable, which loading the model reports
         own = CLIP_VOCABULARY

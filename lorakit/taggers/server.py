@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from lorakit.config import Config, Field, setting
+from lorakit.secrets import with_secret
 from lorakit.taggers import ImagesRefused, TaggerError
 from lorakit.taggers._sentences import PROMPT, in_one_line, reduced
 
@@ -78,7 +79,8 @@ class Config(Config):
     def conflicts(self) -> list[str]:
         """A wrong address, a key instead of the name of its variable (the key is not repeated), empty fields."""
         problems = []
-        if not _is_address(self.address):
+        # with a login that was taken off when the settings were read
+        if not _is_address(with_secret(self.address)):
             problems.append(
                 "address must look like https://host/v1 or http://127.0.0.1:11434/v1, without user name or key."
             )

@@ -184,7 +184,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(kind, healthy, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         apply_fix(healthy.project, DataConfig(**healthy.data), finding, "cp1252" if kind == "caption-encoding" else "")
     assert contents(healthy.folder) == before
 

@@ -302,7 +302,7 @@ def test_a_files_metadata_says_how_it_was_trained(run):
         "ss_network_alpha": "3.0",
         "ss_base_model_version": "sd_v1",
         "ss_sd_model_name": "base-v1",
-        "ss_output_name": "mine",
+        "ss_output_name": trained_run.title,
         "ss_unet_lr": "0.2",
         "ss_text_encoder_lr": "0.2",
         "ss_seed": "5",
@@ -313,7 +313,7 @@ def test_a_files_metadata_says_how_it_was_trained(run):
         "ss_v2": "False",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.title": "mine",
+        "modelspec.title": trained_run.title,
         "modelspec.trigger_phrase": "mofu",
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "epsilon",
@@ -364,6 +364,8 @@ def test_a_file_tells_no_path_and_no_user(run, base):
     trained_run, events = run
     header = json.dumps(read_metadata(trained_run.folder / events[-1].lora))
     folders = {*base.parent.parts, *trained_run.folder.parts, *Path.home().parts} - {"/", "mine", "run", "runs", "base"}
+    # the title says project and run
+    folders -= {trained_run.project.folder.name}
     assert "secretfolder" in folders
     found = [name for name in folders if re.search(rf"\b{re.escape(name)}\b", header)]
     assert found == []

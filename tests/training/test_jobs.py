@@ -381,7 +381,7 @@ def test_a_trainer_of_another_machine_is_not_told_to_stop_by_a_signal_to_a_stran
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a stranger was hit"))
     with lock.locked(run) as held:
         for change in ({"host": "another"}, {"boot": "another"}, {"process": "1"}):
-            trainer = {**vars(lock.Trainer.of(os.getpid())), **change}
+            trainer = {**vars(lock.Trainer.of(os.getpid(), run)), **change}
             lock.sign(held, lock.Trainer(**trainer))
             with pytest.raises(jobs.Elsewhere, match="stop it there"):
                 jobs.stop(run)
