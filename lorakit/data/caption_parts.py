@@ -12,7 +12,9 @@ MAX_WORDS = 5
 # A comma between tags, but not the one in a number such as 1,000.
 COMMA = re.compile(r",(?!(?<=\d,)\d{3}(?!\w))")
 # Marks that may end a sentence: "steins;gate." does, "k.o" does not.
-END = re.compile(r"(?:[.!?…]+[\"'”’)\]]*(?=[\s,]|$))|[。！？]+[”’」』]*")
+END = re.compile(r"(?:(?<![.!?…])[.!?…]+[\"'”’)\]]{0,9}(?=[\s,]|$))|[。！？]+[”’」』]*")
+# Characters of a sentence: how far back its beginning is looked for.
+LONGEST = 600
 # Words with a full stop that ends no sentence, as in "dr. stone".
 ABBREVIATION = re.compile(r"(?:^|[\s(])(?:dr|mr|mrs|ms|st|no|vol|vs|jr|sr|prof|feat|ft|ver|etc|e\.g|i\.e|\w)\.$", re.I)
 # Words that begin sentences but hardly any tag; only the second kind is trusted in lower case.
@@ -36,12 +38,16 @@ def parts_of(text: str) -> list[str]:
     # Where the text begins that is in no part yet, and where the sentences in a row that end there do.
     rest, first = 0, None
     for mark in END.finditer(text):
-        begin = _beginning(text[rest : mark.end()])
+        # in a text of a megabyte not from its beginning each time
+        from_here = rest
+        if mark.end() - rest > LONGEST:
+            from_here = text.find(",", mark.end() - LONGEST, mark.end()) + 1 or mark.end()
+        begin = _beginning(text[from_here : mark.end()])
         if begin is None:
             continue
-        before = pieces_of(text[rest : rest + begin])
+        before = pieces_of(text[rest : from_here + begin])
         if first is None or before:
-            first = rest + begin
+            first = from_here + begin
             parts += [*before, ""]
         parts[-1] = text[first : mark.end()].strip(" ,")
         rest = mark.end()

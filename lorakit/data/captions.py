@@ -11,7 +11,7 @@ from lorakit.randomness import rng, seed_of
 
 # What other trainers' captions write for the trigger word.
 PLACEHOLDER = re.compile(r"\[(?:trigger|name)\]", re.IGNORECASE)
-SEPARATORS = re.compile(r"[\s,]*(?:\|\|\||;;;)[\s,]*")
+SEPARATORS = re.compile(r"\|\|\||;;;")
 
 
 def trigger_of(folder: str, config: DataConfig) -> str:
@@ -79,7 +79,9 @@ def trigger_first(caption: str, trigger: str) -> str:
 
 def without_separators(caption: str) -> str:
     """A caption as the model reads it: commas for separators."""
-    return SEPARATORS.sub(", ", caption).strip(", ") if SEPARATORS.search(caption) else caption
+    if not SEPARATORS.search(caption):
+        return caption
+    return ", ".join(text for part in SEPARATORS.split(caption) if (text := part.strip(" ,\t")))
 
 
 def variant_count(config: DataConfig) -> int:

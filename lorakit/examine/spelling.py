@@ -15,17 +15,22 @@ from lorakit.tags.vocabulary import KAOMOJI
 # What image generators read as syntax, and what stands there without it; applied in this order.
 SYNTAX = (
     # the rest of a pasted text with settings: "Negative prompt: ... Steps: 20, Sampler: ..."
-    (re.compile(r"[\s,]*\bnegative prompt\s*:.*", re.I | re.DOTALL), ""),
-    (re.compile(r"[\s,]*\bSteps:\s*\d+\s*,\s*(?:Sampler|Schedule|CFG|Seed|Size|Model)\b.*", re.DOTALL), ""),
+    (re.compile(r"[\s,]{0,9}\bnegative prompt\s{0,9}:.*", re.I | re.DOTALL), ""),
+    (
+        re.compile(
+            r"[\s,]{0,9}\bSteps:\s{0,9}\d{1,9}\s{0,9},\s{0,9}(?:Sampler|Schedule|CFG|Seed|Size|Model)\b.*", re.DOTALL
+        ),
+        "",
+    ),
     # <lora:name:0.8>, and BREAK between parts
-    (re.compile(r"<\w+:[^<>]*>"), ""),
-    (re.compile(r"[\s,]*\bBREAK\b[\s,]*"), ", "),
+    (re.compile(r"<\w{1,20}:[^<>]*>"), ""),
+    (re.compile(r"[\s,]{0,9}\bBREAK\b[\s,]{0,9}"), ", "),
     # {red|blue} and __color__ stand for something that only a prompt decides
     (re.compile(r"\{[^{}]*\|[^{}]*\}|\[[^\[\]]*[|:][^\[\]]*\]|__[\w/*-]+__"), ""),
     # 1.2::tag::
-    (re.compile(r"-?\d*\.?\d+::(.+?)::"), r"\1"),
+    (re.compile(r"-?\d{0,4}\.?\d{1,4}::(.+?)::"), r"\1"),
     # (tag:1.3), ((tag)), {{tag}}, [tag]
-    (re.compile(r"(?<!\\)\(([^()]*?)\s*:\s*-?\d*\.?\d+\s*\)"), r"\1"),
+    (re.compile(r"(?<!\\)\(([^()]*?)\s{0,9}:\s{0,9}-?\d{0,4}\.?\d{1,4}\s{0,9}\)"), r"\1"),
     (re.compile(r"(?<!\\)\({2,}([^()]+?)(?<!\\)\){2,}"), r"\1"),
     (re.compile(r"\{+([^{}|]+)\}+"), r"\1"),
     (re.compile(r"\[+(?!(?:trigger|name)\])([^\[\]|:]+)\]+", re.I), r"\1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -138,3 +139,13 @@ def test_each_step_trains_one_of_the_alternatives_and_all_of_them_are_cached():
 )
 def test_lines_that_are_captions_of_their_own_are_told_from_paragraphs_and_lists(lines, expected):
     assert are_alternatives(lines) is expected
+
+
+@pytest.mark.parametrize("piece", ["a! ", "!", ", ", "a|||", "A girl stands. ", "(", "1", " "])
+def test_a_caption_of_any_length_takes_no_time_that_grows_with_its_square(piece):
+    began = time.monotonic()
+    caption = "x" + piece * (60_000 // len(piece)) + "y"
+    for config in (DataConfig(), DataConfig(shuffle_caption=True)):
+        variant(trained_caption([caption], "mofu", config), 0, config, 1)
+    tags_of(caption)
+    assert time.monotonic() - began < 10
