@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.files.disk import disk_errors
 from lorakit.lora import file as lora_file
-from lorakit.lora.file import LoraFileError
+from lorakit.lora.names import LoraFileError
 
 if TYPE_CHECKING:
     import torch

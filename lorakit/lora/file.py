@@ -1,92 +1,25 @@
-"""LoRA files in every key layout: which modules their names mean, and the change of each weight."""
+"""LoRA files in every key layout: what they hold, and the change of each weight."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import UserError
+from lorakit.hub.header import ModelFileError, verify_safetensors
 from lorakit.lora import variants
 from lorakit.lora.change import Change
+from lorakit.lora.names import LoraFileError, contents, key_layout_of, plain
 
 if TYPE_CHECKING:
     import torch
 
-# Key layout -> what a module's name begins with; the first match counts
-KEY_LAYOUTS = {
-    # sd-scripts, LyCORIS' trainers, OneTrainer: flat names; down, up and alpha
-    "kohya": r"lora_(unet|te\d?)_",
-    # dotted names as in the model's original checkpoint; A and B
-    "comfy": r"(model\.)?diffusion_model\.|text_encoders\.",
-    "peft": r"base_model\.model\.",
-    "diffusers": r"(unet|transformer|text_encoder(_2)?|text_conditioner)\.",
-    "lycoris": r"lycoris_",
-    "onetrainer": r"lora_transformer_",
-}
-# role that any variant may have -> how it is spelled behind the module's name; the variants spell their own roles
-ROLES = {"alpha": "alpha", "dora": "dora_scale|lora_magnitude_vector"}
 # a key of peft's `alpha_pattern`, as peft and diffusers write it: a module's name or the end of one
 PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")
-
-
-class LoraFileError(UserError):
-    """A LoRA file is damaged, holds something else than expected, or does not fit the model."""
-
-
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _tensor_pattern() -> re.Pattern[str]:
-    """A tensor's name: its module, a group named after its role, and perhaps an adapter's name and `.weight`."""
-    spellings = ROLES | {
-        role: spelled for name in variants.names() for role, spelled in variants.variant(name).spellings.items()
-    }
-    roles = "|".join(f"(?P<{role}>{spelled})" for role, spelled in spellings.items())
-    return re.compile(rf"(.+?)\.(?:{roles})(?:\.\w+)?(?:\.weight)?")
-
-
-def _split(key: str) -> tuple[str, str] | None:
-    """(module's name, role) of a tensor's name; None when it belongs to no adapter."""
-    match = _tensor_pattern().fullmatch(key)
-    # Only the group of the role that matched takes part in the match, so it is the last one.
-    return match and (match[1], match.lastgroup)
-
-
-def is_adapter_tensor(key: str) -> bool:
-    """Whether a tensor is named like one of an adapter; alpha alone does not count, as other models have that, too."""
-    split = _split(key)
-    return split is not None and split[1] != "alpha"
-
-
-def key_layout_of(name: str) -> str:
-    """The key layout of a module's name; "unknown" without a known prefix."""
-    return next((layout for layout, start in KEY_LAYOUTS.items() if re.match(start, name)), "unknown")
-
-
-def _key(name: str) -> str:
-    """A module's name without what differs between key layouts, so that all spellings of one module are equal.
-
-    Removed are dots, the denoiser's prefix and `text_model.` (which newer transformers lack); te is written te1.
-    """
-    name = re.sub(r"^(base_model\.model\.)?((model\.)?diffusion_model\.|unet\.|transformer\.)?", "", name)
-    name = re.sub(r"^(lora_unet_|lora_transformer_|lycoris_)", "", name.replace(".", "_"))
-    return re.sub(r"^lora_te_", "lora_te1_", name).replace("text_model_", "")
-
-
-def modules(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Module's name -> role -> tensor's name, of all tensors that belong to an adapter."""
-    by_module: dict[str, dict[str, str]] = {}
-    for tensor in tensors:
-        if split := _split(tensor):
-            by_module.setdefault(split[0], {})[split[1]] = tensor
-    return by_module
 
 
 @dataclass(frozen=True)
@@ -98,6 +31,7 @@ class LoraSummary:
     modules    their number
     ranks      all that occur, ascending
     shapes     module's name without what differs between key layouts -> role -> shape
+    left_out   what is no LoRA and not read, see `names.Contents`
     """
 
     key_layout: str
@@ -105,23 +39,22 @@ class LoraSummary:
     modules: int
     ranks: tuple[int, ...]
     shapes: Mapping[str, Mapping[str, Any]]
+    left_out: tuple[str, ...]
 
 
 def describe(header: Mapping[str, Any]) -> LoraSummary:
     """Sum up the header of a .safetensors file: tensor's name -> {"shape": [...], ...}, beside `__metadata__`.
 
-    Raises LoraFileError when no tensor belongs to an adapter.
+    Raises LoraFileError as `names.contents`, and for a number in place of a matrix.
     """
+    held = contents(header, "This")
     by_module = {
-        name: {role: header[tensor]["shape"] for role, tensor in roles.items()}
-        for name, roles in modules(header).items()
+        name: {role: header[tensor]["shape"] for role, tensor in roles.items()} for name, roles in held.modules.items()
     }
     for name, shapes in by_module.items():
         # A safetensors scalar has the shape []; alpha is one, a matrix never is.
         if not all(shape for role, shape in shapes.items() if role not in ("alpha", "dora")):
             raise LoraFileError(f"This LoRA file is damaged: {name} has a single number where a matrix should be.")
-    if not by_module:
-        raise LoraFileError(f"This is no LoRA file: no tensor in it is named like those of {variants.titles()}.")
     variant = {name: variants.of_roles(set(shapes)) for name, shapes in by_module.items()}
     ranks = {variant[name].rank(shapes) for name, shapes in by_module.items() if variant[name]}
     return LoraSummary(
@@ -129,7 +62,8 @@ def describe(header: Mapping[str, Any]) -> LoraSummary:
         variants=tuple(sorted({one.name if one else "unknown" for one in variant.values()})),
         modules=len(by_module),
         ranks=tuple(sorted(ranks - {None})),
-        shapes={_key(name): shapes for name, shapes in by_module.items()},
+        shapes={plain(name): shapes for name, shapes in by_module.items()},
+        left_out=held.left_out,
     )
 
 
@@ -141,25 +75,26 @@ def read(
 ) -> dict[tuple[str, str], Change]:
     """(part, module) -> the change of the module's weight, for files of every key layout and variant.
 
-    With `layers` only these modules are considered; else all of the parts that can have adapters, of which those that
-    the file does not name are not loaded. Raises LoraFileError for a damaged file, a module that is incomplete, not
+    With `layers` only these modules are considered; else all of the denoiser and the text parts, of which those not
+    named in the file are not loaded. Raises LoraFileError for a damaged file, a module that is incomplete, not
     finite or of another shape, and when anything in the file has no module here: applied in part it would be silently
     wrong.
     """
     by_module, settings = _open(file)
     # names in the file that have no module yet
-    left = {_key(name): name for name in by_module}
+    left = {plain(name): name for name in by_module}
     if len(left) < len(by_module):
         twice = sorted(by_module.keys() - set(left.values()))
         raise LoraFileError(
             f"{file.name} holds {len(twice)} modules twice, in two key layouts; the first is {twice[0]}."
         )
     matched: dict[tuple[str, str], tuple[str, torch.nn.Module]] = {}
-    # a generator, so that a part is loaded only while names are left
-    batches = [layers] if layers is not None else (_weighted(model, part) for part in model.config.rates)
+    # a generator, so that a part is loaded only while names are left; parts that are never trained come last
+    parts = dict.fromkeys((*model.config.rates, *model.text_parts)) if layers is None else ()
+    batches = [layers] if layers is not None else (_weighted(model, part) for part in parts)
     for batch in batches:
         for key, layer in batch.items():
-            for spelling in {_key(name) for name in model.names(*key).values()} & left.keys():
+            for spelling in {plain(name) for name in model.names(*key).values()} & left.keys():
                 name = left.pop(spelling)
                 if key in matched:
                     raise LoraFileError(f"{file.name} holds {key[1]} twice, as {matched[key][0]} and as {name}.")
@@ -168,10 +103,7 @@ def read(
             break
     if left:
         raise LoraFileError(_misfit(file, model, by_module, sorted(left.values())))
-    return {
-        key: _change(file, name, by_module[name], settings, tuple(layer.weight.shape))
-        for key, (name, layer) in matched.items()
-    }
+    return {key: _change(file, name, by_module[name], settings, layer.weight) for key, (name, layer) in matched.items()}
 
 
 def _weighted(model: Any, part: str) -> dict[tuple[str, str], torch.nn.Module]:
@@ -183,32 +115,20 @@ def _weighted(model: Any, part: str) -> dict[tuple[str, str], torch.nn.Module]:
 
 def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Module's name -> role -> tensor, and peft's settings where the file or one beside it has them."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
-        with safe_open(file, "pt") as opened:
-            # `safe_open` has keys(), but cannot be iterated itself.
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise LoraFileError(f"{file} is damaged or no .safetensors file ({error}).") from None
+        header = verify_safetensors(file)
+    except ModelFileError as error:
+        raise LoraFileError(str(error)) from error
     except OSError as error:
         raise LoraFileError(f"{file} cannot be read ({error}); give a LoRA file in .safetensors.") from error
-    by_module: dict[str, dict[str, torch.Tensor]] = {}
-    foreign = []
-    for key, tensor in tensors.items():
-        name, role = _split(key) or (None, None)
-        if name is None:
-            foreign.append(key)
-        elif role in by_module.setdefault(name, {}):
-            raise LoraFileError(f"{file.name}: {name} has {role} twice; a file with two adapters cannot be read.")
-        else:
-            by_module[name][role] = tensor
-    if foreign or not by_module:
-        example = f", such as {foreign[0]}" if foreign else ""
-        raise LoraFileError(
-            f"{file.name}: {len(foreign)} of {len(tensors)} tensors are of no {variants.titles()}{example}."
-        )
+    held, metadata = contents(header, file.name), header.get("__metadata__", {})
+    with safe_open(file, "pt") as opened:
+        by_module = {
+            name: {role: opened.get_tensor(tensor) for role, tensor in roles.items()}
+            for name, roles in held.modules.items()
+        }
     return by_module, _settings(file, metadata)
 
 
@@ -239,18 +159,16 @@ def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _change(
-    file: Path, name: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any], shape: tuple[int, ...]
+    file: Path, name: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any], weight: torch.Tensor
 ) -> Change:
     """One module's change. Raises LoraFileError when it is incomplete, not finite or does not fit the weight."""
     variant = variants.of_roles(set(tensors))
     if variant is None:
-        dora = " DoRA cannot be read: its change is not added to a weight." if "dora" in tensors else ""
-        raise LoraFileError(
-            f"{file.name}: {name} has {', '.join(sorted(tensors))}: no complete {variants.titles()}.{dora}"
-        )
+        raise LoraFileError(f"{file.name}: {name} has {', '.join(sorted(tensors))}: no complete {variants.titles()}.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise LoraFileError(f"{file.name}: {name} holds numbers that are not finite; the file is unusable.")
-    factors = {role: tensor for role, tensor in tensors.items() if role != "alpha"}
+    shape = tuple(weight.shape)
+    factors = {role: tensor for role, tensor in tensors.items() if role not in ("alpha", "dora")}
     if not all(tensor.ndim for tensor in factors.values()):
         raise LoraFileError(f"{file.name}: {name} has a single number where a matrix should be; the file is damaged.")
     rank = variant.rank({role: tensor.shape for role, tensor in factors.items()})
@@ -259,7 +177,13 @@ def _change(
         alpha = tensors["alpha"].float().mean().item()
     else:
         alpha, rank = _peft_alpha(settings, name, rank)
-    change = Change(variant, factors, alpha, shape, rank)
+    dora = tensors.get("dora")
+    if dora is not None and tuple(dora.shape) != (1, *shape[1:2], *[1] * (len(shape) - 2)):
+        raise LoraFileError(
+            f"{file.name}: {name} is a DoRA with magnitudes of shape {tuple(dora.shape)}; only those of inputs, here "
+            f"(1, {shape[1]}), are read, as programs do not agree on others."
+        )
+    change = Change(variant, factors, alpha, shape, rank, dora, weight if dora is not None else None)
     if not change.fits():
         sizes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in factors.items())
         raise LoraFileError(f"{file.name}: {name} has {sizes}, which do not multiply to the weight's {shape}.")
@@ -290,7 +214,7 @@ def _ends(module: str, pattern: str) -> bool:
 
 def _misfit(file: Path, model: Any, by_module: dict[str, dict[str, torch.Tensor]], left: list[str]) -> str:
     """Why a file is refused whose modules named in `left` are not in the model."""
-    shapes = {_key(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in by_module.items()}
+    shapes = {plain(name): {role: tensor.shape for role, tensor in roles.items()} for name, roles in by_module.items()}
     reason = f"{len(left)} of {len(by_module)} modules are not in it, the first is {left[0]}."
     if (family := model.likely_family(shapes)) != model.config.family:
         reason += f" The base is {model.config.family}, the file's names are like those of {family}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from lorakit.hub.fingerprint import file_digest
 from lorakit.hub.header import verify_safetensors
 from lorakit.lora import file as lora_file
 from lorakit.lora import variants
-from lorakit.lora.file import LoraFileError
+from lorakit.lora.names import LoraFileError, contents
 
 if TYPE_CHECKING:
     from lorakit.lora.adapter import Adapter
@@ -29,14 +29,11 @@ def adapter_settings(file: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     header = verify_safetensors(file)
-    # refuses what is no LoRA file
-    lora_file.describe(header)
-    modules = lora_file.modules(header)
-    shapes = {
-        name: {role: header[tensor]["shape"] for role, tensor in roles.items()} for name, roles in modules.items()
+    variant, modules = startable(file.name, header)
+    ranks = {
+        name: variant.rank({role: header[tensor]["shape"] for role, tensor in roles.items()})
+        for name, roles in modules.items()
     }
-    variant = _trained_variant(file, shapes)
-    ranks = {name: variant.rank(roles) for name, roles in shapes.items()}
     with safe_open(file, "pt") as opened:
         scales = [
             opened.get_tensor(roles["alpha"]).float().mean().item() / ranks[name]
@@ -51,21 +48,27 @@ def adapter_settings(file: Path) -> dict[str, Any]:
     return {"type": variant.name, "rank": rank, "alpha": float(f"{scale * rank:.5g}")}
 
 
-def _trained_variant(file: Path, modules: Mapping[str, Mapping[str, Sequence[int]]]) -> type[variants.Variant]:
-    """The variant that all modules of a file can be trained as, given their shapes by role.
+def startable(where: str, header: Mapping[str, Any]) -> tuple[type[variants.Variant], Mapping[str, Mapping[str, str]]]:
+    """The variant that all modules of a file can be trained as, and module's name -> role -> tensor's name.
 
-    Raises LoraFileError with the first module that cannot when there is no such variant.
+    header    the file's, as `verify_safetensors` returns it
+    where     the file in messages
+
+    Raises LoraFileError for what is no LoRA file, and with the first module that cannot when there is no such variant.
     """
+    lora_file.describe(header)
+    held = contents(header, where).modules
+    modules = {name: {role: header[tensor]["shape"] for role, tensor in roles.items()} for name, roles in held.items()}
     refused = {}
     for variant in map(variants.variant, variants.trainable()):
         reasons = {name: reason for name, shapes in modules.items() if (reason := variant.why_not_trained(shapes))}
         if not reasons:
-            return variant
+            return variant, held
         refused[variant] = [f"{name} {reason}" for name, reason in reasons.items()]
     # the one that most modules are of
     variant, others = min(refused.items(), key=lambda item: len(item[1]))
     raise LoraFileError(
-        f"{file.name} is no file that a run can start from: {len(others)} of {len(modules)} modules are no "
+        f"{where} is no file that a run can start from: {len(others)} of {len(modules)} modules are no "
         f"{variant.title} of a linear layer or a 1x1 convolution, as runs train it; the first: {others[0]}. Start from "
         "another file, or merge this one into the base and train on that."
     )
@@ -79,10 +82,17 @@ def digest(source: str) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """A LoRA file as a model knows its modules: (part, module) -> change."""
+    """A LoRA file as a model knows its modules.
+
+    changes     (part, module) -> change
+    unused      those of them whose output the model does not use
+    left_out    what is no LoRA and was not read, see `names.Contents`
+    """
 
     file: Path
     changes: Mapping[tuple[str, str], Change]
+    unused: frozenset[tuple[str, str]] = frozenset()
+    left_out: tuple[str, ...] = ()
 
 
 def read(source: str, model: Any) -> Weights:
@@ -91,8 +101,11 @@ def read(source: str, model: Any) -> Weights:
     Raises LoraFileError when it is damaged, made for another base, or holds what an adapter cannot.
     """
     file = fetch(source)
-    adapter_settings(file)
-    return Weights(file, lora_file.read(file, model))
+    header = verify_safetensors(file)
+    startable(file.name, header)
+    changes = lora_file.read(file, model)
+    unused = frozenset(key for key in changes if model.is_unused(*key))
+    return Weights(file, changes, unused, contents(header, file.name).left_out)
 
 
 def put(weights: Weights, adapter: Adapter) -> list[str]:
@@ -112,7 +125,11 @@ def put(weights: Weights, adapter: Adapter) -> list[str]:
             own = {role: tensors[adapter.name(key, role)] for role in trained}
             adapter.variant.fill(own, changes[key].tensors, changes[key].scale / adapter.config.scale)
     adapter.load(tensors)
-    notes = []
+    notes = [f"{file.name}: {what} are no LoRA and left out." for what in weights.left_out]
+    if unused := sorted(module for part, module in weights.unused if part in parts):
+        notes.append(
+            f"{file.name}: {len(unused)} modules whose output this base does not use are left out, such as {unused[0]}."
+        )
     if absent := Counter(part for part, module in changes if part not in parts):
         counts = ", ".join(f"{count} of {part}" for part, count in absent.items())
         notes.append(f"{file.name}: modules of parts that this run does not train are left out: {counts}.")
@@ -126,7 +143,8 @@ def put(weights: Weights, adapter: Adapter) -> list[str]:
 def _refuse_misfits(weights: Weights, adapter: Adapter, parts: set[str]) -> None:
     """Raise LoraFileError when the adapter, which is on these parts, cannot take the file over."""
     file, changes = weights.file, weights.changes
-    lost = [module for part, module in changes if part in parts and (part, module) not in adapter.layers]
+    trained_or_unused = adapter.layers.keys() | weights.unused
+    lost = [module for part, module in changes if part in parts and (part, module) not in trained_or_unused]
     matched = adapter.layers.keys() & changes.keys()
     if lost or not matched:
         what = (

@@ -102,6 +102,10 @@ class Parts:
         """Names of the modules of a part that get adapters, in the module's order."""
         return [name for name, _ in self.load(part).named_modules() if re.fullmatch(self.TARGETS[part], name)]
 
+    def is_unused(self, part: str, module: str) -> bool:
+        """Whether the output of a module with weights is not used, so that changing it has no effect."""
+        return False
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, more time."""
         for name in (self.denoiser, *self.text_parts):

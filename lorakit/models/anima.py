@@ -197,6 +197,14 @@ class Model(Parts):
 
     def names(self, part: str, module: str) -> dict[str, str]:
         """Form of LoRA files -> the module's name in them, without the names of its tensors."""
+        if part == "text_encoder":
+            # never trained here; sd-scripts writes such modules, ComfyUI's name is that of its own text encoder
+            return {
+                "kohya": f"lora_te_{module}".replace(".", "_"),
+                "comfy": f"text_encoders.qwen3_06b.transformer.model.{module}",
+                "diffusers": f"{part}.{module}",
+                "with its head": f"lora_te_model_{module}".replace(".", "_"),
+            }
         original = f"llm_adapter.{module}"
         if part == self.denoiser:
             original = module

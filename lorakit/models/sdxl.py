@@ -109,12 +109,12 @@ class Model(_unet.UNetModel):
 
     def targets(self, part: str) -> list[str]:
         """Names of the modules of a part that get adapters, in the module's order: kohya's set, but for one layer."""
-        names = super().targets(part)
-        if part == "text_encoder":
-            # the output of the last layer of the first text encoder is not used, so it could not learn
-            last = f"layers.{self.load(part).config.num_hidden_layers - 1}."
-            names = [name for name in names if last not in name]
-        return names
+        # one without effect could not learn
+        return [name for name in super().targets(part) if not self.is_unused(part, name)]
+
+    def is_unused(self, part: str, module: str) -> bool:
+        """Whether a module is of the last layer of the first text encoder: the second to last one's output is taken."""
+        return part == "text_encoder" and f"layers.{self.load(part).config.num_hidden_layers - 1}." in module
 
     @cached_property
     def _unet_config(self) -> dict:

@@ -18,7 +18,7 @@ from lorakit.hub import SourceError
 from lorakit.lora import export
 from lorakit.lora import file as lora_file
 from lorakit.lora.adapter import Adapter
-from lorakit.lora.file import LoraFileError
+from lorakit.lora.names import LoraFileError
 from lorakit.lora.variants import AdapterConfig
 from lorakit.lora.warm_start import adapter_settings
 from lorakit.project import Project, ProjectError

@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from tiny import save_base
 
 from lorakit import models
-from lorakit.lora import export, variants
+from lorakit.lora import export, variants, warm_start
 from lorakit.lora import file as lora_file
 from lorakit.lora.adapter import Adapter
 from lorakit.lora.change import Change
-from lorakit.lora.file import LoraFileError
+from lorakit.lora.names import LoraFileError
 from lorakit.lora.variants import AdapterConfig
 from lorakit.lora.variants.lokr import Lokr
 from lorakit.lora.variants.lora import Lora
+from lorakit.models.files.check import check
 from lorakit.models.files.kinds import lora_family
 
 CPU = torch.device("cpu")
@@ -165,6 +166,11 @@ def path(names: dict[str, str]) -> str:
     return names["diffusers"].partition(".")[2]
 
 
+def in_processors(name: str) -> str:
+    """A module of the attention as diffusers named its LoRA before 0.22; the name of others is as it was later."""
+    return re.sub(r"\.to_(q|k|v|out)(\.0)?$", r".processor.to_\1_lora", name) if "to_" in name else f"{name}.lora"
+
+
 DOWN_UP, A_B = ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")
 # who writes it -> (names, down, up) -> tensors of one module of the denoiser
 WILD = {
@@ -183,6 +189,11 @@ WILD = {
         names["diffusers"], *sides, ("lora.down.weight", "lora.up.weight"), None
     ),
     "peft": lambda names, *sides: both("base_model.model." + path(names), *sides, A_B, None),
+    "diffusers' processors": lambda names, *sides: both(
+        in_processors(names["diffusers"]), *sides, ("down.weight", "up.weight"), None
+    ),
+    "NVIDIA's net": lambda names, *sides: both("net." + dotted(names).removeprefix("diffusion_model."), *sides, A_B),
+    "net, flat": lambda names, *sides: both(names["kohya"].replace("lora_unet_", "lora_unet_net_"), *sides, DOWN_UP),
     "peft with the adapter's name": lambda names, *sides: both(
         "base_model.model." + path(names), *sides, ("lora_A.default.weight", "lora_B.default.weight"), None
     ),
@@ -226,6 +237,91 @@ def test_text_parts_of_any_writer_are_the_same_change(fresh, trained, tmp_path, 
     assert changes.keys() == expected.keys()
     for key, change in changes.items():
         torch.testing.assert_close(change.delta(), expected[key], rtol=1e-5, atol=1e-6)
+
+
+def weight_decompose(dora, weight, change, scale, strength):
+    """ComfyUI's function of this name (comfy/weight_adapter/base.py), for magnitudes of inputs: a fact."""
+    merged = weight + change * scale
+    flat = merged.transpose(0, 1).reshape(merged.shape[1], -1)
+    norm = flat.norm(dim=1, keepdim=True).reshape(merged.shape[1], *[1] * (merged.dim() - 1)).transpose(0, 1)
+    merged = merged * (dora / norm)
+    return merged if strength == 1 else weight + strength * (merged - weight)
+
+
+@pytest.mark.parametrize("kind", ("linear", "3x3"))
+def test_a_dora_is_the_change_that_comfyui_makes_at_every_strength(kind):
+    weight = LAYERS[kind]().weight.detach()
+    down, up = torch.randn(4, *weight.shape[1:]), torch.randn(36, 4, *[1] * (weight.ndim - 2))
+    dora = torch.rand(1, 24, *[1] * (weight.ndim - 2)) + 0.5
+    change = Change(Lora, {"down": down, "up": up}, 3.0, tuple(weight.shape), 4, dora, weight)
+    product = torch.einsum("or...,ri...->oi...", up, down)
+    for strength in (0.6, 1, 1.2):
+        theirs = weight_decompose(dora, weight, product, 3 / 4, strength)
+        torch.testing.assert_close(weight + strength * change.delta(), theirs, rtol=1e-4, atol=1e-5)
+
+
+# tensor's name (with the module's in braces) -> shape; and how it is named when it is left out
+BESIDE = {
+    "bundle_emb.mytoken.clip_l": ((2, 8), "bundled embeddings (2, such as bundle_emb.mytoken.clip_"),
+    "bundle_emb.mytoken.clip_g": ((2, 8), ""),
+    "{}.diff_b": ((5,), "changes of biases (2, such as "),
+    "{}_norm.diff": ((5,), "changes of norms (3, such as "),
+    "{}_norm.diff_b": ((), ""),
+    "{}_norm.w_norm": ((5,), ""),
+    "{}_norm.b_norm": ((5,), ""),
+    "{}_norm.alpha": ((), ""),
+}
+
+
+def test_what_is_no_lora_is_left_out_by_name_before_a_run_and_in_it(fresh, trained, tmp_path, family):
+    model, adapter = trained(family)
+    plain, file = tmp_path / "plain.safetensors", tmp_path / "lora.safetensors"
+    export.write(plain, adapter, model, {}, "fp32", "kohya")
+    name = model.names(*next(iter(adapter.layers)))["kohya"]
+    beside = {key.format(name): torch.ones(shape) for key, (shape, _) in BESIDE.items()}
+    save_file(load_file(plain) | beside, file)
+    alone, changes = (lora_file.read(path, fresh(family)) for path in (plain, file))
+    assert changes.keys() == alone.keys()
+    assert all(torch.equal(changes[key].delta(), alone[key].delta()) for key in changes)
+    assert warm_start.adapter_settings(file) == warm_start.adapter_settings(plain)
+    (found,) = check([file])
+    notes = warm_start.read(str(file), fresh(family)).left_out
+    for _, told in BESIDE.values():
+        assert told in found.kind and any(told in note for note in notes)
+    assert not found.problem and not found.unfit
+
+
+def test_the_unused_modules_of_an_sdxl_text_encoder_are_left_out_by_name(bases, tmp_path):
+    model = opened(bases, "sdxl")
+    names = [name for name, _ in model.load("text_encoder").named_modules() if re.search(r"(_proj|fc\d)$", name)]
+    assert len(names) > len(model.targets("text_encoder"))
+    tensors = {}
+    for name in names:
+        weight = model.load("text_encoder").get_submodule(name).weight
+        sides = torch.randn(4, weight.shape[1]), torch.randn(len(weight), 4)
+        tensors |= both(model.names("text_encoder", name)["kohya"], *sides, DOWN_UP)
+    save_file(tensors, tmp_path / "te1.safetensors")
+    weights = warm_start.read(str(tmp_path / "te1.safetensors"), model)
+    adapter = Adapter(AdapterConfig(rank=4, alpha=3), model, ["unet", "text_encoder"], 1)
+    notes = warm_start.put(weights, adapter)
+    assert any(f"{len(names) - len(model.targets('text_encoder'))} modules whose output" in note for note in notes)
+    for key in (key for key in adapter.layers if key[0] == "text_encoder"):
+        torch.testing.assert_close(adapter.delta(*key), weights.changes[key].delta())
+
+
+@pytest.mark.parametrize("start", ("lora_te_", "lora_te_model_", "text_encoders.qwen3_06b.transformer.model."))
+def test_a_qwen3_of_animas_files_is_read_and_left_out_by_name(bases, trained, tmp_path, start):
+    model, adapter = trained("anima")
+    file = tmp_path / "lora.safetensors"
+    export.write(file, adapter, model, {}, "fp32", "kohya")
+    other = opened(bases, "anima")
+    weight = other.load("text_encoder").get_submodule("layers.0.self_attn.q_proj").weight
+    name = start + ("layers.0.self_attn.q_proj" if "." in start else "layers_0_self_attn_q_proj")
+    sides = torch.randn(4, weight.shape[1]), torch.randn(len(weight), 4)
+    save_file(load_file(file) | both(name, *sides, DOWN_UP), file)
+    weights = warm_start.read(str(file), other)
+    notes = warm_start.put(weights, Adapter(AdapterConfig(rank=4, alpha=3), other, list(other.config.rates), 1))
+    assert any("not train are left out: 1 of text_encoder" in note for note in notes)
 
 
 @pytest.mark.parametrize("is_rslora", (False, True))
@@ -405,13 +501,13 @@ def changed(tensors: dict[str, torch.Tensor], change: str, name: str) -> dict[st
         return tensors | {f"lycoris_{name.removeprefix('lora_unet_')}.alpha": torch.ones(1)}
     if change == "two adapters":
         return tensors | {f"{name}.lora_A.{which}.weight": tensors[down].clone() for which in "ab"}
-    if change == "a bias":
-        return tensors | {f"{name}.diff_b": torch.ones(1)}
+    if change == "a whole weight":
+        return tensors | {f"{name}_elsewhere.diff": torch.ones(2, 2)}
     return {f"lora_unet_nowhere_{key}": tensor for key, tensor in tensors.items()}
 
 
 WRONG = {
-    "dora": "DoRA cannot be read",
+    "dora": r"DoRA with magnitudes of shape \(1,\)",
     "half": "has alpha, down: no complete LoHa, LoKr or LoRA",
     "another width": "do not multiply to",
     "another rank": "do not multiply to",
@@ -420,7 +516,7 @@ WRONG = {
     "a module more": r"does not fit this base: 1 of \d+ modules are not in it, the first is lora_unet_somewhere\.$",
     "two forms": "holds 1 modules twice",
     "two adapters": "two adapters",
-    "a bias": r"1 of \d+ tensors are of no LoHa, LoKr or LoRA.*diff_b",
+    "a whole weight": r"1 of \d+ tensors are of no LoHa, LoKr or LoRA.*changes of whole weights",
     "all else": r"The base is \w+, the file's names are like those of unknown in the key layout kohya\.$",
 }
 
@@ -479,9 +575,9 @@ def test_what_is_no_lora_file_is_refused(bases, fresh, tmp_path, family):
     with pytest.raises(LoraFileError, match="are of no LoHa, LoKr or LoRA, such as"):
         lora_file.read(weights, model)
     (tmp_path / "page.safetensors").write_text("<html>")
-    with pytest.raises(LoraFileError, match="is damaged or no .safetensors file"):
+    with pytest.raises(LoraFileError, match="not a .safetensors file but a web page"):
         lora_file.read(tmp_path / "page.safetensors", model)
-    with pytest.raises(LoraFileError, match="This is no LoRA file"):
+    with pytest.raises(LoraFileError, match="This is no LoRA file: 1 of 1 tensors"):
         lora_file.describe({"__metadata__": {}, "conv_in.weight": {"shape": [1, 2]}})
 
 

@@ -15,7 +15,7 @@ from lorakit.config import ConfigError
 from lorakit.events import Saved
 from lorakit.lora import export, variants
 from lorakit.lora import file as lora_file
-from lorakit.lora.file import LoraFileError
+from lorakit.lora.names import LoraFileError
 from lorakit.lora.variants import AdapterConfig, lokr
 from lorakit.run.checkpoint import newest
 from lorakit.run.config import configure, read_config

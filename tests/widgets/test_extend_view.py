@@ -12,7 +12,7 @@ from tiny import save_base
 
 from lorakit.errors import UserError
 from lorakit.events import Stepped
-from lorakit.lora.file import LoraFileError
+from lorakit.lora.names import LoraFileError
 from lorakit.run import extend
 from lorakit.run.checkpoint import saved_step
 from lorakit.run.config import read_config

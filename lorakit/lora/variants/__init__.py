@@ -152,6 +152,8 @@ class Variant:
 
         Adapters train linear layers and 1x1 convolutions, so kernels of another size have no place.
         """
+        if "dora" in shapes:
+            return "is a DoRA, whose change depends on the base's weights"
         if shapes.keys() - {"alpha"} not in cls.trained:
             return f"has {', '.join(sorted(shapes))}"
         kernels = (tuple(shape)[2:] for shape in shapes.values())
@@ -192,8 +194,8 @@ def config_class(name: Any) -> type[AdapterConfig]:
 
 def of_roles(roles: set[str]) -> type[Variant] | None:
     """The variant of a module with tensors in these roles; None when they are complete for none."""
-    # alpha belongs to every variant, so it does not tell them apart.
-    return next((known for known in map(variant, names()) if roles - {"alpha"} in known.complete), None)
+    # Every variant may have alpha and a DoRA's magnitudes, so these do not tell them apart.
+    return next((known for known in map(variant, names()) if roles - {"alpha", "dora"} in known.complete), None)
 
 
 def titles() -> str:

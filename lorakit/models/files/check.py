@@ -21,7 +21,9 @@ from lorakit.hub.files import (
     weight_files,
 )
 from lorakit.hub.header import ModelFileError
-from lorakit.lora.file import LoraFileError, describe
+from lorakit.lora.file import describe
+from lorakit.lora.names import LoraFileError
+from lorakit.lora.warm_start import startable
 from lorakit.models.files.fitness import CANNOT, unfit_file, unfit_folder, unfit_weights, without
 from lorakit.models.files.kinds import LORA, file_kind, lora_family, lora_title, title_of_folder
 from lorakit.models.files.marks import PREFIX, FileKind, all_marks
@@ -154,7 +156,8 @@ def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
     """By the names, types and shapes of its tensors."""
     name, kind = file_kind(header)
     is_lora = name == LORA
-    text, holds = (_lora(header) if is_lora else name), _holds(name, kind, header)
+    text, unfit = _lora(header) if is_lora else (name, unfit_file(name, kind, header))
+    holds = _holds(name, kind, header)
     if kind:
         text += kind.detail + "".join(f", {flag}" for tensor, flag in kind.flags.items() if tensor in header)
     if kind and kind.width:
@@ -163,7 +166,6 @@ def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
         text += f" of width {width}"
         if width != expected:
             text, holds = f"{text} ({' and '.join(holds)}'s has {expected})", {}
-    reason = "" if is_lora else unfit_file(name, kind, header)
     if unfit_weights(header):
         holds = {}
     return ModelFile(
@@ -173,7 +175,7 @@ def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
         dtypes=_dtypes(header),
         blocks=_blocks(header, kind.inner if kind else ""),
         holds=holds,
-        unfit=reason and f"{CANNOT}: {reason}",
+        unfit=unfit if is_lora or not unfit else f"{CANNOT}: {unfit}",
     )
 
 
@@ -203,15 +205,22 @@ def _blocks(names: Iterable[str], inner: str) -> int:
     return len({match[1] for match in map(BLOCKS.match, own) if match})
 
 
-def _lora(header: Mapping[str, Any]) -> str:
+def _lora(header: Mapping[str, Any]) -> tuple[str, str]:
+    """(what a LoRA file is, why no run can start from it)."""
     try:
         lora = describe(header)
     except LoraFileError as error:
-        return f"a LoRA in an unknown key layout ({error})"
+        return LORA, str(error)
     rank = " to ".join(f"{rank}" for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none"
     family = lora_title(lora_family(lora.shapes)) or "an unknown family"
-    kind = f"{', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {lora.key_layout} key layout"
-    return f"a LoRA for {family} ({kind})"
+    layout = f"{lora.key_layout} key layout"
+    text = f"a LoRA for {family} ({', '.join(lora.variants)}, rank {rank}, {lora.modules} modules, {layout})"
+    text += "".join(f"; left out: {what}" for what in lora.left_out)
+    try:
+        startable("It", header)
+    except LoraFileError as error:
+        return text, str(error)
+    return text, ""
 
 
 def _diffusers_folder(path: Path) -> ModelFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lorakit.lora.file import is_adapter_tensor
+from lorakit.lora.names import is_adapter_tensor
 from lorakit.models.files.marks import PREFIX, VAE_ALONE, FileKind, Marks, all_marks
 
 LORA = "a LoRA (an adapter, not a base model)"
