@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.config import from_dict, to_dict
 from lorakit.project import Project, Run
-from lorakit.run.config import read_config
+from lorakit.run.config import read_config, with_save
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,20 +29,23 @@ def open_run(project: str | Path | Project, name: str = "run1") -> Run:
     return run
 
 
-def export(run: Run, step: int | None = None, to: str | Path = ".") -> Path:
+def export(run: Run, step: int | None = None, to: str | Path = ".", **about: Any) -> Path:
     """Check a LoRA file of a run on the base model once more, then copy it; returns the copy.
 
     step    which of `run.lora_steps()`; the newest when None
     to      a file name in .safetensors, or a folder, which is made if need be
+    about   what the copy says about itself: author, description, license, tags, usage_hint, thumbnail (True: the newest
+            sample), dataset_details (False: no tag counts and folder names); the run's `save` settings are the defaults
 
-    Raises ProjectError when there is no such file, LoraFileError when it does not fit the base model.
+    Raises ProjectError when there is no such file, LoraFileError when it does not fit the base model, ConfigError for
+    other settings.
 
     >>> export(open_run("my-project"), to="files").name
     'my-project-run1-000004.safetensors'
     """
     from lorakit.generation.generator import deliver
 
-    return deliver(run, _step(run, step), to)[0]
+    return deliver(run, _step(run, step), to, with_save(read_config(run), {"save": about}))[0]
 
 
 def generate(run: Run, prompt: str, *, step: int | None = None, strength: float = 1.0, **sampling: Any) -> Image.Image:

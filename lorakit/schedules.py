@@ -71,13 +71,18 @@ class ScheduleConfig(Config):
         ]
 
 
+def warmup_steps(config: ScheduleConfig, planned: int) -> int:
+    """The steps of the warmup; below 1 the setting is a share of the planned steps."""
+    return round(config.warmup * planned) if config.warmup < 1 else int(config.warmup)
+
+
 def factor(config: ScheduleConfig, step: int, steps: int) -> float:
     """Factor on the base learning rate at step `step` (counted from 1) of `steps`; 0 to 1."""
     # The first earlier curve that reaches this step applies; after all of them the present one.
     planned = next((entry["steps"] for entry in config.past if step <= entry["until"]), config.steps or steps)
     # After the curve its last value is held.
     step = min(step, planned)
-    warmup = round(config.warmup * planned) if config.warmup < 1 else int(config.warmup)
+    warmup = warmup_steps(config, planned)
     if step <= warmup:
         # The first step already moves, and step warmup + 1 has the full rate.
         return step / (warmup + 1)

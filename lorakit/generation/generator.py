@@ -22,11 +22,13 @@ from lorakit.project import ProjectError, Run
 from lorakit.run.config import read_config
 from lorakit.run.memory import explained
 from lorakit.run.sampling import SamplingConfig, generate_image
-from lorakit.training.metadata import base_name
+from lorakit.training.card import CARD, card, newest_sample
+from lorakit.training.metadata import DETAILS, base_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from lorakit.run.checkpoint import SaveConfig
     from lorakit.run.config import RunConfig
 
 # In place of a checkpoint's step: the base model alone.
@@ -123,26 +125,30 @@ def lora_file(run: Run, step: int) -> Path:
     return run.lora_file(step)
 
 
-def deliver(run: Run, step: int, target: str | Path) -> tuple[Path, int]:
+def deliver(run: Run, step: int, target: str | Path, save: SaveConfig | None = None) -> tuple[Path, int]:
     """Check that a step's LoRA file loads into the base model, then copy it; returns the copy and its module count.
 
     `target` is a file name in .safetensors, by which the file then also calls itself (title and ss_output_name), or a
-    folder; missing folders are created. The copy is there whole or not at all. Raises ProjectError, and replaces
-    nothing, where another file has that name; DiskError.
+    folder; missing folders are created. What the copy says about itself (author, description, thumbnail ...) is as in
+    `save`, by default as in the run's settings now. The copy is there whole or not at all. Raises ProjectError, and
+    replaces nothing, where another file has that name; DiskError.
     """
     file = lora_file(run, step)
-    modules = Generator(run).use(step)
+    generator = Generator(run)
+    modules, save = generator.use(step), save or generator.config.save
     target, name = Path(target).expanduser(), run.title
     if target.suffix == file.suffix:
         name = target.stem
     else:
         target = target / f"{run.title}-{step:06d}{file.suffix}"
+    described = {"ss_output_name": name} | card(save, name, newest_sample(run, step) if save.thumbnail else None)
+    left_out = {*CARD, *(() if save.dataset_details else DETAILS)}
     part = temporary_path(target)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent.glob(".*.part"))
         try:
-            export.copy_named(file, part, name)
+            export.copy_described(file, part, described, left_out)
             if target.exists() and not (target.is_file() and filecmp.cmp(part, target, shallow=False)):
                 raise ProjectError(
                     f"{target} is another file already, and it was not replaced. Give another name, such as "

@@ -60,18 +60,18 @@ def verify_safetensors(path: Path) -> dict:
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise ModelFileError(
             f"{path} has no readable .safetensors header ({str(error)[:120]}): it is damaged or another kind of file; "
-            "download it again."
+            "copy or download it again."
         ) from error
     if ends != data:
         state = "truncated" if data < ends else "longer than it should be"
-        raise ModelFileError(f"{path} is {state}: {size} of {size - data + ends} bytes; download it again.")
+        raise ModelFileError(f"{path} is {state}: {size} of {size - data + ends} bytes; copy or download it again.")
     return header
 
 
 def _header_text(path: Path, size: int) -> bytes:
     """The JSON of a header. Raises ModelFileError when the file's first bytes are of another kind of file."""
     if size == 0:
-        raise ModelFileError(f"{path} is empty (0 bytes); a .safetensors file was expected: download it again.")
+        raise ModelFileError(f"{path} is empty (0 bytes); a .safetensors file was expected: copy or download it again.")
     with open(path, "rb") as file:
         start = file.read(64)
         # a header of 60 bytes begins with "<", too: its JSON follows the eight bytes of its length
@@ -82,12 +82,13 @@ def _header_text(path: Path, size: int) -> bytes:
         if not 2 <= length <= MAX_HEADER:
             raise ModelFileError(
                 f"{path} ({size} bytes) does not begin like a .safetensors file: it is damaged or another "
-                "kind of file; download it again."
+                "kind of file; copy or download it again."
             )
         # checked before reading: a damaged length could ask for gigabytes
         if 8 + length > size:
             raise ModelFileError(
-                f"{path} is truncated inside its header ({size} of more than {8 + length} bytes); download it again."
+                f"{path} is truncated inside its header ({size} of more than {8 + length} bytes); copy or download it "
+                "again."
             )
         file.seek(8)
         return file.read(length)
@@ -119,7 +120,7 @@ def _laid_out(header: dict, path: Path) -> int:
             what = "overlaps the tensor before it" if start < end else "does not begin where the one before it ends"
             raise ModelFileError(
                 f"{path}: the data of {name} {what} (byte {start} instead of {end}): the file is damaged or made to "
-                "mislead; download it again."
+                "mislead; copy or download it again."
             )
         end = stop
     return end

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.files.disk import disk_errors
+from lorakit.hub.header import verify_safetensors
 from lorakit.lora import file as lora_file
+from lorakit.lora.hashes import LEGACY, front
 from lorakit.lora.names import LoraFileError
 
 if TYPE_CHECKING:
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
     from lorakit.lora.adapter import Adapter
     from lorakit.lora.change import Change
 
+# Bytes that are read at a time.
+BLOCK = 1 << 22
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -40,8 +48,12 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     file.parent.mkdir(parents=True, exist_ok=True)
     part_file = file.with_suffix(".part")
     # save_file would make a file that only its owner may read, and a webui may run as another user
+    saved = memoryview(save(tensors))
+    data = saved[8 + int.from_bytes(saved[:8], "little") :]
+    header = {**json.loads(bytes(saved[8 : len(saved) - len(data)])), "__metadata__": metadata}
     with disk_errors(file), open(part_file, "wb") as opened:
-        opened.write(save(tensors, metadata))
+        opened.write(front(header, hashlib.sha256(data).hexdigest(), bytes(data[: LEGACY.stop])))
+        opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())
     try:
@@ -54,21 +66,24 @@ def write(file: Path, adapter: Adapter, model: Any, metadata: dict[str, str], dt
     return modules
 
 
-def copy_named(file: Path, target: Path, name: str) -> None:
-    """Copy a LoRA file; the copy calls itself `name` (kohya's ss_output_name, modelspec's title). Tensors are as they
-    were. Format: https://github.com/huggingface/safetensors (8 bytes of the header's length, JSON, tensors).
-    """
-    import json
-    import shutil
+def copy_described(file: Path, target: Path, metadata: Mapping[str, str], left_out: Collection[str] = ()) -> None:
+    """Copy a LoRA file with other metadata: entries that are given replace its own, those named in `left_out` go.
 
+    Tensors are as they were, and so are the hashes of them.
+    """
+    header = verify_safetensors(file)
+    kept = {name: text for name, text in header.get("__metadata__", {}).items() if name not in left_out}
+    header["__metadata__"] = kept | metadata
     with open(file, "rb") as source, open(target, "wb") as copy:
-        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
-        header.setdefault("__metadata__", {}).update({"ss_output_name": name, "modelspec.title": name})
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        # the format wants tensors to begin at a multiple of 8 bytes
-        text += b" " * (-len(text) % 8)
-        copy.write(len(text).to_bytes(8, "little") + text)
-        shutil.copyfileobj(source, copy, 1 << 20)
+        start = 8 + int.from_bytes(source.read(8), "little")
+        source.seek(start)
+        digest = hashlib.sha256()
+        while block := source.read(BLOCK):
+            digest.update(block)
+        source.seek(start)
+        beginning = source.read(LEGACY.stop)
+        copy.write(front(header, digest.hexdigest(), beginning) + beginning)
+        shutil.copyfileobj(source, copy, BLOCK)
         copy.flush()
         os.fsync(copy.fileno())
 

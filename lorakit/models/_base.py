@@ -94,6 +94,11 @@ class Parts:
         """What the denoiser predicts by its own output; "" where only one type exists, or it shows none."""
         return ""
 
+    def single_file(self, part: str) -> Path | None:
+        """The one file that a part is read from, unless it lies in a folder of a model beside its settings."""
+        file, *others = self.files.files(part)
+        return None if others or file.parent in {path.parent for path in self.settings(part)} else file
+
     def likely_family(self, modules: Mapping[str, kinds.Shapes]) -> str:
         """The family that a LoRA file with these modules is likely for; see `kinds.lora_family`."""
         return kinds.lora_family(modules)

@@ -143,6 +143,8 @@ class Model(_unet.UNetModel):
             "ss_base_model_version": "sdxl_base_v1-0",
             "ss_v2": "False",
             "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+            # whose names a file of SDXL has
+            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
             "ss_max_token_length": str(self.config.max_token_length),
             "ss_v_parameterization": str(self.prediction_type == "v_prediction"),
             "ss_zero_terminal_snr": str(self.zero_terminal_snr),

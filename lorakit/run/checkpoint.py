@@ -63,9 +63,30 @@ class SaveConfig(Config):
     )
     key_layout: str = setting(
         "auto",
-        help="key names of saved LoRA files; auto = read by A1111/Forge, ComfyUI and diffusers",
+        help="key names of saved LoRA files; kohya: A1111/Forge, ComfyUI and sd-scripts read it, diffusers too, except "
+        "for Anima, where it loads nothing and gives no error; comfy (Anima): ComfyUI and diffusers read it, "
+        "sd-scripts loads nothing; auto = comfy for Anima, else kohya",
         choices=lambda: ("auto", *key_layouts()),
         ui=Field(label="LoRA file format"),
+    )
+    author: str = setting("", help="your name or page, in the LoRA file; empty = none", ui=Field(label="author"))
+    description: str = setting(
+        "", help="what the LoRA is for, in the LoRA file; sites and programs show it", ui=Field(label="description")
+    )
+    license: str = setting("", help="its licence or a link to it, in the LoRA file", ui=Field(label="licence"))
+    tags: str = setting(
+        "", help="words to find it by, separated by commas, in the LoRA file", ui=Field(label="tags of the file")
+    )
+    usage_hint: str = setting(
+        "", help="a short hint in the LoRA file, e.g. strength 0.8, clip skip 2", ui=Field(label="usage hint")
+    )
+    thumbnail: bool = setting(
+        False, help="put a small copy of the newest sample image into the LoRA file", ui=Field(label="thumbnail")
+    )
+    dataset_details: bool = setting(
+        True,
+        help="write tag counts and names of concept folders into the LoRA file; off for private datasets",
+        ui=Field(label="dataset details"),
     )
 
 

@@ -232,3 +232,10 @@ def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:
     for owner, values in overridden:
         settings[owner] = {name: value for name, value in settings[owner].items() if name not in values}
     return settings | ({"stages": stages} if stages else {})
+
+
+def with_save(config: RunConfig, changes: dict[str, Any]) -> SaveConfig:
+    """A run's `save` settings with nested changes, {"save": {"author": "me"}}. Raises ConfigError for others."""
+    if other := [name for name in changes if name != "save"]:
+        raise ConfigError(f"{other[0]} cannot be changed in a finished file; only save.* settings can.")
+    return from_dict(SaveConfig, to_dict(config.save) | changes.get("save", {}), "save.")

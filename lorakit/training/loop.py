@@ -28,7 +28,7 @@ from lorakit.run.memory import OutOfMemory, explained
 from lorakit.run.resume import check_unchanged, current_inputs, load_record, save_record
 from lorakit.run.sampling import generate_image, prompts_of, requested, save_image
 from lorakit.run.stages import Stage, cut_captions, stages
-from lorakit.training.metadata import metadata
+from lorakit.training.metadata import Origins, metadata
 from lorakit.training.nonfinite import NonfiniteSteps
 from lorakit.training.prediction import check_prediction
 from lorakit.training.signals import stop_signals
@@ -110,6 +110,7 @@ class Session:
         self._select_stage(max(1, self.latest.step))
         self.record: dict[str, Any] = {}  # of its inputs, copied beside each training state
         self.nonfinite = NonfiniteSteps()
+        self.origins = Origins(run, self.model, self.config.save)
         self.notes: list[str] = []  # about the base model, and the LoRA file that the run starts from
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
@@ -206,7 +207,7 @@ class Session:
         lora, matched = "", ""
         if exports:
             file = self.run.lora_file(step)
-            described = metadata(self.stages, self.model, step, self.run.title)
+            described = metadata(self.stages, self.model, step, self.origins.of(step))
             modules = export.write(
                 file, self.adapter, self.model, described, self.config.save.dtype, self.config.key_layout
             )

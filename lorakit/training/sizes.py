@@ -21,7 +21,7 @@ from lorakit.models import family
 from lorakit.project import Project, Run
 from lorakit.run.sampling import prompts_of
 from lorakit.run.stages import cut_captions
-from lorakit.training.metadata import metadata
+from lorakit.training.metadata import Origin, metadata
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,9 @@ class Sized:
         self.weights = sum(weight.numel() for _, weight in adapter.named())
         # a stage may have another optimizer, which remembers more
         self.state = max(state_bytes(adapter, stage.config) for stage in stages)
-        self.lora = lora_bytes(adapter, model, config, metadata(stages, model, stages[-1].plan.last, name))
+        self.lora = lora_bytes(
+            adapter, model, config, metadata(stages, model, stages[-1].plan.last, Origin(title=name))
+        )
         self.cut = cut_captions(stages, model)
         self.images, self.texts = _caches(config, project, stages, model)
 
@@ -77,7 +79,7 @@ def check_room(run: Run, adapter: Adapter, model: Any, stages: Sequence[Stage], 
     Older states are deleted only after a new one is complete, so both need room at once.
     """
     state = state_bytes(adapter, now.config, next(weight.device for _, weight in adapter.named()))
-    lora = lora_bytes(adapter, model, now.config, metadata(stages, model, now.plan.last, run.name))
+    lora = lora_bytes(adapter, model, now.config, metadata(stages, model, now.plan.last, Origin(title=run.title)))
     free = shutil.disk_usage(run.folder).free
     if free < state + lora:
         raise DiskFull(

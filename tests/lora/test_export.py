@@ -6,6 +6,11 @@ import json
 import logging
 import re
 import warnings
+from base64 import b64decode
+from dataclasses import fields, replace
+from datetime import datetime
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import diffusers
@@ -15,23 +20,28 @@ import tiny
 import torch
 import transformers
 from diffusers import DiffusionPipeline, ModularPipeline, StableDiffusionPipeline
+from original_layout import original_state
 from packaging.version import Version
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
-from lorakit import models
+from lorakit import api, events, models
+from lorakit.cli import main
 from lorakit.events import Sampled, Saved
 from lorakit.lora import export
 from lorakit.lora.adapter import Adapter, AdapterConfig
+from lorakit.lora.hashes import front
 from lorakit.models import sd15
+from lorakit.models.files.marks import key_layouts
 from lorakit.project import Project
+from lorakit.run.checkpoint import SaveConfig
 from lorakit.run.config import configure
 from lorakit.run.create import save_config
 from lorakit.run.stages import stages
 from lorakit.training.loop import train
-from lorakit.training.metadata import base_name, metadata
+from lorakit.training.metadata import DETAILS, Origin, base_hashes, base_name, metadata
 
 PARTS = {"unet": ["unet"], "unet and text encoder": ["unet", "text_encoder"]}
 LOOK = {"width": 64, "height": 64, "steps": 3, "guidance_scale": 4.0, "sampler": "ddim", "seed": 11}
@@ -311,7 +321,7 @@ def test_a_files_metadata_says_how_it_was_trained(run):
         "ss_num_train_images": "14",
         "ss_clip_skip": "1",
         "ss_v2": "False",
-        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": trained_run.title,
         "modelspec.trigger_phrase": "mofu",
@@ -319,9 +329,104 @@ def test_a_files_metadata_says_how_it_was_trained(run):
         "modelspec.prediction_type": "epsilon",
     }
     assert {key: header[key] for key in expected} == expected
-    (tags,) = json.loads(header["ss_tag_frequency"]).values()
+    assert header["ss_dataset_dirs"] == '{"2_mofu": {"n_repeats": 2, "img_count": 7}}'
+    assert header["ss_reg_dataset_dirs"] == "{}"
+    buckets = json.loads(header["ss_bucket_info"])
+    assert sum(bucket["count"] for bucket in buckets["buckets"].values()) == 14
+    assert buckets["buckets"]["0"] == {"resolution": [64, 64], "count": 12} and buckets["mean_img_ar_error"] < 0.2
+    for name, value in {"ss_learning_rate": "0.2", "ss_max_grad_norm": "1.0", "ss_lr_warmup_steps": "0"}.items():
+        assert header[name] == value
+    tags = json.loads(header["ss_tag_frequency"])["2_mofu"]
     assert tags["mofu"] == tags["girl"] == 7 and tags["red hair"] == 3
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", header["modelspec.date"])
+
+
+def kohyas_hashes(tensors: dict, metadata: dict[str, str]) -> tuple[str, str]:
+    """What sd-scripts' `precalculate_safetensors_hashes` (library/train_util.py) computes: a fact to compare with."""
+    whole = save(tensors, {name: text for name, text in metadata.items() if name.startswith("ss_")})
+    start = 8 + int.from_bytes(whole[:8], "little")
+    return sha256(whole[start:]).hexdigest(), sha256(whole[0x100000:0x110000]).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("size", (10, 300_000, 600_000))
+def test_the_hashes_of_a_file_are_kohyas_and_those_of_modelspec(tmp_path, size):
+    generator = torch.Generator().manual_seed(size)
+    tensors = {f"a{i}": torch.rand(size, generator=generator) for i in range(2)}
+    said = {"ss_output_name": "夏", "ss_steps": "4", "modelspec.title": "x" * 99, "sshs_legacy_hash": "of another file"}
+    plain = save(tensors)
+    start = 8 + int.from_bytes(plain[:8], "little")
+    header = json.loads(plain[8:start]) | {"__metadata__": said}
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(front(header, sha256(plain[start:]).hexdigest(), plain[start:]) + plain[start:])
+    found = read_metadata(file)
+    assert (found["sshs_model_hash"], found["sshs_legacy_hash"]) == kohyas_hashes(tensors, said)
+    assert found["modelspec.hash_sha256"] == f"0x{sha256(plain[start:]).hexdigest()}"
+    assert all(torch.equal(load_file(file)[name], tensor) for name, tensor in tensors.items())
+    # a copy under another name has the same tensors, and the hashes of what it says
+    copy = tmp_path / "copy.safetensors"
+    export.copy_described(file, copy, {"ss_output_name": "a much longer name"}, ("modelspec.title", "ss_steps"))
+    found = read_metadata(copy)
+    assert (found["sshs_model_hash"], found["sshs_legacy_hash"]) == kohyas_hashes(tensors, found)
+    assert found.keys().isdisjoint({"modelspec.title", "ss_steps"}) and found["ss_output_name"] == "a much longer name"
+    assert all(torch.equal(load_file(copy)[name], tensor) for name, tensor in tensors.items())
+
+
+def test_the_times_of_a_file_are_the_logs_so_it_can_be_written_again(run, base, tmp_path):
+    trained_run, logged = run
+    header = read_metadata(trained_run.folder / logged[-1].lora)
+    log = list(events.read(trained_run.log))
+    done = next(time for time, event in log if isinstance(event, events.Stepped) and event.step == 4)
+    assert (float(header["ss_training_started_at"]), float(header["ss_training_finished_at"])) == (log[0][0], done)
+    assert datetime.fromisoformat(header["modelspec.date"].replace("Z", "+00:00")).timestamp() == int(done)
+    model, adapter = trained(base, ["unet"])
+    for name in "ab":
+        export.write(tmp_path / f"{name}.safetensors", adapter, model, header, "fp16", "kohya")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_base_in_one_file_is_known_by_its_hashes(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(sd15.Model, "LAYOUT", replace(sd15.LAYOUT, settings=base))
+    file, vae = tmp_path / "anylora.safetensors", tmp_path / "kl.safetensors"
+    save_file(original_state(base), file)
+    save_file(load_file(base / "vae" / "diffusion_pytorch_model.safetensors"), vae)
+    model = sd15.Model(sd15.Config(source=str(file), vae=str(vae)), torch.device("cpu"), torch.float32)
+    whole, empty = sha256(file.read_bytes()).hexdigest(), sha256(file.read_bytes()[0x100000:0x110000]).hexdigest()[:8]
+    assert base_hashes(model) == {
+        "ss_sd_model_hash": empty,
+        "ss_new_sd_model_hash": whole,
+        "ss_vae_hash": sha256(vae.read_bytes()[0x100000:0x110000]).hexdigest()[:8],
+        "ss_new_vae_hash": sha256(vae.read_bytes()).hexdigest(),
+        "ss_vae_name": "kl.safetensors",
+    }
+    assert base_hashes(sd15.Model(sd15.Config(source=str(base)), torch.device("cpu"), torch.float32)) == {}
+
+
+def test_what_a_copy_says_about_itself_is_chosen_at_export_and_private_details_can_go(run, tmp_path, capsys):
+    trained_run, _ = run
+    texts = {"author": "me", "description": "a fox\nof two lines", "license": "CC-BY-4.0", "tags": "fox, 狐"}
+    plain = read_metadata(api.export(trained_run, to=tmp_path / "plain.safetensors"))
+    assert plain.keys().isdisjoint({f"modelspec.{name}" for name in (*texts, "usage_hint", "thumbnail")})
+    assert plain.keys() >= set(DETAILS)
+    about = {**texts, "usage_hint": "strength 0.8", "thumbnail": True, "dataset_details": False}
+    full = read_metadata(api.export(trained_run, to=tmp_path / "full.safetensors", **about))
+    assert {name: full[f"modelspec.{name}"] for name in texts} == texts
+    assert full["modelspec.title"] == full["ss_output_name"] == "full"
+    assert full.keys().isdisjoint(DETAILS)
+    with Image.open(BytesIO(b64decode(full["modelspec.thumbnail"].removeprefix("data:image/jpeg;base64,")))) as image:
+        assert image.size == (256, 256) and image.format == "JPEG"
+    options = ["--run", "mine", "--output", str(tmp_path / "cli.safetensors"), "--set", "save.author=a, b: c"]
+    assert main(["export", str(trained_run.project.folder), *options]) == 0
+    assert read_metadata(tmp_path / "cli.safetensors")["modelspec.author"] == "a, b: c"
+    assert main(["export", str(trained_run.project.folder), "--run", "mine", "--set", "loop.epochs=3"]) == 2
+    assert "only save.* settings" in capsys.readouterr().err
+
+
+def test_the_help_of_the_key_layout_says_who_reads_each(tmp_path):
+    (told,) = (f.metadata["help"] for f in fields(SaveConfig) if f.name == "key_layout")
+    for layout in key_layouts():
+        assert f"{layout}" in told
+    for host in ("A1111/Forge", "ComfyUI", "sd-scripts", "diffusers"):
+        assert host in told
 
 
 @pytest.mark.parametrize("family", models.names())
@@ -334,7 +439,7 @@ def test_learning_rates_are_written_as_kohyas_tools_do(tmp_path, monkeypatch, fa
     config = configure({"model": {"family": family, "source": str(base)}, "optimizer": learned})
     found = stages(config, tiny.save_images(tmp_path / "project" / "dataset").parent)
     model = models.family(family).Model(config.model, torch.device("cpu"), torch.float32)
-    header = metadata(found, model, 1, "mine")
+    header = metadata(found, model, 1, Origin(title="mine"))
     assert header["ss_unet_lr"] == "0.001"
     assert json.loads(header["ss_text_encoder_lr"]) == (text_rates if len(text_rates) > 1 else text_rates[0])
     assert header["ss_sd_model_name"] == "base" and str(tmp_path) not in json.dumps(header)
@@ -355,7 +460,7 @@ def test_metadata_has_only_the_timestep_settings_that_were_used(anima, tmp_path,
     source = {"family": "anima", "source": model.config.source}
     config = configure({"model": source, "loss": {"timestep_sampling": sampling}})
     found = stages(config, tiny.save_images(tmp_path / "project" / "dataset").parent)
-    header = metadata(found, model, 1, "mine")
+    header = metadata(found, model, 1, Origin(title="mine"))
     keys = {key for key in header if re.match("ss_(timestep_sampling|sigmoid|logit|discrete)", key)}
     assert keys == {"ss_timestep_sampling"} | expected
 
@@ -367,8 +472,6 @@ def test_a_file_tells_no_path_and_no_user(run, base):
     # the title says project and run
     folders -= {trained_run.project.folder.name}
     assert "secretfolder" in folders
-    # the project's name is the file's
-    folders -= {trained_run.project.folder.name}
     found = [name for name in folders if re.search(rf"\b{re.escape(name)}\b", header)]
     assert found == []
     assert "/tmp" not in header and '"/' not in header and "\\\\" not in header
