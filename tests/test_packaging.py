@@ -246,7 +246,14 @@ OURS = re.compile(
 )
 MAKERS = ("tests/test_packaging.py", "notebooks/first_cell.py")  # their addresses are patterns
 # Named to say where a format or a list comes from; nothing is fetched from them.
-REPOSITORIES = ("huggingface/safetensors", "googlecolab/backend-info", "spec/v1")
+REPOSITORIES = (
+    "huggingface/safetensors",
+    "googlecolab/backend-info",
+    "spec/v1",
+    "Stability-AI/ModelSpec",
+    # modelspec's name for the layout of SDXL
+    "Stability-AI/generative-models",
+)
 BULKY = re.compile(r"merges\.txt|vocab\.json|tokenizer\.json|LICENSE|NOTICE|.*\.(safetensors|png|onnx)")
 
 

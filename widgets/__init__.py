@@ -11,6 +11,7 @@ from typing import Any
 # Name -> its file below widgets/, without .py.
 NAMES = {
     "Form": "training.form",
+    "about_file": "evaluate.about_file",
     "add_images": "data.intake",
     "before_training": "training.before",
     "buckets_preview": "data.prepare",
