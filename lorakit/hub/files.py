@@ -119,7 +119,11 @@ def is_whole(folder: Path) -> bool:
 
 
 def verify_folder(folder: Path) -> None:
-    """Check all that a diffusers folder is loaded from: headers of weights, settings. Raises ModelFileError."""
+    """Check all that a diffusers folder is loaded from: headers of weights, settings. Raises ModelFileError.
+
+    Of a folder that is a model itself, such as a tagger's, only the headers are checked.
+    """
+    _verify_weights(folder)
     for part in folder.iterdir():
         if part.is_dir() and part.name not in UNUSED_PARTS:
             verify_part(part)
@@ -127,10 +131,13 @@ def verify_folder(folder: Path) -> None:
 
 def verify_part(folder: Path) -> None:
     """The same for the folder of one part."""
-    names = sorted(file.name for file in folder.iterdir())
-    for name in names:
-        if name.endswith(SETTINGS):
-            verify_settings(folder / name)
-    for name in weight_files(names):
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith(SETTINGS):
+            verify_settings(file)
+    _verify_weights(folder)
+
+
+def _verify_weights(folder: Path) -> None:
+    for name in weight_files(sorted(file.name for file in folder.iterdir())):
         if name.endswith(".safetensors"):
             verify_safetensors(folder / name)
