@@ -56,10 +56,10 @@ def verify_safetensors(path: Path) -> dict:
     try:
         # decoded here, as json would take bytes for UTF-16, too
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-        ends = _laid_out(header, path)
+        ends = _laid_out(header)
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise ModelFileError(
-            f"{path} has no readable .safetensors header ({str(error)[:120]}): it is damaged or another kind of file; "
+            f"{path} has no readable .safetensors header ({str(error)[:160]}): it is damaged or another kind of file; "
             "copy or download it again."
         ) from error
     if ends != data:
@@ -106,9 +106,9 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _laid_out(header: dict, path: Path) -> int:
-    """Where the last tensor ends, in bytes after the header. Raises LookupError, TypeError, ValueError when an entry is
-    no tensor's, ModelFileError for holes and overlaps.
+def _laid_out(header: dict) -> int:
+    """Where the last tensor ends, in bytes after the header. Raises LookupError, TypeError or ValueError when an entry
+    is no tensor's, and for holes and overlaps.
     """
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
@@ -117,11 +117,8 @@ def _laid_out(header: dict, path: Path) -> int:
     end = 0
     for start, stop, name in sorted((*_span(name, entry), name) for name, entry in entries):
         if start != end:
-            what = "overlaps the tensor before it" if start < end else "does not begin where the one before it ends"
-            raise ModelFileError(
-                f"{path}: the data of {name} {what} (byte {start} instead of {end}): the file is damaged or made to "
-                "mislead; copy or download it again."
-            )
+            what = "overlaps the tensor before it" if start < end else "leaves a hole before it"
+            raise ValueError(f"the data of {name[:80]} {what}: it begins at byte {start} instead of {end}")
         end = stop
     return end
 

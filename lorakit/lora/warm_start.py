@@ -56,8 +56,8 @@ def startable(where: str, header: Mapping[str, Any]) -> tuple[type[variants.Vari
 
     Raises LoraFileError for what is no LoRA file, and with the first module that cannot when there is no such variant.
     """
-    lora_file.describe(header)
     held = contents(header, where).modules
+    lora_file.describe(header)
     modules = {name: {role: header[tensor]["shape"] for role, tensor in roles.items()} for name, roles in held.items()}
     refused = {}
     for variant in map(variants.variant, variants.trainable()):

@@ -291,7 +291,7 @@ def save_crafted(path: Path, header: str | dict | list) -> Path:
 
 @pytest.mark.parametrize("how", CRAFTED)
 def test_a_crafted_header_is_refused_in_one_sentence(how, tmp_path):
-    with pytest.raises(ModelFileError, match="model.safetensors(:| has no readable .safetensors header)"):
+    with pytest.raises(ModelFileError, match="model.safetensors has no readable .safetensors header"):
         verify_safetensors(save_crafted(tmp_path / "model.safetensors", CRAFTED[how]))
 
 

@@ -136,7 +136,7 @@ def _examine(path: Path) -> ModelFile:
             next(path.iterdir(), None)
             is_diffusers = any((path / name).is_file() for name in INDEXES)
             return _diffusers_folder(path) if is_diffusers else _part_folder(path)
-        if not path.is_file():
+        if not path.exists():
             raise ModelFileError(f"There is no {path}.")
         size = path.stat().st_size
         if path.name.endswith(UNFINISHED):
