@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from lorakit.files import write_json
 from lorakit.project import Project, Run
 from lorakit.sync import service, workspace
+from lorakit.sync.pending import Due, Pass, Sent
 from lorakit.sync.service import Pace, Standing
 
 QUICK = Pace(look=0.05, logs=0.1, stamp=0.5, quiet=0.1, silence=0.6, patience=1.2, retry=0.3, linger=0.3)
@@ -86,6 +88,28 @@ def serving(project: Project, pace: Pace = QUICK, **changes) -> subprocess.Popen
     )
     command = [sys.executable, "-c", code, str(project.folder), json.dumps(intervals)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def is_settled(standing: Standing) -> bool:
+    """Whether all is on the remote and nothing is wrong."""
+    return standing.files_left == 0 and not standing.trouble
+
+
+def send(project: Project, sent: Sent) -> None:
+    """One pass, here in this process."""
+    for line in Pass(project, sent, Due(logs=True, packs=(), training={}, announced=frozenset())).lines():
+        if "sent" in line:
+            sent.files[line["sent"]] = line["stamp"]
+        elif "lost" in line:
+            sent.lose(line["lost"])
+        elif "states" in line:
+            sent.states[line["states"]] = dict(line["steps"])
+
+
+def rotate(run: Run, keep: int = 2) -> None:
+    """Delete all states but the newest."""
+    for old in sorted(run.states.glob("[0-9]*"))[:-keep]:
+        shutil.rmtree(old)
 
 
 def until(project: Project, true, seconds: float = 20.0) -> Standing:

@@ -8,11 +8,10 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from trained_lokr import TrainedLokr
 
 from lorakit.lora import variants
 from lorakit.lora.adapter import Adapter
-from lorakit.lora.variants import AdapterConfig, lokr
+from lorakit.lora.variants import AdapterConfig
 from lorakit.models import sd15
 
 PARTS = ["unet", "text_encoder"]
@@ -20,11 +19,7 @@ PARTS = ["unet", "text_encoder"]
 every_variant = pytest.mark.parametrize("variant", dict.fromkeys((*variants.trainable(), "lokr")))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def lokr_is_trained():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lokr, "Lokr", TrainedLokr)
-        yield
+pytestmark = pytest.mark.usefixtures("lokr_is_trained")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from lorakit.events import Saved
 from lorakit.lora import export, variants
 from lorakit.lora import file as lora_file
 from lorakit.lora.names import LoraFileError
-from lorakit.lora.variants import AdapterConfig, lokr
+from lorakit.lora.variants import AdapterConfig
 from lorakit.run.checkpoint import newest
 from lorakit.run.config import configure, read_config
 from lorakit.run.create import inherited, save_config, save_from_weights
@@ -31,11 +31,7 @@ def base(tmp_path_factory) -> Path:
     return save_sd15(tmp_path_factory.mktemp("base"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def lokr_is_trained():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lokr, "Lokr", TrainedLokr)
-        yield
+pytestmark = pytest.mark.usefixtures("lokr_is_trained")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from remotes import ROOT, opened, plain_remote, safetensors, save_data, served, serving, state, until, whole_states
+from remotes import (
+    ROOT,
+    is_settled,
+    opened,
+    plain_remote,
+    rotate,
+    safetensors,
+    save_data,
+    send,
+    served,
+    serving,
+    state,
+    until,
+    whole_states,
+)
 
 from lorakit.errors import UserError
 from lorakit.files import write_json
@@ -21,7 +35,7 @@ from lorakit.project import Project
 from lorakit.sync import pending, service
 from lorakit.sync.pending import Due, Pass, Sent
 from lorakit.sync.remote_lock import read_stamp
-from lorakit.sync.service import Pace, Standing
+from lorakit.sync.service import Pace
 
 plain, serve = pytest.fixture(plain_remote), pytest.fixture(served)
 
@@ -37,26 +51,6 @@ def somebody_training(run) -> Iterator[None]:
     finally:
         trainer.kill()
         trainer.wait()
-
-
-def is_settled(found: Standing) -> bool:
-    return found.files_left == 0 and not found.trouble
-
-
-def send(project: Project, sent: Sent) -> None:
-    """One pass, here in this process."""
-    for line in Pass(project, sent, Due(logs=True, packs=(), training={}, announced=frozenset())).lines():
-        if "sent" in line:
-            sent.files[line["sent"]] = line["stamp"]
-        elif "lost" in line:
-            sent.lose(line["lost"])
-        elif "states" in line:
-            sent.states[line["states"]] = dict(line["steps"])
-
-
-def rotate(run, keep: int = 2) -> None:
-    for old in sorted(run.states.glob("[0-9]*"))[:-keep]:
-        shutil.rmtree(old)
 
 
 def test_everything_goes_home_but_what_is_of_this_machine_alone(plain, serve):

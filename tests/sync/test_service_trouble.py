@@ -5,20 +5,31 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from remotes import begin, opened, plain_remote, save_data, served, serving, state, until, whole_states
+from remotes import (
+    begin,
+    is_settled,
+    opened,
+    plain_remote,
+    rotate,
+    save_data,
+    send,
+    served,
+    serving,
+    state,
+    until,
+    whole_states,
+)
 from slow_disk import SlowDisk, mountable
 
 from lorakit.files.copying import CorruptCopy, copy_verified
 from lorakit.project import Project
 from lorakit.sync import remote_lock, service, workspace
-from lorakit.sync.pending import Due, Pass, Sent
-from lorakit.sync.service import Standing
+from lorakit.sync.pending import Sent
 
 fuse = pytest.mark.skipif(bool(mountable()), reason=f"no file system can be mounted: {mountable()}")
 
@@ -40,24 +51,6 @@ def project(disk, tmp_path):
     found = opened(disk.at / "lorakit/mofu", tmp_path / "local")
     begin(found)
     return found
-
-
-def is_settled(found: Standing) -> bool:
-    return found.files_left == 0 and not found.trouble
-
-
-def send(project: Project, sent: Sent) -> None:
-    """One pass, here in this process."""
-    for line in Pass(project, sent, Due(logs=True, packs=(), training={}, announced=frozenset())).lines():
-        if "sent" in line:
-            sent.files[line["sent"]] = line["stamp"]
-        elif "states" in line:
-            sent.states[line["states"]] = dict(line["steps"])
-
-
-def rotate(run, keep: int = 2) -> None:
-    for old in sorted(run.states.glob("[0-9]*"))[:-keep]:
-        shutil.rmtree(old)
 
 
 @fuse
