@@ -363,7 +363,7 @@ def test_a_damaged_lora_file_is_refused(project, settings, capsys):
     file = Project(project).run("run1").lora_file(1)
     file.write_bytes(file.read_bytes()[:-50])
     assert "is truncated" in refused(capsys, "export", project, "--output", project)
-    assert "is damaged" in refused(capsys, "grid", project, "--x", "checkpoint=1", "--y", "seed=1")
+    assert "is truncated" in refused(capsys, "grid", project, "--x", "checkpoint=1", "--y", "seed=1")
 
 
 # ---- as a program ----------------------------------------------------------------------------------------------------
