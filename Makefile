@@ -37,7 +37,7 @@ help:
 	@echo "make clean   remove .venv, demo-output and what was built"
 
 demo: install
-	@echo "Running notebooks/0_quickstart.ipynb: images and files go to demo-output/ (up to 5 minutes)."
+	@echo "Running notebooks/0_quickstart.ipynb: images and files go to demo-output/ (2 to 6 minutes)."
 	@$(RUN) -m lorakit demo
 
 test: lint

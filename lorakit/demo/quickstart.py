@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from lorakit.demo import DATASET, PROMPTS, TRIGGER
@@ -46,6 +47,7 @@ def execute(output: Path) -> None:
     try:
         import nbclient
         import nbformat
+        from traitlets.config import Config
     except ImportError as error:
         raise UserError(f"The demo runs a notebook, and {error.name} is missing: pip install {error.name}") from None
     if not NOTEBOOK.exists():
@@ -54,18 +56,18 @@ def execute(output: Path) -> None:
         )
     output.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook,
-        timeout=None,
-        resources={"metadata": {"path": str(output)}},
-        on_cell_executed=lambda cell, cell_index, execute_reply: print(
-            f"cell {cell_index + 1} of {len(notebook.cells)} done", flush=True
-        ),
-    )
-    # The kernel listens on Unix sockets that only this user can open, not on TCP ports.
-    client.create_kernel_manager().transport = "ipc"
     try:
-        client.execute()
+        with tempfile.TemporaryDirectory() as sockets:
+            nbclient.NotebookClient(
+                notebook,
+                timeout=None,
+                resources={"metadata": {"path": str(output)}},
+                # The kernel listens on Unix sockets in a folder that only this user can enter, not on TCP ports.
+                config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+                on_cell_executed=lambda cell, cell_index, execute_reply: print(
+                    f"cell {cell_index + 1} of {len(notebook.cells)} done", flush=True
+                ),
+            ).execute()
     finally:  # a notebook that failed is worth looking at, too
         nbformat.write(notebook, output / NOTEBOOK.name)
     for image in (output / "project").glob("runs/*/grids/grid/grid.png"):
