@@ -195,6 +195,8 @@ def status(options: argparse.Namespace) -> int:
         )
         if fate := jobs.fate(project.run(run.name)):
             print(f"  ! {fate.splitlines()[0]}")
+    if unread := [run.name for run in runs if run.skipped]:
+        print(f"! Log lines of {', '.join(unread)} that are no events of this version of lorakit were skipped.")
     if not runs:
         print(f"No runs yet in {project.folder}.")
     return 0

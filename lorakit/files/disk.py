@@ -20,7 +20,10 @@ MOST = 1 << 28  # bytes of a file that is read whole; the largest log or record 
 
 # errno -> what is wrong, and what to do about it.
 REASONS = {
-    errno.ENOSPC: ("the disk is full", "Free some space there: delete caches, or runs that are no longer needed."),
+    errno.ENOSPC: (
+        "the disk is full",
+        "Free some space there: delete caches, or runs that are no longer needed; an online disk's trash counts, too.",
+    ),
     errno.EDQUOT: ("the disk is full (your quota)", "Free some space there, or ask for a larger quota."),
     errno.EROFS: ("the disk is read-only", "Put the project on a disk that can be written."),
     errno.EACCES: ("permission denied", "Give your user access to it (chmod, chown), or take another folder."),
@@ -35,7 +38,11 @@ REASONS = {
     errno.EISDIR: ("it is a folder, not a file", "Move that folder away."),
     errno.EEXIST: ("something of that name is there already", "Move it away."),
     errno.ELOOP: ("its links lead in a circle", "Remove the link."),
-    errno.ENOTCONN: ("the disk is no longer connected", "Mount it again (Google Drive)."),
+    errno.ENOTCONN: (
+        "the disk is no longer connected",
+        "Mount it again (in Colab: run the cell that mounts Google Drive).",
+    ),
+    errno.ENODEV: ("the disk is gone", "Mount it again."),
     errno.ESTALE: ("the disk was disconnected meanwhile", "Mount it again."),
     errno.ENXIO: ("it is a pipe, a socket or a device, not a file", "Remove it."),
     errno.EILSEQ: ("this disk allows no such name", "Use plain letters and digits."),
@@ -50,10 +57,10 @@ _ELSEWHERE = (errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABOR
 class DiskError(UserError, OSError):
     """A file cannot be read or written; says which, why, and what to do.
 
-    `errno` is the kernel's number; `reason` says which file and why, without advice.
+    `errno` is the kernel's number; `reason` says which file and why, `advice` what to do.
     """
 
-    reason = ""
+    reason = advice = ""
 
     def __str__(self) -> str:
         # an OSError's own text would be made of its number
@@ -91,10 +98,11 @@ def disk_error(error: BaseException, path: Path | str = "") -> DiskError | None:
     if number in _FULL:
         reason, advice = _room(Path(where), reason, advice)
     writes = number in (*_FULL, errno.EROFS, errno.EFBIG)
-    kept = " Everything saved before is kept." if writes else ""
+    problem, kept = ("cannot be written", " Everything saved before is kept.") if writes else ("cannot be used", "")
     kind = DiskFull if number in _FULL else DiskError
-    explained = kind(f"{where} cannot be {'written' if writes else 'used'}: {reason}.{kept} {advice}")
-    explained.errno, explained.strerror, explained.reason = number, os.strerror(number), f"{where}: {reason}"
+    explained = kind(f"{where} {problem}: {reason}.{kept} {advice}")
+    explained.errno, explained.strerror = number, os.strerror(number)
+    explained.reason, explained.advice = f"{where}: {reason}", advice
     return explained
 
 

@@ -22,6 +22,7 @@ from lorakit.config import (
 )
 from lorakit.data import DataConfig
 from lorakit.diffusion.weightings import LossConfig
+from lorakit.files.disk import DamagedFile, read_json
 from lorakit.lora import variants
 from lorakit.lora.variants import AdapterConfig
 from lorakit.machine.device import PRECISIONS
@@ -194,15 +195,31 @@ def read_config(run: Run) -> RunConfig:
         )
     settings = read_yaml(run.config_file)
     try:
-        return configure(read_as_begun(settings) if run.record_file.exists() else settings)
+        return configure(read_as_begun(settings, _recorded_reading(run)))
     except ConfigError as error:
         raise ConfigError(f"{run.config_file}: {error}") from None
 
 
-def read_as_begun(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that has trained: those of version 0.2 and before do not say how they read the dataset."""
+def read_as_begun(settings: dict[str, Any], reading: int = 1) -> dict[str, Any]:
+    """The settings of a run that has trained, with how it has read the dataset where they do not say it.
+
+    Those of version 0.2 and before never do, nor does a config.yaml that a person wrote: nobody sets it.
+    """
     data = settings.get("data", {})
-    return {**settings, "data": {"reading": 1, **data}} if isinstance(data, dict) else settings
+    return {**settings, "data": {"reading": reading, **data}} if isinstance(data, dict) else settings
+
+
+def _recorded_reading(run: Run) -> int:
+    """How a run has read the dataset, by its record; as a new run does when it has none."""
+    try:
+        record: Any = read_json(run.record_file)
+    except FileNotFoundError:
+        return DataConfig.reading
+    except DamagedFile:
+        return 1
+    for key in ("config", "data", "reading"):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record if isinstance(record, int) else 1
 
 
 def settings_of(run: Run, gpu_preset: str = "") -> dict[str, Any]:

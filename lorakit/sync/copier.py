@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -13,23 +12,10 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from lorakit.files.disk import disk_error
 from lorakit.project import Project
 from lorakit.sync.packs import DataChanged
 from lorakit.sync.pending import Due, Pass, Sent
-
-# errno -> (what it means for the user, what to do)
-WRONG = {
-    errno.ENOSPC: ("is full", "Free some space there (an online disk's trash counts, too)"),
-    errno.EDQUOT: ("is full (your share of it)", "Free some space there (an online disk's trash counts, too)"),
-    errno.EIO: ("does not read or write properly", "If this stays, mount the disk again"),
-    errno.ENOTCONN: ("is disconnected", "Mount the disk again (in Colab: run the cell that mounts Drive)"),
-    errno.ENOENT: ("is not there: the disk is not mounted", "Mount the disk again"),
-    errno.ENODEV: ("is not there: the disk is gone", "Mount the disk again"),
-    errno.ESTALE: ("is another one than before", "Mount the disk again"),
-    errno.EROFS: ("cannot be written to (read-only)", "Mount the disk again so that it can be written to"),
-    errno.EACCES: ("refuses to be written to (permission denied)", "Give yourself the right to write there"),
-    errno.EPERM: ("refuses to be written to (not permitted)", "Give yourself the right to write there"),
-}
 
 
 class Copier:
@@ -61,7 +47,7 @@ class Copier:
                 return None
             # End of the pipe without an "end" message.
             if not (data := os.read(self.reader, 1 << 16)):
-                return {"end": "The copying process died", "cure": "See .sync/mirror.log", "all": False}
+                return {"end": "The copying process died", "cure": "See .sync/mirror.log.", "all": False}
             self.rest, self.heard = self.rest + data, time.monotonic()
         line, self.rest = self.rest.split(b"\n", 1)
         return json.loads(line)
@@ -85,12 +71,12 @@ def _copy(work: Pass, writer: int) -> None:
             end["all"] = end["all"] and "also" not in line
             os.write(writer, json.dumps(line).encode() + b"\n")
     except DataChanged as error:
-        end = {"end": str(error), "cure": "Open the project again to merge both versions", "all": False}
+        end = {"end": str(error), "cure": "Open the project again to merge both versions.", "all": False}
     except OSError as error:
-        what, cure = WRONG.get(error.errno, ("fails", "Check the disk"))
-        why = error.strerror or error
-        detail = f" ({why}: {error.filename})" if error.filename else f" ({why})"
-        end = {"end": f"{work.remote} {what}{detail}", "cure": cure, "all": False}
+        # the kernel names no file that was open already
+        explained = disk_error(error, "" if error.filename else work.remote)
+        what, cure = (explained.reason, explained.advice) if explained else ("", "")
+        end = {"end": what or f"{work.remote} fails ({error})", "cure": cure or "Check the disk.", "all": False}
     # The watching process is gone, perhaps the reason for the error above.
     with suppress(BrokenPipeError):
         os.write(writer, json.dumps(end).encode() + b"\n")

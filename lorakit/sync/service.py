@@ -253,7 +253,7 @@ class SyncService:
             return
         silent = time.monotonic() - self.copier.heard
         if silent >= self.pace.silence:
-            self._fail(f"{self.project.remote} has not responded for {silent:.0f} s", "If this stays, mount it again")
+            self._fail(f"{self.project.remote} has not responded for {silent:.0f} s", "If this stays, mount it again.")
             self.is_silent = True
             # Killed after a long silence, or at once when the disk was mounted again: it hangs in the old mount.
             if silent >= self.pace.patience * 2 ** min(self.given_up, 3) or self.copier.mount != mount_of(
@@ -284,7 +284,7 @@ class SyncService:
         elif "also" in line:
             other = line["machine"].partition(" ")[0]
             what = f"Run {line['also']!r} is trained on another machine, too ({other}), and is not uploaded from here"
-            self._fail(what, "Stop one of the two")
+            self._fail(what, "Stop one of the two.")
         elif "end" in line:
             self._ended(line)
 
@@ -311,10 +311,10 @@ class SyncService:
     def _sentence(self) -> str:
         """What is wrong, how much is not uploaded, and what happens next; "" when all is well."""
         what, cure = self.trouble
-        files = f"{self.count} file{'s' if self.count != 1 else ''} ({self.size / 1e6:.1f} MB)"
         return what and (
-            f"{what}. Training continues and everything is saved on this machine, but {files} are not uploaded yet. "
-            f"{cure}; uploading is retried automatically, at least every {self.pace.retry:.0f} s."
+            f"{what}. Training continues and everything is saved on this machine. Files that are not uploaded yet: "
+            f"{self.count} ({self.size / 1e6:.1f} MB). {cure} Uploading is retried automatically, "
+            f"at least every {self.pace.retry:.0f} s."
         )
 
     def _hangs(self, now: float) -> bool:

@@ -180,24 +180,25 @@ def _kept_for_later(number: int) -> Iterator[None]:
 # ---- why it ended ----------------------------------------------------------------------------------------------------
 
 
-def history(run: Run) -> tuple[str, list[tuple[float, Event]]]:
-    """A run's state, and its log of (time, event).
+def history(run: Run) -> tuple[str, list[tuple[float, Event]], str]:
+    """A run's state, its log of (time, event), and a sentence once lines of it are no events, else "".
 
     The state is "new", "running", "stopped", "finished", "failed" (with an error in its log) or "cut" (the
     trainer died and logged no reason).
     """
     # checked before and after reading, as a trainer may start or end meanwhile
     was_alive = is_alive(run)
-    log = list(events.read(run.log))
+    tail = events.Tail(run.log)
+    log = tail.new()
     trainer = last_trainer(run)
     if was_alive or is_alive(run):
-        return "running", log
+        return "running", log, tail.skipped
     time_of_last, last = log[-1] if log else (0.0, None)
     if trainer is not None and _logged_nothing(run, trainer, time_of_last):
         # it died before its first event; those in the log are of a trainer before it
-        return "cut", log
+        return "cut", log, tail.skipped
     ends = {type(None): "new", Stopped: "stopped", Finished: "finished", Failed: "failed"}
-    return ends.get(type(last), "cut"), log
+    return ends.get(type(last), "cut"), log, tail.skipped
 
 
 def _logged_nothing(run: Run, trainer: Trainer, time_of_last: float) -> bool:
@@ -212,7 +213,7 @@ def fate(run: Run) -> str:
 
     "" for all other runs. The first line says what happened.
     """
-    state, log = history(run)
+    state, log, _ = history(run)
     if state not in ("failed", "cut"):
         return ""
     reason = log[-1][1].reason if state == "failed" else _cause(run, log)

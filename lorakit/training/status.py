@@ -33,6 +33,7 @@ class RunStatus:
     saved_step: int  # 0: nothing saved yet
     loras: tuple[str, ...]  # exported files, relative to the run's folder
     newest_sample: str
+    skipped: bool  # whether lines of its log are no events of this version
 
 
 def run_status(run: Run) -> RunStatus:
@@ -40,7 +41,7 @@ def run_status(run: Run) -> RunStatus:
     step, steps, saved, sample = 0, 0, 0, ""
     # step -> loss: a resumed run repeats the steps after its last save, and the last time counts
     losses: dict[int, float] = {}
-    state, log = jobs.history(run)
+    state, log, skipped = jobs.history(run)
     for _, event in log:
         if isinstance(event, Started):
             step, steps = event.step, event.steps
@@ -54,7 +55,7 @@ def run_status(run: Run) -> RunStatus:
             sample = event.image
     loss = smoothed([losses[step] for step in sorted(losses)])[-1] if losses else None
     loras = tuple(f"lora/{run.lora_file(step).name}" for step in run.lora_steps())
-    return RunStatus(run.name, state, step, steps, loss, saved, loras, sample)
+    return RunStatus(run.name, state, step, steps, loss, saved, loras, sample, bool(skipped))
 
 
 def project_status(project: Project) -> list[RunStatus]:

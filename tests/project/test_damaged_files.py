@@ -106,6 +106,16 @@ def test_reading_commands_go_on_or_name_the_damaged_file(kept, tmp_path, capsys,
             standing(Project(project))
 
 
+def test_status_says_once_that_log_lines_were_skipped(copy, capsys):
+    shutil.copytree(copy / "runs" / "run1", copy / "runs" / "run2")
+    assert main(["status", str(copy)]) == 0 and "skipped" not in capsys.readouterr().out
+    for log in copy.glob("runs/*/events.jsonl"):
+        log.write_text(log.read_text() + '{"kind": "dreamt", "time": 1}\n' * 2)
+    assert main(["status", str(copy)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "skipped" in line)
+    assert "run1, run2" in line and len(line) < 120
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_repaired_from_the_newest_state(copy, damage):
     run = Project(copy).run("run1")

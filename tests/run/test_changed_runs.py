@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sessions import HARD, TEXT, assert_same_bits, assert_same_end, at, copy_of, merged, new_run, trace, until
+from sessions import HARD, TEXT, assert_same_bits, assert_same_end, at, copy_of, merged, new_run, trace, until, warnings
 from tiny import save_sd15
 
 from lorakit.events import Saved, Started
@@ -114,6 +115,24 @@ def test_the_same_config_written_otherwise_is_the_same_config(tmp_path, base):
     until(run, at(Saved, 2))
     new_run(tmp_path, base, HARD, {"optimizer": {"args": {"betas": [0.9, 0.99]}, "learning_rate": 1.0}})
     new_run(tmp_path, base, HARD, written)
+
+
+def test_a_config_that_leaves_out_what_nobody_sets_is_taken_as_recorded(tmp_path, half):
+    run = copy_of(half, tmp_path / "project")
+    whole = run.config_file.read_text()
+    run.config_file.write_text("".join(line for line in whole.splitlines(True) if "reading:" not in line))
+    assert whole != run.config_file.read_text() and read_config(run).data.reading == 2
+    until(run, at(Started, 4))
+
+
+def test_another_number_of_threads_is_warned_of_once(tmp_path, half, monkeypatch):
+    run, here = copy_of(half, tmp_path / "project"), torch.get_num_threads()
+    for threads, before in ((7, here), (7, None), (5, 7)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        told = [text for text in warnings(until(run, at(Started, 4))) if "threads" in text]
+        assert len(told) == (before is not None)
+        if told:
+            assert f"{threads} CPU threads" in told[0] and f"OMP_NUM_THREADS={before} " in told[0]
 
 
 # ---- the data and the base -------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Every sentence of the widgets has its Chinese one, and no translation is left over."""
 
 import ast
+import errno
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,7 +12,9 @@ from each import each
 
 from lorakit.config import check
 from lorakit.errors import UserError
+from lorakit.files.disk import disk_error
 from lorakit.lora.variants import AdapterConfig
+from lorakit.sync.service import Pace, SyncService
 from widgets import i18n
 from widgets.project.labels import labelled
 
@@ -142,3 +146,12 @@ def test_a_message_of_lorakit_is_translated_with_its_values_and_labels(chinese):
     assert i18n.message("unknown\nThe last lines of its log:") == "unknown\n日志的最后几行："
     i18n.use("en")
     assert i18n.message(lost) == lost
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOTCONN])
+def test_errors_of_a_disk_are_translated_whole(chinese, number):
+    error = disk_error(OSError(number, "", "/p/x.png"))
+    trouble = SyncService._sentence(SimpleNamespace(trouble=(error.reason, error.advice), count=2, size=3, pace=Pace()))
+    for text in (str(error), trouble):
+        told = i18n.message(text)
+        assert "/p/x.png" in told and not re.search(r"[A-Za-z]{2,} [a-z]{2,}", told), told

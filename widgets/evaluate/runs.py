@@ -39,7 +39,7 @@ def runs(project: Project) -> None:
 def row(run: Run) -> str:
     """One run as HTML: newest sample, state, steps, loss and what is saved. Needs nothing but the run's folder."""
     # Read from disk each time: another machine or terminal may train the run.
-    history, (state, _), now = History(run.log).read_on(), jobs.history(run), time.time()
+    history, (state, *_), now = History(run.log).read_on(), jobs.history(run), time.time()
     progress = [say("step {step} / {steps}", step=history.step, steps=history.total)] if history.total else []
     _, smooth = history.losses()
     loss = f"<span>{html.escape(say('loss'))} {number(smooth[-1][1], 4)} {spark(smooth)}</span>" if smooth else ""

@@ -9,7 +9,7 @@ import sys
 from lorakit.project import Project, platforms
 from lorakit.project.platforms import COLAB_DRIVE
 from lorakit.sync.service import Standing, settle
-from widgets.i18n import say
+from widgets.i18n import message, say
 from widgets.page import AMBER, GREEN, box, size
 
 
@@ -52,4 +52,4 @@ def close_project(project: Project, minutes: float = 30) -> None:
 
 def _progress(standing: Standing) -> str:
     text = say("{n} files ({size}) left to upload", n=standing.files_left, size=size(standing.bytes_left))
-    return box(standing.trouble or text, AMBER) if standing.trouble else f"<div>{html.escape(text)}</div>"
+    return box(message(standing.trouble), AMBER) if standing.trouble else f"<div>{html.escape(text)}</div>"

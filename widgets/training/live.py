@@ -11,7 +11,7 @@ from lorakit.events import Finished
 from lorakit.project import Project, Run
 from lorakit.training import jobs
 from widgets.choices import choice_label
-from widgets.i18n import say
+from widgets.i18n import message, say
 from widgets.images import thumbnail
 from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, facts, size, span
 from widgets.plot import Curve, lines, number
@@ -265,7 +265,7 @@ def copy_problem(project: Project, now: float) -> str:
     # s since the copying last made progress, while files are left
     silent = now - standing.seen if standing.files_left and standing.seen else 0.0
     if standing.trouble and now - standing.since >= HICCUP:
-        text, lasted = standing.trouble, now - standing.since
+        text, lasted = message(standing.trouble), now - standing.since
     elif silent >= LONG:
         text, lasted = say("Copying has stalled."), silent
         if not standing.is_running:
