@@ -105,11 +105,11 @@ def under_way(run: Run, log_bytes: int) -> str:
     return "loading"
 
 
-def everywhere(folder: str, name: str) -> list[str]:
-    """Kill a session of the run before each of its file operations in turn, always in a new copy of the project; then
-    train each copy to its end. Returns the projects."""
+def everywhere(folder: str, name: str, first: int, every: int) -> list[str]:
+    """Kill a session of the run before its file operation number `first` (from 0) and each `every`th after it, always
+    in a new copy of the project; then train each copy to its end. Returns the projects."""
     done = []
-    for count in itertools.count():
+    for count in itertools.count(first, every):
         run = copy_of(Project(folder).run(name), Path(f"{folder}-{count}"))
         hit, status = ended(fork(lambda run=run, count=count: die_at(count) or (list(train(run)) and 0)))
         if not hit:

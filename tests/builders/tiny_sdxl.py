@@ -51,7 +51,7 @@ def modules(vocabulary: int) -> tuple[torch.nn.Module, ...]:
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
-        layers_per_block=2,
+        layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=16 + 24,
         attention_head_dim=(1, 2),

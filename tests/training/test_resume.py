@@ -160,10 +160,13 @@ def test_a_trainer_killed_many_times_ends_bitwise_where_an_undisturbed_one_does(
         assert_same_end(Project(folder).run("r"), Project(tmp_path / "p-uncut").run("r"))
 
 
-def test_a_trainer_killed_before_any_of_its_file_operations_ends_there_too(tmp_path, base):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_trainer_killed_before_any_of_its_file_operations_ends_there_too(tmp_path, base, every):
     run = new_run(tmp_path / "p", base, HARD, {"loop": {"epochs": 2}, "save": {"every_steps": 1}})
     until(run, at(Saved, 3))
-    folders = killed("everywhere", folder=str(tmp_path / "p"), name="r")
-    assert len(folders) >= 8
+    first = random.SystemRandom().randrange(every)
+    print(f"killed before operation {first} and every {every}. after it")
+    folders = killed("everywhere", folder=str(tmp_path / "p"), name="r", first=first, every=every)
+    assert len(folders) >= 8 // every
     for folder in folders:
         assert_same_end(Project(folder).run("r"), Project(tmp_path / "p-uncut").run("r"))
