@@ -125,7 +125,8 @@ def test_files_that_home_cannot_have_keep_no_state_back(plain, serve):
         (plain.remote / name / "in the way").mkdir(parents=True)
     state(plain.run("r"), 10)
     serve(plain)
-    assert "is a directory" in until(plain, lambda found: found.confirmed["r"] and found.trouble).trouble.lower()
+    trouble = until(plain, lambda found: found.confirmed["r"] and found.trouble).trouble
+    assert "it is a folder, not a file" in trouble
     assert whole_states(plain.remote) == [10] and (plain.remote / "runs/r/config.yaml").exists()
 
 
