@@ -52,7 +52,7 @@ class Config(configs.Config):
         range=(16, 4096),
     )
 
-    defaults: ClassVar = {
+    defaults: ClassVar[dict] = {
         "data": {
             "resolution": 1024,
             "min_bucket_reso": 512,
@@ -68,7 +68,7 @@ class Config(configs.Config):
     }
     # Four images per optimizer step on every GPU: a smaller one costs speed and little else. The presets for 24 and
     # 32 GB are those of the Anima training guide.
-    gpu_presets: ClassVar = {
+    gpu_presets: ClassVar[dict] = {
         "8 GB": {
             "optimizer": {"name": "adamw8bit"},
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
@@ -92,7 +92,7 @@ class Config(configs.Config):
             "memory": {"gradient_checkpointing": True},
         },
     }
-    unsupported: ClassVar = {
+    unsupported: ClassVar[dict] = {
         "clip_skip": "the text encoder of Anima is Qwen3, whose last layer is used; remove this setting.",
         "prediction_type": "Anima always predicts velocities (rectified flow); remove this setting.",
         "zero_terminal_snr": "the noise of a flow model always ends with pure noise; remove this setting.",
@@ -102,10 +102,10 @@ class Config(configs.Config):
         "that are trained most.",
         "loss.noise_offset": "a flow model starts at pure noise, so dark and bright images need no offset.",
     }
-    rates: ClassVar = {"transformer": "learning_rate", "text_conditioner": "text_conditioner_lr"}
-    samplers: ClassVar = ("euler", "dpmpp_2m")
-    key_layouts: ClassVar = MARKS.key_layouts
-    resolution_multiple: ClassVar = 16  # px of one patch: 8 of a latent, 2 latents
+    rates: ClassVar[dict] = {"transformer": "learning_rate", "text_conditioner": "text_conditioner_lr"}
+    samplers: ClassVar[tuple] = ("euler", "dpmpp_2m")
+    key_layouts: ClassVar[tuple] = MARKS.key_layouts
+    resolution_multiple: ClassVar[int] = 16  # px of one patch: 8 of a latent, 2 latents
 
 
 # diffusers' names -> those of the original files, which ComfyUI and kohya use. Those of the text

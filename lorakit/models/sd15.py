@@ -33,10 +33,10 @@ class Config(_unet.UNetConfig):
     )
     max_token_length: int = setting(75, help="longer captions are cut", unit="tokens", choices=(75, 150, 225))
 
-    later: ClassVar = ("vae", "zero_terminal_snr")
-    defaults: ClassVar = {}
+    later: ClassVar[tuple] = ("vae", "zero_terminal_snr")
+    defaults: ClassVar[dict] = {}
     # Four images per optimizer step on every GPU: a smaller one only costs speed.
-    gpu_presets: ClassVar = {
+    gpu_presets: ClassVar[dict] = {
         "8 GB": {
             "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
             "memory": {"gradient_checkpointing": True},
@@ -46,11 +46,11 @@ class Config(_unet.UNetConfig):
         "24 GB": {"loop": {"batch_size": 4}},
         "32 GB": {"loop": {"batch_size": 4}},
     }
-    unsupported: ClassVar = _unet.REFUSED
-    rates: ClassVar = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
-    samplers: ClassVar = _unet.SAMPLERS
-    key_layouts: ClassVar = MARKS.key_layouts
-    resolution_multiple: ClassVar = 8  # px of one latent
+    unsupported: ClassVar[dict] = _unet.REFUSED
+    rates: ClassVar[dict] = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
+    samplers: ClassVar[tuple] = _unet.SAMPLERS
+    key_layouts: ClassVar[tuple] = MARKS.key_layouts
+    resolution_multiple: ClassVar[int] = 8  # px of one latent
 
 
 def excess(config: Config) -> Callable[[str], str]:

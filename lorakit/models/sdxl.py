@@ -55,14 +55,14 @@ class Config(_unet.UNetConfig):
     # little gentler than 3e-4 at alpha = rank / 2 with batches of four, which the most used notebook has; 225 tokens
     # are as there. No min-SNR: it takes weight from the noisy timesteps that zero terminal SNR adds. Sampling follows
     # the model cards of Illustrious and NoobAI (Euler a, 28 steps, CFG 5 to 7).
-    defaults: ClassVar = {
+    defaults: ClassVar[dict] = {
         "data": {"resolution": 1024, "min_bucket_reso": 512, "max_bucket_reso": 2048, "bucket_reso_steps": 64},
         "adapter": {"rank": 16, "alpha": 16.0},
         "optimizer": {"learning_rate": 1e-4},
         "sample": {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 6.0, "sampler": "euler_a"},
     }
     # Four images per optimizer step on every GPU: a smaller one costs speed and little else.
-    gpu_presets: ClassVar = {
+    gpu_presets: ClassVar[dict] = {
         "8 GB": {
             "optimizer": {"name": "adamw8bit"},
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
@@ -79,19 +79,19 @@ class Config(_unet.UNetConfig):
         "24 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
         "32 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
     }
-    unsupported: ClassVar = {
+    unsupported: ClassVar[dict] = {
         **_unet.REFUSED,
         "clip_skip": "SDXL always uses the second to last layer of both text encoders, which is called clip skip 2 "
         "elsewhere; remove this setting.",
     }
-    rates: ClassVar = {
+    rates: ClassVar[dict] = {
         "unet": "learning_rate",
         "text_encoder": "text_encoder_lr",
         "text_encoder_2": "text_encoder_2_lr",
     }
-    samplers: ClassVar = _unet.SAMPLERS
-    key_layouts: ClassVar = MARKS.key_layouts
-    resolution_multiple: ClassVar = 8  # px of one latent
+    samplers: ClassVar[tuple] = _unet.SAMPLERS
+    key_layouts: ClassVar[tuple] = MARKS.key_layouts
+    resolution_multiple: ClassVar[int] = 8  # px of one latent
 
 
 def excess(config: Config) -> Callable[[str], str]:
