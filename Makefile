@@ -28,7 +28,7 @@ help:
 	@echo "make lint    check code and notebooks only"
 	@echo "make map     write the lists of rooms and files in ARCHITECTURE.md"
 	@echo "make slow    run the tests that take minutes"
-	@echo "make gpu     run what needs a CUDA device: tests, the speed of a training step, what fits into small GPUs"
+	@echo "make gpu     run what needs a CUDA device, in at most 10 minutes; again: what is left; report in build/gpu"
 	@echo "make pretended  run every GPU path on a device that calls itself CUDA and computes in host memory (needs g++)"
 	@echo "make browser run the notebooks in a headless Chromium and leave screenshots in screenshots/"
 	@echo "make colab   install on top of what Colab has preinstalled, check that none of it changes, and test there"
@@ -61,10 +61,8 @@ slow: install
 	@$(RUN) -m pytest -m slow
 
 gpu: install
-	@echo "On a CUDA device: the tests that need one, exact resume there, the training step against the usual recipe, the memory ladder."
-	@$(RUN) -m pytest -m "gpu or not slow"
-	@$(RUN) benchmarks/train_step.py --device cuda --precision bf16 --model sd15 --px 512
-	@$(RUN) benchmarks/memory.py --fp16-steps 300
+	@echo "On a CUDA device, in at most 10 minutes (again: what is left): gpu tests, twin runs, speed, memory, float16."
+	@$(RUN) benchmarks/gpu.py
 
 pretended: install
 	@echo "Running every GPU path on a pretended CUDA device (2 minutes, and 20 s once to compile it)."

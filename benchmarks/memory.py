@@ -14,6 +14,7 @@ within 2 % of that in bfloat16. Ends with status 1 when something does not fit o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from true_size import CACHE, CAPTION, ROOT, base  # noqa: E402
 
 CASES = (("sd15", 512, 6), ("sdxl", 1024, 8), ("anima", 1024, 8), ("anima", 1024, 12), ("anima", 1024, 16))  # px, GB
+NAMES = [f"{family}-{limit}" for family, _, limit in CASES]
 CONTEXT = 0.6  # GB that CUDA takes beside what is allocated
 TOP = {"cache_latents": False, "cache_text": False}  # of the ladder
 SEARCH = 20  # first steps in which loss scaling may still look for its scale
@@ -36,6 +38,7 @@ def main() -> None:
     """Parent: every case. Child (--child): one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU, no cap")
+    parser.add_argument("--case", choices=(*NAMES, "none"), help="this one alone, e.g. anima-8 is Anima under 8 GB")
     parser.add_argument("--fp16-steps", type=int, default=0, metavar="N", help="steps of Anima in float16 (0: none)")
     parser.add_argument("--base", action="append", default=[], metavar="FAMILY=SOURCE", help="a base to use instead")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -45,7 +48,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        cases = {family: (family, px, limit) for family, px, limit in CASES}.values() if options.dry else CASES
+        cases = [case for name, case in zip(NAMES, CASES, strict=True) if options.case in (None, name)]
         fits = [descend(options, folder, *case) for case in cases]
         if options.fp16_steps:
             fits.append(stays_finite(options, folder))
@@ -134,15 +137,15 @@ def descend(options: argparse.Namespace, folder: Path, family: str, px: int, lim
             return bool(fitted)
         data = to_dict(config)
         for setting, value in rung.change(config).items():
-            assign(data, setting, json.dumps(value))
+            assign(data, setting, str(value).lower())
         config, name = configure(data), f"+ {rung.name}"
 
 
 def train_once(folder: str, settings: dict, cap: float) -> dict:
     """One run up to its end, in at most `cap` GB (0: all there is).
 
-    Peaks of GB allocated while encoding and while training, seconds a step, and losses and gradient norms; or
-    `failed`, the reason in a sentence.
+    Peaks of GB allocated while encoding and while training, seconds a step, losses and gradient norms, and a digest of
+    the weights at the end; or `failed`, the reason in a sentence.
     """
     import torch
 
@@ -150,6 +153,7 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
     from lorakit.events import Started, Stepped
     from lorakit.machine.device import peak_memory_gb
     from lorakit.project import Project
+    from lorakit.run import checkpoint
     from lorakit.run.config import configure
     from lorakit.run.create import save_config
     from lorakit.training.loop import train
@@ -178,7 +182,18 @@ def train_once(folder: str, settings: dict, cap: float) -> dict:
         "step": statistics.median(1 / event.images_per_second for event in steps[1:] or steps),  # batch 1
         "losses": [event.loss for event in steps],
         "norms": [event.grad_norm for event in steps],
+        "digest": digest(checkpoint.newest(run.states).state["adapter"]),
     }
+
+
+def digest(weights: dict) -> str:
+    """SHA-256 of named tensors, bit for bit."""
+    import torch
+
+    whole = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        whole.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
 
 
 # ---- float16 ---------------------------------------------------------------------------------------------------------

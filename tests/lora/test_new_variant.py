@@ -74,7 +74,7 @@ def test_its_files_hold_the_trained_change_and_name_their_network_module(uncut):
     # some of the modules have a rank and some have full matrices only, which take the scale into them
     assert {change.rank for change in changes.values()} == {None, 2}
     for key, change in changes.items():
-        torch.testing.assert_close(change.delta(), adapter.delta(*key), rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(change.delta(), adapter.delta(*key), rtol=2e-3, atol=5e-6)
     assert_same_bits(
         {name: weight.shape for name, weight in export.weights(file, adapter, session.model).items()},
         {name: weight.shape for name, weight in adapter.weights().items()},
