@@ -71,7 +71,10 @@ def _buckets(options: argparse.Namespace) -> int:
     from lorakit.data.scan import scan
 
     data = _data(with_changes({}, options.set))
-    buckets = group_by_bucket(scan(data, project_at(options.project).folder).samples, data)
+    scanned = scan(data, project_at(options.project).folder)
+    for note in scanned.left_out:
+        print(f"! {note}")
+    buckets = group_by_bucket(scanned.samples, data)
     for bucket in buckets:
         width, height = bucket.size
         per_epoch = f"{bucket.images_per_epoch:6} per epoch (with repeats)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,10 +29,13 @@ def add(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
 def open(options: argparse.Namespace) -> int:
     """Download a project and print its folder here."""
     from lorakit.project import platforms
-    from lorakit.sync.workspace import open_remote
+    from lorakit.sync.workspace import notes, open_remote
 
+    project = open_remote(options.remote, options.local or platforms.find(os.environ).fast)
+    for note in notes(project):
+        print(f"! {note}", file=sys.stderr)
     # Only the folder on stdout, so that scripts can use it: cd "$(lorakit open ...)".
-    print(open_remote(options.remote, options.local or platforms.find(os.environ).fast).folder)
+    print(project.folder)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +13,7 @@ from lorakit.cli.options import SET, project_at, refuse_rest, with_changes
 
 if TYPE_CHECKING:
     from lorakit.data import DataConfig
+    from lorakit.project import Project
     from lorakit.tags.editor import CaptionEditor
     from lorakit.tags.edits import Change
     from lorakit.tags.rules import Rule
@@ -66,7 +68,6 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from lorakit import taggers
     from lorakit.config import from_dict, to_dict
-    from lorakit.tags.editor import CaptionEditor
     from lorakit.tags.tagging import TaggingConfig, read_tagging, tag, write_tagging
 
     project = project_at(options.project)
@@ -83,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     for event in tag(project, data, taggers.load(name, settings), config):
         if event.what == "captions" or event.done == event.total or event.done % EVERY == 0:
             print(f"{event.what}: {event.done} of {event.total}", flush=True)
-    editor = CaptionEditor(project, data)
+    editor = _opened(project, data)
     if locked := sum(map(editor.is_locked, editor.samples)):
         print(f"captions kept (hand-written or locked): {locked}; `lorakit tag unlock` lets taggers write them")
     return 0
@@ -178,9 +179,17 @@ def _data(settings: dict) -> DataConfig:
 
 
 def _editor(options: argparse.Namespace) -> CaptionEditor:
+    return _opened(project_at(options.project), _settings(options))
+
+
+def _opened(project: Project, data: DataConfig) -> CaptionEditor:
+    """The captions of a dataset, after a line about each image that is missing in them."""
     from lorakit.tags.editor import CaptionEditor
 
-    return CaptionEditor(project_at(options.project), _settings(options))
+    editor = CaptionEditor(project, data)
+    for note in editor.left_out:
+        print(f"! {note}", file=sys.stderr)
+    return editor
 
 
 def _selected(options: argparse.Namespace) -> tuple[CaptionEditor, list[str]]:

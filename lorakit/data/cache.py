@@ -34,6 +34,9 @@ class Cache:
         import safetensors
         from safetensors.torch import load_file
 
+        # Opening a pipe would wait for a writer.
+        if not path.is_file():
+            return None
         try:
             return load_file(path)
         # A damaged file is treated like a missing one: encoding again is always possible.

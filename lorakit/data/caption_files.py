@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorakit.files.disk import read_file
+from lorakit.files.disk import raise_if_failing, read_file
 
 # bytes of one caption file
 MAX_CAPTION_BYTES = 1_000_000
@@ -72,6 +72,7 @@ def read_caption(file: Path, *, among_chinese: bool = False) -> Caption:
             return Caption("", file, "", f"it has more than {MAX_CAPTION_BYTES / 1e6:.0f} MB, too much for a caption")
         text, encoding = decode(read_file(file), among_chinese=among_chinese)
     except OSError as error:
+        raise_if_failing(error, file)
         return Caption("", file, "", f"it cannot be read ({error.strerror or error})")
     except UnknownEncoding as error:
         return Caption("", file, "", str(error))
@@ -277,6 +278,7 @@ def read_caption_json(file: Path, image: str = "", reading: int = 2) -> CaptionJ
         text = decode(read_file(file))[0]
         content = _table(text, file.suffix.lower()) if file.suffix.lower() != ".json" else json.loads(text)
     except OSError as error:
+        raise_if_failing(error, file)
         return CaptionJson(file, error=f"it cannot be read ({error.strerror or error})")
     except UnknownEncoding as error:
         return CaptionJson(file, error=str(error))

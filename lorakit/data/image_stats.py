@@ -19,7 +19,7 @@ import PIL
 from lorakit.data import measures
 from lorakit.data.images import ImageError, decoded, flattened, header, profile_of, transparency
 from lorakit.files import write_atomic
-from lorakit.files.disk import read_json
+from lorakit.files.disk import raise_if_failing, read_json
 
 # bytes of a file; no image within MAX_PIXELS has more
 MAX_BYTES = 512_000_000
@@ -134,6 +134,7 @@ class StatsCache:
         except ImageError as error:
             return ImageStats(digest, error=str(error))
         except OSError as error:
+            raise_if_failing(error, path)
             return ImageStats("", error=f"it cannot be read ({error.strerror})")
         except MemoryError:
             return ImageStats("", error="there is not enough memory to read it now")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from lorakit.errors import UserError
-from lorakit.files.disk import read_file
+from lorakit.files.disk import raise_if_failing, read_file
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +133,8 @@ def _explained() -> Iterator[None]:
         most = f"{MAX_PIXELS / 1e6:.0f} megapixels"
         raise ImageError(f"by its dimensions it has more than {most}, the most that is read: make it smaller") from None
     except DAMAGED as error:
+        if isinstance(error, OSError):
+            raise_if_failing(error)
         raise ImageError(f"not a readable image ({error})") from None
 
 

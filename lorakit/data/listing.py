@@ -11,6 +11,7 @@ from pathlib import Path
 from lorakit.data import DataConfig
 from lorakit.data.images import EXTENSIONS, FIRST_EXTENSIONS
 from lorakit.data.masks import is_mask_folder, masks_among
+from lorakit.files.disk import raise_if_failing
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
 # Folders of regularization images, of kohya's scripts and of those that follow them.
@@ -45,6 +46,10 @@ NOTE_KINDS = (
     "project folder",  # of kohya's, without images
     "memory",  # what was measured cannot be remembered
 )
+
+
+# Those by which an image is missing that should be there.
+LEFT_OUT = ("unreadable", "caption encoding")
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,7 @@ class Listing:
                         elif self._is_file(path, entry):
                             files_of[folder].append(path)
             except OSError as error:
+                raise_if_failing(error, folder)
                 text = f"left out, the folder cannot be read ({error.strerror})."
                 self.notes.append(Note("unreadable", self.name(folder), text))
         return files_of
@@ -181,6 +187,7 @@ class Listing:
         try:
             mode = path.stat().st_mode
         except OSError as error:
+            raise_if_failing(error, path)
             text = f"left out, a link that cannot be followed ({error.strerror})."
             self.notes.append(Note("link", self.name(path), text))
             return False

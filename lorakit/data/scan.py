@@ -14,7 +14,7 @@ from lorakit.data.caption_sources import CaptionSources
 from lorakit.data.captions import trained_caption, trigger_of
 from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.images import ENDINGS, EXTENSIONS, UNREAD, how_to_convert
-from lorakit.data.listing import CAPTION_EXTENSIONS, Concept, Listing, Note, folder_of
+from lorakit.data.listing import CAPTION_EXTENSIONS, LEFT_OUT, Concept, Listing, Note, folder_of
 from lorakit.errors import UserError
 
 # The settings that a scan depends on.
@@ -74,6 +74,11 @@ class Scan:
 
     samples: tuple[Sample, ...]
     notes: tuple[Note, ...]
+
+    @property
+    def left_out(self) -> tuple[Note, ...]:
+        """The notes on images that are left out although they should be there."""
+        return tuple(note for note in self.notes if note.kind in LEFT_OUT)
 
     def tag_frequency(self) -> dict[str, int]:
         """How many images have each tag, most frequent first; sentences are no tags."""

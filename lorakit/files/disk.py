@@ -50,6 +50,11 @@ REASONS = {
 # Full in the words of the kernel; libraries that are not written in Python pass on its text or number only.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RUST = re.compile(r"\(os error (\d+)\)")
+# Of a disk, or of this program, as a whole: the next file would fail as well.
+_FAILING = (
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENOMEM),
+    errno.ETIMEDOUT,
+)
 # Not of a disk: a reader that is gone, a connection.
 _ELSEWHERE = (errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH)
 
@@ -109,7 +114,16 @@ def disk_error(error: BaseException, path: Path | str = "") -> DiskError | None:
 def reason_of(error: OSError) -> str:
     """What an error of a disk says, without advice, for a sentence that has its own: "/p/x.png: the disk is full"."""
     explained = disk_error(error)
-    return explained.reason if explained else str(error)
+    return (explained and explained.reason) or str(explained or error).rstrip(".")
+
+
+def raise_if_failing(error: OSError, path: Path | str = "") -> None:
+    """Raise DiskError when the disk fails, and not this one file alone.
+
+    For readers that leave out files which cannot be read: a run that began while a disk failed would never see them.
+    """
+    if error.errno in _FAILING:
+        raise disk_error(error, path) or error from error
 
 
 def is_full(error: BaseException) -> bool:
@@ -164,11 +178,13 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
 def _number(error: BaseException | None) -> tuple[int, BaseException | None]:
     """The kernel's number for an error of a disk, and the error that has it; 0 for errors of another kind."""
     while error is not None:
+        of_rust = _RUST.search(str(error))
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            number = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else 0)
+            missing = errno.ENOENT if isinstance(error, FileNotFoundError) else 0
+            number = error.errno or (int(of_rust[1]) if of_rust else missing)
             return (number if number > 0 and number not in _ELSEWHERE else 0), error
-        if rust := _RUST.search(str(error)):
-            return int(rust[1]), error
+        if of_rust:
+            return int(of_rust[1]), error
         # torch and safetensors, when they map a file
         of_library = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
         for number in REASONS if of_library else _FULL:

@@ -17,8 +17,8 @@ from lorakit.data import buckets
 from lorakit.data.cache import Cache, Tensors
 from lorakit.data.caption_parts import tags_of
 from lorakit.data.images import ImageError, header
-from lorakit.data.listing import Note, folder_of
-from lorakit.data.scan import Sample, scan
+from lorakit.data.listing import REG_FOLDERS, Note, folder_of
+from lorakit.data.scan import Sample, Scan, scan
 from lorakit.diffusion.prompts import Prompt, escaped, parse
 from lorakit.files import write_atomic
 from lorakit.generation.generator import BaseGenerator
@@ -82,8 +82,11 @@ def plan(project: Project, config: RunConfig, how: RegularizeConfig) -> list[Pla
     repeats, so that both have the same share of an epoch. Several concept folders have a folder each
     (`<repeats>_<class>_<concept>`).
     """
-    samples = [sample for sample in scan(config.data, project.folder).samples if not sample.is_reg]
-    root = folder_of(config.data, project.folder)
+    return _planned(scan(config.data, project.folder), folder_of(config.data, project.folder), config, how)
+
+
+def _planned(scanned: Scan, root: Path, config: RunConfig, how: RegularizeConfig) -> list[Planned]:
+    samples = [sample for sample in scanned.samples if not sample.is_reg]
     concepts = {sample.name: _concept(sample, root) for sample in samples}
     files: dict[Path, Sample] = {}
     taken: set[tuple] = set()
@@ -128,7 +131,10 @@ def regularize(project: Project, config: RunConfig, how: RegularizeConfig) -> It
     on disk is complete. Files that were not generated here and edited captions are never overwritten.
     Raises DataError, ConfigError, SourceError, ModelFileError and OutOfMemory.
     """
-    images = plan(project, config, how)
+    scanned = scan(config.data, project.folder)
+    # A damaged file in reg/ is one that was not generated here: that has a note of its own.
+    yield from (note for note in scanned.left_out if note.name.split("/")[0].lower() not in REG_FOLDERS)
+    images = _planned(scanned, folder_of(config.data, project.folder), config, how)
     yield from _renamed(images)
     yield from _leftover(images)
     generator = _Base(project, config)

@@ -26,7 +26,7 @@ from lorakit.data.scan import Sample, scan
 from lorakit.errors import UserError
 from lorakit.events import Progress
 from lorakit.files import try_lock, write_atomic
-from lorakit.files.disk import DiskFull, is_full, reason_of
+from lorakit.files.disk import DiskFull, is_full, raise_if_failing, reason_of
 from lorakit.prepare.boxes import Box, BoxError, Boxes
 from lorakit.prepare.copies import Copies
 from lorakit.project import Project
@@ -167,7 +167,7 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
     root, boxes = project.folder / FOLDER, Boxes(project)
     config = config_of_originals(project, config)
     dataset = scan(config, project.folder)
-    yield from (note for note in dataset.notes if note.kind in ("unreadable", "caption encoding"))
+    yield from dataset.left_out
     samples = {sample.name: sample for sample in dataset.samples}
     for name in sorted({*boxes.names()} - {*samples}):
         yield Note("box", name, "has a box, but there is no such image.")
@@ -320,6 +320,7 @@ def _png(copy: _Copy, how: PrepareConfig) -> bytes | str:
     except (ImageError, BoxError) as error:
         return str(error)
     except OSError as error:
+        raise_if_failing(error, copy.sample.path)
         return f"it cannot be read ({error.strerror or error})"
     return packed.getvalue()
 
@@ -348,12 +349,12 @@ def _write_copies(
         for begin in range(0, len(missing), AHEAD):
             batch = missing[begin : begin + AHEAD]
             for one, data in zip(batch, makers.map(lambda one: _png(one, how), batch), strict=True):
-                done += 1
                 if isinstance(data, str):
                     yield Note("failed", one.sample.name, f"left out, {data}.")
                     yield from copies.remove((one.name, captions[one.name]))
                 else:
                     copies.write(one.name, data, one.key(how))
+                    done += 1
                 yield Progress(what="images prepared", done=done, total=len(planned))
 
 

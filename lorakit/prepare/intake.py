@@ -269,7 +269,7 @@ def _copied(file: _File, folder: Path, temporary: Path | None) -> Path | str:
     except OSError as error:
         if is_full(error):
             raise
-        return f"it cannot be read ({error.strerror})"
+        return f"it cannot be copied ({error.strerror})"
     # An online disk may end a file early without an error.
     if (size := copy.stat().st_size) != status.st_size:
         return f"only {size} of its {status.st_size} bytes could be read: add it again"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lorakit.files.archive import SUFFIXES, ArchiveError, is_archive, unpack
 from lorakit.files.copying import CorruptCopy, copy_verified, sha256_of
+from lorakit.files.disk import is_full
 from lorakit.project import Project
 from lorakit.sync import packs
 
@@ -164,9 +165,10 @@ class Staging:
         try:
             shutil.copyfile(source, target)
         except OSError as error:
-            if self.remote.exists():
-                return f"it cannot be read ({error.strerror})"
-            raise
+            # Of this machine's disk, or of a remote that is gone: no file could be taken.
+            if is_full(error) or error.filename == str(target) or not self.remote.exists():
+                raise
+            return f"it cannot be copied ({error.strerror})"
         # An online disk may end a file early without an error.
         there = target.stat().st_size
         return "" if there == size else f"{there} of its {size} bytes could be read"

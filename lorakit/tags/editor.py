@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from lorakit.data import DataConfig
 from lorakit.data.caption_parts import pieces_of, tags_of
+from lorakit.data.listing import Note
 from lorakit.data.scan import Sample
 from lorakit.project import Project
 from lorakit.tags.authors import PERSON
@@ -27,9 +28,11 @@ class CaptionEditor:
 
     samples    image -> training image (no regularization images); an image is named by its path in the dataset
     captions   image -> its caption on disk, as the last call here saw it
+    left_out   a note for each image that could not be read, and is none of `samples`
     """
 
     samples: dict[str, Sample]
+    left_out: tuple[Note, ...]
     captions: dict[str, str]
 
     def __init__(self, project: Project, config: DataConfig):
@@ -189,7 +192,7 @@ class CaptionEditor:
             self._is_consistent = True
 
     def _take_snapshot(self) -> None:
-        self.samples = self._store.files.samples
+        self.samples, self.left_out = self._store.files.samples, self._store.files.left_out
         self.captions = {name: self._store.history.texts[name] for name in self.samples}
 
 

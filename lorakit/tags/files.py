@@ -12,8 +12,9 @@ from pathlib import Path
 
 from lorakit.data import DataConfig
 from lorakit.data.caption_files import MAX_CAPTION_BYTES, with_bom
+from lorakit.data.listing import Note
 from lorakit.data.scan import Sample, scan
-from lorakit.files.disk import read_file
+from lorakit.files.disk import DamagedFile, read_file
 from lorakit.tags.edits import SEPARATOR, CaptionEditError
 
 # A caption that is being written; one at a time in a folder.
@@ -30,22 +31,25 @@ class CaptionFiles:
     """The caption files of all training images (no regularization images) of a dataset.
 
     samples      image -> its sample, of the last `scan`
+    left_out     a note for each image that the last scan could not read
     unreadable   images whose caption file holds something that cannot be read as one caption; never written
     """
 
     samples: dict[str, Sample]
+    left_out: tuple[Note, ...]
     unreadable: set[str]
 
     def __init__(self, root: Path, config: DataConfig):
         self._root, self._config = root, config
         self._stats: dict[str, tuple | None] = {}  # image -> what `stat` said of its caption file when it was read
         self._images: dict[Path, list[str]] = {}  # caption file -> the images that it belongs to
-        self.samples, self.unreadable = {}, set()
+        self.samples, self.left_out, self.unreadable = {}, (), set()
 
     def scan(self) -> None:
         """List the training images anew. Raises DataError as `lorakit.data.scan.scan` does."""
-        samples = scan(self._config, self._root).samples
-        self.samples = {sample.name: sample for sample in samples if not sample.is_reg}
+        scanned = scan(self._config, self._root)
+        self.left_out = scanned.left_out
+        self.samples = {sample.name: sample for sample in scanned.samples if not sample.is_reg}
         self._images = defaultdict(list)
         for name in self.samples:
             self._images[self.file(name)].append(name)
@@ -79,7 +83,7 @@ class CaptionFiles:
             self._stats[name] = _stat(sample.caption_file)
             try:
                 contents[name] = read_content(sample.caption_file)
-            except OSError:
+            except DamagedFile:
                 contents[name] = ""
                 self.unreadable.add(name)
             # a file that is not empty although the scan found no caption in it: an unknown encoding, for example

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 KINDS = ("open", "read", "write", "rename", "fsync", "mkdir", "unlink")  # in the order of failing_disk.c
 SOURCE = Path(__file__).with_suffix(".c")
@@ -102,12 +103,14 @@ def _serve(shim: str) -> None:
 def _run(library: ctypes.CDLL, arguments: list[str], below: str, fault: list[int], folder: Path) -> None:
     """The child: one command with its output in files; it ends here."""
     from lorakit.cli import main
+    from lorakit.sync import service
     from lorakit.training import jobs
 
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-    # `start`: what matters is what it does before its trainer begins
-    jobs.subprocess = type("NoTrainer", (), {"Popen": lambda *_, **__: subprocess.Popen(["true"])})
+    # `start`, `open`: what matters is what they do before a trainer or the sync service begins
+    for module in (jobs, service):
+        module.subprocess = SimpleNamespace(Popen=lambda *_, **__: subprocess.Popen(["true"]), DEVNULL=0)
     library.fault_set(os.fsencode(below), *map(int, fault))
     status = 99
     try:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from lorakit.data import DataConfig, image_stats, measures
 from lorakit.data.image_stats import ImageStats, StatsCache
 from lorakit.data.scan import scan
+from lorakit.files.disk import DiskError
 from lorakit.randomness import rng
 
 
@@ -196,8 +197,10 @@ def test_trouble_has_a_sentence_and_pipes_folders_and_enormous_files_are_not_ope
     assert {one.width for one in seen.values()} == {0}
 
 
-def test_what_could_not_be_read_is_tried_again(paths, tmp_path, settled, monkeypatch):
-    errors = {"0.png": OSError(5, "Input/output error"), "1.png": MemoryError()}
+def test_what_could_not_be_read_is_tried_again_and_a_failing_disk_is_no_damaged_image(
+    paths, tmp_path, settled, monkeypatch
+):
+    errors: dict[str, Exception] = {"0.png": PermissionError(13, "Permission denied"), "1.png": MemoryError()}
     plain = Path.read_bytes
 
     def read_bytes(path):
@@ -207,7 +210,10 @@ def test_what_could_not_be_read_is_tried_again(paths, tmp_path, settled, monkeyp
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     seen = look(tmp_path / ".looks.json", paths[:2])
-    assert "cannot be read (Input/output error)" in seen["0.png"].error and "memory" in seen["1.png"].error
+    assert "cannot be read (Permission denied)" in seen["0.png"].error and "memory" in seen["1.png"].error
+    errors["0.png"] = OSError(5, "Input/output error")
+    with pytest.raises(DiskError, match=r"0\.png .*input/output error"):
+        look(tmp_path / ".looks.json", paths[:2])
     monkeypatch.undo()
     assert not any(one.error for one in look(tmp_path / ".looks.json", paths[:2]).values())
 

@@ -270,9 +270,9 @@ def test_unreadable_files_are_reported_beside_the_others(zoo, tmp_path, monkeypa
 
     monkeypatch.setattr(Path, "iterdir", locked)  # the superuser may read everything
     second, first, third = check([tmp_path, tmp_path / ("x" * 300)])
-    assert "It cannot be read" in first.problem and "Permission denied" in first.problem
+    assert f"{tmp_path / 'locked'} cannot be used: permission denied" in first.problem
     assert not second.problem and "no model known here" in second.kind
-    assert "It cannot be read" in third.problem
+    assert "the name is too long" in third.problem
 
 
 @pytest.mark.parametrize(

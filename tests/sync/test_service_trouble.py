@@ -274,7 +274,7 @@ def test_an_image_that_cannot_be_read_is_named_and_taken_when_it_can(disk, tmp_p
     project = opened(disk.at / "mofu", tmp_path / "local")
     assert len(list(project.dataset.rglob("*.*"))) == len(files) - 1
     (note,) = workspace.notes(project)
-    assert note.startswith("dataset/2_mofu/000.png is left out for now: it cannot be read (Input/output error)")
+    assert note.startswith("dataset/2_mofu/000.png is left out for now: it cannot be copied (Input/output error)")
     disk.set()
     project = opened(disk.at / "mofu", tmp_path / "local")
     assert (project.dataset / "2_mofu/000.png").read_bytes() == files["2_mofu/000.png"] and not workspace.notes(project)

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from lorakit.files.disk import disk_error
 from lorakit.hub.files import (
     INDEXES,
     WEIGHTS,
@@ -149,7 +150,7 @@ def _examine(path: Path) -> ModelFile:
         # what is wrong with one file must not hide the others
         return ModelFile(path=path, kind="no usable model", size=size, problem=str(error))
     except OSError as error:
-        return ModelFile(path=path, kind="no usable model", size=size, problem=f"It cannot be read: {error}.")
+        return ModelFile(path=path, kind="no usable model", size=size, problem=str(disk_error(error) or error))
 
 
 def _described(path: Path, size: int, header: Mapping[str, Any]) -> ModelFile:
