@@ -137,10 +137,16 @@ def append(log: Path, event: Event, *, time: float) -> None:
     line = json.dumps({"kind": type(event).__name__.lower(), "time": round(time, 3), **fields}, ensure_ascii=False)
     # Append mode: each line reaches the file in one write, also beside a reader.
     with disk_errors(log), open(log, "ab+") as file:
+        if not file.seekable():
+            raise _no_log(log)
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
         # surrogates, of the name of a file that is no UTF-8, as JSON's own escapes
         file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _no_log(log: Path) -> DamagedFile:
+    return DamagedFile(f"{log} is a folder or a pipe, not a log: move it away, then run this again.")
 
 
 class Tail:
@@ -167,7 +173,7 @@ class Tail:
                 return []
             # Opening a pipe would wait for a writer.
             if not stat.S_ISREG(status.st_mode):
-                raise DamagedFile(f"{self.log} is a folder or a pipe, not a log: move it away, then run this again.")
+                raise _no_log(self.log)
             if status.st_size > LOG_BYTES:
                 raise DamagedFile(f"{self.log} has {status.st_size / 1e9:.0f} GB, which no log has: move it away.")
             with open(self.log, "rb") as file:

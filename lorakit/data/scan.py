@@ -22,6 +22,7 @@ SCAN_SETTINGS = (
     *("folder", "repeats", "trigger", "triggers", "caption_extension", "caption_lines", "keep_tokens_separator"),
     *("secondary_separator", "alpha_mask", "reading"),
 )
+MAX_REASONS = 10  # notes in the message of a dataset without usable images
 # Where captions in an encoding that is not certain were all that there is.
 ENCODING_ADVICE = "The dataset check (lorakit data check) names the encoding, and saves the captions as UTF-8."
 
@@ -120,13 +121,19 @@ def scan(config: DataConfig, project: Path) -> Scan:
     if stats_cache.error:
         notes.append(Note("memory", "cache/.looks.json", f"{stats_cache.error}."))
     if not any(not sample.is_reg for sample in samples):
-        unread = f"\n{ENCODING_ADVICE}" if any(note.kind == "caption encoding" for note in notes) else ""
-        raise DataError(
-            f"No usable image in {root}: {', '.join(EXTENSIONS)} files are expected, directly inside or in "
-            "<repeats>_<name>/ folders." + "".join(f"\n{note}" for note in notes[:10]) + unread,
-            tuple(notes),
-        )
+        raise _unusable(listing, notes)
     return Scan(tuple(samples), tuple(notes))
+
+
+def _unusable(listing: Listing, notes: list[Note]) -> DataError:
+    """The error of a dataset without usable images: whether there are any, and what is wrong with them."""
+    count = sum(len(concept.images) for concept in listing.concepts if not concept.is_reg)
+    expected = f"{', '.join(EXTENSIONS)} files are expected, directly inside or in <repeats>_<name>/ folders."
+    why = f"all of its images ({count}) are left out." if count else expected
+    lines = [f"No usable image in {listing.root}: {why}", *map(str, notes[:MAX_REASONS])]
+    lines += [f"and {len(notes) - MAX_REASONS} more"] * (len(notes) > MAX_REASONS)
+    lines += [ENCODING_ADVICE] * any(note.kind == "caption encoding" for note in notes)
+    return DataError("\n".join(lines), tuple(notes))
 
 
 def _sample(

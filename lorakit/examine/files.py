@@ -17,7 +17,8 @@ INCOMPLETE = ("truncated", "not processed", "next frame")
 
 def unusable(facts: Facts) -> CheckResult | None:
     """The folder is missing, or has no image to train on."""
-    return CheckResult(details={facts.config.folder: facts.error}) if facts.error else None
+    # What is wrong with each file is a finding of its own.
+    return CheckResult(details={facts.config.folder: facts.error.partition("\n")[0]}) if facts.error else None
 
 
 def truncated(facts: Facts) -> CheckResult:

@@ -111,10 +111,20 @@ def disk_error(error: BaseException, path: Path | str = "") -> DiskError | None:
     return explained
 
 
-def reason_of(error: OSError) -> str:
-    """What an error of a disk says, without advice, for a sentence that has its own: "/p/x.png: the disk is full"."""
-    explained = disk_error(error)
+def reason_of(error: OSError, path: Path | str = "") -> str:
+    """What an error of a disk says, without advice, for a sentence that has its own: "/p/x.png: the disk is full".
+
+    path   what it was about, where the error names no file
+    """
+    explained = disk_error(error, "" if error.filename else path)
     return (explained and explained.reason) or str(explained or error).rstrip(".")
+
+
+def raise_if_closed(error: BaseException, path: Path) -> None:
+    """Raise DiskError when a file is there and the disk did not give it: no library's advice helps then."""
+    if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+        if (explained := disk_error(error, "" if error.filename else path)) is not None:
+            raise explained from error
 
 
 def raise_if_failing(error: OSError, path: Path | str = "") -> None:
@@ -180,8 +190,10 @@ def _number(error: BaseException | None) -> tuple[int, BaseException | None]:
     while error is not None:
         of_rust = _RUST.search(str(error))
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            missing = errno.ENOENT if isinstance(error, FileNotFoundError) else 0
-            number = error.errno or (int(of_rust[1]) if of_rust else missing)
+            number = error.errno or (int(of_rust[1]) if of_rust else 0)
+            # safetensors says so of every file that it cannot open
+            if not number and isinstance(error, FileNotFoundError):
+                number = _why_closed(_named(error))
             return (number if number > 0 and number not in _ELSEWHERE else 0), error
         if of_rust:
             return int(of_rust[1]), error
@@ -193,6 +205,16 @@ def _number(error: BaseException | None) -> tuple[int, BaseException | None]:
         # torch raises RuntimeError while it handles the error of the file object
         error = error.__cause__ or (error.__context__ if isinstance(error, RuntimeError) else None)
     return 0, None
+
+
+def _why_closed(file: str) -> int:
+    """The kernel's number for why a file cannot be opened."""
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno or errno.ENOENT
+    # now it can be: the disk failed for a moment
+    return errno.EIO
 
 
 def _named(cause: BaseException | None) -> str:

@@ -13,12 +13,14 @@ from textwrap import shorten
 from typing import Any
 
 from lorakit.config import ConfigError, to_dict
+from lorakit.data.images import ImageError, decoded, header
 from lorakit.data.listing import Note
 from lorakit.diffusion.prompts import Prompt, parse
 from lorakit.files import write_json
 from lorakit.generation.contact_sheet import labelled
 from lorakit.generation.generator import OFF, Generator, lora_file
 from lorakit.hub.fingerprint import file_digest
+from lorakit.hub.header import verify_safetensors
 from lorakit.project import RUN_NAME, ProjectError, Run
 from lorakit.run.config import read_config
 from lorakit.run.sampling import SamplingConfig, prompt_notes, prompts_of, requested, sampling_problems, save_image
@@ -106,7 +108,8 @@ def grid(
 
     `prompt`, `sampling.seed`, `checkpoint` (the newest when None) and `strength` hold where no axis sets them.
     Cells with equal seeds start from equal noise. Cells that are on disk are not generated again, so an interrupted
-    grid resumes. Raises ProjectError when a checkpoint's file is missing, LoraFileError when it does not fit.
+    grid resumes. Raises ProjectError when a checkpoint's file is missing, ModelFileError when it is damaged, and
+    LoraFileError when it does not fit.
 
     >>> small = SamplingConfig(width=128, height=128, steps=2)
     >>> strengths = Axis("strength", (0.0, 1.0))
@@ -132,14 +135,13 @@ def grid(
     texts = list(dict.fromkeys(cell.prompt for cell in cells))
     for text, note in prompt_notes(texts, sampling, family):
         yield Note("prompt", shorten(text, 60), note)
-    # a missing LoRA file is reported before the base model is loaded
-    for cell in cells:
-        if cell.checkpoint != OFF:
-            lora_file(run, cell.checkpoint)
+    # a missing or damaged LoRA file is reported before the base model is loaded and any file is hashed
+    for step in dict.fromkeys(cell.checkpoint for cell in cells if cell.checkpoint != OFF):
+        verify_safetensors(lora_file(run, step))
     generator = Generator(run)
     folder = run.grids / name
     # the text encoders are not loaded for a grid that is complete already
-    if not all(_file(generator, cell, sampling, folder / "cells").exists() for cell in cells):
+    if not all(_is_whole(_file(generator, cell, sampling, folder / "cells")) for cell in cells):
         generator.read(prompts_of(texts, sampling, family))
     files = []
     # checkpoint by checkpoint, so that each LoRA file is read once; put in reading order below
@@ -200,6 +202,15 @@ def _file(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Pa
     return folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]}.png"
 
 
+def _is_whole(file: Path) -> bool:
+    """Whether an image is there and can be read to its end."""
+    try:
+        decoded(header(file))
+    except ImageError:
+        return False
+    return True
+
+
 def _request(generator: Generator, cell: Cell, sampling: SamplingConfig) -> tuple[Prompt, SamplingConfig]:
     """A cell's prompt, and the sampling settings with the prompt's flags and the cell's seed."""
     prompt = parse(cell.prompt)
@@ -207,9 +218,9 @@ def _request(generator: Generator, cell: Cell, sampling: SamplingConfig) -> tupl
 
 
 def _stored(generator: Generator, cell: Cell, sampling: SamplingConfig, folder: Path) -> Path:
-    """The cell's file; its image is generated unless it exists."""
+    """The cell's file; its image is generated unless it is there."""
     file = _file(generator, cell, sampling, folder)
-    if not file.exists():
+    if not _is_whole(file):
         generator.use(cell.checkpoint, cell.strength)
         prompt, sampling = _request(generator, cell, sampling)
         image = generator.generate(prompt, sampling)

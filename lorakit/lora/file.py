@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.files.disk import raise_if_closed
 from lorakit.hub.header import ModelFileError, verify_safetensors
 from lorakit.lora import variants
 from lorakit.lora.change import Change
@@ -122,6 +123,7 @@ def _open(file: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any
     except ModelFileError as error:
         raise LoraFileError(str(error)) from error
     except OSError as error:
+        raise_if_closed(error, file)
         raise LoraFileError(f"{file} cannot be read ({error}); give a LoRA file in .safetensors.") from error
     held, metadata = contents(header, file.name), header.get("__metadata__", {})
     with safe_open(file, "pt") as opened:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from lorakit.data.image_stats import MAX_BYTES
 from lorakit.data.listing import Note
 from lorakit.files import write_atomic
 from lorakit.files.copying import sha256_of
@@ -42,6 +43,9 @@ class Copies:
         file, stored = self.root / name, self._written.get(name, [""])
         if not file.exists():
             return "missing"
+        # no copy of ours, and nothing to read through
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            return "changed"
         # "older": the record was written, but the process ended before the file was replaced.
         content = sha256_of(file)
         return "made" if content == stored[-1] else "older" if content in stored else "changed"

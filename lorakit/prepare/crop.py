@@ -141,7 +141,7 @@ class _Copy:
 def read_prepare_config(project: Project) -> PrepareConfig:
     """How the project's images are prepared. Raises ConfigError for invalid settings."""
     file = project.folder / SETTINGS
-    return from_dict(PrepareConfig, read_yaml(file) if file.exists() else {})
+    return from_dict(PrepareConfig, read_yaml(file) if file.exists() else {}, f"{file}: ")
 
 
 def write_prepare_config(project: Project, how: PrepareConfig) -> None:
@@ -188,7 +188,7 @@ def prepare(project: Project, config: DataConfig, how: PrepareConfig) -> Iterato
         advice = "What was prepared so far is complete and the originals are untouched: prepare again to resume."
         if is_full(error):
             raise DiskFull(f"The disk that {root} is on is full; free some space. {advice}") from error
-        raise PrepareError(f"Preparing stopped: {reason_of(error)}. {advice}") from error
+        raise PrepareError(f"Preparing stopped: {reason_of(error, root)}. {advice}") from error
 
 
 def find_duplicates(project: Project, samples: tuple[Sample, ...], how: PrepareConfig, boxes: Boxes) -> dict[str, str]:

@@ -71,7 +71,7 @@ def import_images(project: Project, source: Source, into: str = "", repeats: int
         advice = "What was added so far is complete: add the same again to resume."
         if is_full(error):
             raise DiskFull(f"The disk that {project.dataset} is on is full; free some space. {advice}") from error
-        raise IntakeError(f"Adding images stopped: {reason_of(error)}. {advice}") from error
+        raise IntakeError(f"Adding images stopped: {reason_of(error, project.dataset)}. {advice}") from error
     yield from _beside(project.dataset)
 
 

@@ -68,10 +68,11 @@ def opening(remote: Path, local_root: Path) -> Iterator[Copied]:
             yield copied
     except OSError as error:
         is_here = is_full(error) or str(project.folder) in str(error)
+        failed = project.folder if is_here else remote
         raise WorkspaceError(
-            f"{project.folder if is_here else remote} failed while the project was opened ({reason_of(error)}). What "
-            f"was downloaded so far is kept in {project.folder}. When the disk is mounted and works, open the project "
-            "again to continue."
+            f"{failed} failed while the project was opened ({reason_of(error, failed)}). What was downloaded "
+            f"so far is kept in {project.folder}. When the disk is mounted and works, open the project again to "
+            "continue."
         ) from error
     write_json(project.sync / "notes.json", notes)
     service.start(project)
@@ -95,7 +96,7 @@ def downloading_loras(project: Project) -> Iterator[Copied]:
             yield Copied("LoRA files and images", done, total, problem)
     except OSError as error:
         raise WorkspaceError(
-            f"{project.remote} failed while LoRA files were downloaded ({reason_of(error)}); try again."
+            f"{project.remote} failed while LoRA files were downloaded ({reason_of(error, project.remote)}); try again."
         ) from error
 
 

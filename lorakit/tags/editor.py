@@ -12,6 +12,7 @@ from lorakit.data import DataConfig
 from lorakit.data.caption_parts import pieces_of, tags_of
 from lorakit.data.listing import Note
 from lorakit.data.scan import Sample
+from lorakit.files.disk import reason_of
 from lorakit.project import Project
 from lorakit.tags.authors import PERSON
 from lorakit.tags.edits import CaptionEditError, Change, Edit, Entry
@@ -173,8 +174,9 @@ class CaptionEditor:
             self._take_snapshot()
         # the captions that could be written stay written, and can be undone
         if error is not None:
+            reason = reason_of(error, self._config.folder)
             raise CaptionEditError(
-                f"{len(unwritten)} captions could not be written ({error.strerror}) and are unchanged; "
+                f"{len(unwritten)} captions could not be written ({reason}) and are unchanged; "
                 f"{len(entry.edits)} are written. Free some space, or allow writing there, and do it again."
             )
         return Change.of(entry, undone=bool(entry.undoes))

@@ -103,7 +103,11 @@ def read_tagging(project: Project, tagger: str = "") -> tuple[str, dict[str, Any
     """
     stored = _stored(project)
     name = tagger or stored["tagger"]
-    return name, stored["settings"].get(name, {}), from_dict(TaggingConfig, stored["captions"], "captions.")
+    return (
+        name,
+        stored["settings"].get(name, {}),
+        from_dict(TaggingConfig, stored["captions"], f"{project.folder / 'tagging.yaml'}: captions."),
+    )
 
 
 def write_tagging(project: Project, tagger: str, settings: dict[str, Any], config: TaggingConfig) -> None:

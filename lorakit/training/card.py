@@ -37,10 +37,15 @@ def newest_sample(run: Run, step: int) -> Path | None:
 
 
 def _data_url(image: Path) -> str:
-    """A square JPEG of THUMBNAIL px from the middle of an image, as an address that holds it."""
-    from PIL import Image, ImageOps
+    """A square JPEG of THUMBNAIL px from the middle of an image, as an address that holds it; "" for a damaged one."""
+    from PIL import ImageOps
+
+    from lorakit.data.images import ImageError, decoded, header
 
     data = io.BytesIO()
-    with Image.open(image) as opened:
-        ImageOps.fit(opened.convert("RGB"), (THUMBNAIL, THUMBNAIL)).save(data, "JPEG", quality=85)
+    try:
+        opened = decoded(header(image)).image
+    except ImageError:
+        return ""
+    ImageOps.fit(opened.convert("RGB"), (THUMBNAIL, THUMBNAIL)).save(data, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

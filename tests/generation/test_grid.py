@@ -22,6 +22,7 @@ from lorakit.events import Sampled
 from lorakit.generation.contact_sheet import labelled
 from lorakit.generation.generator import OFF, Generator
 from lorakit.generation.grid import Axis, Cell, Done, Rendered, _file, grid
+from lorakit.hub.header import ModelFileError
 from lorakit.lora.export import LoraFileError
 from lorakit.project import Project, ProjectError, Run
 from lorakit.run.config import configure, read_config
@@ -377,7 +378,7 @@ def test_a_file_of_another_base_or_run_is_refused(project, unet, tmp_path):
         with pytest.raises(LoraFileError, match="18 of 66 modules are not in it, the first is lora_te_text_model"):
             render_all(unet, Axis("checkpoint", (step,)), Axis("seed", (1,)))
         unet.lora_file(step).write_bytes(kept[:-10])
-        with pytest.raises(LoraFileError, match="is truncated"):
+        with pytest.raises(ModelFileError, match="is truncated"):
             render_all(unet, Axis("checkpoint", (step,)), Axis("seed", (1,)))
     finally:
         unet.lora_file(step).write_bytes(kept)

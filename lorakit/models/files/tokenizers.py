@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lorakit.files.disk import raise_if_closed
 from lorakit.hub.files import verify_part
 from lorakit.hub.header import ModelFileError
 
@@ -28,6 +29,7 @@ def open_tokenizer(name: str, folder: Path) -> Any:
         is_empty = not tokenizer("a photo")["input_ids"]
     # broad: the Rust library raises plain Exception for files that it cannot read
     except Exception as error:
+        raise_if_closed(error, folder)
         if not isinstance(error, UNREADABLE) and type(error) is not Exception:
             raise
         raise ModelFileError(
