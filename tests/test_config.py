@@ -255,7 +255,7 @@ def test_a_setting_below_a_value_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "shown"),
     [
         (b"a: [1", "is not YAML"),
         (b"- a\n- b", "not a table of settings"),
@@ -266,7 +266,7 @@ def test_a_setting_below_a_value_is_refused():
         ("folder", "is a folder, not a file"),
     ],
 )
-def test_a_settings_file_that_is_none_is_refused_by_name(content, told, tmp_path):
+def test_a_settings_file_that_is_none_is_refused_by_name(content, shown, tmp_path):
     file = tmp_path / "c.yaml"
     if content == "folder":
         file.mkdir()
@@ -274,7 +274,7 @@ def test_a_settings_file_that_is_none_is_refused_by_name(content, told, tmp_path
         file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read_yaml(file)
-    assert told in str(caught.value) and str(file) in str(caught.value)
+    assert shown in str(caught.value) and str(file) in str(caught.value)
 
 
 def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path):
@@ -285,7 +285,7 @@ def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "shown"),
     [
         ({"model": BASE, "data": {"repeats": 0}, "loop": {"epochs": 0}}, "data.repeats is 0"),
         ({"model": BASE, "data": {"repeats": 0, "flip": 1}, "loop": {"epochs": 0}}, "data.flip is not a setting"),
@@ -300,12 +300,12 @@ def test_an_empty_settings_file_and_one_with_a_byte_order_mark_are_read(tmp_path
         ([], "the configuration is [], expected a table"),
     ],
 )
-def test_every_problem_of_a_run_is_reported_with_its_path(settings, told):
-    assert told in refusal(RunConfig, settings)
+def test_every_problem_of_a_run_is_reported_with_its_path(settings, shown):
+    assert shown in refusal(RunConfig, settings)
 
 
 @pytest.mark.parametrize(
-    ("config_class", "settings", "told"),
+    ("config_class", "settings", "shown"),
     [
         (OptimizerConfig, {"learning_rate": 0}, "nothing would be trained"),
         (
@@ -318,8 +318,8 @@ def test_every_problem_of_a_run_is_reported_with_its_path(settings, told):
         (DataConfig, {"bucket_reso_steps": 12, "enable_bucket": False}, "multiple of 8 px"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(config_class, settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_do_not_go_together_are_refused(config_class, settings, shown):
+    with pytest.raises(ConfigError, match=shown):
         config_class(**settings)
 
 

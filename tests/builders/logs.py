@@ -70,12 +70,12 @@ def saved(run: Run, step: int, *, exports: bool = False) -> Saved:
 
 def long_run(run: Run, steps: int) -> Run:
     """Steps with samples and saves in between, as a run of an evening leaves them."""
-    told: list[Event] = [started(0, steps)]
+    logged: list[Event] = [started(0, steps)]
     for step in range(1, steps + 1):
-        told.append(stepped(step, loss=noisy(step), per_epoch=steps // 20))
+        logged.append(stepped(step, loss=noisy(step), per_epoch=steps // 20))
         if step % (steps // 10) == 0:
-            told += [saved(run, step), *sampled(run, step, count=len(PROMPTS))]
-    return write(run, *told)
+            logged += [saved(run, step), *sampled(run, step, count=len(PROMPTS))]
+    return write(run, *logged)
 
 
 TRAINER = """

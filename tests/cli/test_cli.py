@@ -79,8 +79,8 @@ def test_train_trains_and_the_same_command_again_finds_it_finished(project, sett
     out = capsys.readouterr().out
     run = Project(project).run("mine")
     assert run.lora_steps() == [4]
-    for told in ("7 images, step 0 of 4 (4 per epoch), fp32 on cpu", "saved step 4", "finished after step 4"):
-        assert told in out
+    for shown in ("7 images, step 0 of 4 (4 per epoch), fp32 on cpu", "saved step 4", "finished after step 4"):
+        assert shown in out
     assert "sample samples/000004-00.png" in out and (run.samples / "000004-00.png").exists()
     assert main(["train", str(project), "--run", "mine"]) == 0  # what it was started with is remembered
     assert "step 4 of 4" in capsys.readouterr().out
@@ -130,8 +130,8 @@ def test_settings_that_do_not_decide_the_result_may_change_on_resume(project, se
 
 
 def test_a_setting_may_be_fixed_before_the_first_step(project, settings, base, capsys):
-    told = refused(capsys, "train", project, "--config", settings, "--set", "model.source=/no/such/model")
-    assert "/no/such/model" in told
+    shown = refused(capsys, "train", project, "--config", settings, "--set", "model.source=/no/such/model")
+    assert "/no/such/model" in shown
     assert main(["train", str(project), "--config", str(settings)]) == 0
 
 
@@ -226,14 +226,14 @@ def test_doctor_tells_versions_precision_and_disk(tmp_path, capsys):
 
 def test_a_missing_project_is_refused_and_not_made(tmp_path, settings, capsys):
     for verb in ("train", "status", "grid", "export"):
-        told = refused(capsys, verb, tmp_path / "nowhere", *(["--config", settings] if verb == "train" else []))
-        assert f"{tmp_path / 'nowhere'} does not exist" in told
+        shown = refused(capsys, verb, tmp_path / "nowhere", *(["--config", settings] if verb == "train" else []))
+        assert f"{tmp_path / 'nowhere'} does not exist" in shown
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_an_unknown_run_is_refused_with_the_known_ones(trained, capsys):
     for verb in ("grid", "export"):
-        assert "no run 'other'" in (told := refused(capsys, verb, trained, "--run", "other")) and "run1" in told
+        assert "no run 'other'" in (shown := refused(capsys, verb, trained, "--run", "other")) and "run1" in shown
     assert "cannot be a run's name" in refused(capsys, "grid", trained, "--run", "../x")
 
 
@@ -304,8 +304,8 @@ def test_a_config_file_that_cannot_be_used_is_refused(project, tmp_path, capsys)
 
 
 def test_a_project_without_images_is_refused(tmp_path, settings, capsys):
-    told = refused(capsys, "train", tmp_path, "--config", settings)
-    assert str(tmp_path / "dataset") in told and "put the images there" in told
+    shown = refused(capsys, "train", tmp_path, "--config", settings)
+    assert str(tmp_path / "dataset") in shown and "put the images there" in shown
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "notes.txt").write_text("girl")
     assert "No usable image" in refused(capsys, "train", tmp_path, "--config", settings)
@@ -344,18 +344,18 @@ def test_a_base_that_is_none_is_refused(project, settings, tmp_path, capsys, nam
 def test_a_changed_config_data_set_or_base_is_refused_on_resume(project, settings, tmp_path, capsys):
     command = ["train", project, "--config", settings]
     assert main([str(part) for part in command]) == 0
-    told = refused(capsys, *command, "--set", "adapter.rank=8", "--set", "loop.seed=1")
+    shown = refused(capsys, *command, "--set", "adapter.rank=8", "--set", "loop.seed=1")
     assert (
-        "adapter.rank: 2 -> 8" in told
-        and "loop.seed: 42 -> 1" in told
-        and "settings changed since it was started" in told
+        "adapter.rank: 2 -> 8" in shown
+        and "loop.seed: 42 -> 1" in shown
+        and "settings changed since it was started" in shown
     )
     base = tiny.save_sd15(tmp_path / "base2", seed=5)
     assert "model.source" in refused(capsys, *command, "--set", f"model.source={base}")
     caption = project / "dataset" / "1_mofu" / "00.txt"
     caption.write_text("something else")
-    told = refused(capsys, *command)
-    assert "1_mofu/00.png" in told and "something else" in told
+    shown = refused(capsys, *command)
+    assert "1_mofu/00.png" in shown and "something else" in shown
 
 
 def test_a_damaged_lora_file_is_refused(project, settings, capsys):
@@ -374,14 +374,14 @@ def program(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_bad_input_ends_a_program_with_status_2(tmp_path):
-    for arguments, told in (
+    for arguments, shown in (
         (("status", str(tmp_path / "nowhere")), "does not exist"),
         (("fly",), "invalid choice: 'fly'"),
         ((), "COMMAND"),
         (("export", str(tmp_path), "--step", "two"), "invalid int value"),
     ):
         ended = program("-m", "lorakit", *arguments)
-        assert ended.returncode == 2 and told in ended.stderr and "Traceback" not in ended.stderr
+        assert ended.returncode == 2 and shown in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_run_in_a_program_of_its_own(project, settings):
@@ -426,9 +426,9 @@ def test_an_interrupted_command_ends_with_one_line(monkeypatch, capsys, tmp_path
 
 def test_model_fetch_brings_a_base_checks_it_and_tells_what_it_is(base, capsys):
     assert main(["model", "fetch", "--set", f"model.source={base}"]) == 0
-    told = capsys.readouterr().out
-    assert f"{base}: a diffusers folder with StableDiffusionPipeline (SD 1.5)" in told
-    assert "it can be trained as sd15" in told
+    shown = capsys.readouterr().out
+    assert f"{base}: a diffusers folder with StableDiffusionPipeline (SD 1.5)" in shown
+    assert "it can be trained as sd15" in shown
 
 
 def test_model_fetch_refuses_a_base_of_another_family(base, capsys):

@@ -198,14 +198,14 @@ def test_a_caption_file_wins_over_json_the_nearer_json_over_the_other_and_each_c
     }
     found = said(files, tmp_path)
     assert [sample.written for sample in found.samples] == ["file", "near", "far", ""]
-    told = {(note.kind, note.name): note.text for note in found.notes}
-    assert set(told) == {
+    shown = {(note.kind, note.name): note.text for note in found.notes}
+    assert set(shown) == {
         ("caption choice", "1_x/mine.json"),
         ("caption choice", "captions.json"),
         ("empty caption", "1_x/d.png"),
     }
-    assert told["caption choice", "1_x/mine.json"].startswith("2 of its captions are left out")
-    assert told["caption choice", "captions.json"].startswith("1 of its captions are left out")
+    assert shown["caption choice", "1_x/mine.json"].startswith("2 of its captions are left out")
+    assert shown["caption choice", "captions.json"].startswith("1 of its captions are left out")
 
 
 def test_strangers_in_json_are_one_note_with_an_example(tmp_path):

@@ -65,12 +65,12 @@ def test_every_file_is_used_or_explained_as_it_should_be(odds, found):
 
 def test_no_file_is_passed_over_in_silence(odds, found):
     root = odds[0] / "dataset"
-    told = {sample.path for sample in found.samples} | {root / note.name for note in found.notes}
-    told |= {sample.caption_file.with_suffix(ending) for sample in found.samples for ending in (".txt", ".TXT")}
-    told |= {root / Path(note.name).with_suffix(".txt") for note in found.notes if note.kind == "caption encoding"}
-    told |= {root / "json/ours/captions.json", root / os.fsdecode(b"names/\xb0\xa1\xff.png")}
+    shown = {sample.path for sample in found.samples} | {root / note.name for note in found.notes}
+    shown |= {sample.caption_file.with_suffix(ending) for sample in found.samples for ending in (".txt", ".TXT")}
+    shown |= {root / Path(note.name).with_suffix(".txt") for note in found.notes if note.kind == "caption encoding"}
+    shown |= {root / "json/ours/captions.json", root / os.fsdecode(b"names/\xb0\xa1\xff.png")}
     hidden = [path for path in plain_files(root) if any(part.startswith(".") for part in path.relative_to(root).parts)]
-    assert sorted({*plain_files(root)} - told - {*hidden}) == [] and hidden
+    assert sorted({*plain_files(root)} - shown - {*hidden}) == [] and hidden
     assert any(note.kind == "hidden" and ".hidden" in note.text for note in found.notes)
     assert {note.kind for note in found.notes} <= {*NOTE_KINDS}
 

@@ -40,7 +40,7 @@ def scanned(root: Path, files: dict[str, bytes | str], **settings) -> Scan:
     return scan(DataConfig(**settings), laid_out(root, files))
 
 
-def told(found: Scan) -> dict[str, tuple]:
+def noted(found: Scan) -> dict[str, tuple]:
     return {s.name: (s.caption, s.repeats, s.is_reg) for s in found.samples}
 
 
@@ -55,7 +55,7 @@ def test_kohyas_folders_give_repeats_names_and_regularization_images(tmp_path):
         "reg/2_girl/r.png": PNG,
     }
     found = scanned(tmp_path, files, trigger="mofu", repeats=7)
-    assert told(found) == {
+    assert noted(found) == {
         "10_red_scarf/b.png": ("mofu, red scarf", 10, False),
         "3_mofu/a.png": ("mofu, girl, hat", 3, False),
         "reg/2_girl/r.png": ("girl", 2, True),
@@ -84,7 +84,7 @@ def test_a_date_before_a_folders_name_is_not_taken_for_repeats(tmp_path):
 def test_a_plain_folder_is_searched_in_depth_with_the_repeats_of_the_settings(tmp_path):
     files = {"a.png": PNG, "a.txt": "hat", "day/one/b.png": PNG, "reg/1_girl/r.png": PNG, "reg/1_girl/r.txt": "girl"}
     found = scanned(tmp_path, files, repeats=7)
-    assert told(found) == {
+    assert noted(found) == {
         "a.png": ("hat", 7, False),
         "day/one/b.png": ("", 7, False),
         "reg/1_girl/r.png": ("girl", 1, True),
@@ -94,7 +94,7 @@ def test_a_plain_folder_is_searched_in_depth_with_the_repeats_of_the_settings(tm
 @pytest.mark.parametrize("name", ["extra.png", "more/b.png", "0_off/b.png", "3_mofu/deeper/b.png", "reg/b.png"])
 def test_an_image_beside_kohyas_folders_is_not_used_in_silence(name, tmp_path):
     found = scanned(tmp_path, {"3_mofu/a.png": PNG, "3_mofu/a.txt": "hat", name: PNG})
-    assert list(told(found)) == ["3_mofu/a.png"]
+    assert list(noted(found)) == ["3_mofu/a.png"]
     where = f"{name.rpartition('/')[0]}/" if "/" in name else "the data folder"
     (note,) = found.notes
     assert note.kind == "overlooked folder" and str(note).startswith(f"{where}: 1 images left out; ")
@@ -105,7 +105,7 @@ def test_hidden_files_and_folders_are_skipped_and_counted(layout, tmp_path):
     files = {f"{layout}a.png": PNG, f"{layout}a.txt": "hat", f"{layout}._a.png": b"x"}
     found = scanned(tmp_path, {**files, f"{layout}.ipynb_checkpoints/a-checkpoint.png": PNG, ".hidden/b.png": PNG})
     (note,) = found.notes
-    assert list(told(found)) == [f"{layout}a.png"]
+    assert list(noted(found)) == [f"{layout}a.png"]
     assert (note.kind, note.text[:36]) == ("hidden", "3 hidden files and folders are skipp") and "._a.png" in note.text
 
 
@@ -115,7 +115,7 @@ def test_links_to_concept_folders_are_followed_and_others_told(tmp_path):
     for name in ("3_mofu", "elsewhere"):
         (root / name).symlink_to(far)
     found = scan(DataConfig(), tmp_path)
-    assert told(found) == {"1_x/c.png": ("cap", 1, False), "3_mofu/a.png": ("hat", 3, False)}
+    assert noted(found) == {"1_x/c.png": ("cap", 1, False), "3_mofu/a.png": ("hat", 3, False)}
     assert [(note.kind, note.name) for note in found.notes] == [("link", "elsewhere")]
 
 
@@ -200,7 +200,7 @@ BROKEN |= {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_image_is_left_out_and_named_with_a_reason(name, tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "a.txt": "hat", name: BROKEN[name]})
-    assert list(told(found)) == ["a.png"]
+    assert list(noted(found)) == ["a.png"]
     (note,) = found.notes
     assert note.kind == "unreadable"
     assert str(note).startswith(f"{name}: left out, ") and note.text.endswith(".") and "0x" not in note.text
@@ -235,7 +235,7 @@ def test_a_link_to_nothing_a_folder_called_like_an_image_and_a_caption_folder_ar
     (root / "gone.png").symlink_to(root / "nowhere")
     (root / "a.txt").mkdir()
     found = scan(DataConfig(), tmp_path)
-    assert list(told(found)) == ["a.png", "b.png/c.png"]
+    assert list(noted(found)) == ["a.png", "b.png/c.png"]
     gone = "gone.png: left out, a link that cannot be followed (No such file or directory)."
     assert gone in map(str, found.notes) and "link" in [note.kind for note in found.notes]
 
@@ -261,7 +261,7 @@ def test_endings_count_in_either_case(extension, tmp_path):
 
 def test_images_that_share_a_caption_file_are_both_used_and_named(tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "a.jpg": PNG, "a.txt": "hat", "day/a.png": PNG, "day/a.txt": "cap"})
-    assert {c for c, *_ in told(found).values()} == {"hat", "cap"} and len(found.samples) == 3
+    assert {c for c, *_ in noted(found).values()} == {"hat", "cap"} and len(found.samples) == 3
     notes = {note.kind: str(note) for note in found.notes}
     assert notes["shared caption"] == "a.png: shares its caption file with a.jpg; rename one of them."
     assert set(notes) == {"shared caption", "wrong ending"}
@@ -295,7 +295,7 @@ def test_a_caption_is_one_line_without_byte_order_mark_and_an_empty_one_is_the_f
 @pytest.mark.parametrize("content", ["帽子".encode("gbk"), "café".encode("latin-1"), "girl".encode("utf-16")[:-1]])
 def test_an_image_whose_caption_might_be_misread_is_left_out_with_what_to_do(content, tmp_path):
     found = scanned(tmp_path, {"a.png": PNG, "b.png": PNG, "b.txt": content, "a.txt": "hat"})
-    assert list(told(found)) == ["a.png"]
+    assert list(noted(found)) == ["a.png"]
     (note,) = found.notes
     assert (note.kind, note.name) == ("caption encoding", "b.png")
     assert note.text.startswith("left out because of its caption file b.txt: it ") and "save it as UTF-8" in note.text

@@ -163,8 +163,8 @@ def test_gif_tiff_and_jfif_are_images_and_heic_and_jpeg_xl_are_named_with_how_to
     files = {"a.gif": WHOLE["GIF"], "b.tiff": WHOLE["TIFF"], "c.jfif": WHOLE["JPEG"], "d.heic": b"x", "e.jxl": b"x"}
     found = scanned(tmp_path, {**files, "f.jpg": b"\0\0\0\x18ftypheic" + bytes(40)})
     assert [sample.name for sample in found.samples] == ["a.gif", "b.tiff", "c.jfif"]
-    told = {note.name: note.text for note in found.notes if note.kind in ("unread format", "unreadable")}
-    assert set(told) == {"d.heic", "e.jxl", "f.jpg"} and all("convert it to PNG" in text for text in told.values())
+    noted = {note.name: note.text for note in found.notes if note.kind in ("unread format", "unreadable")}
+    assert set(noted) == {"d.heic", "e.jxl", "f.jpg"} and all("convert it to PNG" in text for text in noted.values())
     with pytest.raises(ImageError, match="it is HEIC: convert"):
         open_rgb(tmp_path / "dataset" / "f.jpg")
     with pytest.raises(DataError):

@@ -51,8 +51,10 @@ def test_a_healthy_set_has_no_findings_and_its_numbers_are_right(healthy):
 
 def test_images_that_were_measured_are_not_read_again(healthy, monkeypatch):
     monkeypatch.setattr("lorakit.data.image_stats.SETTLED", -1.0)  # these were written just now
-    told = [(progress.done, progress.total) for progress in measure_images(healthy.project, DataConfig(**healthy.data))]
-    assert told == [(i, COUNT) for i in range(1, COUNT + 1)]
+    reported = [
+        (progress.done, progress.total) for progress in measure_images(healthy.project, DataConfig(**healthy.data))
+    ]
+    assert reported == [(i, COUNT) for i in range(1, COUNT + 1)]
     assert list(measure_images(Project(healthy.folder / "nowhere"), DataConfig())) == []
     monkeypatch.setattr(StatsCache, "_measured", None)
     assert not healthy.examine().findings
@@ -179,9 +181,9 @@ def test_any_bytes_under_an_images_name_are_a_finding(healthy):
         (healthy.folder / names[-1]).write_bytes(dice.choice(broken))
         (healthy.folder / f"broken {i}.txt").write_bytes(dice.randbytes(20))
     report = healthy.examine()
-    told = {name for kind in ("unreadable", "truncated") for name in report.find(kind).images}
+    reported = {name for kind in ("unreadable", "truncated") for name in report.find(kind).images}
     whole = {name for name in report.samples if name in names}  # those that were cut behind the last pixel
-    assert told | whole | set(report.find("caption-encoding").images) == set(names) and len(told) > 50
+    assert reported | whole | set(report.find("caption-encoding").images) == set(names) and len(reported) > 50
 
 
 def test_captions_that_are_no_text_at_all_are_read_or_told(healthy):

@@ -205,7 +205,7 @@ def test_the_terminal_checks_mends_and_brings_back(healthy, capsys):
     settings = [part for name, value in DATA.items() for part in ("--set", f"data.{name}={value}")]
     settings += ["--set", "model.source=demo"]
     assert terminal("check", folder, *settings) == 1
-    assert "03.png" in (told := capsys.readouterr().out) and f"lorakit data fix {folder} --set" in told
+    assert "03.png" in (reported := capsys.readouterr().out) and f"lorakit data fix {folder} --set" in reported
     assert terminal("fix", folder, "unreadable", *settings) == 0
     assert terminal("check", folder, "--json", *settings) == 0
     report = json.loads(capsys.readouterr().out.partition("\n")[2])

@@ -298,8 +298,8 @@ def test_cells_are_stored_as_they_come_with_their_parameters_inside(unet):
             seen += 1
             assert event.file.exists() and len(list(event.file.parent.glob("*.png"))) == seen == event.done
             with Image.open(event.file) as image:
-                told = json.loads(image.text["parameters"])
-            assert told == {**LOOK, "sampler": "ddim", "shift": 0.0, **vars(event.cell), "base": "base-v1"}
+                message = json.loads(image.text["parameters"])
+            assert message == {**LOOK, "sampler": "ddim", "shift": 0.0, **vars(event.cell), "base": "base-v1"}
     assert seen == 4
 
 
@@ -338,7 +338,7 @@ def test_the_record_tells_all_and_names_files_relative_to_itself(unet, project):
 
 
 @pytest.mark.parametrize(
-    "name, values, told",
+    "name, values, message",
     (
         ("steps", (1,), "'steps' cannot be an axis; allowed are checkpoint, strength, prompt, seed"),
         ("seed", (), "The axis seed has no values"),
@@ -351,8 +351,8 @@ def test_the_record_tells_all_and_names_files_relative_to_itself(unet, project):
         ("checkpoint", ("on",), "'on' cannot be a value of the axis checkpoint, which takes steps or 'off'"),
     ),
 )
-def test_an_axis_that_makes_no_sense_is_refused(name, values, told):
-    with pytest.raises(ConfigError, match=told):
+def test_an_axis_that_makes_no_sense_is_refused(name, values, message):
+    with pytest.raises(ConfigError, match=message):
         Axis(name, values)
 
 
@@ -364,8 +364,8 @@ def test_equal_axes_missing_checkpoints_and_odd_names_are_refused_before_anythin
         (ProjectError, r"no LoRA file of step 7", {"checkpoint": 7}),
         (ProjectError, "'../x' cannot be a grid's name", {"name": "../x"}),
     )
-    for kind, told, change in refused:
-        with pytest.raises(kind, match=told):
+    for kind, message, change in refused:
+        with pytest.raises(kind, match=message):
             next(grid(unet, **{"x": Axis("strength", (1.0,)), "y": seed, "prompt": "", "sampling": sampling, **change}))
     assert not unet.grids.exists()
 

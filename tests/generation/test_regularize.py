@@ -61,8 +61,8 @@ def bytes_of(project) -> dict[str, bytes]:
 
 
 def test_every_training_image_has_one_of_its_size_that_is_trained_as_often(project, config):
-    found, told = made(project, config)
-    assert len(found) == 3 and not told
+    found, noted = made(project, config)
+    assert len(found) == 3 and not noted
     after = scan(config.data, project.folder)
     training = [sample for sample in after.samples if not sample.is_reg]
     reg = [sample for sample in after.samples if sample.is_reg]
@@ -88,9 +88,9 @@ def test_an_image_is_what_the_base_paints_and_says_from_what(project, config):
     with torch.no_grad():
         image = generate_image(model, model.encode_text(one.prompt), model.encode_text(""), sampling, 420)
     assert Image.open(one.file).tobytes() == image.tobytes()
-    told = parameters(one.file)
-    assert told["prompt"] == one.file.with_suffix(".txt").read_text() and told["seed"] == 420
-    assert str(config.model.source) not in str(told)
+    noted = parameters(one.file)
+    assert noted["prompt"] == one.file.with_suffix(".txt").read_text() and noted["seed"] == 420
+    assert str(config.model.source) not in str(noted)
 
 
 def test_a_cut_one_goes_on_and_ends_as_an_uncut_one(project, config):
@@ -130,10 +130,10 @@ def test_what_was_not_made_here_is_never_written_over(project, config):
     (folder / "01.txt").write_text("mine")
     (folder / "02.png").write_bytes(b"no image at all")
     mine = (folder / "00.png").read_bytes()
-    found, told = made(project, config)
+    found, noted = made(project, config)
     assert len(found) == 1 and (folder / "02.png").read_bytes() == b"no image at all"
     assert (folder / "00.png").read_bytes() == mine and (folder / "01.txt").read_text() == "mine"
-    assert [text.partition(",")[0] for text in told] == [
+    assert [text.partition(",")[0] for text in noted] == [
         f"reg/3_1girl/0{i}.png: was not generated here" for i in (0, 2)
     ]
 
@@ -146,21 +146,21 @@ def test_images_follow_their_folder_to_other_repeats_and_leftovers_are_named(pro
     assert made(project, config) == ([], [])
     assert bytes_of(project) == {name.replace("3_", "5_"): data for name, data in before.items()}
     (project.dataset / "5_mofu/00.png").unlink()
-    found, told = made(project, config)
-    assert not found and told == ["reg/5_1girl/00.png: is left over, as its training image is gone; delete it."]
+    found, noted = made(project, config)
+    assert not found and noted == ["reg/5_1girl/00.png: is left over, as its training image is gone; delete it."]
 
 
 @only_sd15
 def test_images_of_an_earlier_class_stay_where_they_are_and_are_named(project, config):
     made(project, config, RegularizeConfig(class_name="small_girl"))
-    found, told = made(project, config, RegularizeConfig(class_name="girl"))
+    found, noted = made(project, config, RegularizeConfig(class_name="girl"))
     more = "is trained on as well, which gives regularization images more weight; delete it if it is old."
-    assert len(found) == 3 and told == [f"reg/3_small_girl: {more}"]
+    assert len(found) == 3 and noted == [f"reg/3_small_girl: {more}"]
     Image.new("RGB", (64, 64)).save(project.dataset / "3_mofu/04.png")
     (project.dataset / "2_other").mkdir()
     (project.dataset / "3_mofu/04.png").rename(project.dataset / "2_other/04.png")
-    told = made(project, config, RegularizeConfig(class_name="girl"))[1]
-    assert told == [f"reg/3_girl: {more}", f"reg/3_small_girl: {more}"]
+    noted = made(project, config, RegularizeConfig(class_name="girl"))[1]
+    assert noted == [f"reg/3_girl: {more}", f"reg/3_small_girl: {more}"]
     assert len(list((project.dataset / "reg/3_small_girl").glob("*.png"))) == 3
 
 

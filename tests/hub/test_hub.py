@@ -56,9 +56,9 @@ def refusal(source: str, tmp_path: Path, kind: type[Exception] = SourceError) ->
     """The sentence that a source is refused with."""
     with pytest.raises(kind) as refused:
         fetch(source, tmp_path / "hub")
-    told = str(refused.value)
-    assert len(told.splitlines()) == 1 and "hf_secret" not in told
-    return told
+    shown = str(refused.value)
+    assert len(shown.splitlines()) == 1 and "hf_secret" not in shown
+    return shown
 
 
 def test_a_diffusers_repository_is_downloaded_without_unneeded_files(hub, model, tmp_path):
@@ -138,7 +138,7 @@ def test_files_of_other_repositories_are_chosen_by_patterns(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "shown"),
     (
         ("nobody/nothing", r"no model nobody/nothing at http://127.*check the spelling.*HF_TOKEN"),
         ("someone/tiny@v9", r"no revision someone/tiny@v9"),
@@ -148,17 +148,17 @@ def test_files_of_other_repositories_are_chosen_by_patterns(hub, tmp_path):
         ("someone/gated/single.safetensors", r"is gated: accept"),
     ),
 )
-def test_a_wrong_name_or_missing_access_is_one_sentence(source, told, hub, model, tmp_path):
+def test_a_wrong_name_or_missing_access_is_one_sentence(source, shown, hub, model, tmp_path):
     hub.repos["someone/files"] = {"a.safetensors": b"", "README.md": b""}
     hub.repos["someone/gated"] = dict(model)
     hub.gated.add("someone/gated")
-    assert re.search(told, refusal(source, tmp_path))
+    assert re.search(shown, refusal(source, tmp_path))
 
 
 def test_when_hugging_face_is_blocked_the_mirror_is_named(hub, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    told = refusal("someone/tiny", tmp_path)
-    assert "http://127.0.0.1:9" in told and "HF_ENDPOINT=https://hf-mirror.com" in told and "local path" in told
+    shown = refusal("someone/tiny", tmp_path)
+    assert "http://127.0.0.1:9" in shown and "HF_ENDPOINT=https://hf-mirror.com" in shown and "local path" in shown
 
 
 def test_a_damaged_file_on_hugging_face_is_refused(hub, tmp_path):
@@ -208,14 +208,14 @@ def test_files_of_one_name_from_several_addresses_are_not_mixed_up(hub, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "shown"),
     (("/page", "is a web page"), ("/no/such/x.safetensors", "does not exist"), ("/cut.safetensors", "is truncated")),
 )
-def test_an_address_without_a_model_is_one_sentence(path, told, hub, model, tmp_path):
+def test_an_address_without_a_model_is_one_sentence(path, shown, hub, model, tmp_path):
     hub.plain["/page"] = (b"<html>", {"Content-Type": "text/html; charset=utf-8"})
     hub.plain["/cut.safetensors"] = (model["single.safetensors"][:-5], {})
     refused = refusal(f"{hub.address}{path}?token=hf_secret", tmp_path, ValueError)
-    assert told in refused
+    assert shown in refused
 
 
 def test_an_address_that_does_not_answer_is_one_sentence(tmp_path):

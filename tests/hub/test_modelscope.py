@@ -34,8 +34,8 @@ def publish(server, files: dict[str, bytes], revision: str = "master", **damaged
         entries.append({"Path": name, "Type": "blob", "Size": len(content), "Sha256": sha256})
         address = f"/models/{REPO}/resolve/{revision}/{name}".replace(" ", "%20")
         server.plain[address] = content, {"Content-Type": "application/octet-stream"}
-    told = json.dumps({"Code": 200, "Success": True, "Data": {"Files": entries}}).encode()
-    server.plain[f"/api/v1/models/{REPO}/repo/files"] = told, {"Content-Type": "application/json"}
+    shown = json.dumps({"Code": 200, "Success": True, "Data": {"Files": entries}}).encode()
+    server.plain[f"/api/v1/models/{REPO}/repo/files"] = shown, {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_files_of_a_tagger_and_of_a_revision(site, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, told",
+    "source, shown",
     [
         (
             "modelscope:nobody/nothing",
@@ -89,8 +89,8 @@ def test_files_of_a_tagger_and_of_a_revision(site, tmp_path):
         ("modelscope:", "is no model on ModelScope"),
     ],
 )
-def test_an_unavailable_model_is_one_sentence(site, source, told):
-    with pytest.raises(SourceError, match=told) as refused:
+def test_an_unavailable_model_is_one_sentence(site, source, shown):
+    with pytest.raises(SourceError, match=shown) as refused:
         fetch(source)
     assert len(str(refused.value).splitlines()) == 1
 

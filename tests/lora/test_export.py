@@ -422,11 +422,11 @@ def test_what_a_copy_says_about_itself_is_chosen_at_export_and_private_details_c
 
 
 def test_the_help_of_the_key_layout_says_who_reads_each(tmp_path):
-    (told,) = (f.metadata["help"] for f in fields(SaveConfig) if f.name == "key_layout")
+    (shown,) = (f.metadata["help"] for f in fields(SaveConfig) if f.name == "key_layout")
     for layout in key_layouts():
-        assert f"{layout}" in told
+        assert f"{layout}" in shown
     for host in ("A1111/Forge", "ComfyUI", "sd-scripts", "diffusers"):
-        assert host in told
+        assert host in shown
 
 
 @pytest.mark.parametrize("family", models.names())

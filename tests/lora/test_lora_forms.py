@@ -286,8 +286,8 @@ def test_what_is_no_lora_is_left_out_by_name_before_a_run_and_in_it(fresh, train
     assert warm_start.adapter_settings(file) == warm_start.adapter_settings(plain)
     (found,) = check([file])
     notes = warm_start.read(str(file), fresh(family)).left_out
-    for _, told in BESIDE.values():
-        assert told in found.kind and any(told in note for note in notes)
+    for _, shown in BESIDE.values():
+        assert shown in found.kind and any(shown in note for note in notes)
     assert not found.problem and not found.unfit
 
 

@@ -257,12 +257,12 @@ def true_parts() -> dict[str, torch.nn.Module]:
     from accelerate import init_empty_weights
     from transformers import Qwen3Config, Qwen3Model
 
-    told = {name: json.loads((ANIMA_CONFIG / name / "config.json").read_text()) for name in CLASSES}
+    shown = {name: json.loads((ANIMA_CONFIG / name / "config.json").read_text()) for name in CLASSES}
     with init_empty_weights():
         made = {
-            name: getattr(diffusers, CLASSES[name]).from_config(told[name]) for name in CLASSES if "enc" not in name
+            name: getattr(diffusers, CLASSES[name]).from_config(shown[name]) for name in CLASSES if "enc" not in name
         }
-        return made | {"text_encoder": Qwen3Model(Qwen3Config.from_dict(told["text_encoder"]))}
+        return made | {"text_encoder": Qwen3Model(Qwen3Config.from_dict(shown["text_encoder"]))}
 
 
 def save_hollow(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
@@ -307,8 +307,8 @@ def test_files_of_true_size_are_measured_as_the_released_model(tmp_path):
         text_conditioner=None,
     )
     for name in CLASSES:
-        told = json.loads((ANIMA_CONFIG / name / "config.json").read_text())
-        assert json.loads(json.dumps(files._parts[name].config)) == told
+        shown = json.loads((ANIMA_CONFIG / name / "config.json").read_text())
+        assert json.loads(json.dumps(files._parts[name].config)) == shown
         assert files._parts[name].names.keys() == true[name].state_dict().keys()
 
 
@@ -349,20 +349,20 @@ def refusal(*paths: Path | None) -> str:
         files = open_anima(source, text_encoder=text_encoder, vae=vae, text_conditioner=conditioner)
         for name in CLASSES:
             getattr(files, name)(torch.float32, CPU)
-    told = str(refused.value)
-    assert len(told.splitlines()) == 1
-    return told
+    shown = str(refused.value)
+    assert len(shown.splitlines()) == 1
+    return shown
 
 
 def test_a_dit_alone_names_what_is_missing_and_where_it_is(parts, tmp_path):
     files = save_files(tmp_path, parts)
-    told = refusal(files["transformer"])
-    assert "text_encoder, such as circlestone-labs/Anima/split_files/text_encoders/qwen_3_06b_base.safetensors" in told
-    assert "vae, such as circlestone-labs/Anima/split_files/vae/qwen_image_vae.safetensors" in told
-    assert "text_conditioner" not in told
+    shown = refusal(files["transformer"])
+    assert "text_encoder, such as circlestone-labs/Anima/split_files/text_encoders/qwen_3_06b_base.safetensors" in shown
+    assert "vae, such as circlestone-labs/Anima/split_files/vae/qwen_image_vae.safetensors" in shown
+    assert "text_conditioner" not in shown
     rewrite(files["transformer"], lambda found: {name: t for name, t in found.items() if "llm_adapter." not in name})
-    told = refusal(files["transformer"], files["text_encoder"], files["vae"])
-    assert "without LLM adapter" in told and "text_conditioner, such as" in told and "text_encoder" not in told
+    shown = refusal(files["transformer"], files["text_encoder"], files["vae"])
+    assert "without LLM adapter" in shown and "text_conditioner, such as" in shown and "text_encoder" not in shown
 
 
 def test_a_file_in_the_wrong_place_is_named(parts, folder, tmp_path):
@@ -379,8 +379,8 @@ def test_a_file_in_the_wrong_place_is_named(parts, folder, tmp_path):
     assert "is a Stable Diffusion 1.x checkpoint" in refusal(other, qwen, vae)
     assert "There is no file or folder" in refusal(tmp_path / "none.safetensors", qwen, vae)
     assert "holds a StableDiffusionPipeline with" in refusal(tmp_path / "sd15")
-    told = refusal(dit, folder / "vae", vae)
-    assert f"{folder / 'vae'} holds AutoencoderKLQwenImage; for the text_encoder expected was Qwen3Model" in told
+    shown = refusal(dit, folder / "vae", vae)
+    assert f"{folder / 'vae'} holds AutoencoderKLQwenImage; for the text_encoder expected was Qwen3Model" in shown
 
 
 def test_damaged_files_are_refused(parts, folder, tmp_path):
@@ -422,10 +422,10 @@ def test_weights_in_8_bits_are_refused(parts, tmp_path):
 def test_parts_of_different_models_are_refused(parts, tmp_path):
     files = save_files(tmp_path / "one", parts)
     wide = save_files(tmp_path / "wide", tiny_parts(width=32))
-    told = refusal(files["transformer"], wide["text_encoder"], files["vae"])
-    assert "The text encoder has 32 channels, the text conditioner takes 16" in told
-    told = refusal(files["transformer"], files["text_encoder"], files["vae"], wide["transformer"])
-    assert "The text conditioner has 32 channels, the transformer takes 16" in told
+    shown = refusal(files["transformer"], wide["text_encoder"], files["vae"])
+    assert "The text encoder has 32 channels, the text conditioner takes 16" in shown
+    shown = refusal(files["transformer"], files["text_encoder"], files["vae"], wide["transformer"])
+    assert "The text conditioner has 32 channels, the transformer takes 16" in shown
 
 
 def test_a_folder_without_a_part_names_the_part_and_its_origin(folder, tmp_path):

@@ -237,8 +237,8 @@ def test_only_headers_are_read(parts, tmp_path):
 
 def test_the_terminal_says_the_same_and_fails_for_what_is_broken(zoo, capsys):
     assert main(["model", "check", str(zoo / "anima"), str(zoo / "loras")]) == 0
-    told = capsys.readouterr().out
-    assert "anima-base-v1.0.safetensors: an Anima DiT with its LLM adapter inside" in told and "missing" not in told
+    shown = capsys.readouterr().out
+    assert "anima-base-v1.0.safetensors: an Anima DiT with its LLM adapter inside" in shown and "missing" not in shown
     assert main(["model", "check", str(zoo / "anima" / "qwen_image_vae.safetensors"), str(zoo / "broken")]) == 1
     assert "is truncated" in capsys.readouterr().out
     assert main(["model", "check", str(zoo / "none")]) == 1
@@ -276,16 +276,16 @@ def test_unreadable_files_are_reported_beside_the_others(zoo, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "names, told",
+    "names, shown",
     (
         (("lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight"), "a single number where a matrix should be"),
         (("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"), "a Qwen3 text encoder of width 0"),
     ),
 )
-def test_numbers_in_place_of_matrices_do_not_crash(names, told, tmp_path):
+def test_numbers_in_place_of_matrices_do_not_crash(names, shown, tmp_path):
     save_file({name: torch.tensor(1.0) for name in names}, tmp_path / "model.safetensors")
     (found,) = check([tmp_path])
-    assert told in found.kind + found.unfit
+    assert shown in found.kind + found.unfit
 
 
 def test_states_and_caches_of_a_project_are_no_models(tmp_path):
@@ -310,16 +310,16 @@ def test_other_suffixes_are_found_but_not_a_trainers_state(tmp_path):
     assert {found[name].kind for name in names[:3]} == {"a VAE alone"}
 
 
-@pytest.mark.parametrize("size, told", ((0, "0 bytes"), (1500, "1.5 kB"), (9_540_000, "9.5 MB"), (6.94e9, "6.94 GB")))
-def test_sizes_have_suitable_units(size, told):
-    assert str(ModelFile(path=Path("a"), kind="a model", size=int(size))) == f"a: a model, {told}"
+@pytest.mark.parametrize("size, shown", ((0, "0 bytes"), (1500, "1.5 kB"), (9_540_000, "9.5 MB"), (6.94e9, "6.94 GB")))
+def test_sizes_have_suitable_units(size, shown):
+    assert str(ModelFile(path=Path("a"), kind="a model", size=int(size))) == f"a: a model, {shown}"
 
 
 def test_v_prediction_is_reported(tmp_path):
     names = ("model.diffusion_model.out.2.bias", "conditioner.embedders.0.transformer.x", "v_pred", "ztsnr")
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "noob.safetensors")
-    told = "a Stable Diffusion XL checkpoint, with v prediction, with zero terminal SNR"
-    assert check([tmp_path])[0].kind == told
+    shown = "a Stable Diffusion XL checkpoint, with v prediction, with zero terminal SNR"
+    assert check([tmp_path])[0].kind == shown
 
 
 @pytest.mark.parametrize(

@@ -167,12 +167,12 @@ def test_weights_of_the_right_dtype_are_the_file_and_not_a_copy_of_it(single, ti
     assert len(bases) == 1
 
 
-@pytest.mark.parametrize(("mark", "told"), ((None, "epsilon"), ("v_pred", "v_prediction")))
-def test_a_file_marked_as_v_prediction_is_read_as_such(mark, told, single, tiny, tmp_path):
+@pytest.mark.parametrize(("mark", "shown"), ((None, "epsilon"), ("v_pred", "v_prediction")))
+def test_a_file_marked_as_v_prediction_is_read_as_such(mark, shown, single, tiny, tmp_path):
     state = load_file(single) | ({mark: torch.tensor([])} if mark else {})
     save_file(state, tmp_path / "v.safetensors")
     config = open_sd(tmp_path / "v.safetensors", replace(SD15, settings=tiny)).scheduler_config()
-    assert config["prediction_type"] == told and config["beta_end"] == 0.012
+    assert config["prediction_type"] == shown and config["beta_end"] == 0.012
     save_file(state | {"ztsnr": torch.tensor([])}, tmp_path / "z.safetensors")
     assert (
         open_sd(tmp_path / "z.safetensors", replace(SD15, settings=tiny)).scheduler_config()["rescale_betas_zero_snr"]
@@ -359,7 +359,7 @@ def test_another_kind_of_file_is_named_and_refused(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "shown"),
     (
         (lambda state: state.pop("model.diffusion_model.out.2.bias"), "1 are missing, such as conv_out.bias"),
         (
@@ -369,11 +369,11 @@ def test_another_kind_of_file_is_named_and_refused(kind, tmp_path):
         (lambda state: state.update({"model.diffusion_model.out.2.bias": torch.zeros(9)}), r"conv_out.bias is \(9,\)"),
     ),
 )
-def test_missing_unknown_and_misshapen_weights_are_reported(change, told, single, tiny, tmp_path):
+def test_missing_unknown_and_misshapen_weights_are_reported(change, shown, single, tiny, tmp_path):
     state = load_file(single)
     change(state)
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ModelFileError, match=told):
+    with pytest.raises(ModelFileError, match=shown):
         open_sd(tmp_path / "model.safetensors", replace(SD15, settings=tiny)).unet(torch.float32, CPU)
 
 

@@ -56,25 +56,25 @@ def test_single_files_of_sdxl_get_the_one_vocabulary(single_xl):
 
 @pytest.mark.parametrize("kind", ("refiner", "EDM", "without text encoders", "1.x", "VAE alone"))
 def test_a_file_that_is_not_sdxl_is_named_and_refused(kind, tmp_path):
-    names = next((names for told, names in FOREIGN.items() if kind in told), ["cond_stage_model.transformer.x"])
+    names = next((names for shown, names in FOREIGN.items() if kind in shown), ["cond_stage_model.transformer.x"])
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(ModelFileError, match=f"{kind}.*expected was a Stable Diffusion XL checkpoint"):
         open_sd(tmp_path / "other.safetensors", SDXL)
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "told"),
+    ("part", "change", "shown"),
     (
         ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "schedule of EDM"),
         ("scheduler", {"prediction_type": "sample"}, "prediction type sample"),
     ),
 )
-def test_folders_of_models_that_train_in_another_way_are_refused(part, change, told, tiny_xl, tmp_path):
+def test_folders_of_models_that_train_in_another_way_are_refused(part, change, shown, tiny_xl, tmp_path):
     folder = shutil.copytree(tiny_xl, tmp_path / "model")
     file = next((folder / part).glob("*config.json"))
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     files = open_sd(folder, SDXL)
-    with pytest.raises(ModelFileError, match=told):
+    with pytest.raises(ModelFileError, match=shown):
         files.scheduler_config()
 
 

@@ -85,8 +85,8 @@ def reason_everywhere(path: Path, family: str, capsys) -> str:
     assert len(str(refused.value).splitlines()) == 1
     assert main(["model", "check", str(path)]) == 0 and reason in capsys.readouterr().out
     assert main(["model", "fetch", "--set", f"model.family={family}", "--set", f"model.source={path}"]) == 2
-    told = capsys.readouterr()
-    assert reason in told.err and "can be trained as" not in told.out
+    shown = capsys.readouterr()
+    assert reason in shown.err and "can be trained as" not in shown.out
     return reason
 
 
@@ -108,8 +108,8 @@ def test_a_whole_file_is_fetched_and_one_without_vae_with_that_setting(bases, tm
     for name, options in (("whole", []), ("pruned", vae)):
         source = ["--set", "model.family=sd15", "--set", f"model.source={tmp_path / name}.safetensors", *options]
         assert main(["model", "fetch", *source]) == 0
-        told = capsys.readouterr().out
-        assert "can be trained as sd15" in told and "cannot" not in told
+        shown = capsys.readouterr().out
+        assert "can be trained as sd15" in shown and "cannot" not in shown
 
 
 def drop_vae(folder: Path) -> None:

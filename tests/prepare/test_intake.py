@@ -83,11 +83,11 @@ HOW = pytest.mark.parametrize("how", ["zip", "tar", "folder", "upload"])
 
 @HOW
 def test_a_pile_arrives_whole_without_the_folder_that_holds_it_all_and_what_is_left_out_is_told(how, project, tmp_path):
-    told = notes(import_images(project, given(how, tmp_path, {**PILE, **USELESS})))
+    noted = notes(import_images(project, given(how, tmp_path, {**PILE, **USELESS})))
     assert dataset(project) == {name.removeprefix("images/"): data for name, data in PILE.items()}
-    assert len(told["left out"]) == len(USELESS)
-    assert all(any(Path(name).name in line for line in told["left out"]) for name in ("readme.md", "more.zip"))
-    assert told["added"][0] == "dataset: 2 images added, 3 captions and metadata added."
+    assert len(noted["left out"]) == len(USELESS)
+    assert all(any(Path(name).name in line for line in noted["left out"]) for name in ("readme.md", "more.zip"))
+    assert noted["added"][0] == "dataset: 2 images added, 3 captions and metadata added."
 
 
 @HOW
@@ -116,14 +116,14 @@ def test_a_folder_that_is_a_concept_itself_stays_one_unless_another_is_named(pro
 def test_into_a_concept_folder_nothing_lies_deeper_and_same_names_part(project, tmp_path):
     source = fill(tmp_path / "x", {"1/a.png": b"1", "1/a.txt": b"one", "2/a.png": b"2", "2/a.txt": b"two"})
     for _ in range(2):
-        told = notes(import_images(project, source, "mofu", 10))
+        noted = notes(import_images(project, source, "mofu", 10))
         assert dataset(project) == {
             "10_mofu/a.png": b"1",
             "10_mofu/a.txt": b"one",
             "10_mofu/a-2.png": b"2",
             "10_mofu/a-2.txt": b"two",
         }
-    assert "renamed" not in told, "the second time all is there"
+    assert "renamed" not in noted, "the second time all is there"
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_what_cannot_be_a_concept_folder_is_refused(project, tmp_path, into, rep
 
 def test_another_image_of_the_same_name_gets_a_new_name_together_with_its_caption(project, tmp_path):
     fill(project.dataset, {"a.png": b"mine", "a.txt": b"my caption"})
-    told = notes(import_images(project, fill(tmp_path / "x", {"a.png": b"other", "a.txt": b"its caption"})))
+    noted = notes(import_images(project, fill(tmp_path / "x", {"a.png": b"other", "a.txt": b"its caption"})))
     mine, other = {"a.png": b"mine", "a.txt": b"my caption"}, {"a-2.png": b"other", "a-2.txt": b"its caption"}
     assert dataset(project) == mine | other
-    assert len(told["renamed"]) == 2 and "a-2.png" in told["renamed"][0]
+    assert len(noted["renamed"]) == 2 and "a-2.png" in noted["renamed"][0]
 
 
 def test_an_image_does_not_come_to_share_the_caption_of_another(project, tmp_path):
@@ -178,8 +178,8 @@ def test_captions_that_were_corrected_since_stay(project, tmp_path):
     source = fill(tmp_path / "x", {"a.png": b"a", "a.txt": b"wrong"})
     list(import_images(project, source))
     (project.dataset / "a.txt").write_bytes(b"right")
-    told = notes(import_images(project, source))
-    assert dataset(project) == {"a.png": b"a", "a.txt": b"right"} and "a.txt" in told["caption kept"][0]
+    noted = notes(import_images(project, source))
+    assert dataset(project) == {"a.png": b"a", "a.txt": b"right"} and "a.txt" in noted["caption kept"][0]
 
 
 def test_an_image_that_changed_takes_its_caption_along_and_the_old_one_keeps_its_own(project, tmp_path):
@@ -230,11 +230,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_arrives(project, tmp_path):
     (source / "gone.png").symlink_to(tmp_path / "nowhere")
     (source / "linked.png").symlink_to(fill(tmp_path / "y", {"c.png": b"c"}) / "c.png")
     (source / "loop").symlink_to(source)
-    told = notes(import_images(project, source))["left out"]
+    noted = notes(import_images(project, source))["left out"]
     assert dataset(project) == {"a.png": b"a", "sub/b.png": b"b", "linked.png": b"c"}
     assert not (project.dataset / "linked.png").is_symlink()
-    assert [line.partition(":")[0] for line in told] == ["loop", "gone.png", "pipe.png"]
-    assert "no plain file" in told[2]
+    assert [line.partition(":")[0] for line in noted] == ["loop", "gone.png", "pipe.png"]
+    assert "no plain file" in noted[2]
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "C:\\out.png"])
@@ -291,8 +291,8 @@ def test_images_beside_concept_folders_are_told(project, tmp_path):
 
 
 def test_a_moving_image_is_not_said_to_be_none(project, tmp_path):
-    told = notes(import_images(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.mpg": b"x"})))
-    assert told["left out"] == [f"wave.mpg: left out, no image or caption of a kind that is used ({', '.join(USED)})."]
+    noted = notes(import_images(project, fill(tmp_path / "pile", {"a.png": b"a", "wave.mpg": b"x"})))
+    assert noted["left out"] == [f"wave.mpg: left out, no image or caption of a kind that is used ({', '.join(USED)})."]
 
 
 def test_what_a_killed_process_left_is_removed(project, tmp_path):

@@ -252,10 +252,10 @@ def test_an_image_that_fails_is_named_and_the_rest_is_made(project):
     (project.dataset / "3_mofu/broken.png").write_bytes(b"\x89PNG no")
     Boxes(project).add("3_mofu/a.png", Box(500, 500, 50, 50))
     Boxes(project).add("3_mofu/gone.png", Box(0, 0, 50, 50))
-    told = notes(prepare(project, DATA, PLAIN))
-    assert [line.partition(":")[0] for line in told["unreadable"] + told["failed"]] == [
+    noted = notes(prepare(project, DATA, PLAIN))
+    assert [line.partition(":")[0] for line in noted["unreadable"] + noted["failed"]] == [
         "3_mofu/broken.png", "3_mofu/a.png"]  # fmt: skip
-    assert "gone.png" in told["box"][0]
+    assert "gone.png" in noted["box"][0]
     assert {name for name in there(project) if "3_mofu" in name} == {
         f"3_mofu/{stem}{end}" for stem in "bc" for end in (".png", ".txt")
     }
@@ -267,10 +267,10 @@ def test_of_images_that_look_alike_the_largest_stays(project):
     large.save(project.dataset / "3_mofu/large.png")
     large.resize((100, 67)).save(project.dataset / "3_mofu/small.jpg", quality=60)
     (project.dataset / "3_mofu/twin.png").write_bytes((project.dataset / "3_mofu/b.jpg").read_bytes())
-    told = notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))
-    assert len(told["duplicate"]) == 1 and "twin.png" in told["duplicate"][0]
-    told = notes(prepare(project, DATA, replace(PLAIN, duplicates="near")))
-    assert {line.partition(":")[0] for line in told["duplicate"]} == {
+    noted = notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))
+    assert len(noted["duplicate"]) == 1 and "twin.png" in noted["duplicate"][0]
+    noted = notes(prepare(project, DATA, replace(PLAIN, duplicates="near")))
+    assert {line.partition(":")[0] for line in noted["duplicate"]} == {
         "3_mofu/a.png", "3_mofu/small.jpg", "3_mofu/twin.png"}  # fmt: skip
     assert "3_mofu/large.png" in there(project) and "3_mofu/small.png" not in there(project)
 
@@ -291,8 +291,8 @@ def test_a_regularization_image_is_no_duplicate_of_a_training_image(project):
 def test_an_image_with_a_box_stays_before_a_larger_one_without(project):
     make_image(96, 64, 1).save(project.dataset / "3_mofu/again.png")
     Boxes(project).add("3_mofu/again.png", Box(0, 0, 20, 20))
-    [told] = notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))["duplicate"]
-    assert told.startswith("3_mofu/a.png")
+    [noted] = notes(prepare(project, DATA, replace(PLAIN, duplicates="exact")))["duplicate"]
+    assert noted.startswith("3_mofu/a.png")
 
 
 @pytest.mark.parametrize("after", range(1, 9))

@@ -77,10 +77,10 @@ def test_a_run_does_not_resume_with_another_config(tmp_path, base, half, leaf, v
             list(train(run))
         else:
             new_run(run.project.folder, base, HARD, TEXT, {part: {name: value}})
-    told = str(error.value)
-    assert leaf in told and " -> " in told
-    assert told.count(" -> ") == 2 or (edited and name == "trigger")  # the legend and one difference
-    assert "undo these changes" in told and "start a new run" in told
+    shown = str(error.value)
+    assert leaf in shown and " -> " in shown
+    assert shown.count(" -> ") == 2 or (edited and name == "trigger")  # the legend and one difference
+    assert "undo these changes" in shown and "start a new run" in shown
     assert edited or run.config_file.read_text() == before
     assert checkpoint.newest(run.states).state["step"] == 4
 
@@ -129,10 +129,10 @@ def test_another_number_of_threads_is_warned_of_once(tmp_path, half, monkeypatch
     run, here = copy_of(half, tmp_path / "project"), torch.get_num_threads()
     for threads, before in ((7, here), (7, None), (5, 7)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        told = [text for text in warnings(until(run, at(Started, 4))) if "threads" in text]
-        assert len(told) == (before is not None)
-        if told:
-            assert f"{threads} CPU threads" in told[0] and f"OMP_NUM_THREADS={before} " in told[0]
+        shown = [text for text in warnings(until(run, at(Started, 4))) if "threads" in text]
+        assert len(shown) == (before is not None)
+        if shown:
+            assert f"{threads} CPU threads" in shown[0] and f"OMP_NUM_THREADS={before} " in shown[0]
 
 
 # ---- the data and the base -------------------------------------------------------------------------------------------

@@ -107,11 +107,11 @@ def test_captions_edited_on_two_machines_are_told_and_joined_by_opening_again(pr
     mirrored(project)
     (other.dataset / "2_mofu/001.txt").write_text("edited there")
     watching = serving(other)
-    told = until(other, lambda standing: standing.trouble).trouble
+    shown = until(other, lambda standing: standing.trouble).trouble
     watching.terminate()
     watching.wait()
-    assert told.startswith("The folder dataset was changed in the remote copy by another machine. Training continues")
-    assert "Open the project again to merge both versions" in told
+    assert shown.startswith("The folder dataset was changed in the remote copy by another machine. Training continues")
+    assert "Open the project again to merge both versions" in shown
     mirrored(elsewhere(project, tmp_path / "other"))
     texts = elsewhere(project, tmp_path / "third").dataset / "2_mofu"
     assert [(texts / f"00{i}.txt").read_text() for i in range(2)] == ["edited here", "edited there"]

@@ -99,8 +99,8 @@ def test_a_clock_that_is_put_back_silences_no_trainer_to_other_machines(plain, t
             until(plain, lambda found: is_settled(found) and (stamp / "trainer.json").exists())
             (tmp_path / "back").touch()
             time.sleep(0.3)
-            told, end = (stamp / "trainer.json").read_bytes(), time.time() + 10
-            while (stamp / "trainer.json").read_bytes() == told:
+            shown, end = (stamp / "trainer.json").read_bytes(), time.time() + 10
+            while (stamp / "trainer.json").read_bytes() == shown:
                 assert time.time() < end
                 time.sleep(0.1)
         finally:
@@ -279,8 +279,8 @@ def test_what_other_machines_are_told_of_a_trainer(plain, serve, tmp_path):
     with somebody_training(run):
         state(run, 7)
         until(plain, lambda found: found.confirmed["r"] == 7 and stamp.exists())
-        told = service.elsewhere(other, old=10.0)
-        assert "Run 'r' is being trained on another machine" in told and "step 7" in told
+        shown = service.elsewhere(other, old=10.0)
+        assert "Run 'r' is being trained on another machine" in shown and "step 7" in shown
         assert service.elsewhere(run) == "", "here, but not elsewhere"
     end = time.time() + 10
     while read_stamp(stamp.read_bytes())["time"]:

@@ -194,8 +194,8 @@ def test_the_terminal_trains_and_exports(tmp_path, base, family, capsys):
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     assert cli.main(["train", str(run.project.folder), "--run", "t", *arguments]) == 0
     assert cli.main(["export", str(run.project.folder), "--run", "t", "--output", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr().out
-    assert "finished after step 1" in told and "modules matched" in told
+    shown = capsys.readouterr().out
+    assert "finished after step 1" in shown and "modules matched" in shown
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
 
 

@@ -33,7 +33,7 @@ def sd15(tmp_path_factory):
     return save_base("sd15", tmp_path_factory.mktemp("sd15"))
 
 
-def told(run):
+def estimate(run):
     return forecast.forecast(read_config(run), run.project, run)
 
 
@@ -60,7 +60,7 @@ def test_states_and_files_are_as_large_as_was_told(family, base, optimizer, tmp_
     hard, text = family_settings(family, base)
     chosen = {"prodigy": {"optimizer": {"name": "prodigy", "learning_rate": 1.0}}, "adamw8bit": rates("adamw8bit")}
     run = new_run(tmp_path, base, hard, chosen.get(optimizer, text), {"adapter": {"rank": 64}, "loop": {"steps": 1}})
-    before = told(run)
+    before = estimate(run)
     list(train(run))
     for what, pattern in (("states", "states/*/state.pt"), ("loras", "lora/*.safetensors")):
         written = sizes_of(run.folder, pattern)
@@ -71,7 +71,7 @@ def test_counts_are_those_of_training_in_every_stage(sd15, tmp_path):
     saves = {"save": {"every_steps": 5, "every_epochs": 0}, "sample": {"prompts": ["a", "b"], "every_steps": 4}}
     run = new_run(tmp_path, sd15, merged(HARD, saves))
     save_config(run, replace(read_config(run), stages=({"loop": {"epochs": 1}, "data": {"flip_aug": False}},)))
-    before = told(run)
+    before = estimate(run)
     seen = list(train(run))
     assert before.steps == sum(isinstance(event, Stepped) for event in seen)
     assert before.epochs == max(event.epoch for event in seen if isinstance(event, Stepped))
@@ -83,14 +83,14 @@ def test_counts_are_those_of_training_in_every_stage(sd15, tmp_path):
 def test_what_is_encoded_is_counted_before_and_found_after(family, base, tmp_path):
     hard, _ = family_settings(family, base)
     run = new_run(tmp_path, base, hard, {"loop": {"steps": 1}})
-    before = told(run)
+    before = estimate(run)
     assert before.images.there == before.texts.there == 0
     list(train(run))
     for cached, what in ((before.images, "latents"), (before.texts, "text")):
         written = sizes_of(run.project.cache, f"{what}/*/*.safetensors")
         assert cached.total == len(written)
         assert cached.each == pytest.approx(sum(written) / len(written), rel=0.3)  # headers weigh much in tiny files
-    after = told(run)
+    after = estimate(run)
     assert after.images.there == after.images.total and after.texts.there == after.texts.total
     assert after.done == after.steps and row(after, "images").needed == row(after, "loras").needed == 0
 
@@ -98,7 +98,7 @@ def test_what_is_encoded_is_counted_before_and_found_after(family, base, tmp_pat
 def test_nothing_is_hashed_while_nothing_is_cached(family, base, tmp_path, monkeypatch):
     run = new_run(tmp_path, base, family_settings(family, base)[0])
     monkeypatch.setattr(fingerprint, "_sha256", lambda file: pytest.fail(f"{file} is read"))
-    assert told(run).unknown == ""
+    assert estimate(run).unknown == ""
 
 
 # ---- steps and data --------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_left_out_files_and_cut_captions_are_told(family, base, tmp_path):
     concept = next(run.project.dataset.iterdir())
     (concept / "broken.png").write_bytes(b"no image")
     (concept / "00.txt").write_text("mofu, " + "girl, " * 900)
-    notes = told(run).notes
+    notes = estimate(run).notes
     assert any("broken.png" in note for note in notes)
     assert any("00.png" in note and "is cut" in note for note in notes)
 
@@ -168,19 +168,19 @@ def test_a_disk_that_would_be_filled_is_tight_at_home_too(sd15, tmp_path, monkey
     remote = tmp_path / "home"
     remote.mkdir()
     run.project.remote_file.write_text(json.dumps({"home": str(remote)}))
-    needed = told(run).disks[0].needed
+    needed = estimate(run).disks[0].needed
     free = {True: needed / 0.89, False: needed / 0.91}
     monkeypatch.setattr(
         forecast.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[Path(path).is_relative_to(remote)])
     )
-    local, far = told(run).disks
+    local, far = estimate(run).disks
     assert (far.folder, far.is_remote, far.is_tight) == (remote, True, False)
     assert (local.is_remote, local.is_tight) == (False, True)
 
 
 def test_no_step_is_trained_where_the_next_state_and_a_file_have_no_room(sd15, tmp_path, monkeypatch):
     run = new_run(tmp_path, sd15, {"loop": {"epochs": 1}})
-    found = told(run)
+    found = estimate(run)
     needed = row(found, "states").each + row(found, "loras").each
     free = [int(0.98 * needed)]
     monkeypatch.setattr(sizes.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))

@@ -171,7 +171,7 @@ def journey(tmp_path_factory, base):
     (run.folder / "trainer.log").write_text("what was said long ago\n" * 60_000)
     code = f"run = RUN; time.sleep(max(0, {time.time() + 1} - time.time())); print(jobs.start(run))"
     seen["starts"] = [starter.communicate()[0].strip() for starter in [elsewhere(code, run) for _ in range(2)]]
-    seen["told"] = jobs.stop(run)
+    seen["shown"] = jobs.stop(run)
     seen["first"] = follow_to_the_end(run)
     stopped = copy_of(run, folder / "stopped")
     jobs.start(run)
@@ -193,7 +193,7 @@ def test_of_two_starts_at_the_same_moment_one_becomes_the_trainer(journey):
 
 def test_a_trainer_that_is_told_to_stop_before_it_can_listen_stops_as_soon_as_it_can(journey):
     _, stopped, _, seen = journey
-    assert seen["told"] is True
+    assert seen["shown"] is True
     assert [type(event) for event in seen["first"] if not isinstance(event, Warned)] == [Progress, Stopped]
     assert run_status(stopped).state == "stopped" and jobs.fate(stopped) == ""
     assert "Traceback" not in (stopped.folder / "trainer.log").read_text()
@@ -240,8 +240,8 @@ def gone(journey, tmp_path):
     run = copy_of(journey[2], tmp_path / "p")
 
     def change(name: str, **values: object) -> Run:
-        told = json.loads((run.folder / name).read_text())
-        (run.folder / name).write_text(json.dumps({**told, **values}))
+        shown = json.loads((run.folder / name).read_text())
+        (run.folder / name).write_text(json.dumps({**shown, **values}))
         return run
 
     return change
@@ -281,7 +281,7 @@ def test_a_run_that_came_from_another_machine_without_its_lock_is_told_of(gone):
 
 
 @pytest.mark.parametrize(
-    "said, told",
+    "said, shown",
     [
         ("Traceback (most recent call last):\n  File x\n    y()\nKeyError: 'mofu'\n", "error: KeyError: 'mofu'"),
         ("Fatal Python error: Segmentation fault\n\nThread 1:\n  File x\n", "error: Fatal Python error: Segmentation"),
@@ -292,12 +292,12 @@ def test_a_run_that_came_from_another_machine_without_its_lock_is_told_of(gone):
         ),
     ],
 )
-def test_the_end_of_the_trainers_log_explains_what_the_run_cannot(gone, said, told):
+def test_the_end_of_the_trainers_log_explains_what_the_run_cannot(gone, said, shown):
     run = gone("heartbeat.json")
     with open(run.folder / "trainer.log", "a") as log:
         log.write(said)
     fate = jobs.fate(run)
-    assert told in fate.splitlines()[0]
+    assert shown in fate.splitlines()[0]
     assert said.splitlines()[-1] in fate and "what was said long ago" not in fate
 
 

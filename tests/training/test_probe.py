@@ -39,7 +39,7 @@ def stepped(step: int, count: float) -> Stepped:
 
 
 def result(**figures: float) -> Probed:
-    told = {
+    estimate = {
         "device": "a GPU",
         "seconds_per_step": 2.0,
         "images_per_second": 1.0,
@@ -50,7 +50,7 @@ def result(**figures: float) -> Probed:
         "total_memory_gb": 16.0,
         "phases": {},
     }
-    return Probed(**{**told, **figures})
+    return Probed(**{**estimate, **figures})
 
 
 def test_it_ends_with_its_figures(probed):
@@ -161,22 +161,25 @@ def test_the_first_steps_do_not_count_and_phases_add_up():
 @pytest.mark.parametrize("hours", [0.5, 1.0, 3.0])
 def test_sessions_lead_to_the_end_of_the_run(probed, hours):
     run = probed[0]
-    told = forecast(read_config(run), run.project)  # 4 epochs of 2 steps, 7 images each
+    estimate = forecast(read_config(run), run.project)  # 4 epochs of 2 steps, 7 images each
     slow = result(images_per_second=1 / 360, seconds_to_first_step=60.0)
-    found = outlook(told, slow, hours)
+    found = outlook(estimate, slow, hours)
     assert found.seconds == pytest.approx(28 * 360)
     assert found.sessions == -(-28 * 360 // (3600 * hours - 60))
     reached = min(8, int((3600 * hours - 60) / (3.5 * 360)))
     assert (found.step, found.epochs) == (reached, reached // 2)
-    assert outlook(told, result(), hours).step == told.steps
+    assert outlook(estimate, result(), hours).step == estimate.steps
 
 
 def test_samples_and_saves_take_their_time(probed):
-    told = forecast(read_config(probed[0]), probed[0].project)
-    bare, whole = outlook(told, result(), 1), outlook(told, result(seconds_per_save=3.0, seconds_per_sample=10.0), 1)
-    assert whole.seconds - bare.seconds == pytest.approx(3 * told.count("loras") + 10 * told.count("samples"))
+    estimate = forecast(read_config(probed[0]), probed[0].project)
+    bare, whole = (
+        outlook(estimate, result(), 1),
+        outlook(estimate, result(seconds_per_save=3.0, seconds_per_sample=10.0), 1),
+    )
+    assert whole.seconds - bare.seconds == pytest.approx(3 * estimate.count("loras") + 10 * estimate.count("samples"))
 
 
 def test_its_figures_are_read_back_as_they_were_told(probed):
-    told = json.loads((probed[1].project.folder / "probes.json").read_text())
-    assert [Probed(**figures) for figures in told.values()] == [probed[2][-1]]
+    estimate = json.loads((probed[1].project.folder / "probes.json").read_text())
+    assert [Probed(**figures) for figures in estimate.values()] == [probed[2][-1]]

@@ -153,5 +153,5 @@ def test_errors_of_a_disk_are_translated_whole(chinese, number):
     error = disk_error(OSError(number, "", "/p/x.png"))
     trouble = SyncService._sentence(SimpleNamespace(trouble=(error.reason, error.advice), count=2, size=3, pace=Pace()))
     for text in (str(error), trouble):
-        told = i18n.message(text)
-        assert "/p/x.png" in told and not re.search(r"[A-Za-z]{2,} [a-z]{2,}", told), told
+        shown = i18n.message(text)
+        assert "/p/x.png" in shown and not re.search(r"[A-Za-z]{2,} [a-z]{2,}", shown), shown
