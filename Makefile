@@ -72,7 +72,7 @@ pretended: install
 
 browser: install
 	@echo "Running the notebooks in JupyterLab in a headless Chromium; screenshots go to screenshots/ (minutes)."
-	@$(RUN) -m pytest -m browser tests/browser
+	@$(RUN) -m pytest -m browser --numprocesses=2 --dist=loadfile tests/browser
 
 colab: install
 	@echo "Installing on top of Colab's packages of 2026-08-19 in build/colab, and running the core's tests there (minutes)."
