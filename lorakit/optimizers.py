@@ -25,6 +25,7 @@ class Optimizer:
     package         what must be installed beside torch, "" for nothing
     adapts_rate     whether it estimates the step size itself: each parameter group then holds its factor `d`
     eight_bit       the row that is this optimizer with an 8-bit state, "" when there is none
+    state           bytes for each trained parameter, of each tensor that it keeps
     """
 
     help: str
@@ -34,6 +35,8 @@ class Optimizer:
     package: str = ""
     adapts_rate: bool = False
     eight_bit: str = ""
+    # two running means in float32
+    state: tuple[int, ...] = (4, 4)
 
 
 def _optional(module: str, package: str) -> ModuleType:
@@ -76,6 +79,7 @@ OPTIMIZERS = {
         _adamw8bit,
         {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
         package="bitsandbytes",
+        state=(1, 1),
     ),
     "prodigy": Optimizer(
         "finds the learning rate itself; set the learning rate to 1",
@@ -92,6 +96,8 @@ OPTIMIZERS = {
         learning_rate=1.0,
         package="prodigyopt",
         adapts_rate=True,
+        # and a sum of gradients, and the weights that it began with
+        state=(4, 4, 4, 4),
     ),
 }
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lorakit.cli import data, examine, export, grid, model, regularize, sync, tags, train
+from lorakit.cli import data, examine, export, fits, grid, model, regularize, sync, tags, train
 
 # Exit statuses: 2 as argparse has it, 70 (EX_SOFTWARE of sysexits.h) for a fault of lorakit, 130 as shells report
 # Ctrl-C, 141 as they report a program ended by SIGPIPE.
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         members = verbs.add_parser(group, help=help, description=help).add_subparsers(required=True, metavar="COMMAND")
         for module in modules:
             module.add(members)
-    for module in (train, sync, grid, export):
+    for module in (train, fits, sync, grid, export):
         module.add(add_verb)
     return parser
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorakit import events
+from lorakit.cli.fits import before_start
 from lorakit.cli.options import SET, default_settings, existing_run, project_at, run_options, with_changes
 from lorakit.project import Run
 from lorakit.training import jobs
@@ -112,6 +113,9 @@ def train(options: argparse.Namespace) -> int:
     from lorakit.training.loop import train
 
     run = _run_to_train(options)
+    # not in a log file: what started this process has said it
+    if sys.stdout.isatty() and (line := before_start(run)):
+        print(line, flush=True)
     # Uploading runs beside the training, also when it was started in the foreground.
     jobs.share(run)
     for event in train(run):
@@ -132,6 +136,8 @@ def start(options: argparse.Namespace) -> int:
     # what depends on the dataset is in the log, and shown by `watch`
     for warning in setting_warnings(read_config(run)):
         print(f"! {warning}")
+    if line := before_start(run):
+        print(line)
     state = "is training now" if jobs.start(run) else "was training already"
     print(f"Run {run.name!r} {state}.\n{_commands(run)}")
     return 0

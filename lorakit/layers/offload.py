@@ -66,26 +66,33 @@ class Prefetcher:
         self._sent = weight, copy
 
 
+def on_host(module: nn.Module, share: float) -> tuple[list[nn.Module], int]:
+    """The layers of a slim module whose weights stay in host memory, and the bytes of a slot for any of them."""
+    layers = [
+        layer
+        for name, layer in module.named_modules()
+        if "block" in name and isinstance(layer, (FrozenLinear, FrozenConv2d))
+    ]
+    # `owed` is how many bytes more should have stayed so far; a weight stays when that is nearer to the share
+    staying, owed = [], 0.0
+    for layer in layers:
+        owed += share * layer.weight.nbytes
+        if owed >= layer.weight.nbytes / 2:
+            owed -= layer.weight.nbytes
+            staying.append(layer)
+    return staying, max((layer.weight.nbytes for layer in layers), default=0)
+
+
 def place(module: nn.Module, device: torch.device, share: float) -> nn.Module:
     """Move a slim, frozen module from the host to the device, but for a share of its blocks' weights; returns it.
 
     share   0..1, in bytes, spread evenly over the blocks' linear layers and convolutions; these weights stay in host
             memory, pinned where there is CUDA, and their layers fetch them when they compute
     """
-    layers = [
-        layer
-        for name, layer in module.named_modules()
-        if "block" in name and isinstance(layer, (FrozenLinear, FrozenConv2d))
-    ]
-    prefetcher = Prefetcher(device, max((layer.weight.nbytes for layer in layers), default=0))
-    # `owed` is how many bytes more should have stayed so far; a weight stays when that is nearer to the share
-    staying, owed = set(), 0.0
+    layers, largest = on_host(module, share)
+    prefetcher, staying = Prefetcher(device, largest), {layer.weight for layer in layers}
     for layer in layers:
-        owed += share * layer.weight.nbytes
-        if owed >= layer.weight.nbytes / 2:
-            owed -= layer.weight.nbytes
-            layer.prefetcher = prefetcher
-            staying.add(layer.weight)
+        layer.prefetcher = prefetcher
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor not in staying:
             tensor.data = tensor.data.to(device)

@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# How running out of memory is reported, beside torch.OutOfMemoryError and MemoryError: by torch's allocators, and by
+# CUDA and its libraries for memory that they take themselves. cuDNN calls a convolution that lacks room for its
+# workspace one without an engine.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,23 @@ def choose_precision(setting: str) -> Precision:
 
     cuda = torch.cuda.is_available()
     if setting == "auto":
-        # by capability: torch.cuda.is_bf16_supported() counts slow emulation as support
-        setting = ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16") if cuda else "fp32"
+        setting = automatic(torch.cuda.get_device_capability()) if cuda else "fp32"
     if setting == "fp16" and not cuda:
         raise ConfigError("precision is fp16, which needs a GPU; on a CPU use auto, fp32 or bf16.")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[setting]
-    return Precision(torch.device("cuda" if cuda else "cpu"), dtype, setting)
+    return Precision(torch.device("cuda" if cuda else "cpu"), dtype_of(setting), setting)
+
+
+def automatic(capability: tuple[int, int]) -> str:
+    """The precision for a GPU of this compute capability."""
+    # not torch.cuda.is_bf16_supported(), which counts slow emulation as support
+    return "bf16" if capability >= (8, 0) else "fp16"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of a precision other than auto."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def make_deterministic(device: torch.device) -> None:
@@ -61,6 +84,15 @@ def make_deterministic(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False
         # benchmarks choose among kernels by time, which differs from run to run
         torch.backends.cudnn.benchmark = False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that GPU or host memory ran out, in any of its forms."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in OUT_OF_MEMORY)
 
 
 def keep_freed_memory() -> None:

@@ -6,9 +6,50 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from lorakit.machine.host import child_environment
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name, all of its memory in bytes, and its compute capability."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+# Common GPUs by GB of VRAM, for people who know the name of theirs; in any language.
+GPUS = {
+    6: "RTX 2060, 3050",
+    8: "RTX 3060 Ti, 3070, 4060",
+    12: "RTX 3060, 4070",
+    16: "T4, RTX 4060 Ti, 4080",
+    24: "L4, RTX 3090, 4090",
+    32: "RTX 5090",
+    40: "A100",
+}
+
+
+def at_hand() -> Gpu | None:
+    """The GPU that would train here, by torch, so that it is the one that CUDA_VISIBLE_DEVICES chooses; None without.
+
+    Imports torch, which takes seconds the first time.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return Gpu(properties.name, properties.total_memory, (properties.major, properties.minor))
+
+
+def gigabytes(vram: str) -> float:
+    """The size that a GPU preset is named by: "16 GB" -> 16.0, in 1e9 bytes."""
+    return float(vram.split()[0])
+
 
 # s; a first import of torch from a slow disk takes half a minute.
 TIMEOUT = 90

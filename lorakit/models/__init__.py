@@ -72,6 +72,8 @@ def family(name: str) -> ModuleType:
     prediction_type             what the denoiser predicts: epsilon, v_prediction or flow
     measured_prediction_type    the same by the denoiser's own output, "" where that shows none
     sample                      an image with the current weights
+    pixels                      latents -> the pixels of an image, whole or in tiles, which take less memory
+    bundled                     the files of the family's usual base without weights
     names(part, module)         key layout -> the module's name in LoRA files of that layout
     """
     if name not in names():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 
 from lorakit.hub.fingerprint import file_digest
 from lorakit.layers.frozen import slim
 from lorakit.layers.offload import place
-from lorakit.machine.device import return_freed_memory
+from lorakit.machine.device import is_out_of_memory, return_freed_memory
 from lorakit.models.files import kinds
 
 # The method that turns gradient checkpointing on: of diffusers, newer transformers, older transformers.
@@ -29,12 +30,14 @@ class Parts:
     """A base model whose parts are read from disk when they are first used.
 
     A family defines its parts (`denoiser`, `text_parts`), the modules that get adapters (`TARGETS`, a regular
-    expression for each part) and the files that a part's output depends on besides its weights (`settings`).
+    expression for each part), the files that a part's output depends on besides its weights (`settings`), and the files
+    of its usual base without weights (`bundled`).
     """
 
     denoiser: ClassVar[str]
     text_parts: ClassVar[tuple[str, ...]]
     TARGETS: ClassVar[Mapping[str, str]]
+    bundled: ClassVar[Callable[[], Any]]
     # Of rectified flow; a family that has more than one overrides it.
     prediction_type = "flow"
 
@@ -131,3 +134,34 @@ class Parts:
         finally:
             for module in training:
                 module.training = True
+
+
+def decode(model: Any, latents: torch.Tensor) -> Image.Image:
+    """The image of latents [1, C, h, w] in the scale of training; decoded in tiles when memory runs out otherwise."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    # not in the except block, where the error keeps the memory of the first try
+    pixels = _pixels_if_they_fit(model, latents)
+    if pixels is None:
+        pixels = model.pixels(latents, in_tiles=True)
+    return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+
+
+def _pixels_if_they_fit(model: Any, latents: torch.Tensor) -> torch.Tensor | None:
+    try:
+        return model.pixels(latents, in_tiles=False)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def without_weights(kind: type[Parts], config: Any, dtype: torch.dtype, trained: Collection[str]) -> Parts:
+    """A family's usual base on the meta device, in true size, from the configuration that comes with the package.
+
+    Nothing else is read: `config.source` is not opened, and what it changes in the model is not known.
+    """
+    model = kind.__new__(kind)
+    # not the family's own, which opens the files of `config.source`
+    Parts.__init__(model, config, kind.bundled(), torch.device("meta"), dtype, trained)
+    return model

@@ -25,8 +25,8 @@ def for_images(vae: nn.Module) -> nn.Module:
     return vae
 
 
-def _convolved(self, x: torch.Tensor) -> torch.Tensor:
-    """The forward pass of QwenImageCausalConv3d for one frame: x is [B, channels, 1, h, w]."""
+def _convolved(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
+    """The forward pass of QwenImageCausalConv3d for one frame, x [B, channels, 1, h, w], which has none before it."""
     # As F.pad takes it, (left, right, top, bottom, before, after); both sides of an axis are equal.
     width, _, height, _, _, _ = self._padding
     return F.conv2d(x[:, :, 0], self.weight, self.bias, padding=(height, width))[:, :, None]
@@ -42,10 +42,18 @@ def encode(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return posterior.mean, posterior.std
 
 
-def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W] in -1..1 from latents [B, 16, H/8, W/8] that are not normalised."""
+def decode(vae: nn.Module, latents: torch.Tensor, in_tiles: bool = False) -> torch.Tensor:
+    """Images [B, 3, H, W] in -1..1 from latents [B, 16, H/8, W/8] that are not normalised.
+
+    in_tiles    of diffusers' size (256 px), blended at their seams: a sixteenth of the memory at 1024 px
+    """
+    frames = latents[:, :, None]
+    if in_tiles:
+        frames = vae.tiled_decode(frames, return_dict=False)[0]
+    else:
+        frames = vae.decoder(vae.post_quant_conv(frames))
     # Clamped as in diffusers: a decoder may go slightly beyond the range of pixels.
-    return vae.decoder(vae.post_quant_conv(latents[:, :, None]))[:, :, 0].clamp(-1, 1)
+    return frames[:, :, 0].clamp(-1, 1)
 
 
 def channels(config: dict, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

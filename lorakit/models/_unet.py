@@ -17,7 +17,7 @@ from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.weightings import WEIGHTINGS, LossConfig, masked
 from lorakit.hub import SourceError, fetch
-from lorakit.models._base import Parts
+from lorakit.models._base import Parts, decode
 from lorakit.models.files.marks import Layout
 from lorakit.models.files.sd import open_sd
 
@@ -27,6 +27,7 @@ UNET_TARGETS = (
     r"(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))"
 )
 CLIP_TARGETS = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+TILE = 64  # latents: side of the tiles that a large image is decoded in, 512 px
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 REFUSED = {
     "loss.timestep_sampling": "SD 1.5 and SDXL train all timesteps equally often; use loss.weighting to weight them.",
@@ -208,26 +209,23 @@ class UNetModel(Parts):
 
     # ---- sampling ----------------------------------------------------------------------------------------------
 
-    def decode(self, latents: torch.Tensor) -> Image.Image:
-        """The image of latents [1, 4, h, w]."""
-        from diffusers.image_processor import VaeImageProcessor
-
+    def pixels(self, latents: torch.Tensor, in_tiles: bool = False) -> torch.Tensor:
+        """An image, float32 [1, 3, H, W] in -1..1, from latents [1, 4, h, w]; tiles, blended at their seams, take less
+        memory.
+        """
         vae = self.load("vae")
         latents = latents.to(vae.dtype) / self.files.vae_config()["scaling_factor"]
+        if not in_tiles:
+            return vae.decode(latents).sample
+        # diffusers takes the size that the VAE was trained at, for SDXL 1024 px: as large as the image itself
+        vae.tile_latent_min_size = min(vae.tile_latent_min_size, TILE)
+        vae.tile_sample_min_size = 8 * vae.tile_latent_min_size
+        vae.enable_tiling()
         try:
-            pixels = vae.decode(latents).sample
-        except torch.OutOfMemoryError:
-            # tried again outside of this block, as the error keeps the memory of the first try
-            pixels = None
-        if pixels is None:
-            # a large image beside the UNet on a small GPU: decoded in tiles that are blended at their seams
-            vae.enable_tiling()
-            try:
-                pixels = vae.decode(latents).sample
-            finally:
-                # images are encoded whole
-                vae.disable_tiling()
-        return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+            return vae.decode(latents).sample
+        finally:
+            # images are encoded whole
+            vae.disable_tiling()
 
 
 def run_pipeline(
@@ -245,7 +243,7 @@ def run_pipeline(
         # A CPU generator: the same seed starts from the same noise on every device.
         generator=torch.Generator("cpu").manual_seed(seed),
     ).images
-    return model.decode(latents)
+    return decode(model, latents)
 
 
 def _likeness(

@@ -20,8 +20,8 @@ from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
 from lorakit.layers.frozen import slim
 from lorakit.models import Size, _cosmos, _qwen_vae
-from lorakit.models._base import Parts
-from lorakit.models.files.anima import ANIMA_CONFIG, open_anima, tokenizers_at
+from lorakit.models._base import Parts, decode
+from lorakit.models.files.anima import ANIMA_CONFIG, bundled_anima, open_anima, tokenizers_at
 from lorakit.models.files.anima_names import MARKS
 
 
@@ -66,31 +66,22 @@ class Config(configs.Config):
         "memory": {"gradient_checkpointing": True},
         "sample": {"width": 1024, "height": 1024, "steps": 30, "guidance_scale": 4.0, "sampler": "euler"},
     }
-    # Four images per optimizer step on every GPU: a smaller one costs speed and little else. The presets for 24 and
-    # 32 GB are those of the Anima training guide.
+    # Four images per optimizer step on every GPU: a smaller one costs speed and little else. Each is the first rung
+    # of the memory ladder that fits, with the largest batch that it has room for, as computed by run/fits.py.
     gpu_presets: ClassVar[dict] = {
-        "8 GB": {
-            "optimizer": {"name": "adamw8bit"},
+        "6 GB": {
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True, "offload": 0.5},
         },
-        "12 GB": {
+        "8 GB": {
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True},
         },
-        # a T4, where the precision is fp16
-        "16 GB": {
-            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
-            "memory": {"gradient_checkpointing": True},
-        },
-        "24 GB": {
-            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4, "precision": "bf16"},
-            "memory": {"gradient_checkpointing": True},
-        },
-        "32 GB": {
-            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2, "precision": "bf16"},
-            "memory": {"gradient_checkpointing": True},
-        },
+        "12 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "16 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "24 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "32 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "40 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
     }
     unsupported: ClassVar[dict] = {
         "clip_skip": "the text encoder of Anima is Qwen3, whose last layer is used; remove this setting.",
@@ -161,9 +152,17 @@ def excess(config: Config) -> Callable[[str], str]:
     return cut
 
 
+def pixels_of(model: Model, latents: torch.Tensor, in_tiles: bool = False) -> torch.Tensor:
+    """An image, float32 [1, 3, H, W] in -1..1, from latents [1, 16, h, w]; tiles take less memory."""
+    centre, width = _qwen_vae.channels(model.files.vae_config(), latents)
+    return _qwen_vae.decode(model.load("vae"), latents * width + centre, in_tiles)
+
+
 class Model(Parts):
     """An Anima model; see `models.family`."""
 
+    bundled = staticmethod(bundled_anima)
+    pixels = pixels_of
     denoiser = "transformer"
     text_parts = ("text_encoder", "text_conditioner")
     # in a full-size model 280 modules of the transformer and 60 of the text conditioner
@@ -331,7 +330,6 @@ class Model(Parts):
         self, text: dict[str, torch.Tensor], negative: dict[str, torch.Tensor], sampling: Any, seed: int
     ) -> Image.Image:
         """One image with the current weights; the conditionings are of a batch of 1, `sampling` is a SamplingConfig."""
-        from diffusers.image_processor import VaeImageProcessor
         from diffusers.utils.torch_utils import randn_tensor
 
         scheduler = flow.scheduler(sampling.sampler, self.files.scheduler_config(), sampling.shift, sampling.steps)
@@ -347,9 +345,7 @@ class Model(Parts):
                 unconditional = velocity_of(self, latents, t, negative)
                 velocity = unconditional + sampling.guidance_scale * (velocity - unconditional)
             latents = scheduler.step(velocity, step, latents, return_dict=False)[0]
-        centre, width = _qwen_vae.channels(self.files.vae_config(), latents)
-        pixels = _qwen_vae.decode(self.load("vae"), latents * width + centre)
-        return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+        return decode(self, latents)
 
 
 def _encoded(model: Model, ids: list[int], t5_ids: list[int]) -> dict[str, torch.Tensor]:

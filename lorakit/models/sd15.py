@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.prompts import Prompt
 from lorakit.models import Size, _clip, _unet
+from lorakit.models.files.sd import bundled_sd
 from lorakit.models.files.sd15_names import LAYOUT, MARKS
 
 
@@ -35,16 +37,16 @@ class Config(_unet.UNetConfig):
 
     later: ClassVar[tuple] = ("vae", "zero_terminal_snr")
     defaults: ClassVar[dict] = {}
-    # Four images per optimizer step on every GPU: a smaller one only costs speed.
+    # Four images per optimizer step on every GPU: a smaller one only costs speed. Each is the first rung
+    # of the memory ladder that fits, with the largest batch that it has room for, as computed by run/fits.py.
     gpu_presets: ClassVar[dict] = {
-        "8 GB": {
-            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
-            "memory": {"gradient_checkpointing": True},
-        },
-        "12 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
-        "16 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "6 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "8 GB": {"loop": {"batch_size": 4}},
+        "12 GB": {"loop": {"batch_size": 4}},
+        "16 GB": {"loop": {"batch_size": 4}},
         "24 GB": {"loop": {"batch_size": 4}},
         "32 GB": {"loop": {"batch_size": 4}},
+        "40 GB": {"loop": {"batch_size": 4}},
     }
     unsupported: ClassVar[dict] = _unet.REFUSED
     rates: ClassVar[dict] = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
@@ -65,6 +67,7 @@ class Model(_unet.UNetModel):
     # in a full-size model 192 modules of the UNet and 72 of the text encoder
     TARGETS = {"unet": _unet.UNET_TARGETS, "text_encoder": _unet.CLIP_TARGETS}
     LAYOUT = LAYOUT
+    bundled = staticmethod(partial(bundled_sd, LAYOUT))
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, trained: Collection[str] = ()):
         super().__init__(config, device, dtype, trained)

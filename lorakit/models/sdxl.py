@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from lorakit.diffusion import ddpm
 from lorakit.diffusion.prompts import Prompt
 from lorakit.models import Size, _clip, _unet
 from lorakit.models.files.ldm_names import original_name
+from lorakit.models.files.sd import bundled_sd
 from lorakit.models.files.sdxl_names import LAYOUT, MARKS
 
 # Token that fills up short captions; None is the tokenizer's own. The second tokenizer differs from the first in this
@@ -61,23 +62,19 @@ class Config(_unet.UNetConfig):
         "optimizer": {"learning_rate": 1e-4},
         "sample": {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 6.0, "sampler": "euler_a"},
     }
-    # Four images per optimizer step on every GPU: a smaller one costs speed and little else.
+    # Four images per optimizer step on every GPU: a smaller one costs speed and little else. Each is the first rung
+    # of the memory ladder that fits, with the largest batch that it has room for, as computed by run/fits.py.
     gpu_presets: ClassVar[dict] = {
-        "8 GB": {
-            "optimizer": {"name": "adamw8bit"},
+        "6 GB": {
             "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
             "memory": {"gradient_checkpointing": True, "offload": 0.5},
         },
-        "12 GB": {
-            "loop": {"batch_size": 1, "gradient_accumulation_steps": 4},
-            "memory": {"gradient_checkpointing": True},
-        },
-        "16 GB": {
-            "loop": {"batch_size": 2, "gradient_accumulation_steps": 2},
-            "memory": {"gradient_checkpointing": True},
-        },
+        "8 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True, "offload": 0.5}},
+        "12 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "16 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
         "24 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
         "32 GB": {"loop": {"batch_size": 4}, "memory": {"gradient_checkpointing": True}},
+        "40 GB": {"loop": {"batch_size": 4}},
     }
     unsupported: ClassVar[dict] = {
         **_unet.REFUSED,
@@ -106,6 +103,7 @@ class Model(_unet.UNetModel):
     # in a full-size model 722 modules of the UNet, 66 and 192 of the text encoders
     TARGETS = {"unet": _unet.UNET_TARGETS, **dict.fromkeys(text_parts, _unet.CLIP_TARGETS)}
     LAYOUT = LAYOUT
+    bundled = staticmethod(partial(bundled_sd, LAYOUT))
 
     def targets(self, part: str) -> list[str]:
         """Names of the modules of a part that get adapters, in the module's order: kohya's set, but for one layer."""

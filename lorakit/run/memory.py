@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.config import Config, Field, Slider, setting
 from lorakit.errors import UserError
-from lorakit.machine.device import peak_memory_gb
+from lorakit.machine.device import is_out_of_memory, peak_memory_gb
 from lorakit.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 RunConfig = Any
 # The upper limit of loop.gradient_accumulation_steps.
 MOST_ACCUMULATION = 256
-# Some allocators raise a plain RuntimeError; these texts identify it.
-ALLOCATION_ERRORS = ("DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ def _offload(share: float) -> Callable[[RunConfig], dict[str, Any]]:
     return lambda config: {"memory.offload": share} if config.memory.offload < share else {}
 
 
-# From the cheapest to the most expensive; the first two and the last two leave the result bit for bit the same.
+# From the cheapest to the most expensive. Caches, checkpointing and offload leave the result bit for bit the same.
 LADDER = (
     Rung(
         "caches, so that the encoders leave the VRAM",
@@ -96,11 +94,6 @@ LADDER = (
         _smaller_batch,
     ),
     Rung(
-        "8-bit optimizer",
-        "rounded optimizer state and another package to install; saves little: 6 bytes per trained parameter",
-        _eight_bits,
-    ),
-    Rung(
         "CPU offload of half of the weights",
         "half of the UNet / DiT is copied to the GPU two or three times per step; the result stays the same",
         _offload(0.5),
@@ -109,6 +102,11 @@ LADDER = (
         "CPU offload of all weights",
         "the whole UNet / DiT is copied to the GPU two or three times per step; the result stays the same",
         _offload(1.0),
+    ),
+    Rung(
+        "8-bit optimizer",
+        "rounded optimizer state and another package to install; saves little: 6 bytes per trained parameter",
+        _eight_bits,
     ),
 )
 
@@ -140,15 +138,12 @@ def explained(config: RunConfig, device: torch.device, doing: str, *, otherwise:
     doing       what was happening, e.g. "in step 2"
     otherwise   a sentence with another remedy; the message then lists only rungs that keep the run
     """
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch.OutOfMemoryError is a RuntimeError too; other RuntimeErrors are not ours to explain.
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if not any(mark in str(error) for mark in ALLOCATION_ERRORS):
-                raise
+    except (MemoryError, RuntimeError) as error:
+        # other RuntimeErrors are not ours to explain
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(_remedies(config, device, doing, otherwise)) from error
 
 

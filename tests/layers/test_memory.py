@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sessions import assert_same_end, at, family_settings, merged, new_run, until
 
 from lorakit import models
@@ -15,6 +17,7 @@ from lorakit.layers.frozen import FrozenConv2d, FrozenLinear
 from lorakit.layers.offload import Prefetcher
 from lorakit.lora.adapter import Adapter, AdapterConfig
 from lorakit.models import Size
+from lorakit.models._base import decode
 from lorakit.training.loop import train
 
 CPU = torch.device("cpu")
@@ -132,6 +135,36 @@ def test_a_released_part_is_gone_at_once(family, base):
     gone = [(part, weakref.ref(module)) for part in model.parts for module in model.load(part).modules()]
     model.release(*model.parts)
     assert not [part for part, module in gone if module()]
+
+
+# ---- images --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_does_not_fit_is_decoded_in_tiles_which_lie_in_their_places(family, base, monkeypatch):
+    model = opened(family, base)
+    vae, channels = model.load("vae"), {"anima": 16}.get(family, 4)
+    if family == "anima":
+        vae.tile_sample_min_height = vae.tile_sample_min_width = 128
+        vae.tile_sample_stride_height = vae.tile_sample_stride_width = 96
+    else:
+        vae.tile_latent_min_size = 16
+    # large patches: of noise a VAE with random weights makes other noise in each tile
+    z = F.interpolate(torch.randn(1, channels, 2, 2, generator=torch.Generator().manual_seed(1)), (32, 24))
+    with torch.no_grad():
+        whole, tried, pixels = decode(model, z), [], model.pixels
+
+        def full(latents, in_tiles):
+            tried.append(in_tiles)
+            if not in_tiles:
+                raise RuntimeError("GET was unable to find an engine to execute this computation")
+            return pixels(latents, in_tiles)
+
+        monkeypatch.setattr(model, "pixels", full)
+        tiled = decode(model, z)
+    assert tried == [False, True] and tiled.size == whole.size == (192, 256)
+    likeness = np.corrcoef(np.asarray(tiled).ravel(), np.asarray(whole).ravel())[0, 1]
+    assert likeness > 0.4
+    assert not getattr(vae, "use_tiling", False)
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------

@@ -348,21 +348,3 @@ def test_slim_blocks_compute_the_same_as_plain_ones(base):
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_an_image_too_large_to_decode_is_decoded_in_tiles(base, monkeypatch):
-    from diffusers import AutoencoderKL
-
-    model, decode, tiled = opened(base), AutoencoderKL.decode, []
-
-    def full(vae, latents, *args, **kwargs):
-        tiled.append(vae.use_tiling)
-        if not vae.use_tiling:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return decode(vae, latents, *args, **kwargs)
-
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    whole = model.decode(latents)
-    monkeypatch.setattr(AutoencoderKL, "decode", full)
-    assert model.decode(latents).size == whole.size and tiled == [False, True]
-    assert not model.load("vae").use_tiling

@@ -12,11 +12,13 @@ from trained_lokr import TrainedLokr
 from lorakit import models, presets
 from lorakit.config import Config, ConfigError, Field, Slider, part, setting
 from lorakit.lora.variants import lokr
+from lorakit.machine.gpu import Gpu
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project
 from lorakit.run import config as runs
 from lorakit.run.config import RunConfig
 from lorakit.run.resume import training_settings
+from widgets import i18n
 from widgets.page import AMBER
 from widgets.project import draft
 from widgets.project.draft import all_settings, preset_values, supported_settings
@@ -385,27 +387,24 @@ def test_a_gpu_preset_for_this_machine_is_proposed_once(project, monkeypatch):
     assert Form(project).draft.choice.gpu_preset == ""
 
 
-def test_an_optimizer_of_a_gpu_preset_that_fails_here_is_replaced_with_a_note(form, monkeypatch):
-    monkeypatch.setattr(
-        machine, "why_unusable", lambda optimizer: "no bitsandbytes" if optimizer == "adamw8bit" else ""
-    )
-    form.choose(gpu_preset="8 GB")
-    assert not form.draft.notes
-    form.choose(family="sdxl")
-    form.set("model.source", "demo")
-    assert form.value.optimizer.name == "adamw" and "no bitsandbytes" in form.top.value
-    form.set("optimizer.name", "adamw8bit")  # by hand it is left as it is
-    form.choose(gpu_preset="8 GB")
-    assert form.value.optimizer.name == "adamw8bit"
-
-
-def test_a_gpu_gets_the_largest_preset_that_fits(tmp_path, monkeypatch):
+def test_a_gpu_gets_the_largest_preset_for_its_memory(monkeypatch):
     gpu_presets = models.config_class("sdxl").gpu_presets
-    tool = tmp_path / "nvidia-smi"
-    for output, gpu_preset in (("15360", "16 GB"), ("24564", "24 GB"), ("81559", "32 GB"), ("6144", ""), ("[N/A]", "")):
-        tool.write_text(f"#!/bin/sh\necho '{output}'\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    cases = {15_835_660_288: "16 GB", 23_787_000_000: "24 GB", 84_930_000_000: "40 GB", 6_225_000_000: "6 GB", 4e9: ""}
+    for memory, gpu_preset in cases.items():
+        monkeypatch.setattr(machine, "at_hand", lambda memory=memory: Gpu("A GPU", memory, (8, 0)))
         assert machine.fitting_gpu_preset(gpu_presets) == gpu_preset
-    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(machine, "at_hand", lambda: None)
     assert machine.fitting_gpu_preset(gpu_presets) == ""
+
+
+def test_gpu_presets_name_common_gpus_in_both_languages(form):
+    labels = [text for text, _ in form.header.dropdowns["gpu_preset"].options]
+    i18n.use("zh")
+    try:
+        form.header.show("")
+        chinese = [text for text, _ in form.header.dropdowns["gpu_preset"].options]
+    finally:
+        i18n.use("en")
+    for name in ("T4", "L4", "A100"):
+        assert sum(name in text for text in labels) == sum(name in text for text in chinese) == 1
+    assert "16 GB VRAM (T4, RTX 4060 Ti, 4080)" in labels and any("显存" in text for text in chinese)

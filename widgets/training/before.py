@@ -10,6 +10,7 @@ import ipywidgets
 
 from lorakit.errors import UserError
 from lorakit.events import Progress
+from lorakit.machine.gpu import at_hand
 from lorakit.optimizers import OPTIMIZERS
 from lorakit.project import Project, Run
 from lorakit.run.config import RunConfig, read_config
@@ -24,6 +25,7 @@ from widgets.page import AMBER, BLUE, GREY, RED, WIDTH, aside, bar, box, clock, 
 from widgets.plain import show
 from widgets.plot import Curve, lines, number
 from widgets.project.labels import labelled
+from widgets.training.vram import need_html
 
 REDRAW = 1.0  # s between two updates at least
 BUCKETS, NOTES = 12, 20  # shown at most
@@ -80,9 +82,11 @@ class _View:
         self.forecast = forecast(self.config, self.project, self.run)
         # An earlier measurement of the same settings on this machine is shown again.
         self.probed = remembered(self.config, self.project)
+        # until then what is computed, which is of use where there is a GPU
+        self.vram = need_html(self.config) if at_hand() and not self.probed else ""
 
     def html(self) -> str:
-        return render(self.forecast, self.config, self.probed, self.hours, self.note)
+        return render(self.forecast, self.config, self.probed, self.hours, self.note, self.vram)
 
     def show(self) -> None:
         from IPython.display import HTML, display
@@ -154,11 +158,19 @@ def doing(event: Progress) -> str:
 # ---- the view --------------------------------------------------------------------------------------------------------
 
 
-def render(plan: Forecast, config: RunConfig, probed: Probed | None = None, hours: float = 3.0, note: str = "") -> str:
-    """The whole view as HTML; `note` is a piece of HTML about a probe."""
+def render(
+    plan: Forecast,
+    config: RunConfig,
+    probed: Probed | None = None,
+    hours: float = 3.0,
+    note: str = "",
+    vram: str = "",
+) -> str:
+    """The whole view as HTML; `note` is a piece of HTML about a probe, `vram` one about the computed need of memory."""
     pieces = [
         _headline(plan),
         *_time(plan, config, probed, hours),
+        "" if probed else vram,
         note,
         *(_stage(plan, stage) for stage in plan.stages),
         _rates(plan, config),

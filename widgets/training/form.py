@@ -27,6 +27,7 @@ from widgets.training.as_code import code
 from widgets.training.header import Header
 from widgets.training.problems import problems_of, warnings_of, worded
 from widgets.training.rows import SettingRows
+from widgets.training.vram import VramRow
 
 
 class Form:
@@ -124,8 +125,6 @@ class Form:
                 changes["size"] = (presets.size_for(family, purpose, images) or "middle") if purpose else ""
         changed = self.draft.choose(**changes)
         self._clear(*(changes.keys() & {"run"}))
-        if {"gpu_preset", "family"} & changes.keys():
-            replace_unusable_optimizer(self.draft)
         if {"purpose", "size", "gpu_preset"} & changes.keys():
             self.changes = changed
         # another family has other settings, so that its form is made anew
@@ -165,7 +164,8 @@ class Form:
         self._expert.observe(lambda change: self.choose(expert=change["new"]), "value")
         # The base model is the first basic setting; the preset stands below it, as its choices depend on the family.
         source, *rest = [row.widget for row in self._rows.basic]
-        rows = [self.header.name, source, self.header.preset, *rest]
+        self.vram = VramRow(self, self._rows.layouts)
+        rows = [self.header.name, source, self.header.preset, *rest, self.vram.widget]
         self.widget.children = [self.top, *rows, self._expert, self._rows.accordion, self.end]
         self._refresh()
 
@@ -187,6 +187,7 @@ class Form:
         # of a run that has started nothing but memory, saves and samples can change
         warnings = {} if draft.run.record_file.exists() else warnings_of(draft, self.images[1])
         self._rows.show(draft, problems, warnings, set(self._wrong))
+        self.vram.refresh()
         self._expert.value = draft.choice.expert
         self.header.show(self._wrong.get("run", ""))
         # Problems of a group that may be closed, and of no single field, stand at the top.
@@ -219,14 +220,3 @@ def dataset_size(draft: Draft) -> tuple[int, int]:
     # Only these two decide the count; the other settings may be in conflict at the moment.
     config = DataConfig(folder=shown["data.folder"], repeats=shown["data.repeats"])
     return count_images(config, draft.project.folder)
-
-
-def replace_unusable_optimizer(draft: Draft) -> None:
-    """Set adamw by hand, with a note, where a GPU preset brings an optimizer that fails on this machine."""
-    if "optimizer.name" in draft.by_hand:
-        return
-    if reason := machine.why_unusable(draft.shown["optimizer.name"]):
-        draft.set("optimizer.name", "adamw")
-        draft.notes = [
-            say("The optimizer of this GPU preset does not work here; AdamW is used instead: {reason}", reason=reason)
-        ]

@@ -10,6 +10,7 @@ import ipywidgets
 
 from lorakit import models, presets
 from lorakit.errors import UserError
+from lorakit.machine.gpu import GPUS, gigabytes
 from widgets.fields import help_html, label_and_help, problem_html, value_text
 from widgets.i18n import say
 from widgets.layouts import Layouts
@@ -100,7 +101,9 @@ class Header:
 
     def _gpu_presets(self, family: str) -> dict[str, str]:
         names = models.config_class(family).gpu_presets
-        return {"": say("Any GPU")} | {name: say("{vram} VRAM", vram=name) for name in names}
+        # names of GPUs are the same in every language
+        gpus = {name: GPUS[round(gigabytes(name))] for name in names}
+        return {"": say("Any GPU")} | {n: say("{vram} VRAM ({gpus})", vram=n, gpus=gpus[n]) for n in names}
 
     def _about_run(self) -> str:
         run = self._form.draft.run

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from typing import Any
 
+from lorakit.machine.gpu import at_hand, gigabytes
 from lorakit.machine.host import child_environment
 from lorakit.optimizers import OPTIMIZERS
 
@@ -38,20 +38,9 @@ def why_unusable(optimizer: str) -> str:
 
 
 def fitting_gpu_preset(gpu_presets: dict[str, Any]) -> str:
-    """The largest GPU preset (named like "16 GB") whose VRAM this machine's GPU has; "" without a GPU.
-
-    nvidia-smi answers, because torch would take seconds to import for one number.
-    """
-    if not shutil.which("nvidia-smi"):
-        return ""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    # one number per GPU, in MiB; "[N/A]" on some machines
-    output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
-    gigabytes = int(output[0]) * 2**20 / 1e9 if output and output[0].isdecimal() else 0.0
-    # In decimal GB: a T4 of "16 GB" has 15,360 MiB, which are 16.1e9 bytes.
-    fitting = [name for name in gpu_presets if _gigabytes(name) <= gigabytes]
-    return max(fitting, key=_gigabytes, default="")
-
-
-def _gigabytes(gpu_preset: str) -> float:
-    return float(gpu_preset.split()[0])
+    """The largest GPU preset (named like "16 GB") for the VRAM of this machine's GPU; "" without a GPU."""
+    gpu = at_hand()
+    memory = gpu.memory if gpu else 0
+    # a part of a GPU's memory is its own: of the 16 GB of a T4 torch has 15.8
+    fitting = [name for name in gpu_presets if 0.95e9 * gigabytes(name) <= memory]
+    return max(fitting, key=gigabytes, default="")

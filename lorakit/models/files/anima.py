@@ -35,6 +35,7 @@ NEEDED = {
 }
 # Parts without weights.
 PLAIN = ("tokenizer", "t5_tokenizer", "scheduler")
+BUNDLED = {name: ANIMA_CONFIG / name for name in PLAIN}
 
 
 # ---- where a part is -------------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class FolderPart:
         """config.json."""
         return read_settings(self.settings)
 
-    def tensors(self) -> Tensors:
+    def tensors(self, model: torch.nn.Module) -> Tensors:
         """The weights under the names of the library's class, as views of the mapped files."""
         tensors = {name: tensor for file in self.files for name, tensor in read_tensors(file, "").items()}
         # changes the names of a language model's text encoder; the other parts have none of these
@@ -112,13 +113,31 @@ class FilePart:
                 f"The {self.part} in {self.files[0]} cannot be measured ({error}): it is incomplete or of another kind."
             ) from error
 
-    def tensors(self) -> Tensors:
+    def tensors(self, model: torch.nn.Module) -> Tensors:
         """The weights under the names of the library's class, as views of the mapped file."""
         tensors = read_tensors(self.files[0], "")
         return {own: tensors[name] for own, name in self.names.items()}
 
 
-Part = FolderPart | FilePart
+class BundledPart:
+    """A part of Anima's usual size, from the configuration that comes with the package: shapes, no weights."""
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, part: str):
+        self.settings = ANIMA_CONFIG / part / "config.json"
+
+    @property
+    def config(self) -> dict:
+        """config.json."""
+        return read_settings(self.settings)
+
+    def tensors(self, model: torch.nn.Module) -> Tensors:
+        """The model's own, which it was built with on the meta device."""
+        return dict(model.state_dict())
+
+
+Part = FolderPart | FilePart | BundledPart
 
 
 # ---- all parts -------------------------------------------------------------------------------------------------------
@@ -142,7 +161,7 @@ def open_anima(
         folders = _folders(source)
         parts = {name: FolderPart(name, folders[name]) for name in CLASSES}
     else:
-        folders = {name: ANIMA_CONFIG / name for name in PLAIN}
+        folders = BUNDLED
         parts = {"transformer": FilePart("transformer", source)}
         if text_conditioner is None and parts["transformer"].kind == DIT.name:
             parts["text_conditioner"] = FilePart("text_conditioner", source)
@@ -155,6 +174,11 @@ def open_anima(
     if missing:
         raise ModelFileError(f"{source} is {parts['transformer'].kind} alone; name its {'; and its '.join(missing)}.")
     return AnimaFiles(parts, folders)
+
+
+def bundled_anima() -> AnimaFiles:
+    """The parts of the usual Anima without weights; they load on the meta device only."""
+    return AnimaFiles({name: BundledPart(name) for name in CLASSES}, BUNDLED)
 
 
 def _folders(source: Path) -> dict[str, Path]:
@@ -270,7 +294,7 @@ class AnimaFiles:
     ) -> torch.nn.Module:
         source = self._parts[part]
         where = f"The {part} in {', '.join(map(str, self.files(part)))}"
-        return frozen(build, source.config, lambda model: source.tensors(), where, dtype, device)
+        return frozen(build, source.config, source.tensors, where, dtype, device)
 
 
 def tokenizers_at(source: Path) -> tuple:

@@ -9,7 +9,7 @@ import torch
 
 from lorakit.hub.files import ModelFileError
 from lorakit.models.files.marks import Layout
-from lorakit.models.files.sd_sources import Folder, SingleFile, Source, VaeFolder
+from lorakit.models.files.sd_sources import Bundled, Folder, SingleFile, Source, VaeFolder
 from lorakit.models.files.weights import frozen
 
 
@@ -32,6 +32,11 @@ def open_sd(path: Path, layout: Layout, vae: Path | None = None) -> SDFiles:
     else:
         raise ModelFileError(f"There is no {path}; give a diffusers folder, a .safetensors or a .ckpt file.")
     return SDFiles(base, open_vae(Path(vae), layout) if vae else base)
+
+
+def bundled_sd(layout: Layout) -> SDFiles:
+    """The parts of the family's usual model without weights; they load on the meta device only."""
+    return SDFiles(Bundled(layout), Bundled(layout))
 
 
 def open_vae(path: Path, layout: Layout) -> Source:

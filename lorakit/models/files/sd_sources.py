@@ -102,11 +102,33 @@ class VaeFolder(Folder):
         return self.settings
 
 
-class SingleFile(Source):
+class Bundled(Source):
+    """The family's model in its usual size, from the configuration that comes with the package: shapes, no weights."""
+
+    def __init__(self, layout: Layout):
+        self.layout, self.settings = layout, layout.settings
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder with the tokenizer's files: all Stable Diffusion models share CLIP's."""
+        own = super().vocabulary
+        return own if own.is_dir() else CLIP_VOCABULARY
+
+    def files(self, part: str) -> list[Path]:
+        """None."""
+        return []
+
+    def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
+        """The model's own, which it was built with on the meta device."""
+        return dict(model.state_dict())
+
+
+class SingleFile(Bundled):
     """A model in a single file of the original layout; configuration and vocabulary come with the package."""
 
     def __init__(self, path: Path, layout: Layout):
-        self.path, self.layout, self.settings = path, layout, layout.settings
+        super().__init__(layout)
+        self.path = path
 
     @cached_property
     def _header(self) -> dict:
@@ -157,12 +179,6 @@ class SingleFile(Source):
         if "ztsnr" in self.names:
             marked["rescale_betas_zero_snr"] = True
         return {**super().scheduler_config(), **marked}
-
-    @property
-    def vocabulary(self) -> Path:
-        """The folder with the tokenizer's files: all Stable Diffusion models share CLIP's."""
-        own = super().vocabulary
-        return own if own.is_dir() else CLIP_VOCABULARY
 
     def tensors(self, part: str, model: torch.nn.Module) -> Tensors:
         from diffusers.loaders import single_file_utils as ldm
