@@ -58,6 +58,7 @@ VERBS = {
     "watch": "{p}",
     "stop": "{p}",
     "extend": "{p} --epochs 3 --way hold",
+    "fits": "{p} --vram 8",
     "status": "{p}",
     "open": "{r} --local {t}/local",
     "sync": "{p}",
