@@ -145,7 +145,7 @@ def test_a_caption_that_cannot_be_written_is_reported(project, monkeypatch):
     monkeypatch.setattr("os.replace", full)
     press(view, view.bulk_edit.add)
     monkeypatch.undo()
-    assert "No space left on device" in view.status.value and on_disk(project) == CAPTIONS
+    assert "the disk is full" in view.status.value and on_disk(project) == CAPTIONS
     press(view, view.bulk_edit.add)
     assert all(text.endswith(", new") for text in on_disk(project).values())
 

@@ -80,12 +80,11 @@ class PrepareForm:
 
     def make(self) -> None:
         """Prepare the images; stopped, it resumes when the button is pressed again."""
-        notes, drawn, done, failed = [], 0.0, 0, 0
+        notes, drawn, done = [], 0.0, 0
         try:
             for event in preparing(self.project, Draft(self.project).data, self.config):
                 if not isinstance(event, Progress):
                     notes.append(str(event))
-                    failed += event.kind == "failed"
                     continue
                 done = event.done
                 if time.monotonic() - drawn > REDRAW:
@@ -99,7 +98,7 @@ class PrepareForm:
             self.status.value = aside(say("Stopped. Press the button again to continue."))
             return
         service.start(self.project)
-        self.status.value = self._result(done - failed, notes)
+        self.status.value = self._result(done, notes)
         self._show()
 
     def _result(self, count: int, notes: list[str]) -> str:
