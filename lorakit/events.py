@@ -136,9 +136,9 @@ def append(log: Path, event: Event, *, time: float) -> None:
     fields = {name: hidden(value) if isinstance(value, str) else value for name, value in vars(event).items()}
     line = json.dumps({"kind": type(event).__name__.lower(), "time": round(time, 3), **fields}, ensure_ascii=False)
     # Append mode: each line reaches the file in one write, also beside a reader.
+    if log.exists() and not log.is_file():
+        raise _no_log(log)
     with disk_errors(log), open(log, "ab+") as file:
-        if not file.seekable():
-            raise _no_log(log)
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
         # surrogates, of the name of a file that is no UTF-8, as JSON's own escapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -43,6 +44,28 @@ FILES = (
     *(".sync/wanted.json", ".sync/brought.jsonl", ".sync/notes.json", "dataset/1_mofu/00.txt"),
 )
 VERBS = ("status", "watch", "tag history")
+RUN = "runs/run1"
+# A verb that works on project {p} -> files that it cannot do without, and the damage that is the cheapest to notice.
+NEEDED = {
+    "train {p}": {
+        f"{RUN}/config.yaml": "a list",
+        f"{RUN}/fingerprint.json": "empty",
+        f"{RUN}/events.jsonl": "a pipe",
+        f"{RUN}/trainer.lock": "a pipe",
+        f"{RUN}/states/00000002/state.pt": "binary",
+    },
+    "export {p} --output out": {f"{RUN}/config.yaml": "a list", f"{RUN}/lora/run1-000002.safetensors": "binary"},
+    "extend {p} --epochs 2 --way hold": {f"{RUN}/fingerprint.json": "a folder", f"{RUN}/events.jsonl": "huge"},
+    "grid {p} --y strength=1": {f"{RUN}/config.yaml": "a list", f"{RUN}/lora/run1-000002.safetensors": "huge"},
+    "data check {p}": {"boxes.yaml": "a folder", "dataset/1_mofu/00.png": "binary"},
+    "data prepare {p}": {"prepare.yaml": "other keys", "cache/.prepare.lock": "a pipe"},
+    "tag edit {p} --add hat": {"tags/captions.v1.json": "other keys", "tags/history.jsonl": "a folder"},
+}
+# What every one of them can do without, beside the encoded images and captions.
+SPARED = (
+    *(f"{RUN}/heartbeat.json", f"{RUN}/trainer.log", f"{RUN}/samples/000002-00.png"),
+    *("cache/.looks.json", "settings.yaml", "preferences.json", ".sync/notes.json"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +76,12 @@ def kept(tmp_path_factory) -> Path:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         folder = root / "project"
         tiny.save_images(folder / "dataset", sizes=((64, 64),) * 2)
-        settings = tiny.settings(tiny.save_sd15(root / "base"), loop={"epochs": 1, "batch_size": 1})
+        settings = tiny.settings(
+            tiny.save_sd15(root / "base"), loop={"epochs": 1, "batch_size": 1}, sample={"prompts": ["mofu"], "steps": 1}
+        )
         (root / "settings.yaml").write_text(yaml.safe_dump(settings))
-        assert main(["train", str(folder), "--config", str(root / "settings.yaml")]) == 0
         assert main(["tag", "edit", str(folder), "--add", "smile"]) == 0
+        assert main(["train", str(folder), "--config", str(root / "settings.yaml")]) == 0
         Draft(Project(folder)).save()
         yield folder
 
@@ -82,10 +107,29 @@ def soon(seconds: int = 20):
 
 def damaged(project: Path, name: str, damage: str) -> Path:
     file = project / name
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     DAMAGES[damage](file)
     return file
+
+
+@pytest.mark.parametrize("verb", NEEDED)
+def test_a_verb_does_without_what_can_be_made_again_and_names_what_cannot(kept, tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept.parent / "cache"))
+    monkeypatch.chdir(tmp_path)
+    encoded = [
+        str(file.relative_to(kept)) for folder in ("latents", "text") for file in kept.glob(f"cache/{folder}/*/*")
+    ]
+    # a pipe is what whoever opens it waits for
+    spared = dict(zip((*SPARED, *encoded), itertools.cycle(("a pipe", "binary", "a list"))))
+    for case, damages in enumerate((spared, *({name: damage} for name, damage in NEEDED[verb].items()))):
+        project = Path(shutil.copytree(kept, tmp_path / f"{case}"))
+        files = [damaged(project, name, damage) for name, damage in damages.items()]
+        with soon():
+            status = main(verb.format(p=project).split())
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err and status in (0, *((1, 2) if case else ())), (damages, out, err)
+        assert status == 0 or files[0].name in out + err, (damages, out, err)
 
 
 @pytest.mark.parametrize("name", FILES)
