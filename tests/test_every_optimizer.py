@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from sessions import assert_same_bits
 
 from lorakit.config import ConfigError
 from lorakit.optimizers import OPTIMIZERS, OptimizerConfig, build, effective_rate, set_rates
@@ -150,3 +151,37 @@ def test_a_missing_package_is_named_with_its_install_line(name, package, monkeyp
 def test_every_row_has_a_line_of_help_and_a_rate_within_the_settings_range():
     for name, row in OPTIMIZERS.items():
         assert row.help and OptimizerConfig(name=name, learning_rate=row.learning_rate)
+
+
+PRODIGY = {
+    "as we set it": {},
+    "without the safeguard or corrections": {"safeguard_warmup": False, "use_bias_correction": False},
+    "with its other numbers": {"weight_decay": 0.0, "growth_rate": 1.02, "beta3": 0.9, "d0": 1e-4, "eps": 1e-6},
+    "with what is left to prodigyopt": {"decouple": False, "slice_p": 3},
+}
+
+
+@pytest.mark.parametrize("args", PRODIGY.values(), ids=PRODIGY)
+def test_prodigy_gives_the_bits_of_prodigyopt(args):
+    prodigyopt = pytest.importorskip("prodigyopt")
+    from lorakit.optimizers.prodigy import Prodigy
+
+    def walked(kind) -> tuple[list, dict]:
+        draws = torch.Generator().manual_seed(1)
+        # as in a LoRA: one matrix is 0 in the beginning, one learns nothing until later
+        weights = [torch.nn.Parameter(torch.randn(8, 6, generator=draws) * scale) for scale in (1, 0, 1)]
+        groups = [{"params": weights[:2], "lr": 1.0}, {"params": weights[2:], "lr": 1.0}]
+        optimizer = kind(groups, **{**OPTIMIZERS["prodigy"].defaults, **args})
+        for step in range(31):
+            for weight in weights[: 2 if step < 4 else 3]:
+                weight.grad = torch.randn(weight.shape, generator=draws) + 3
+            for group in optimizer.param_groups:
+                group["lr"] = 1.0 - step / 30  # 0 in the last step
+            optimizer.step()
+        return weights, optimizer.state_dict()
+
+    ours, theirs = walked(Prodigy), walked(prodigyopt.Prodigy)
+    assert all(torch.equal(one, other) for one, other in zip(ours[0], theirs[0], strict=True))
+    assert_same_bits(ours[1], theirs[1])
+    found = ours[1]["param_groups"][0]
+    assert found["d0"] < found["d"] < math.inf and found["k"] == 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,16 @@ class Feed:
             _masks(images),
         )
 
+    def check_images(self, indexes: list[int]) -> None:
+        """Raise DataError when the VAE makes one of these samples not finite.
+
+        What is cached was checked before it was stored. Other images are checked only after their loss was not finite,
+        as the host has to wait for the GPU to know.
+        """
+        if not self.config.cache_latents:
+            for sample, flip in product([self.samples[index] for index in indexes], self._flips()):
+                self._encode_image(sample, flip)
+
     def encode_texts(self, texts: list[str]) -> list[Tensors]:
         """Text features of each caption (token ids where the text encoder is trained)."""
         return [self.encode_prompt(literal(text)) for text in texts]
@@ -132,11 +143,10 @@ class Feed:
         return Size((sample.width, sample.height), (left, how.crop[1]), how.size)
 
     def image(self, sample: Sample, flip: bool) -> Tensors:
-        """One image as encoded by the model, on the CPU; from the cache if latents are cached."""
-        # On the CPU in both cases, so that caching changes nothing for the step.
+        """One image as encoded by the model; on the CPU from the cache if latents are cached, else on the device."""
         if self.config.cache_latents:
             return self.latents.get(self._image_path(sample, flip), lambda: self._encode_image(sample, flip))
-        return {name: tensor.cpu() for name, tensor in self._encode_image(sample, flip).items()}
+        return self._encode_image(sample, flip, check=False)
 
     def _image_path(self, sample: Sample, flip: bool) -> Path:
         how = buckets.fit(sample.width, sample.height, self.config)
@@ -147,15 +157,13 @@ class Feed:
         made_from = (sample.digest, how.size, how.resized, how.crop, flip, *of_alpha)
         return self.latents.path(*self.model.image_key(), *made_from)
 
-    def _encode_image(self, sample: Sample, flip: bool) -> Tensors:
-        import torch
-
+    def _encode_image(self, sample: Sample, flip: bool, check: bool = True) -> Tensors:
         how = buckets.fit(sample.width, sample.height, self.config)
         rgb = open_rgb(sample.path, self.config.background, by_profile=self.config.reading > 1)
         image = buckets.resize_and_crop(rgb, how, flip=flip)
-        encoded: dict[str, torch.Tensor] = self.model.encode_image(to_tensor(image))
-        # SDXL's original VAE overflows in fp16.
-        if not all(torch.isfinite(tensor).all() for tensor in encoded.values()):
+        encoded: Tensors = self.model.encode_image(to_tensor(image))
+        # SDXL's original VAE overflows in fp16. To look at the numbers is to wait for the GPU.
+        if check and not all(tensor.isfinite().all() for tensor in encoded.values()):
             raise DataError(
                 f"{sample.name} becomes not-a-number in the VAE, which is broken or overflows in its precision."
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lorakit.machine.device import to_device
+
 # Training timesteps t = 0..999, for all Stable Diffusion models.
 STEPS = 1000
 
@@ -32,7 +34,7 @@ def sample_noise(
     if noise_offset:
         # [B, C, 1, 1]: the same for all places of a channel, so it shifts the mean brightness.
         eps += noise_offset * torch.randn((batch, channels, 1, 1), generator=generator)
-    return eps.to(x0.device), t.to(x0.device)
+    return to_device(eps, x0.device), to_device(t, x0.device)
 
 
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, abar: torch.Tensor) -> torch.Tensor:

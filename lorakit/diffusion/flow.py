@@ -12,13 +12,15 @@ import torch
 
 from lorakit.diffusion import timesteps
 from lorakit.diffusion.weightings import LossConfig, masked
+from lorakit.machine.device import to_device
 
 
 def sample_noise(x0: torch.Tensor, generator: torch.Generator, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise eps, like x0 [B, ...], and times t, float32 [B] in (0, 1); drawn on the CPU, moved to x0's device."""
     # First the noise, then the times: a resumed run must draw the same.
     eps = torch.randn(x0.shape, generator=generator)
-    return eps.to(x0.device), timesteps.sample(loss, len(x0), generator).to(x0.device)
+    t = timesteps.sample(loss, len(x0), generator)
+    return to_device(eps, x0.device), to_device(t, x0.device)
 
 
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.config import Config, Slider, setting
 from lorakit.diffusion.timesteps import TIMESTEPS
+from lorakit.machine.device import to_device
 
 if TYPE_CHECKING:
     import torch
@@ -105,4 +106,4 @@ def masked(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     is masked out, the less weight it has.
     """
     # [B, 1, h, w] broadcasts over the channels.
-    return error if mask is None else error * mask.to(error.device)
+    return error if mask is None else error * to_device(mask, error.device)

@@ -95,6 +95,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in OUT_OF_MEMORY)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; the host does not wait while the data of a step is copied to a GPU."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    # Only pinned memory is copied in the background; torch keeps it until the copy is done.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def keep_freed_memory() -> None:
     """Make glibc reuse freed blocks instead of returning them to the system.
 

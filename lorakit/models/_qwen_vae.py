@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lorakit.machine.device import to_device
+
 
 def for_images(vae: nn.Module) -> nn.Module:
     """Turn a frozen AutoencoderKLQwenImage into one for single frames, in place; returns it.
@@ -60,4 +62,5 @@ def channels(config: dict, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     """Mean and standard deviation of each latent channel by the VAE's configuration, [16, 1, 1], of the type and on
     the device of `like`.
     """
-    return tuple(like.new_tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
+    numbers = (torch.tensor(config[name], dtype=like.dtype) for name in ("latents_mean", "latents_std"))
+    return tuple(to_device(number, like.device)[:, None, None] for number in numbers)

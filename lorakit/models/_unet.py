@@ -17,6 +17,7 @@ from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.weightings import WEIGHTINGS, LossConfig, masked
 from lorakit.hub import SourceError, fetch
+from lorakit.machine.device import to_device
 from lorakit.models._base import Parts, decode
 from lorakit.models.files.marks import Layout
 from lorakit.models.files.sd import open_sd
@@ -120,15 +121,16 @@ class UNetModel(Parts):
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Posterior of one image [3, H, W] in -1..1: `mean` and `std`, float32 [4, H/8, W/8]."""
         vae = self.load("vae")
-        posterior = vae.encode(pixels[None].to(self.device, vae.dtype)).latent_dist
+        posterior = vae.encode(to_device(pixels[None], self.device).to(vae.dtype)).latent_dist
         return {"mean": posterior.mean[0].float(), "std": posterior.std[0].float()}
 
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
         """x0 of a batch, float32 [B, 4, H/8, W/8] on the device: a sample of each posterior, scaled."""
-        mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
+        stacked = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
+        mean, std = (to_device(tensor, self.device) for tensor in stacked)
         # Drawn on the CPU, so that a run gives the same numbers on every GPU; a new draw in every step.
-        x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
-        return (x0 * self.files.vae_config()["scaling_factor"]).to(self.device)
+        x0 = mean + std * to_device(torch.randn(mean.shape, generator=generator), self.device)
+        return x0 * self.files.vae_config()["scaling_factor"]
 
     # ---- training ------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from lorakit.diffusion.weightings import LossConfig
 from lorakit.errors import UserError
 from lorakit.hub import downloading_nothing, fetch
 from lorakit.layers.frozen import slim
+from lorakit.machine.device import to_device
 from lorakit.models import Size, _cosmos, _qwen_vae
 from lorakit.models._base import Parts, decode
 from lorakit.models.files.anima import ANIMA_CONFIG, bundled_anima, open_anima, tokenizers_at
@@ -233,16 +234,17 @@ class Model(Parts):
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Posterior of one image [3, H, W] in -1..1: `mean` and `std`, float32 [16, H/8, W/8], not normalised."""
-        mean, std = _qwen_vae.encode(self.load("vae"), pixels[None].to(self.device))
+        mean, std = _qwen_vae.encode(self.load("vae"), to_device(pixels[None], self.device))
         return {"mean": mean[0], "std": std[0]}
 
     def latents(self, encoded: list[dict[str, torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
         """x0 of a batch, float32 [B, 16, H/8, W/8] on the device: a sample of each posterior, normalised by channel."""
         # Each epoch draws anew from the posterior, therefore mean and std are cached in place of a latent.
-        mean, std = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
-        x0 = mean + std * torch.randn(mean.shape, generator=generator).to(std)
+        stacked = (torch.stack([item[name] for item in encoded]) for name in ("mean", "std"))
+        mean, std = (to_device(tensor, self.device) for tensor in stacked)
+        x0 = mean + std * to_device(torch.randn(mean.shape, generator=generator), self.device)
         centre, width = _qwen_vae.channels(self.files.vae_config(), x0)
-        return ((x0 - centre) / width).to(self.device)
+        return (x0 - centre) / width
 
     # ---- captions ------------------------------------------------------------------------------------------------
 
@@ -301,8 +303,8 @@ class Model(Parts):
         """
         hidden = [text["hidden"] if "hidden" in text else conditioned(self, **text) for text in texts]
         tokens = max(self.files.text_conditioner_config()["min_sequence_length"], *map(len, hidden))
-        padded = [F.pad(item.to(self.device), (0, 0, 0, tokens - len(item))) for item in hidden]
-        return {"hidden": torch.stack(padded)}
+        padded = [F.pad(item, (0, 0, 0, tokens - len(item))) for item in hidden]
+        return {"hidden": to_device(torch.stack(padded), self.device)}
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -352,8 +354,11 @@ def _encoded(model: Model, ids: list[int], t5_ids: list[int]) -> dict[str, torch
     """What is cached of one caption, from its token ids for Qwen3 and for T5."""
     if ids:
         encoder = model.load("text_encoder")
-        # a single caption has no padding, so no mask is needed
-        states = encoder(input_ids=torch.tensor([ids], device=model.device)).last_hidden_state[0]  # [tokens, width]
+        # a single caption has no padding, so no mask is needed: said for each type of layer, as transformers would read
+        # the positions back from the GPU to find that out
+        no_mask = dict.fromkeys(encoder.config.layer_types)
+        tokens = to_device(torch.tensor([ids]), model.device)
+        states = encoder(input_ids=tokens, attention_mask=no_mask).last_hidden_state[0]  # [tokens, width]
     else:
         # an empty caption: one state of zeros, as in diffusers
         width = model.files.text_conditioner_config()["source_dim"]
@@ -367,7 +372,7 @@ def conditioned(
 ) -> torch.Tensor:
     """The output of the text conditioner for one caption, without padding: [T5 tokens, width], times `weights`."""
     conditioner = model.load("text_conditioner")
-    states, ids = states[None].to(model.device), ids[None].to(model.device)
+    states, ids = to_device(states[None], model.device), to_device(ids[None], model.device)
     # One caption at a time has no padding, so both masks are all ones.
     mask = torch.ones(states.shape[:2], dtype=torch.int64, device=model.device)
     hidden = conditioner(states, ids, target_attention_mask=torch.ones_like(ids), source_attention_mask=mask)

@@ -13,6 +13,7 @@ from PIL import Image
 from lorakit.config import ConfigError, Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.prompts import Prompt
+from lorakit.machine.device import to_device
 from lorakit.models import Size, _clip, _unet
 from lorakit.models.files.sd import bundled_sd
 from lorakit.models.files.sd15_names import LAYOUT, MARKS
@@ -126,11 +127,11 @@ class Model(_unet.UNetModel):
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, 77 x chunks, width] in the model's precision."""
         stacked = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
-        hidden = self._hidden(stacked["ids"]) if "ids" in stacked else stacked["hidden"].to(self.device)
+        hidden = self._hidden(stacked["ids"]) if "ids" in stacked else to_device(stacked["hidden"], self.device)
         return {"hidden": _clip.weighted(hidden, stacked["weights"]) if "weights" in stacked else hidden}
 
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        return _clip.hidden_states(self.load("text_encoder"), ids.to(self.device), self.config.clip_skip)
+        return _clip.hidden_states(self.load("text_encoder"), to_device(ids, self.device), self.config.clip_skip)
 
     # ---- training and sampling -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from PIL import Image
 from lorakit.config import Field, setting
 from lorakit.diffusion import ddpm
 from lorakit.diffusion.prompts import Prompt
+from lorakit.machine.device import to_device
 from lorakit.models import Size, _clip, _unet
 from lorakit.models.files.ldm_names import original_name
 from lorakit.models.files.sd import bundled_sd
@@ -187,7 +188,7 @@ class Model(_unet.UNetModel):
     def condition(self, texts: list[dict[str, torch.Tensor]], sizes: list[Size]) -> dict[str, torch.Tensor]:
         """Conditioning of a batch: `hidden` [B, 77 x chunks, 2048] and `pooled` [B, 1280] in the model's precision,
         `time_ids` float32 [B, 6]: original height and width, crop from top and left, target height and width."""
-        features = {name: torch.stack([text[name] for text in texts]).to(self.device) for name in texts[0]}
+        features = {name: to_device(torch.stack([text[name] for text in texts]), self.device) for name in texts[0]}
         for part in self.text_parts:
             if part in self.trained:
                 features |= self._encode(part, features[f"{part}.ids"])
@@ -202,11 +203,11 @@ class Model(_unet.UNetModel):
             "hidden": torch.cat([features[f"{part}.hidden"] for part in self.text_parts], dim=-1),
             "pooled": features["text_encoder_2.pooled"],
             # float32 whatever the precision: bfloat16 cannot represent sizes such as 1537
-            "time_ids": torch.tensor(numbers, dtype=torch.float32, device=self.device),
+            "time_ids": to_device(torch.tensor(numbers, dtype=torch.float32), self.device),
         }
 
     def _encode(self, part: str, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = _clip.penultimate(self.load(part), ids.to(self.device))
+        features = _clip.penultimate(self.load(part), to_device(ids, self.device))
         return {f"{part}.{name}": tensor for name, tensor in features.items()}
 
     # ---- training and sampling -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import numpy as np
@@ -44,8 +45,8 @@ def attached(model, *, dropout: float = 0.0) -> Adapter:
     return adapter
 
 
-def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]:
-    """The losses and the gradients of one step over two images."""
+def learn(model, adapter: Adapter, *, side: int = 64, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    """The losses and the gradients, times `scale`, of one step over two images."""
     draws, config = torch.Generator().manual_seed(3), LossConfig()
     encoded = [model.encode_image(2 * torch.rand(3, side, side, generator=draws) - 1) for _ in range(2)]
     torch.manual_seed(4)  # dropout
@@ -54,7 +55,7 @@ def learn(model, adapter: Adapter, *, side: int = 64) -> dict[str, torch.Tensor]
     texts = [model.encode_text(caption) for caption in ("mofu, girl", "a boy with a red hat, smile")]
     text = model.condition(texts, [Size.whole(side, side)] * 2)
     losses = model.loss(x0, eps, t, text, config)
-    losses.mean().backward()
+    (scale * losses.mean()).backward()
     return {"losses": losses.detach(), **{name: weight.grad for name, weight in adapter.named()}}
 
 
@@ -175,17 +176,19 @@ def test_an_image_that_does_not_fit_is_decoded_in_tiles_which_lie_in_their_place
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_offloading_on_cuda_changes_no_gradient_and_takes_less_memory(family, base, recomputed, dtype):
     cuda, found, held = torch.device("cuda"), [], []
+    scale = 1024.0 if dtype == torch.float16 else 1.0  # small gradients become 0 in float16
     for share in (0.0, 0.5, 1.0):
+        gc.collect()  # what earlier tests left must not go while memory is measured
         before = torch.cuda.memory_allocated()
         model = opened(family, base, offload=share, recomputed=recomputed, device=cuda, dtype=dtype)
         adapter = attached(model)
         assert {weight.device.type for _, weight in adapter.named()} == {"cuda"}
         assert all(layer.weight.is_pinned() for layer in offloaded(model))
         held.append(torch.cuda.memory_allocated() - before)
-        learn(model, adapter)  # the order is learned
+        learn(model, adapter, scale=scale)  # the order is learned
         for _, weight in adapter.named():
             weight.grad = None
-        found.append(learn(model, adapter))
+        found.append(learn(model, adapter, scale=scale))
         del adapter
         model.release(*model.parts)
     assert_equal(found[1], found[0])
@@ -195,24 +198,25 @@ def test_offloading_on_cuda_changes_no_gradient_and_takes_less_memory(family, ba
 
 @pytest.mark.gpu
 def test_weights_on_the_host_take_no_room_on_cuda():
-    """Twenty products of 64 MB of weights each: two slots of one weight instead of all."""
+    """Ten products of 16 MB of weights each: two slots of one weight instead of all."""
     from lorakit.layers.frozen import slim
     from lorakit.layers.offload import place
 
     def peak(share: float) -> tuple[int, torch.Tensor]:
         torch.manual_seed(0)
-        block = torch.nn.Sequential(*(torch.nn.Linear(4096, 4096, bias=False) for _ in range(20)))
+        block = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(10)))
         module = torch.nn.ModuleDict({"block": block}).requires_grad_(False)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         module = place(slim(module), torch.device("cuda"), share)
-        x = torch.randn(8, 4096, generator=torch.Generator().manual_seed(1)).cuda().requires_grad_()
+        x = torch.randn(8, 2048, generator=torch.Generator().manual_seed(1)).cuda().requires_grad_()
         for _ in range(3):  # the host runs ahead of the device, and must not pile copies up
             x.grad = None
             module["block"](x).square().sum().backward()
         return torch.cuda.max_memory_allocated() - before, x.grad
 
+    torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")  # cuBLAS's workspace counts as memory, too
     (all_there, expected), (half, same), (none, alike) = peak(0.0), peak(0.5), peak(1.0)
     assert torch.equal(same, expected) and torch.equal(alike, expected)
-    weight = 4 * 4096**2
-    assert all_there > 20 * weight and half < 13 * weight and none < 3 * weight
+    weight = 4 * 2048**2
+    assert all_there > 10 * weight and half < 8 * weight and none < 3 * weight

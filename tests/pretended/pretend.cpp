@@ -19,8 +19,11 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <mutex>
 #include <set>
+#include <vector>
 
 namespace {
 using at::Tensor;
@@ -29,9 +32,33 @@ const c10::Device DEVICE(CUDA, 0);
 
 // ---- memory: counted, aligned and filled with NaN bits, as uninitialised memory of a GPU may be ----
 std::atomic<int64_t> allocated{0}, peak{0}, limit{0};
-std::atomic<int64_t> calls{0}, syncs{0};
+std::atomic<int64_t> calls{0}, waits{0};
+void (*on_wait)() = nullptr;
 // The fallback itself copies to the CPU and back, which is no wait that CUDA would make.
 thread_local bool in_fallback = false;
+
+// ---- copies in the background: done as late as CUDA may do them, so that who does not wait for them finds NaN ----
+std::mutex copies_lock;
+std::map<int64_t, std::vector<std::function<void()>>> to_device;  // stream -> copies, 0 is the default stream
+std::vector<std::function<void()>> to_host;
+thread_local int64_t stream = 0;
+// All copies that were queued in a stream (-1: in all of them), in their order.
+void arrive(int64_t of) {
+  std::vector<std::function<void()>> copies;
+  { std::lock_guard<std::mutex> hold(copies_lock);
+    for (auto& [number, queued] : to_device)
+      if (of == number || of < 0) { copies.insert(copies.end(), queued.begin(), queued.end()); queued.clear(); } }
+  for (auto& copy : copies) copy();
+}
+// The host waits here until the device has done all that was queued.
+void wait() {
+  if (in_fallback) return;
+  waits++;
+  if (on_wait) on_wait();
+  std::vector<std::function<void()>> copies;
+  { std::lock_guard<std::mutex> hold(copies_lock); copies.swap(to_host); }
+  for (auto& copy : copies) copy();
+}
 struct Block { void* data; size_t size; };
 void release(void* context) {
   auto* block = static_cast<Block*>(context);
@@ -148,10 +175,25 @@ Tensor host(const Tensor& t) {
   return at::from_blob(t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr, sizes, strides, [keep = t](void*) {},
                        at::TensorOptions().dtype(t.scalar_type()).device(at::kCPU));
 }
+bool pinned(const Tensor& t) { return at::detail::getCUDAHooks().isPinnedPtr(t.storage().data()); }
 Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
-  if (self.is_cuda() != src.is_cuda() && !non_blocking && !in_fallback) syncs++;
-  auto into = host(self);
-  into.copy_(host(src));
+  // Only pinned memory is copied while the host goes on; pageable memory passes through a buffer of the driver's.
+  bool crosses = self.is_cuda() != src.is_cuda() && !in_fallback, later = non_blocking && pinned(self.is_cuda() ? src : self);
+  if (!stream) arrive(0);
+  if (crosses && later && self.is_cuda()) {
+    std::lock_guard<std::mutex> hold(copies_lock);
+    to_device[stream].push_back([self, src] { host(self).copy_(src); });
+    return self;
+  }
+  if (crosses && later) {
+    std::memset(self.mutable_data_ptr(), 0xFF, self.nbytes());
+    auto then = host(src).clone();  // later work must not change what arrives
+    std::lock_guard<std::mutex> hold(copies_lock);
+    to_host.push_back([self, then] { Tensor(self).copy_(then); });
+    return self;
+  }
+  if (crosses) wait();
+  host(self).copy_(host(src));
   return self;
 }
 Tensor copy_from(const Tensor& src, const Tensor& self, bool non_blocking) {
@@ -159,8 +201,10 @@ Tensor copy_from(const Tensor& src, const Tensor& self, bool non_blocking) {
 }
 Tensor copy_from_and_resize(const Tensor& src, const Tensor& self);
 at::Scalar local_scalar(const Tensor& t) {
-  if (!in_fallback) syncs++;
-  return at::_local_scalar_dense(host(t)); }
+  arrive(0);
+  wait();
+  return at::_local_scalar_dense(host(t));
+}
 const Tensor& resize(const Tensor& self, c10::IntArrayRef size, std::optional<at::MemoryFormat> format) {
   auto* impl = self.unsafeGetTensorImpl();
   int64_t n = self.dtype().itemsize(); for (auto s : size) n *= s;
@@ -193,9 +237,22 @@ Tensor& set_whole_storage(Tensor& self, at::Storage source) {
 Tensor& set_tensor(Tensor& self, const Tensor& source) {
   return set_storage(self, source.storage(), source.storage_offset(), source.sizes(), source.strides());
 }
-bool is_pinned(const Tensor& self, std::optional<at::Device>) { return at::detail::getCUDAHooks().isPinnedPtr(self.storage().data()); }
 
 // ---- everything else ----
+// Operations whose result the host must know before it can go on: a size, or a bool.
+bool waits_for_values(const std::string& name, const torch::jit::Stack& stack, size_t arguments) {
+  static const std::set<std::string> always = {"aten::nonzero", "aten::masked_select", "aten::equal", "aten::bincount",
+                                               "aten::_unique", "aten::_unique2", "aten::unique_dim",
+                                               "aten::unique_consecutive", "aten::unique_dim_consecutive"};
+  if (always.count(name)) return true;
+  const auto& last = stack.back();
+  if (name == "aten::repeat_interleave") return last.isNone();  // output_size
+  if (name != "aten::index" && name != "aten::index_put" && name != "aten::index_put_" && name != "aten::_index_put_impl_") return false;
+  for (const auto& index : (stack.end() - arguments + 1)->toOptionalTensorVector())
+    // a mask becomes indexes by nonzero, indexes on the CPU are copied
+    if (index && (index->scalar_type() == at::kBool || index->scalar_type() == at::kByte || (!index->is_cuda() && index->dim()))) return true;
+  return false;
+}
 // Tensors of another device are allowed where CUDA allows them: numbers of no dimensions; indexes of `index`; `copy`.
 bool mixes_freely(const std::string& name) {
   static const std::set<std::string> ok = {"aten::index.Tensor", "aten::index.Tensor_out", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_",
@@ -209,6 +266,7 @@ void check(const char* op, const std::string& full, const Tensor& t) {
 }
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   calls++;
+  arrive(0);
   const auto& schema = op.schema();
   auto name = schema.name();
   auto full = name + (schema.overload_name().empty() ? "" : "." + schema.overload_name());
@@ -220,6 +278,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       else if (arg.isOptionalTensorList()) for (const auto& t : arg.toOptionalTensorVector()) if (t) check("", full, *t);
     }
   }
+  if (waits_for_values(name, *stack, schema.arguments().size())) wait();
   struct Inside {
     bool before = in_fallback;
     Inside() { in_fallback = true; }
@@ -265,5 +324,9 @@ int64_t pretended_peak() { return peak; }
 void pretended_reset_peak() { peak = (int64_t)allocated; }
 void pretended_set_limit(int64_t n) { limit = n; }
 int64_t pretended_calls() { return calls; }
-int64_t pretended_syncs() { return syncs; }
+int64_t pretended_waits() { return waits; }
+void pretended_wait() { wait(); }
+void pretended_set_stream(int64_t number) { stream = number; }
+void pretended_arrive(int64_t number) { arrive(number); }
+void pretended_on_wait(void (*function)()) { on_wait = function; }
 }

@@ -2,7 +2,8 @@
 
 Tensors say device cuda:0, every operation raises what CUDA raises when tensors of two devices meet, memory is counted
 as CUDA's allocator counts it and comes filled with NaN, pinned memory says so, and each wait of the host for the device
-is counted. Values are those of the CPU. Not there: asynchronous streams, CUDA's own kernels and their determinism.
+is counted. Copies in the background arrive as late as CUDA allows: who does not wait for them finds NaN. Values are
+those of the CPU. Not there: kernels that overtake each other, CUDA's own kernels and their determinism.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import os
+import shutil
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +30,7 @@ CAPABILITY = (8, 9)
 TOTAL = 24 * 2**30  # bytes
 SOURCE = Path(__file__).with_name("pretend.cpp")
 BUILT = Path(__file__).parents[2] / "build" / "pretended-cuda"
+WAITED = ctypes.CFUNCTYPE(None)
 
 
 def compiled() -> Path:
@@ -33,6 +39,8 @@ def compiled() -> Path:
     digest = hashlib.sha256(SOURCE.read_bytes() + (root / "version.py").read_bytes()).hexdigest()[:16]
     library = BUILT / f"pretend-{digest}.so"
     if not library.exists():
+        if shutil.which("g++") is None:
+            raise SystemExit("The pretended device is compiled by g++, which is not here: apt-get install g++")
         BUILT.mkdir(parents=True, exist_ok=True)
         part = library.with_suffix(f".{os.getpid()}.part")
         include = [f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include"]
@@ -49,14 +57,19 @@ def torch_folder() -> Path:
 
 
 def load() -> SimpleNamespace:
-    """The library's counters: allocated, peak (bytes), calls (operations), syncs (waits); reset_peak, set_limit."""
+    """The functions at the end of `pretend.cpp`, without their prefix."""
     ctypes.CDLL(str(torch_folder() / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(str(compiled()), mode=ctypes.RTLD_GLOBAL)
-    for name in ("allocated", "peak", "calls", "syncs"):
-        getattr(library, f"pretended_{name}").restype = ctypes.c_int64
-    library.pretended_set_limit.argtypes = [ctypes.c_int64]
-    names = ("allocated", "peak", "reset_peak", "set_limit", "calls", "syncs")
-    return SimpleNamespace(**{name: getattr(library, f"pretended_{name}") for name in names})
+    counters = ("allocated", "peak", "calls", "waits")
+    setters = ("set_limit", "set_stream", "arrive")
+    functions = {name: getattr(library, f"pretended_{name}") for name in (*counters, *setters)}
+    for name in counters:
+        functions[name].restype = ctypes.c_int64
+    for name in setters:
+        functions[name].argtypes = [ctypes.c_int64]
+    for name in ("reset_peak", "wait", "on_wait"):
+        functions[name] = getattr(library, f"pretended_{name}")
+    return SimpleNamespace(**functions)
 
 
 native = load()
@@ -64,24 +77,46 @@ native = load()
 import torch  # noqa: E402
 
 
+@contextlib.contextmanager
+def waits_seen() -> Iterator[list[str]]:
+    """Within, each wait of the host for the device adds the lines of code that led to it, innermost first."""
+    seen: list[str] = []
+
+    def note() -> None:
+        frames = [frame for frame in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in frame.filename]
+        seen.append(" < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[:6]))
+
+    function = WAITED(note)
+    native.on_wait(function)
+    try:
+        yield seen
+    finally:
+        native.on_wait(WAITED())
+
+
 class Stream:
-    """All work is done at once, so there is nothing to wait for."""
+    """Kernels compute at once; copies that a stream has queued arrive when another one, or the host, waits for it."""
+
+    numbers = itertools.count()
 
     def __init__(self, device=None, **_):
         self.device = torch.device("cuda:0")
-        self.cuda_stream = 0
+        self.cuda_stream = next(self.numbers)
 
     def wait_stream(self, other):
-        pass
+        native.arrive(other.cuda_stream)
 
     def wait_event(self, event):
-        pass
+        event.wait(self)
 
     def record_event(self, event=None):
-        return Event()
+        event = event or Event()
+        event.record(self)
+        return event
 
     def synchronize(self):
-        pass
+        native.arrive(self.cuda_stream)
+        native.wait()
 
     def query(self):
         return True
@@ -89,16 +124,16 @@ class Stream:
 
 class Event:
     def __init__(self, *_, **__):
-        pass
+        self.stream = current.stream
 
-    def record(self, *_):
-        pass
+    def record(self, stream=None):
+        self.stream = stream or current.stream
 
-    def wait(self, *_):
-        pass
+    def wait(self, stream=None):
+        native.arrive(self.stream.cuda_stream)
 
     def synchronize(self):
-        pass
+        self.stream.synchronize()
 
     def query(self):
         return True
@@ -107,7 +142,26 @@ class Event:
         return 0.0
 
 
-_current = Stream()
+DEFAULT_STREAM = Stream()
+current = SimpleNamespace(stream=DEFAULT_STREAM)
+
+
+@contextlib.contextmanager
+def within(stream: Stream | None) -> Iterator[None]:
+    """torch.cuda.stream: copies within are queued in this stream."""
+    before, current.stream = current.stream, stream or current.stream
+    native.set_stream(current.stream.cuda_stream)
+    try:
+        yield
+    finally:
+        current.stream = before
+        native.set_stream(before.cuda_stream)
+
+
+def synchronize(device=None) -> None:
+    """The host waits for all streams."""
+    native.arrive(-1)
+    native.wait()
 
 
 class _Device(contextlib.AbstractContextManager):
@@ -153,7 +207,7 @@ def install(capability=CAPABILITY, total=TOTAL) -> None:
         "reset_peak_memory_stats": lambda device=None: native.reset_peak(),
         "set_per_process_memory_fraction": lambda fraction, device=None: native.set_limit(int(fraction * total)),
         "empty_cache": lambda: None,
-        "synchronize": lambda device=None: None,
+        "synchronize": synchronize,
         "is_bf16_supported": lambda including_emulation=True: capability >= (8, 0),
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
@@ -161,9 +215,9 @@ def install(capability=CAPABILITY, total=TOTAL) -> None:
         "set_rng_state": lambda state, device="cuda": None,
         "Stream": Stream,
         "Event": Event,
-        "stream": lambda stream: contextlib.nullcontext(),
-        "current_stream": lambda device=None: _current,
-        "default_stream": lambda device=None: _current,
+        "stream": within,
+        "current_stream": lambda device=None: current.stream,
+        "default_stream": lambda device=None: DEFAULT_STREAM,
         "device": _Device,
         "is_current_stream_capturing": lambda: False,
     }

@@ -29,6 +29,7 @@ from lorakit.errors import UserError
 from lorakit.events import Finished, Progress, Saved, Started, Stepped, Stopped
 from lorakit.project import Project
 from lorakit.run import checkpoint
+from lorakit.training import step as step_module
 from lorakit.training.loop import Session, train
 from lorakit.training.nonfinite import TrainingDiverged
 
@@ -166,25 +167,38 @@ def limit(monkeypatch):
 
 
 class SpoiledSession:
-    """A whole session in which `spoil(losses, number of the micro-batch)` stands for the model's loss."""
+    """A whole session in which `spoil(losses, number of the micro-batch)` stands for the model's loss.
+
+    Micro-batches are numbered over all steps, each of which has three; what is computed again keeps its number.
+    """
 
     def __init__(self, run, spoil):
-        self.session, self.events, self.inputs, self.losses, self.gradients = Session(run), [], [], [], []
+        self.session, self.events, self.inputs, self.losses, self.gradients = Session(run), [], {}, {}, []
         self.inner, self.spoil = self.session.model.loss, spoil
         self.session.model.loss = self.loss
         self.failed_with = None
-        try:
-            for event in self.session.events(threading.Event()):
-                self.events.append(event)
-                if isinstance(event, Started):
-                    self.session.optimizer.register_step_pre_hook(self.remember)
-        except UserError as error:
-            self.failed_with = error
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step_module, "micro_loss", self.numbered(step_module.micro_loss))
+            try:
+                for event in self.session.events(threading.Event()):
+                    self.events.append(event)
+                    if isinstance(event, Started):
+                        self.session.optimizer.register_step_pre_hook(self.remember)
+            except UserError as error:
+                self.failed_with = error
+
+    def numbered(self, micro_loss):
+        def noted(batch, feed, model, config, keys):
+            _, step, micro = keys
+            self.number = 3 * (step - 1) + micro
+            return micro_loss(batch, feed, model, config, keys)
+
+        return noted
 
     def loss(self, *inputs):
-        self.inputs.append(inputs)
-        self.losses.append(self.inner(*inputs))
-        return self.spoil(self.losses[-1], len(self.losses) - 1)
+        self.inputs[self.number] = inputs
+        self.losses[self.number] = self.inner(*inputs)
+        return self.spoil(self.losses[self.number], self.number)
 
     def remember(self, optimizer, *_):
         self.gradients.append([weight.grad.clone() for weight in optimizer.param_groups[0]["params"]])
@@ -213,12 +227,17 @@ def mean_gradient(run, inputs):
     return [weight.grad for weight in session.optimizer.param_groups[0]["params"]]
 
 
+def loaded(file):
+    """A training state, on the CPU."""
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def assert_all_files_are_finite(run):
     """Every number in every state and LoRA file of the run."""
     files = [*run.states.glob("*/state.pt"), *run.loras.glob("*.safetensors")]
     assert files
     for file in files:
-        data = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        data = load_file(file) if file.suffix == ".safetensors" else loaded(file)
         for path, value in tensors(data):
             assert not isinstance(value, torch.Tensor) or torch.isfinite(value).all(), f"{file.name} {path}"
 
@@ -254,11 +273,21 @@ def test_one_bad_sample_among_many_steps_is_counted_and_reported_once(tmp_path, 
     assert_all_files_are_finite(run)
 
 
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
+def test_an_image_that_the_vae_makes_not_finite_ends_the_run_with_its_name(tmp_path, base, cached):
+    run = new_run(tmp_path, base, {"data": {"cache_latents": cached}}, sizes=SQUARES)
+    session = Session(run)
+    inner = session.model.encode_image
+    session.model.encode_image = lambda pixels: {name: value / 0 for name, value in inner(pixels).items()}
+    with pytest.raises(UserError, match=r"1_mofu/\d\d.png becomes not-a-number"):
+        list(session.events(threading.Event()))
+
+
 @pytest.mark.parametrize("spoil", [spoil_all, spoil_gradient])
 def test_a_step_without_any_finite_gradient_changes_nothing(tmp_path, base, spoil):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3}}, sizes=SQUARES)
     spoiled = SpoiledSession(run, lambda losses, number: spoil(losses, number) if 3 <= number < 6 else losses)  # step 2
-    before, after = (torch.load(run.states / name / "state.pt", weights_only=True) for name in ("00000001", "00000002"))
+    before, after = (loaded(run.states / name / "state.pt") for name in ("00000001", "00000002"))
     assert_same_bits([after["adapter"], after["optimizer"]["state"]], [before["adapter"], before["optimizer"]["state"]])
     assert [step.grad_norm is None for step in spoiled.steps()] == [False, True, False]
     assert len(warnings(spoiled.events)) == 1
@@ -290,7 +319,8 @@ def test_a_run_that_was_cut_among_bad_steps_counts_on(tmp_path, base, limit):
     settings = merged(EACH_STEP, {"loop": {"epochs": 40}})
     run = new_run(tmp_path, base, settings, sizes=SQUARES)
     session = Session(run)
-    session.model.loss = lambda *inputs: inputs[0].new_full((len(inputs[0]),), math.nan)
+    inner = session.model.loss
+    session.model.loss = lambda *inputs: spoil_all(inner(*inputs), 0)
     for event in session.events(threading.Event()):
         if at(Saved, 4)(event):
             break
@@ -338,7 +368,18 @@ def test_a_cut_run_in_fp16_with_loss_scaling_ends_bitwise_where_an_uncut_one_doe
 def test_an_overflow_in_fp16_leaves_the_step_out_and_lowers_the_scale(tmp_path, base):
     run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3, "precision": "fp16"}}, sizes=SQUARES)
     spoiled = SpoiledSession(run, lambda losses, number: spoil_gradient(losses, number) if 3 <= number < 6 else losses)
-    one, two = (torch.load(run.states / name / "state.pt", weights_only=True) for name in ("00000001", "00000002"))
-    assert_same_bits(two["adapter"], one["adapter"])
+    one, two = (loaded(run.states / name / "state.pt") for name in ("00000001", "00000002"))
+    assert_same_bits([two["adapter"], two["optimizer"]["state"]], [one["adapter"], one["optimizer"]["state"]])
     assert two["scaler"]["scale"] == one["scaler"]["scale"] / 2
     assert spoiled.steps()[1].grad_norm is None and isinstance(spoiled.events[-1], Finished)
+
+
+@pytest.mark.gpu
+def test_a_bad_micro_batch_in_fp16_leaves_the_scale_as_it_was(tmp_path, base):
+    run = new_run(tmp_path, base, EACH_STEP, {"loop": {"epochs": 3, "precision": "fp16"}}, sizes=SQUARES)
+    spoiled = SpoiledSession(run, lambda losses, number: losses * (math.nan if number == 4 else 1.0))
+    one, two, three = (loaded(run.states / f"0000000{step}" / "state.pt") for step in (1, 2, 3))
+    assert two["scaler"] == {**one["scaler"], "_growth_tracker": 2} and three["scaler"]["_growth_tracker"] == 3
+    assert [step.skipped for step in spoiled.steps()] == [0, len(spoiled.losses[4]), 0]
+    assert any(not torch.equal(weight, one["adapter"][name]) for name, weight in two["adapter"].items())
+    assert_all_files_are_finite(run)

@@ -62,7 +62,10 @@ def _adamw8bit(groups: list[dict], args: dict[str, Any]) -> torch.optim.Optimize
 
 
 def _prodigy(groups: list[dict], args: dict[str, Any]) -> torch.optim.Optimizer:
-    return _optional("prodigyopt", "prodigyopt").Prodigy(groups, **args)
+    _optional("prodigyopt", "prodigyopt")
+    from lorakit.optimizers.prodigy import Prodigy
+
+    return Prodigy(groups, **args)
 
 
 # Needs no package and works everywhere.
